@@ -1,0 +1,63 @@
+#ifndef CARAVAN_BASE_DTYPE_H_
+#define CARAVAN_BASE_DTYPE_H_
+
+// The number formats that tensors are stored in, and their conversion to float.
+
+#include <bit>
+#include <cstdint>
+#include <optional>
+
+#include "absl/strings/string_view.h"
+
+namespace caravan {
+
+enum class DType : uint8_t {
+  kF32,
+  kF16,     // IEEE 754 binary16
+  kBF16,    // the upper half of a float
+  kF8E4M3,  // OCP FP8 E4M3 ("fn": no infinities, 0x7f and 0xff are NaN)
+  kI32,
+};
+
+/// Bytes of one element.
+int64_t DTypeBytes(DType dtype);
+
+/// As safetensors spells it: "F32", "F16", "BF16", "F8_E4M3", "I32".
+absl::string_view DTypeName(DType dtype);
+std::optional<DType> ParseDType(absl::string_view name);
+
+inline float BFloat16ToFloat(uint16_t bits) {
+  return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
+
+/// Exact, subnormals included.
+inline float Float16ToFloat(uint16_t bits) {
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
+  const uint32_t exponent = (bits >> 10) & 0x1fu;
+  const uint32_t mantissa = bits & 0x3ffu;
+  if (exponent == 0) {  // zero or subnormal: mantissa * 2^-24
+    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+    return sign != 0 ? -magnitude : magnitude;
+  }
+  const uint32_t wide_exponent = exponent == 0x1fu ? 0xffu : exponent + (127 - 15);
+  return std::bit_cast<float>(sign | wide_exponent << 23 | mantissa << 13);
+}
+
+/// Exact, subnormals included.
+inline float Float8E4M3ToFloat(uint8_t bits) {
+  const uint32_t exponent = (bits >> 3) & 0xfu;
+  const uint32_t mantissa = bits & 0x7u;
+  float magnitude;
+  if (exponent == 0xfu && mantissa == 0x7u) {
+    magnitude = std::bit_cast<float>(0x7fc00000u);
+  } else if (exponent == 0) {  // zero or subnormal: mantissa * 2^-9
+    magnitude = static_cast<float>(mantissa) * 0x1p-9f;
+  } else {
+    magnitude = std::bit_cast<float>((exponent + (127 - 7)) << 23 | mantissa << 20);
+  }
+  return (bits & 0x80u) != 0 ? -magnitude : magnitude;
+}
+
+}  // namespace caravan
+
+#endif  // CARAVAN_BASE_DTYPE_H_

@@ -1,0 +1,105 @@
+#include "base/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+
+namespace caravan {
+namespace {
+
+/// Closes on destruction.
+class FileDescriptor {
+ public:
+  explicit FileDescriptor(int fd) : fd_(fd) {}
+  FileDescriptor(FileDescriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+  FileDescriptor& operator=(FileDescriptor&&) = delete;
+  ~FileDescriptor() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+absl::Status ErrnoStatus(int error, absl::string_view path) {
+  // absl's message carries strerror's text.
+  return absl::ErrnoToStatus(error, path);
+}
+
+struct OpenFile {
+  FileDescriptor fd;
+  int64_t size;
+};
+
+absl::StatusOr<OpenFile> OpenForReading(const std::string& path) {
+  FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (fd.get() < 0) return ErrnoStatus(errno, path);
+  struct stat info;
+  if (::fstat(fd.get(), &info) != 0) return ErrnoStatus(errno, path);
+  if (!S_ISREG(info.st_mode)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
+  }
+  return OpenFile{std::move(fd), info.st_size};
+}
+
+}  // namespace
+
+absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes) {
+  CARAVAN_ASSIGN_OR_RETURN(OpenFile file, OpenForReading(path));
+  if (file.size > max_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": ", file.size, " bytes; at most ",
+                                                   max_bytes,
+                                                   " are read from a file of this kind"));
+  }
+  std::string bytes(static_cast<size_t>(file.size), '\0');
+  size_t done = 0;
+  while (done < bytes.size()) {
+    const ssize_t n = ::read(file.fd.get(), bytes.data() + done, bytes.size() - done);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return absl::DataLossError(ErrnoStatus(errno, path).message());
+    if (n == 0) {
+      return absl::DataLossError(
+          absl::StrCat(path, ": short read at ", done, " of ", bytes.size(), " bytes"));
+    }
+    done += static_cast<size_t>(n);
+  }
+  return bytes;
+}
+
+bool FileExists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
+
+std::string JoinPath(absl::string_view directory, absl::string_view name) {
+  if (directory.empty()) return std::string(name);
+  return absl::StrCat(directory, directory.back() == '/' ? "" : "/", name);
+}
+
+absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& path) {
+  CARAVAN_ASSIGN_OR_RETURN(const OpenFile file, OpenForReading(path));
+  if (file.size == 0) return absl::InvalidArgumentError(absl::StrCat(path, ": the file is empty"));
+  const size_t size = static_cast<size_t>(file.size);
+  void* const data = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, file.fd.get(), 0);
+  if (data == MAP_FAILED) return ErrnoStatus(errno, path);
+  return std::unique_ptr<MappedFile>(
+      new MappedFile(path, absl::MakeConstSpan(static_cast<const std::byte*>(data), size)));
+}
+
+MappedFile::~MappedFile() { ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size()); }
+
+void MappedFile::Release(int64_t offset, int64_t size) const {
+  const int64_t page = ::sysconf(_SC_PAGESIZE);
+  const int64_t begin = (offset + page - 1) / page * page;
+  const int64_t end = (offset + size) / page * page;
+  if (begin >= end) return;
+  ::madvise(const_cast<std::byte*>(bytes_.data()) + begin, static_cast<size_t>(end - begin),
+            MADV_DONTNEED);
+}
+
+}  // namespace caravan

@@ -1,0 +1,137 @@
+#include "base/json.h"
+
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_set.h"
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "base/status_macros.h"
+
+namespace caravan {
+namespace {
+
+using nlohmann::json;
+
+// Far past any config or tensor header; keeps what walks the tree recursively safe.
+constexpr int kMaxDepth = 64;
+
+}  // namespace
+
+absl::StatusOr<json> ParseJson(absl::string_view text, absl::string_view origin) {
+  std::string refused;
+  std::vector<absl::flat_hash_set<std::string>> keys;  // of the objects that are open
+  const json::parser_callback_t watch = [&](int depth, json::parse_event_t event, json& parsed) {
+    if (depth > kMaxDepth && refused.empty()) {
+      refused = absl::StrCat("nested deeper than ", kMaxDepth, " levels");
+    }
+    if (!refused.empty()) return false;
+    if (event == json::parse_event_t::object_start) keys.emplace_back();
+    if (event == json::parse_event_t::object_end) keys.pop_back();
+    if (event == json::parse_event_t::key) {
+      const std::string& key = parsed.get_ref<const std::string&>();
+      if (!keys.back().insert(key).second) refused = absl::StrCat("key \"", key, "\" is repeated");
+    }
+    return true;
+  };
+  // nlohmann's parser throws unless told not to, and then it no longer says where; so it throws
+  // here and nowhere else.
+  try {
+    json value = json::parse(text.begin(), text.end(), watch);
+    if (!refused.empty()) return absl::InvalidArgumentError(absl::StrCat(origin, ": ", refused));
+    return value;
+  } catch (const json::exception& error) {
+    return absl::InvalidArgumentError(absl::StrCat(origin, ": not valid JSON: ", error.what()));
+  }
+}
+
+absl::StatusOr<json> ReadJsonFile(const std::string& path, int64_t max_bytes) {
+  CARAVAN_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, max_bytes));
+  return ParseJson(text, path);
+}
+
+absl::StatusOr<JsonFields> JsonFields::Of(const json& object, absl::string_view origin) {
+  if (!object.is_object()) {
+    return absl::InvalidArgumentError(absl::StrCat(origin, ": must be a JSON object"));
+  }
+  return JsonFields(object, std::string(origin));
+}
+
+const json* JsonFields::Find(absl::string_view name) const {
+  const auto it = object_->find(std::string(name));
+  return it == object_->end() || it->is_null() ? nullptr : &*it;
+}
+
+bool JsonFields::Has(absl::string_view name) const { return Find(name) != nullptr; }
+
+absl::Status JsonFields::Error(absl::string_view name, absl::string_view what) const {
+  return absl::InvalidArgumentError(absl::StrCat(origin_, ": field \"", name, "\" ", what));
+}
+
+absl::StatusOr<int64_t> JsonFields::Int(absl::string_view name, int64_t min, int64_t max,
+                                        std::optional<int64_t> fallback) const {
+  const json* value = Find(name);
+  if (value == nullptr) {
+    if (fallback.has_value()) return *fallback;
+    return Error(name, "is missing");
+  }
+  const bool too_large =
+      value->is_number_unsigned() && value->get<uint64_t>() > static_cast<uint64_t>(INT64_MAX);
+  if (!value->is_number_integer() || too_large || value->get<int64_t>() < min ||
+      value->get<int64_t>() > max) {
+    return Error(name, absl::StrCat("must be an integer from ", min, " to ", max));
+  }
+  return value->get<int64_t>();
+}
+
+absl::StatusOr<double> JsonFields::Number(absl::string_view name, double min, double max,
+                                          std::optional<double> fallback) const {
+  const json* value = Find(name);
+  if (value == nullptr) {
+    if (fallback.has_value()) return *fallback;
+    return Error(name, "is missing");
+  }
+  // Written so that NaN fails.
+  if (!value->is_number() || !(value->get<double>() >= min && value->get<double>() <= max)) {
+    return Error(name, absl::StrCat("must be a number from ", min, " to ", max));
+  }
+  return value->get<double>();
+}
+
+absl::StatusOr<bool> JsonFields::Bool(absl::string_view name, std::optional<bool> fallback) const {
+  const json* value = Find(name);
+  if (value == nullptr) {
+    if (fallback.has_value()) return *fallback;
+    return Error(name, "is missing");
+  }
+  if (!value->is_boolean()) return Error(name, "must be true or false");
+  return value->get<bool>();
+}
+
+absl::StatusOr<std::string> JsonFields::String(absl::string_view name,
+                                               std::optional<std::string> fallback) const {
+  const json* value = Find(name);
+  if (value == nullptr) {
+    if (fallback.has_value()) return *std::move(fallback);
+    return Error(name, "is missing");
+  }
+  if (!value->is_string()) return Error(name, "must be a string");
+  return value->get<std::string>();
+}
+
+absl::StatusOr<JsonFields> JsonFields::Object(absl::string_view name) const {
+  const json* value = Find(name);
+  if (value == nullptr) return Error(name, "is missing");
+  if (!value->is_object()) return Error(name, "must be an object");
+  return JsonFields(*value, absl::StrCat(origin_, ": ", name));
+}
+
+absl::StatusOr<const json*> JsonFields::Array(absl::string_view name) const {
+  const json* value = Find(name);
+  if (value == nullptr) return Error(name, "is missing");
+  if (!value->is_array()) return Error(name, "must be an array");
+  return value;
+}
+
+}  // namespace caravan

@@ -1,0 +1,32 @@
+#ifndef CARAVAN_CLI_COMMAND_H_
+#define CARAVAN_CLI_COMMAND_H_
+
+// What the subcommands of `caravan` share.
+
+#include <functional>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/status.h"
+
+namespace caravan {
+
+/// What runs once the command line is parsed: returns the process's exit code.
+using CommandBody = std::function<int()>;
+
+/// Exit codes, the same for every subcommand.
+inline constexpr int kExitOk = 0;
+inline constexpr int kExitFailed = 1;  // it ran, and the answer is no: a check failed, a job failed
+inline constexpr int kExitUsage = 2;   // a wrong flag, or an input that cannot be used
+inline constexpr int kExitUnavailable = 3;  // somebody who is needed is not there
+inline constexpr int kExitInterrupted = 130;
+
+/// Prints "caravan: <message>" on standard error unless OK; returns the exit code that goes with
+/// it.
+int ReportStatus(const absl::Status& status);
+
+/// Lets the subcommand's options come from a file too: --config FILE, lines of option = value.
+void AddConfigOption(CLI::App& command);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_CLI_COMMAND_H_

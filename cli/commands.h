@@ -1,0 +1,16 @@
+#ifndef CARAVAN_CLI_COMMANDS_H_
+#define CARAVAN_CLI_COMMANDS_H_
+
+// The subcommands, one a file. Each adds itself and its options to `app`; when the command line
+// names it, it sets `body`.
+
+#include "CLI/CLI.hpp"
+#include "cli/command.h"
+
+namespace caravan {
+
+void AddTokenizeCommand(CLI::App& app, CommandBody& body);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_CLI_COMMANDS_H_

@@ -1,0 +1,26 @@
+// caravan: one binary, with a subcommand for each thing that a person does.
+
+#include <csignal>
+
+#include "CLI/CLI.hpp"
+#include "cli/command.h"
+#include "cli/commands.h"
+
+int main(int argc, char** argv) {
+  // A reader that went away (caravan status | head) shows in write's result, not as a signal.
+  std::signal(SIGPIPE, SIG_IGN);
+
+  CLI::App app("Caravan runs DeepSeek-R1/V3-class models on a row of cheap machines.", "caravan");
+  app.set_version_flag("--version", CARAVAN_VERSION);
+  app.require_subcommand(1);
+  app.set_help_all_flag("--help-all", "Print the help of every subcommand");
+  caravan::CommandBody body;
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    const int code = app.exit(error);
+    return code == 0 ? caravan::kExitOk : caravan::kExitUsage;
+  }
+  return body();
+}

@@ -1,0 +1,34 @@
+# The build's whole vocabulary: caravan_library, caravan_test. Sources are listed by hand.
+
+# What every target of ours is compiled with.
+add_library(caravan_options INTERFACE)
+target_include_directories(caravan_options INTERFACE ${CMAKE_SOURCE_DIR})
+target_compile_options(caravan_options INTERFACE -Wall -Wextra -Wpedantic -Wnon-virtual-dtor -Werror)
+# The standard forbids contracting a*b+c where the source does not; determinism across call sites needs that.
+target_compile_options(caravan_options INTERFACE -ffp-contract=off)
+if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+  target_compile_options(caravan_options INTERFACE -Wthread-safety)
+endif()
+if(CARAVAN_SANITIZE)
+  add_compile_options(-fsanitize=${CARAVAN_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
+  add_link_options(-fsanitize=${CARAVAN_SANITIZE})
+endif()
+
+# caravan_library(<folder> SRCS ... DEPS ...): the static library caravan_<folder>.
+function(caravan_library name)
+  cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
+  add_library(caravan_${name} STATIC ${ARG_SRCS})
+  target_link_libraries(caravan_${name} PUBLIC caravan_options ${ARG_DEPS})
+endfunction()
+
+# caravan_test(<name> SRCS ... DEPS ... [LABELS ...]): one gtest binary; ctest sees each of its tests.
+function(caravan_test name)
+  cmake_parse_arguments(ARG "" "" "SRCS;DEPS;LABELS" ${ARGN})
+  add_executable(${name} ${ARG_SRCS})
+  target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest GTest::gtest_main)
+  target_compile_definitions(${name} PRIVATE CARAVAN_SOURCE_DIR="${CMAKE_SOURCE_DIR}"
+    CARAVAN_BINARY="$<TARGET_FILE:caravan>")
+  add_dependencies(${name} caravan)
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 120 PROPERTIES LABELS "${ARG_LABELS}")
+endfunction()
+include(GoogleTest)

@@ -1,0 +1,32 @@
+#ifndef CARAVAN_KERNELS_MATRIX_H_
+#define CARAVAN_KERNELS_MATRIX_H_
+
+// A weight matrix as it lies in memory.
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/dtype.h"
+
+namespace caravan {
+
+/// Side of the square blocks that share one scale in FP8 checkpoints (weight_block_size).
+inline constexpr int64_t kFp8BlockSize = 128;
+
+/// Blocks that cover `n` rows or columns; the last may be partial.
+inline constexpr int64_t Fp8Blocks(int64_t n) { return (n + kFp8BlockSize - 1) / kFp8BlockSize; }
+
+/// [rows, cols] row-major: rows = output features, cols = input features. Borrows its bytes.
+struct Matrix {
+  const std::byte* data = nullptr;  // aligned to 64 bytes
+  DType dtype = DType::kF32;        // kF32, kF16, kBF16 or kF8E4M3
+  int64_t rows = 0;
+  int64_t cols = 0;
+  // kF8E4M3 only: f32 [Fp8Blocks(rows), Fp8Blocks(cols)]; the weight is its f8 value times its
+  // block's scale. Null: all scales are 1.
+  const float* scale_inv = nullptr;
+};
+
+}  // namespace caravan
+
+#endif  // CARAVAN_KERNELS_MATRIX_H_

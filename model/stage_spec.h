@@ -1,0 +1,30 @@
+#ifndef CARAVAN_MODEL_STAGE_SPEC_H_
+#define CARAVAN_MODEL_STAGE_SPEC_H_
+
+// Which part of a model one worker holds.
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+
+namespace caravan {
+
+struct StageSpec {
+  int first_layer = 0;
+  int end_layer = 0;      // one past the last
+  bool embeds = false;    // turns token ids into hidden states first
+  bool has_head = false;  // ends with the final norm, the projection and sampling
+
+  int num_layers() const { return end_layer - first_layer; }
+  friend bool operator==(const StageSpec&, const StageSpec&) = default;
+};
+
+/// "layers 0..30 with embedding", last layer included, as people count.
+inline std::string DescribeStage(const StageSpec& stage) {
+  return absl::StrCat("layers ", stage.first_layer, "..", stage.end_layer - 1,
+                      stage.embeds ? " with embedding" : "", stage.has_head ? " with head" : "");
+}
+
+}  // namespace caravan
+
+#endif  // CARAVAN_MODEL_STAGE_SPEC_H_

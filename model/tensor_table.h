@@ -1,0 +1,56 @@
+#ifndef CARAVAN_MODEL_TENSOR_TABLE_H_
+#define CARAVAN_MODEL_TENSOR_TABLE_H_
+
+// The tensors that a model of a given config has, under their names in Hugging Face checkpoints.
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "model/model_config.h"
+#include "model/stage_spec.h"
+#include "model/tensor_source.h"
+
+namespace caravan {
+
+enum class TensorClass {
+  kEmbedding,
+  kNorm,  // [width]; also the router's correction bias
+  kAttention,
+  kRouter,
+  kDenseFfn,
+  kSharedExpert,
+  kRoutedExpert,
+  kHead,
+};
+
+struct TensorSpec {
+  std::string name;
+  std::vector<int64_t> shape;  // [rows, cols] or [width]
+  TensorClass tensor_class = TensorClass::kNorm;
+};
+
+/// Layer `layer`'s tensors. FP8 scales ("..._scale_inv") are not listed: they go with their matrix.
+/// The layers of multi-token prediction, at and past num_hidden_layers, are not part of the model.
+/// REQUIRES: 0 <= layer < config.num_hidden_layers.
+std::vector<TensorSpec> LayerTensors(const ModelConfig& config, int layer);
+std::vector<TensorSpec> EmbeddingTensors(const ModelConfig& config);
+/// The final norm, and the output projection (the embedding again when they are tied).
+std::vector<TensorSpec> HeadTensors(const ModelConfig& config);
+std::vector<TensorSpec> StageTensors(const ModelConfig& config, const StageSpec& stage);
+
+/// The name of the scales that go with an FP8 matrix.
+std::string ScaleName(absl::string_view weight_name);
+
+/// Checks that `source` has every tensor of `specs` in its shape and a dtype that the kernels take,
+/// with well-formed scales where it is FP8, and returns how many bytes they are together (scales
+/// included).
+/// Errors: InvalidArgument - names the tensor that is missing or wrong.
+absl::StatusOr<int64_t> CheckTensors(const TensorSource& source,
+                                     const std::vector<TensorSpec>& specs);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_MODEL_TENSOR_TABLE_H_
