@@ -1,0 +1,40 @@
+#ifndef CARAVAN_BASE_BUFFER_H_
+#define CARAVAN_BASE_BUFFER_H_
+
+// Large memory straight from the kernel: zeroed, page-aligned, backed only where it is touched.
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+
+#include "absl/status/statusor.h"
+
+namespace caravan {
+
+/// Owns its memory; movable.
+class Buffer {
+ public:
+  Buffer() = default;
+  /// Errors: ResourceExhausted - the kernel refuses that much. REQUIRES: num_bytes >= 0.
+  static absl::StatusOr<Buffer> Allocate(int64_t num_bytes);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+
+  std::byte* data() const { return data_; }
+  int64_t size() const { return size_; }  // in bytes
+  float* floats() const { return reinterpret_cast<float*>(data_); }
+
+ private:
+  std::byte* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
+}  // namespace caravan
+
+#endif  // CARAVAN_BASE_BUFFER_H_

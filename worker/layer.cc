@@ -1,0 +1,87 @@
+#include "worker/layer.h"
+
+#include <algorithm>
+
+#include "base/check.h"
+
+namespace caravan {
+
+LayerWorkspace::LayerWorkspace(const ModelConfig& config, int64_t max_rows) {
+  const MlaShape mla = config.Mla();
+  const auto floats = [max_rows](int64_t width) { return static_cast<size_t>(max_rows * width); };
+  normed.resize(floats(config.hidden_size));
+  query_latent.resize(floats(config.q_lora_rank));
+  query.resize(floats(mla.num_heads * mla.q_head_dim()));
+  kv_latent.resize(floats(mla.kv_width()));
+  heads.resize(floats(mla.num_heads * mla.v_head_dim));
+  delta.resize(floats(config.hidden_size));
+  router_logits.resize(floats(config.n_routed_experts));
+  expert_ids.resize(floats(config.router.num_experts_per_tok));
+  expert_weights.resize(floats(config.router.num_experts_per_tok));
+}
+
+LayerRunner::LayerRunner(const ModelConfig& config, Backend& backend, int64_t max_rows)
+    : config_(config),
+      mla_(config.Mla()),
+      rotary_(MakeRotaryEmbedding(config)),
+      backend_(backend),
+      scratch_(config, max_rows) {}
+
+void LayerRunner::Run(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
+                      int64_t block_tokens, int64_t num_rows, float* hidden) {
+  CARAVAN_CHECK(num_rows * config_.hidden_size <= static_cast<int64_t>(scratch_.normed.size()));
+  const float eps = static_cast<float>(config_.rms_norm_eps);
+  const int64_t count = num_rows * config_.hidden_size;
+
+  backend_.RmsNorm(hidden, num_rows, config_.hidden_size, weights.input_layernorm, eps,
+                   scratch_.normed.data());
+  Attend(weights, sequences, block_tokens, num_rows);
+  backend_.Add(scratch_.delta.data(), count, hidden);
+
+  backend_.RmsNorm(hidden, num_rows, config_.hidden_size, weights.post_attention_layernorm, eps,
+                   scratch_.normed.data());
+  FeedForward(weights, num_rows);
+  backend_.Add(scratch_.delta.data(), count, hidden);
+}
+
+void LayerRunner::Attend(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
+                         int64_t block_tokens, int64_t num_rows) {
+  const float eps = static_cast<float>(config_.rms_norm_eps);
+  const float* const normed = scratch_.normed.data();
+  float* const query = scratch_.query.data();
+
+  if (config_.q_lora_rank > 0) {
+    float* const latent = scratch_.query_latent.data();
+    backend_.MatMul(weights.q_a_proj, normed, num_rows, latent);
+    backend_.RmsNorm(latent, num_rows, config_.q_lora_rank, weights.q_a_layernorm, eps, latent);
+    backend_.MatMul(weights.q_b_proj, latent, num_rows, query);
+  } else {
+    backend_.MatMul(weights.q_proj, normed, num_rows, query);
+  }
+  backend_.RotateQueries(mla_, rotary_.Table(), sequences, query);
+
+  backend_.MatMul(weights.kv_a_proj_with_mqa, normed, num_rows, scratch_.kv_latent.data());
+  backend_.WriteKv(mla_, rotary_.Table(), weights.kv_a_layernorm, eps, sequences, block_tokens,
+                   scratch_.kv_latent.data());
+  backend_.MlaAttention(mla_, weights.kv_b_proj, sequences, block_tokens, query,
+                        scratch_.heads.data());
+  backend_.MatMul(weights.o_proj, scratch_.heads.data(), num_rows, scratch_.delta.data());
+}
+
+void LayerRunner::FeedForward(const LayerWeights& weights, int64_t num_rows) {
+  const float* const normed = scratch_.normed.data();
+  float* const delta = scratch_.delta.data();
+  if (weights.dense.gate.rows > 0) {
+    backend_.Ffn(weights.dense, normed, num_rows, delta);
+  } else {
+    std::fill_n(delta, num_rows * config_.hidden_size, 0.0f);
+  }
+  if (weights.experts.empty()) return;
+  backend_.MatMul(weights.router, normed, num_rows, scratch_.router_logits.data());
+  backend_.Route(config_.router, scratch_.router_logits.data(), weights.e_score_correction_bias,
+                 num_rows, scratch_.expert_ids.data(), scratch_.expert_weights.data());
+  backend_.RoutedExperts(weights.experts, normed, num_rows, scratch_.expert_ids.data(),
+                         scratch_.expert_weights.data(), config_.router.num_experts_per_tok, delta);
+}
+
+}  // namespace caravan

@@ -1,0 +1,60 @@
+#ifndef CARAVAN_WORKER_LAYER_H_
+#define CARAVAN_WORKER_LAYER_H_
+
+// One transformer layer of the DeepSeek family: which operation follows which. docs/model.md has
+// the mathematics.
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "kernels/backend.h"
+#include "model/model_config.h"
+#include "worker/stage_weights.h"
+
+namespace caravan {
+
+/// Scratch for layers of one model, for at most `max_rows` rows. All of it is taken when made.
+class LayerWorkspace {
+ public:
+  LayerWorkspace(const ModelConfig& config, int64_t max_rows);
+
+ private:
+  friend class LayerRunner;
+  std::vector<float> normed;          // [rows, hidden_size]
+  std::vector<float> query_latent;    // [rows, q_lora_rank]
+  std::vector<float> query;           // [rows, num_heads * q_head_dim]
+  std::vector<float> kv_latent;       // [rows, kv_width]
+  std::vector<float> heads;           // [rows, num_heads * v_head_dim]
+  std::vector<float> delta;           // [rows, hidden_size]: what a block adds to the residual
+  std::vector<float> router_logits;   // [rows, n_routed_experts]
+  std::vector<int32_t> expert_ids;    // [rows, num_experts_per_tok]
+  std::vector<float> expert_weights;  // [rows, num_experts_per_tok]
+};
+
+/// Borrows everything. Used by one thread at a time.
+class LayerRunner {
+ public:
+  LayerRunner(const ModelConfig& config, Backend& backend, int64_t max_rows);
+
+  /// hidden [num_rows, hidden_size] in place: hidden += attention(norm(hidden)), then
+  /// hidden += ffn(norm(hidden)). `sequences` cover the rows; their cache blocks are this layer's.
+  /// REQUIRES: num_rows <= max_rows.
+  void Run(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
+           int64_t block_tokens, int64_t num_rows, float* hidden);
+
+ private:
+  void Attend(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
+              int64_t block_tokens, int64_t num_rows);
+  void FeedForward(const LayerWeights& weights, int64_t num_rows);
+
+  const ModelConfig& config_;
+  const MlaShape mla_;
+  const RotaryEmbedding rotary_;
+  Backend& backend_;
+  LayerWorkspace scratch_;
+};
+
+}  // namespace caravan
+
+#endif  // CARAVAN_WORKER_LAYER_H_

@@ -1,0 +1,83 @@
+#ifndef CARAVAN_WORKER_STAGE_H_
+#define CARAVAN_WORKER_STAGE_H_
+
+// One stage at work: takes a step, keeps its KV cache in order, runs its layers, and leaves in the
+// step what the next hop needs.
+//
+// Used by one thread at a time.
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "caravan/v1/pipeline.pb.h"
+#include "kernels/backend.h"
+#include "model/model_config.h"
+#include "model/stage_spec.h"
+#include "model/tensor_source.h"
+#include "worker/kv_cache.h"
+#include "worker/layer.h"
+#include "worker/stage_weights.h"
+
+namespace caravan {
+
+/// Tokens a KV block, on every worker: small enough that a short sequence wastes little, large
+/// enough that block tables stay short.
+inline constexpr int64_t kKvBlockTokens = 64;
+
+class Stage {
+ public:
+  struct Options {
+    std::string name;             // for errors: "worker 2 (box-b)"
+    int64_t kv_budget_bytes = 0;  // of the stage's KV cache
+    int64_t max_step_tokens = 0;  // rows that one step may carry
+  };
+
+  /// Loads the stage's weights from `source`, which is not used afterwards.
+  /// Errors: as StageWeights::Load and KvCache::Create.
+  static absl::StatusOr<std::unique_ptr<Stage>> Create(const ModelConfig& config,
+                                                       const StageSpec& spec,
+                                                       const TensorSource& source,
+                                                       std::unique_ptr<Backend> backend,
+                                                       const Options& options,
+                                                       const StageWeights::Progress& progress);
+
+  /// Frees what step.freed_sequence_ids names, then runs the slices: from token ids or activations
+  /// to activations or results. A step that cannot be run comes back with `error` set, and with
+  /// neither; one that comes with `error` only has its frees applied.
+  v1::Step Run(v1::Step step);
+
+  const StageSpec& spec() const { return spec_; }
+  const KvCache& kv_cache() const { return *kv_cache_; }
+  const StageWeights& weights() const { return *weights_; }
+
+ private:
+  Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<Backend> backend,
+        std::unique_ptr<StageWeights> weights, std::unique_ptr<KvCache> kv_cache,
+        const Options& options);
+
+  absl::Status Apply(v1::Step& step);
+  /// Fills hidden_ [num_rows, hidden_size] from the step.
+  absl::Status TakeInput(const v1::Step& step, int64_t num_rows);
+  void RunLayers(const v1::Step& step, int64_t num_rows);
+  /// Final norm, projection, sampling: fills step.results.
+  void Finish(v1::Step& step);
+
+  const ModelConfig config_;
+  const StageSpec spec_;
+  const Options options_;
+  const std::unique_ptr<Backend> backend_;
+  const std::unique_ptr<StageWeights> weights_;
+  const std::unique_ptr<KvCache> kv_cache_;
+  LayerRunner layer_runner_;
+  std::vector<float> hidden_;  // [max_step_tokens, hidden_size]
+  std::vector<float> normed_;  // [kHeadRows, hidden_size], if the stage has the head
+  std::vector<float> logits_;  // [kHeadRows, vocab_size], if the stage has the head
+};
+
+}  // namespace caravan
+
+#endif  // CARAVAN_WORKER_STAGE_H_

@@ -1,0 +1,195 @@
+#include "worker/stage_weights.h"
+
+#include <cstring>
+#include <string>
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/status_macros.h"
+#include "model/tensor_table.h"
+
+namespace caravan {
+namespace {
+
+// What Matrix asks for, and a cache line.
+constexpr int64_t kAlignment = 64;
+
+int64_t Aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+/// One tensor's place in the stage's memory.
+struct Placed {
+  TensorSpec spec;
+  TensorInfo info;     // as stored in the source
+  int64_t offset = 0;  // of the weights (f32 for norms)
+  int64_t num_bytes = 0;
+  int64_t scale_offset = -1;  // of the FP8 scales; -1: none
+  int64_t scale_bytes = 0;
+};
+
+float ElementToFloat(DType dtype, const std::byte* data, int64_t i) {
+  switch (dtype) {
+    case DType::kF32: {
+      float value;
+      std::memcpy(&value, data + i * 4, 4);
+      return value;
+    }
+    case DType::kF16:
+    case DType::kBF16: {
+      uint16_t bits;
+      std::memcpy(&bits, data + i * 2, 2);
+      return dtype == DType::kF16 ? Float16ToFloat(bits) : BFloat16ToFloat(bits);
+    }
+    case DType::kF8E4M3:
+      return Float8E4M3ToFloat(static_cast<uint8_t>(data[i]));
+    case DType::kI32:
+      break;
+  }
+  CARAVAN_CHECK(false);
+  return 0;
+}
+
+/// Lays tensors out one after another. Returns the bytes in all.
+int64_t PlaceTensors(const TensorSource& source, std::vector<TensorSpec> specs,
+                     std::vector<Placed>& placed) {
+  int64_t end = 0;
+  for (TensorSpec& spec : specs) {
+    Placed tensor;
+    tensor.info = *source.Find(spec.name);
+    tensor.offset = end;
+    tensor.num_bytes = spec.tensor_class == TensorClass::kNorm
+                           ? tensor.info.num_elements() * static_cast<int64_t>(sizeof(float))
+                           : tensor.info.num_bytes();
+    end += Aligned(tensor.num_bytes);
+    if (const TensorInfo* scale = source.Find(ScaleName(spec.name)); scale != nullptr) {
+      tensor.scale_offset = end;
+      tensor.scale_bytes = scale->num_bytes();
+      end += Aligned(tensor.scale_bytes);
+    }
+    tensor.spec = std::move(spec);
+    placed.push_back(std::move(tensor));
+  }
+  return end;
+}
+
+absl::Status ReadTensor(const TensorSource& source, const Placed& tensor, std::byte* memory) {
+  const std::string& name = tensor.spec.name;
+  std::byte* const out = memory + tensor.offset;
+  if (tensor.spec.tensor_class == TensorClass::kNorm) {
+    std::vector<std::byte> stored(static_cast<size_t>(tensor.info.num_bytes()));
+    CARAVAN_RETURN_IF_ERROR(Annotate(source.Read(name, absl::MakeSpan(stored)), name));
+    float* const values = reinterpret_cast<float*>(out);
+    for (int64_t i = 0; i < tensor.info.num_elements(); ++i) {
+      values[i] = ElementToFloat(tensor.info.dtype, stored.data(), i);
+    }
+    return absl::OkStatus();
+  }
+  CARAVAN_RETURN_IF_ERROR(Annotate(
+      source.Read(name, absl::MakeSpan(out, static_cast<size_t>(tensor.num_bytes))), name));
+  if (tensor.scale_offset < 0) return absl::OkStatus();
+  return Annotate(
+      source.Read(ScaleName(name), absl::MakeSpan(memory + tensor.scale_offset,
+                                                  static_cast<size_t>(tensor.scale_bytes))),
+      ScaleName(name));
+}
+
+/// Finds loaded tensors by name.
+class LoadedTensors {
+ public:
+  LoadedTensors(const std::vector<Placed>& placed, const std::byte* memory) : memory_(memory) {
+    for (const Placed& tensor : placed) by_name_[tensor.spec.name] = &tensor;
+  }
+
+  bool Has(const std::string& name) const { return by_name_.contains(name); }
+
+  /// A zero Matrix when the model has no such tensor.
+  Matrix MatrixOf(const std::string& name) const {
+    const auto it = by_name_.find(name);
+    if (it == by_name_.end()) return Matrix{};
+    const Placed& tensor = *it->second;
+    const float* scale = tensor.scale_offset < 0
+                             ? nullptr
+                             : reinterpret_cast<const float*>(memory_ + tensor.scale_offset);
+    return Matrix{memory_ + tensor.offset, tensor.info.dtype, tensor.info.shape[0],
+                  tensor.info.shape[1], scale};
+  }
+
+  /// Null when the model has no such tensor.
+  const float* VectorOf(const std::string& name) const {
+    const auto it = by_name_.find(name);
+    return it == by_name_.end() ? nullptr
+                                : reinterpret_cast<const float*>(memory_ + it->second->offset);
+  }
+
+  FfnWeights FfnOf(const std::string& prefix) const {
+    return FfnWeights{MatrixOf(prefix + "gate_proj.weight"), MatrixOf(prefix + "up_proj.weight"),
+                      MatrixOf(prefix + "down_proj.weight")};
+  }
+
+ private:
+  const std::byte* const memory_;
+  absl::flat_hash_map<std::string, const Placed*> by_name_;
+};
+
+LayerWeights MakeLayer(const ModelConfig& config, int layer, const LoadedTensors& tensors) {
+  const std::string prefix = absl::StrCat("model.layers.", layer, ".");
+  const std::string attention = prefix + "self_attn.";
+  LayerWeights weights;
+  weights.input_layernorm = tensors.VectorOf(prefix + "input_layernorm.weight");
+  weights.q_proj = tensors.MatrixOf(attention + "q_proj.weight");
+  weights.q_a_proj = tensors.MatrixOf(attention + "q_a_proj.weight");
+  weights.q_a_layernorm = tensors.VectorOf(attention + "q_a_layernorm.weight");
+  weights.q_b_proj = tensors.MatrixOf(attention + "q_b_proj.weight");
+  weights.kv_a_proj_with_mqa = tensors.MatrixOf(attention + "kv_a_proj_with_mqa.weight");
+  weights.kv_a_layernorm = tensors.VectorOf(attention + "kv_a_layernorm.weight");
+  weights.kv_b_proj = tensors.MatrixOf(attention + "kv_b_proj.weight");
+  weights.o_proj = tensors.MatrixOf(attention + "o_proj.weight");
+  weights.post_attention_layernorm = tensors.VectorOf(prefix + "post_attention_layernorm.weight");
+  if (!config.IsMoeLayer(layer)) {
+    weights.dense = tensors.FfnOf(prefix + "mlp.");
+    return weights;
+  }
+  weights.dense = tensors.FfnOf(prefix + "mlp.shared_experts.");
+  weights.router = tensors.MatrixOf(prefix + "mlp.gate.weight");
+  weights.e_score_correction_bias = tensors.VectorOf(prefix + "mlp.gate.e_score_correction_bias");
+  for (int64_t expert = 0; expert < config.n_routed_experts; ++expert) {
+    weights.experts.push_back(tensors.FfnOf(absl::StrCat(prefix, "mlp.experts.", expert, ".")));
+  }
+  return weights;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<StageWeights>> StageWeights::Load(const ModelConfig& config,
+                                                                 const StageSpec& stage,
+                                                                 const TensorSource& source,
+                                                                 const Progress& progress) {
+  std::vector<TensorSpec> specs = StageTensors(config, stage);
+  CARAVAN_RETURN_IF_ERROR(CheckTensors(source, specs).status());
+
+  std::unique_ptr<StageWeights> weights(new StageWeights);
+  std::vector<Placed> placed;
+  const int64_t total_bytes = PlaceTensors(source, std::move(specs), placed);
+  CARAVAN_ASSIGN_OR_RETURN(weights->memory_, Buffer::Allocate(total_bytes));
+  std::byte* const memory = weights->memory_.data();
+  for (const Placed& tensor : placed) {
+    if (!progress(tensor.offset, total_bytes)) return absl::CancelledError("loading was stopped");
+    CARAVAN_RETURN_IF_ERROR(ReadTensor(source, tensor, memory));
+  }
+  progress(total_bytes, total_bytes);
+
+  const LoadedTensors tensors(placed, memory);
+  weights->embedding = stage.embeds ? tensors.MatrixOf("model.embed_tokens.weight") : Matrix{};
+  for (int layer = stage.first_layer; layer < stage.end_layer; ++layer) {
+    weights->layers.push_back(MakeLayer(config, layer, tensors));
+  }
+  if (stage.has_head) {
+    weights->final_layernorm = tensors.VectorOf("model.norm.weight");
+    weights->lm_head = tensors.MatrixOf(config.tie_word_embeddings ? "model.embed_tokens.weight"
+                                                                   : "lm_head.weight");
+  }
+  return weights;
+}
+
+}  // namespace caravan

@@ -1,0 +1,71 @@
+#ifndef CARAVAN_WORKER_STAGE_WEIGHTS_H_
+#define CARAVAN_WORKER_STAGE_WEIGHTS_H_
+
+// The weights of one stage in this machine's memory, in the formats of the checkpoint. (Norms and
+// the router's bias, a few kilobytes a layer, become f32.)
+//
+// Immutable once loaded, so thread-safe.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "base/buffer.h"
+#include "kernels/backend.h"
+#include "model/model_config.h"
+#include "model/stage_spec.h"
+#include "model/tensor_source.h"
+
+namespace caravan {
+
+/// One transformer layer. Names as in the checkpoint; pointers borrow from StageWeights.
+struct LayerWeights {
+  const float* input_layernorm = nullptr;  // [hidden_size]
+  // Queries: q_proj at once, or q_a_proj, q_a_layernorm, q_b_proj where config.q_lora_rank > 0.
+  Matrix q_proj;
+  Matrix q_a_proj;
+  const float* q_a_layernorm = nullptr;  // [q_lora_rank]
+  Matrix q_b_proj;
+  Matrix kv_a_proj_with_mqa;
+  const float* kv_a_layernorm = nullptr;  // [kv_lora_rank]
+  Matrix kv_b_proj;
+  Matrix o_proj;
+  const float* post_attention_layernorm = nullptr;  // [hidden_size]
+  FfnWeights dense;  // a dense layer's FFN, or a MoE layer's shared experts (rows 0: it has none)
+  Matrix router;     // MoE layers: [n_routed_experts, hidden_size]
+  const float* e_score_correction_bias = nullptr;  // [n_routed_experts], where the router has it
+  std::vector<FfnWeights> experts;                 // MoE layers: by id
+};
+
+class StageWeights {
+ public:
+  /// Called now and then while loading; false stops it.
+  using Progress = std::function<bool(int64_t loaded_bytes, int64_t total_bytes)>;
+
+  /// Reads the stage's tensors, and no others.
+  /// Errors: InvalidArgument - a tensor is missing or wrong (as CheckTensors); DataLoss,
+  /// Unavailable -
+  ///         from `source`, with the tensor's name; ResourceExhausted - no memory; Cancelled -
+  ///         `progress` said so.
+  static absl::StatusOr<std::unique_ptr<StageWeights>> Load(const ModelConfig& config,
+                                                            const StageSpec& stage,
+                                                            const TensorSource& source,
+                                                            const Progress& progress);
+
+  Matrix embedding;                        // [vocab_size, hidden_size], if the stage embeds
+  std::vector<LayerWeights> layers;        // by layer - stage.first_layer
+  const float* final_layernorm = nullptr;  // [hidden_size], if the stage has the head
+  Matrix lm_head;                          // [vocab_size, hidden_size], if the stage has the head
+
+  int64_t num_bytes() const { return memory_.size(); }
+
+ private:
+  StageWeights() = default;
+  Buffer memory_;
+};
+
+}  // namespace caravan
+
+#endif  // CARAVAN_WORKER_STAGE_WEIGHTS_H_
