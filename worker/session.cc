@@ -1,0 +1,243 @@
+#include "worker/session.h"
+
+#include <grpcpp/grpcpp.h>
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "base/bounded_queue.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "caravan/v1/cluster.grpc.pb.h"
+#include "cluster/grpc_channel.h"
+#include "cluster/grpc_status.h"
+#include "cluster/grpc_transport.h"
+#include "cluster/incarnation.h"
+#include "cluster/named_thread.h"
+#include "cluster/pipeline_service.h"
+#include "model/checkpoint.h"
+#include "worker/remote_tensor_source.h"
+#include "worker/worker.h"
+
+namespace caravan {
+namespace {
+
+// Reports that wait for the link. Progress makes the most of them, about a hundred a stage.
+constexpr size_t kQueuedReports = 1024;
+
+// How long a leaving worker waits for streams to end by themselves.
+constexpr absl::Duration kFarewell = absl::Seconds(2);
+
+using AttendStream = grpc::ClientReaderWriter<v1::WorkerReport, v1::WorkerOrder>;
+
+class Session {
+ public:
+  Session(const WorkerSessionOptions& options, std::stop_token stop)
+      : options_(options),
+        stop_(std::move(stop)),
+        reports_(kQueuedReports),
+        worker_(MakeEnvironment()),
+        pipeline_service_(incarnation_,
+                          [this](v1::Step step) { return worker_.Receive(std::move(step)); }) {}
+
+  absl::Status Run() {
+    CARAVAN_RETURN_IF_ERROR(Listen());
+    absl::Status status = Attend();
+    worker_.Drop();
+    server_->Shutdown(absl::ToChronoTime(absl::Now() + kFarewell));
+    if (stop_.stop_requested()) return absl::OkStatus();
+    return status;
+  }
+
+ private:
+  Worker::Environment MakeEnvironment() {
+    Worker::Environment environment;
+    environment.name = absl::StrCat("worker ", options_.name);
+    environment.make_backend = options_.make_backend;
+    environment.show_progress = options_.show_progress;
+    environment.open_model = [this](const v1::ModelReference& model) { return OpenModel(model); };
+    environment.open_next_hop = [this](const v1::LoadStage& order,
+                                       std::function<void(absl::Status)> on_broken) {
+      return OpenNextHop(order, std::move(on_broken));
+    };
+    environment.report = [this](v1::WorkerReport report) {
+      (void)reports_.Push(std::move(report));
+    };
+    return environment;
+  }
+
+  absl::Status Listen() {
+    grpc::ServerBuilder builder;
+    ConfigureGrpcServer(builder);
+    int port = 0;
+    builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(&pipeline_service_);
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr || port == 0) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "cannot listen on ", options_.listen, ": the address is in use or not this machine's"));
+    }
+    port_ = port;
+    return absl::OkStatus();
+  }
+
+  absl::Status Attend() {
+    const std::shared_ptr<grpc::Channel> channel = MakeGrpcChannel(options_.coordinator);
+    CARAVAN_RETURN_IF_ERROR(WaitUntilConnected(*channel));
+    const std::unique_ptr<v1::Cluster::Stub> stub = v1::Cluster::NewStub(channel);
+    grpc::ClientContext context;
+    const std::unique_ptr<AttendStream> stream = stub->Attend(&context);
+    (void)reports_.Push(MakeRegistration());
+
+    v1::WorkerOrder order;
+    absl::Status status;
+    {
+      NamedThread writer("report-writer", [&] { WriteReports(*stream); });
+      // Asked to stop, say so; the coordinator then ends the stream.
+      std::stop_callback leave(stop_, [this] {
+        v1::WorkerReport farewell;
+        farewell.mutable_departure();
+        (void)reports_.Push(std::move(farewell));
+        reports_.Close();
+      });
+      bool dismissed = false;
+      while (stream->Read(&order)) {
+        if (order.has_welcome()) {
+          Welcomed(order.welcome());
+        } else if (order.has_dismissal()) {
+          dismissed = true;
+          LogInfo("dismissed", {{"reason", order.dismissal().reason()}});
+        } else {
+          worker_.Handle(order);
+        }
+      }
+      reports_.Close();
+      writer.Join();
+      status = FromGrpcStatus(stream->Finish());
+      if (status.ok() && dismissed) status = absl::UnavailableError("the coordinator is leaving");
+    }
+    if (status.ok()) status = absl::UnavailableError("the coordinator ended the connection");
+    return Annotate(status, absl::StrCat("coordinator ", options_.coordinator));
+  }
+
+  absl::Status WaitUntilConnected(grpc::Channel& channel) {
+    const absl::Time deadline = absl::Now() + options_.connect_timeout;
+    // In short waits, so that a stop request is heeded.
+    while (!stop_.stop_requested()) {
+      const absl::Time until = std::min(deadline, absl::Now() + absl::Milliseconds(200));
+      if (channel.WaitForConnected(absl::ToChronoTime(until))) return absl::OkStatus();
+      if (absl::Now() >= deadline) {
+        return absl::UnavailableError(absl::StrCat("no coordinator answers at ",
+                                                   options_.coordinator, " within ",
+                                                   absl::FormatDuration(options_.connect_timeout)));
+      }
+    }
+    return absl::CancelledError("stopped");
+  }
+
+  v1::WorkerReport MakeRegistration() const {
+    v1::WorkerReport report;
+    v1::Registration& registration = *report.mutable_registration();
+    registration.set_name(options_.name);
+    registration.set_address(options_.advertise.empty() ? absl::StrCat(":", port_)
+                                                        : options_.advertise);
+    registration.set_device("cpu");
+    registration.set_memory_budget_bytes(static_cast<uint64_t>(options_.memory_budget_bytes));
+    registration.set_num_threads(static_cast<uint32_t>(options_.num_threads));
+    return report;
+  }
+
+  void Welcomed(const v1::Welcome& welcome) {
+    {
+      MutexLock lock(&mu_);
+      coordinator_incarnation_ = welcome.coordinator_incarnation();
+      heartbeat_interval_ = absl::Milliseconds(welcome.heartbeat_interval_ms());
+    }
+    LogInfo("joined", {{"coordinator", options_.coordinator},
+                       {"worker_id", welcome.worker_id()},
+                       {"name", options_.name}});
+  }
+
+  /// Writes what is queued, and a heartbeat whenever nothing was for an interval.
+  void WriteReports(AttendStream& stream) {
+    while (true) {
+      absl::Duration interval;
+      {
+        MutexLock lock(&mu_);
+        interval = heartbeat_interval_;
+      }
+      std::optional<v1::WorkerReport> report = reports_.PopWithTimeout(interval);
+      if (!report.has_value()) {
+        if (reports_.closed()) break;
+        report.emplace().mutable_heartbeat();
+      }
+      report->set_incarnation(incarnation_);
+      if (!stream.Write(*report)) return;
+    }
+    stream.WritesDone();
+  }
+
+  absl::StatusOr<std::unique_ptr<TensorSource>> OpenModel(const v1::ModelReference& model) {
+    if (!options_.model_directory.empty()) {
+      CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> local,
+                               Checkpoint::Open(options_.model_directory));
+      if (local->fingerprint() != model.fingerprint()) {
+        return absl::FailedPreconditionError(
+            absl::StrCat(options_.model_directory, " is not the coordinator's model"));
+      }
+      return local;
+    }
+    // The coordinator's own directory, when this machine has it too (the same machine, or a shared
+    // disk) and the same model lies in it.
+    if (FileExists(JoinPath(model.directory(), "config.json"))) {
+      absl::StatusOr<std::unique_ptr<Checkpoint>> local = Checkpoint::Open(model.directory());
+      if (local.ok() && (*local)->fingerprint() == model.fingerprint()) return *std::move(local);
+    }
+    LogInfo("reading_weights_from_coordinator", {{"coordinator", options_.coordinator}});
+    return RemoteTensorSource::Connect(options_.coordinator, model.fingerprint(),
+                                       options_.connect_timeout);
+  }
+
+  absl::StatusOr<std::unique_ptr<ActivationChannel>> OpenNextHop(
+      const v1::LoadStage& order, std::function<void(absl::Status)> on_broken) {
+    GrpcChannelOptions channel;
+    channel.on_broken = std::move(on_broken);
+    if (order.next_address().empty()) {
+      channel.address = options_.coordinator;
+      channel.name = "coordinator";
+      MutexLock lock(&mu_);
+      channel.expected_incarnation = coordinator_incarnation_;
+    } else {
+      channel.address = order.next_address();
+      channel.name = "next worker";
+      channel.expected_incarnation = order.next_incarnation();
+    }
+    return OpenGrpcChannel(channel);
+  }
+
+  const WorkerSessionOptions& options_;
+  const std::stop_token stop_;
+  const uint64_t incarnation_ = NewIncarnation();
+  int port_ = 0;  // set by Listen
+
+  Mutex mu_;
+  uint64_t coordinator_incarnation_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::Duration heartbeat_interval_ ABSL_GUARDED_BY(mu_) = absl::Seconds(1);
+
+  BoundedQueue<v1::WorkerReport> reports_;  // own synchronisation
+  Worker worker_;
+  PipelineService pipeline_service_;
+  std::unique_ptr<grpc::Server> server_;
+};
+
+}  // namespace
+
+absl::Status RunWorkerSession(const WorkerSessionOptions& options, std::stop_token stop) {
+  return Session(options, std::move(stop)).Run();
+}
+
+}  // namespace caravan

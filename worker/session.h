@@ -1,0 +1,44 @@
+#ifndef CARAVAN_WORKER_SESSION_H_
+#define CARAVAN_WORKER_SESSION_H_
+
+// One life of a worker in a cluster, from joining to leaving: its server for the hop before, its
+// link to the coordinator, and the Worker between them.
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <stop_token>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "kernels/backend.h"
+
+namespace caravan {
+
+struct WorkerSessionOptions {
+  std::string coordinator;  // HOST:PORT
+  std::string listen =
+      "0.0.0.0:0";              // HOST:PORT for the neighbours' activations; port 0: any free one
+  std::string advertise;        // HOST:PORT that neighbours dial; empty: the host that the
+                                // coordinator sees, and the port listened on
+  std::string name;             // for people
+  std::string model_directory;  // a local copy of the model; empty: the coordinator's directory if
+                                // it is here too, else its files over the network
+  int64_t memory_budget_bytes = 0;
+  int num_threads = 1;
+  absl::Duration connect_timeout = absl::Seconds(60);
+  std::function<std::unique_ptr<Backend>()> make_backend;
+  std::function<void(int64_t loaded_bytes, int64_t total_bytes)> show_progress;
+};
+
+/// Joins, serves until `stop` is requested or the coordinator ends it, and leaves nothing behind.
+/// Returns OK after `stop`.
+/// Errors: InvalidArgument - an address that cannot be listened on, or a registration refused;
+///         Unavailable - no coordinator within connect_timeout, or it went away; Aborted - it took
+///         this worker for dead. After the last two the caller may join anew.
+absl::Status RunWorkerSession(const WorkerSessionOptions& options, std::stop_token stop);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_WORKER_SESSION_H_

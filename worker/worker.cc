@@ -1,0 +1,132 @@
+#include "worker/worker.h"
+
+#include <pthread.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/byte_size.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "cluster/pipeline_plan.h"
+#include "model/model_config.h"
+
+namespace caravan {
+namespace {
+
+// Reports of progress for one stage: enough for a smooth bar, few enough to cost nothing.
+constexpr int64_t kProgressReports = 100;
+
+}  // namespace
+
+Worker::Worker(Environment environment) : environment_(std::move(environment)) {}
+
+Worker::~Worker() { Drop(); }
+
+void Worker::Handle(const v1::WorkerOrder& order) {
+  if (order.has_load_stage()) {
+    Drop();
+    loader_ = std::thread([this, load = order.load_stage()] { Load(load); });
+  } else if (order.has_drop_stage()) {
+    Drop();
+    LogInfo("stage_dropped", {{"plan", order.drop_stage().plan_version()}});
+  }
+}
+
+void Worker::Drop() {
+  stop_loading_ = true;
+  if (loader_.joinable()) loader_.join();
+  stop_loading_ = false;
+  std::shared_ptr<StepLoop> old;
+  MutexLock lock(&mu_);
+  old.swap(loop_);
+  // `old` is declared before the lock, so the loop's thread is joined after the lock is gone.
+}
+
+absl::Status Worker::Receive(v1::Step step) {
+  std::shared_ptr<StepLoop> loop;
+  {
+    MutexLock lock(&mu_);
+    loop = loop_;
+  }
+  if (loop == nullptr) {
+    return absl::AbortedError(
+        absl::StrCat(environment_.name, " holds no stage of plan ", step.plan_version()));
+  }
+  return loop->Receive(std::move(step));
+}
+
+void Worker::Load(const v1::LoadStage& order) {
+  pthread_setname_np(pthread_self(), "stage-loader");
+  v1::StageReady ready;
+  absl::StatusOr<std::shared_ptr<StepLoop>> loop = TryLoad(order, ready);
+  if (!loop.ok()) {
+    if (!stop_loading_) ReportFailure(order.plan_version(), loop.status());
+    return;
+  }
+  {
+    MutexLock lock(&mu_);
+    loop_ = *std::move(loop);
+  }
+  LogInfo("stage_ready", {{"plan", order.plan_version()},
+                          {"stage", DescribeStage(StageSpecFromProto(order.stage()))},
+                          {"kv_blocks", ready.kv_blocks()}});
+  v1::WorkerReport report;
+  *report.mutable_ready() = ready;
+  environment_.report(std::move(report));
+}
+
+absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& order,
+                                                          v1::StageReady& ready) {
+  CARAVAN_ASSIGN_OR_RETURN(
+      const ModelConfig config,
+      ParseModelConfig(order.model().config_json(), "the coordinator's config.json"));
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TensorSource> source,
+                           environment_.open_model(order.model()));
+
+  Stage::Options options;
+  options.name = environment_.name;
+  options.kv_budget_bytes = static_cast<int64_t>(order.kv_budget_bytes());
+  options.max_step_tokens = order.max_step_tokens();
+  int64_t next_report = 0;
+  const auto progress = [&](int64_t loaded_bytes, int64_t total_bytes) {
+    if (loaded_bytes >= next_report || loaded_bytes == total_bytes) {
+      next_report = loaded_bytes + total_bytes / kProgressReports;
+      environment_.show_progress(loaded_bytes, total_bytes);
+      v1::WorkerReport report;
+      report.mutable_progress()->set_plan_version(order.plan_version());
+      report.mutable_progress()->set_loaded_bytes(static_cast<uint64_t>(loaded_bytes));
+      report.mutable_progress()->set_total_bytes(static_cast<uint64_t>(total_bytes));
+      environment_.report(std::move(report));
+    }
+    return !stop_loading_;
+  };
+  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Stage> stage,
+                           Stage::Create(config, StageSpecFromProto(order.stage()), *source,
+                                         environment_.make_backend(), options, progress));
+  ready.set_plan_version(order.plan_version());
+  ready.set_kv_blocks(
+      static_cast<uint32_t>(std::min<int64_t>(stage->kv_cache().num_blocks(), UINT32_MAX)));
+  ready.set_kv_block_tokens(static_cast<uint32_t>(stage->kv_cache().block_tokens()));
+
+  const auto on_broken = [this, version = order.plan_version()](const absl::Status& status) {
+    ReportFailure(version, Annotate(status, "the next hop is lost"));
+  };
+  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<ActivationChannel> next,
+                           environment_.open_next_hop(order, on_broken));
+  return std::make_shared<StepLoop>(order.plan_version(), std::move(stage), std::move(next),
+                                    on_broken);
+}
+
+void Worker::ReportFailure(uint64_t plan_version, const absl::Status& status) {
+  LogWarning("stage_failed", {{"plan", plan_version}, {"error", status.message()}});
+  v1::WorkerReport report;
+  v1::StageFailure& failure = *report.mutable_failure();
+  failure.set_plan_version(plan_version);
+  failure.set_code(static_cast<int32_t>(status.code()));
+  failure.set_message(absl::StrCat(environment_.name, ": ", status.message()));
+  environment_.report(std::move(report));
+}
+
+}  // namespace caravan
