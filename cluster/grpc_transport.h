@@ -1,0 +1,34 @@
+#ifndef CARAVAN_CLUSTER_GRPC_TRANSPORT_H_
+#define CARAVAN_CLUSTER_GRPC_TRANSPORT_H_
+
+// How every gRPC connection of the cluster is set up, on either end: message sizes, and the pings
+// that find a machine which vanished without a word. Connections are not encrypted yet: run the
+// cluster on a network that you trust.
+
+#include <memory>
+#include <string>
+
+#include "absl/time/time.h"
+#include "grpcpp/channel.h"
+#include "grpcpp/server_builder.h"
+
+namespace caravan {
+
+/// Largest serialized Step: 8192 rows of 7168 floats are 224 MiB, and leave room for the rest.
+inline constexpr int kMaxStepBytes = 256 << 20;
+
+/// Silence after which an end asks whether the other still lives, and how long it waits for the
+/// answer. A vanished machine is noticed within the sum.
+inline constexpr absl::Duration kKeepaliveInterval = absl::Seconds(10);
+inline constexpr absl::Duration kKeepaliveTimeout = absl::Seconds(5);
+
+/// A channel with a connection of its own to `address` (HOST:PORT), made when first used. Calls
+/// that fail are not tried again, and proxies of the environment are not asked.
+std::shared_ptr<grpc::Channel> MakeGrpcChannel(const std::string& address);
+
+/// What a server of the cluster sets before it is built.
+void ConfigureGrpcServer(grpc::ServerBuilder& builder);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_CLUSTER_GRPC_TRANSPORT_H_
