@@ -70,7 +70,8 @@ void Worker::Load(const v1::LoadStage& order) {
     loop_ = *std::move(loop);
   }
   LogInfo("stage_ready", {{"plan", order.plan_version()},
-                          {"stage", DescribeStage(StageSpecFromProto(order.stage()))},
+                          {"first_layer", order.stage().first_layer()},
+                          {"end_layer", order.stage().end_layer()},
                           {"kv_blocks", ready.kv_blocks()}});
   v1::WorkerReport report;
   *report.mutable_ready() = ready;
@@ -82,6 +83,7 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
   CARAVAN_ASSIGN_OR_RETURN(
       const ModelConfig config,
       ParseModelConfig(order.model().config_json(), "the coordinator's config.json"));
+  CARAVAN_ASSIGN_OR_RETURN(const StageSpec spec, StageFromProto(order.stage()));
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TensorSource> source,
                            environment_.open_model(order.model()));
 
@@ -102,9 +104,9 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
     }
     return !stop_loading_;
   };
-  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Stage> stage,
-                           Stage::Create(config, StageSpecFromProto(order.stage()), *source,
-                                         environment_.make_backend(), options, progress));
+  CARAVAN_ASSIGN_OR_RETURN(
+      std::unique_ptr<Stage> stage,
+      Stage::Create(config, spec, *source, environment_.make_backend(), options, progress));
   ready.set_plan_version(order.plan_version());
   ready.set_kv_blocks(
       static_cast<uint32_t>(std::min<int64_t>(stage->kv_cache().num_blocks(), UINT32_MAX)));

@@ -1,0 +1,299 @@
+#include "coordinator/cluster_controller.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "cluster/planner.h"
+
+namespace caravan {
+namespace {
+
+int64_t WholeBlocks(int64_t tokens) {
+  return (tokens + kKvBlockTokens - 1) / kKvBlockTokens * kKvBlockTokens;
+}
+
+/// Whether two plans put the same layers on the same workers.
+bool SameStages(const PipelinePlan& a, const PipelinePlan& b) {
+  return std::equal(a.stages.begin(), a.stages.end(), b.stages.begin(), b.stages.end(),
+                    [](const StagePlan& x, const StagePlan& y) {
+                      return x.worker == y.worker && x.stage == y.stage;
+                    });
+}
+
+}  // namespace
+
+ClusterController::ClusterController(Options options, PipelineDriver* driver,
+                                     OpenFirstHop open_first_hop)
+    : options_(std::move(options)),
+      driver_(driver),
+      open_first_hop_(std::move(open_first_hop)),
+      membership_(*options_.clock, MembershipOptions{options_.heartbeat_timeout}) {
+  driver_->SetWaitingReason(PipelineState());
+}
+
+absl::StatusOr<WorkerId> ClusterController::Join(uint64_t incarnation,
+                                                 const v1::Registration& registration,
+                                                 WorkerLink link) {
+  CARAVAN_ASSIGN_OR_RETURN(const WorkerId id, membership_.Join(incarnation, registration));
+  links_[id] = std::move(link);
+  v1::WorkerOrder order;
+  v1::Welcome& welcome = *order.mutable_welcome();
+  welcome.set_worker_id(Number(id));
+  welcome.set_heartbeat_interval_ms(
+      static_cast<uint32_t>(absl::ToInt64Milliseconds(options_.heartbeat_interval)));
+  welcome.set_coordinator_incarnation(options_.incarnation);
+  SendOrder(id, std::move(order));
+  LogInfo("worker_joined", {{"worker", DescribeWorker(*membership_.Find(id))},
+                            {"address", registration.address()},
+                            {"memory_bytes", registration.memory_budget_bytes()}});
+  plan_is_due_ = true;
+  plan_not_before_ = -absl::InfiniteDuration();
+  Tick();
+  return id;
+}
+
+absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& report) {
+  CARAVAN_RETURN_IF_ERROR(membership_.Heard(worker, report.incarnation()));
+  if (report.has_departure()) {
+    const Member member = *membership_.Find(worker);
+    CARAVAN_RETURN_IF_ERROR(membership_.Leave(worker, report.incarnation()));
+    Lose(member, "it left");
+    Tick();
+    return absl::OkStatus();
+  }
+  const int stage = StageOf(worker);
+  if (stage < 0) return absl::OkStatus();  // of a plan that is over
+  StageState& state = active_->stages[static_cast<size_t>(stage)];
+  const uint64_t version = active_->plan.version;
+  if (report.has_progress() && report.progress().plan_version() == version) {
+    state.loaded_bytes = report.progress().loaded_bytes();
+  } else if (report.has_ready() && report.ready().plan_version() == version) {
+    state.ready = report.ready();
+    const bool all_ready =
+        std::all_of(active_->stages.begin(), active_->stages.end(),
+                    [](const StageState& each) { return each.ready.has_value(); });
+    if (all_ready && !active_->serving) StartServing();
+  } else if (report.has_failure() && report.failure().plan_version() == version) {
+    PipelineBroken(version, absl::UnavailableError(report.failure().message()));
+  }
+  return absl::OkStatus();
+}
+
+void ClusterController::Gone(WorkerId worker, uint64_t incarnation) {
+  const std::optional<Member> member = membership_.Find(worker);
+  if (!member.has_value() || !membership_.Leave(worker, incarnation).ok()) return;
+  Lose(*member, "its connection broke");
+  Tick();
+}
+
+void ClusterController::Lose(const Member& member, const std::string& why) {
+  LogInfo("worker_lost", {{"worker", DescribeWorker(member)}, {"why", why}});
+  const auto link = links_.find(member.id);
+  if (link != links_.end()) {
+    link->second.hang_up();
+    links_.erase(link);
+  }
+  plan_is_due_ = true;
+  const int stage = StageOf(member.id);
+  if (stage < 0) return;
+  plan_not_before_ = -absl::InfiniteDuration();
+  EndPlan(absl::UnavailableError(absl::StrCat(
+      DescribeWorker(member), " was lost (",
+      DescribeStage(active_->plan.stages[static_cast<size_t>(stage)].stage), "): ", why)));
+}
+
+void ClusterController::PipelineBroken(uint64_t plan_version, const absl::Status& why) {
+  if (!active_.has_value() || active_->plan.version != plan_version) return;
+  EndPlan(why);
+  // Most often a worker died, and its own connection says so in a moment; else try again later.
+  plan_is_due_ = true;
+  plan_not_before_ = options_.clock->Now() + options_.retry_delay;
+}
+
+void ClusterController::Tick() {
+  for (const Member& member : membership_.Expire()) {
+    Lose(member, absl::StrCat("not heard of for ",
+                              absl::FormatDuration(options_.clock->Now() - member.last_heard)));
+  }
+  if (plan_is_due_ && options_.clock->Now() >= plan_not_before_) MaybePlan();
+  driver_->SetWaitingReason(PipelineState());
+}
+
+void ClusterController::MaybePlan() {
+  const int missing =
+      (planned_once_ ? 1 : options_.min_workers) - static_cast<int>(membership_.Members().size());
+  if (missing > 0) {
+    waiting_reason_ =
+        absl::StrCat("waiting for ", missing, " more worker", missing == 1 ? "" : "s", " to join");
+    plan_is_due_ = false;
+    return;
+  }
+  absl::StatusOr<PipelinePlan> plan = MakePlan();
+  if (!active_.has_value()) {
+    plan_is_due_ = false;
+    if (plan.ok()) {
+      StartLoading(*std::move(plan));
+    } else {
+      waiting_reason_ = std::string(plan.status().message());
+      LogWarning("no_plan", {{"reason", waiting_reason_}});
+    }
+    return;
+  }
+  if (!plan.ok() || SameStages(*plan, active_->plan)) {
+    plan_is_due_ = false;
+    driver_->ResumeAdmission();
+    return;
+  }
+  // Another split is better now: let the running jobs end, start no other, then switch.
+  driver_->PauseAdmission();
+  if (active_->serving && !driver_->Idle()) return;
+  plan_is_due_ = false;
+  EndPlan(absl::UnavailableError("the pipeline is being planned anew"));
+  StartLoading(*std::move(plan));
+}
+
+absl::StatusOr<PipelinePlan> ClusterController::MakePlan() const {
+  std::vector<PlannerWorker> workers;
+  for (const Member& member : membership_.Members()) {
+    workers.push_back({member.id, DescribeWorker(member),
+                       static_cast<int64_t>(member.registration.memory_budget_bytes())});
+  }
+  PlannerOptions planner;
+  planner.version = last_version_ + 1;
+  planner.context_tokens = WholeBlocks(options_.context_tokens);
+  planner.kv_tokens = WholeBlocks(options_.kv_tokens);
+  return PlanStages(options_.cost, workers, planner);
+}
+
+void ClusterController::StartLoading(PipelinePlan plan) {
+  planned_once_ = true;
+  last_version_ = plan.version;
+  active_.emplace();
+  active_->plan = std::move(plan);
+  active_->stages.resize(active_->plan.stages.size());
+  const std::vector<StagePlan>& stages = active_->plan.stages;
+  for (size_t i = 0; i < stages.size(); ++i) {
+    v1::WorkerOrder order;
+    v1::LoadStage& load = *order.mutable_load_stage();
+    load.set_plan_version(active_->plan.version);
+    *load.mutable_stage() = ToProto(stages[i].stage);
+    *load.mutable_model() = options_.model;
+    load.set_kv_budget_bytes(static_cast<uint64_t>(stages[i].kv_bytes));
+    load.set_max_step_tokens(static_cast<uint32_t>(options_.max_step_tokens));
+    load.set_context_tokens(static_cast<uint32_t>(options_.context_tokens));
+    if (i + 1 < stages.size()) {
+      const Member next = *membership_.Find(stages[i + 1].worker);
+      load.set_next_address(next.registration.address());
+      load.set_next_incarnation(next.incarnation);
+    }
+    LogInfo("stage_planned", {{"plan", active_->plan.version},
+                              {"worker", DescribeWorker(*membership_.Find(stages[i].worker))},
+                              {"stage", DescribeStage(stages[i].stage)},
+                              {"weight_bytes", stages[i].weight_bytes},
+                              {"kv_bytes", stages[i].kv_bytes}});
+    SendOrder(stages[i].worker, std::move(order));
+  }
+}
+
+void ClusterController::StartServing() {
+  const uint64_t version = active_->plan.version;
+  const Member first = *membership_.Find(active_->plan.stages.front().worker);
+  absl::StatusOr<std::unique_ptr<ActivationChannel>> first_hop =
+      open_first_hop_(first.registration.address(), first.incarnation, version);
+  if (!first_hop.ok()) {
+    PipelineBroken(version, first_hop.status());
+    return;
+  }
+  PipelineDriver::Pipeline pipeline;
+  pipeline.plan_version = version;
+  pipeline.num_stages = static_cast<int>(active_->stages.size());
+  pipeline.kv_block_tokens = kKvBlockTokens;
+  pipeline.kv_blocks = INT64_MAX;
+  for (const StageState& stage : active_->stages) {
+    pipeline.kv_blocks = std::min<int64_t>(pipeline.kv_blocks, stage.ready->kv_blocks());
+  }
+  pipeline.max_step_tokens = options_.max_step_tokens;
+  pipeline.first_hop = *std::move(first_hop);
+  LogInfo("pipeline_serving", {{"plan", version},
+                               {"stages", pipeline.num_stages},
+                               {"kv_tokens", pipeline.kv_blocks * kKvBlockTokens}});
+  active_->serving = true;
+  driver_->Attach(std::move(pipeline));
+  driver_->ResumeAdmission();
+}
+
+void ClusterController::EndPlan(const absl::Status& why) {
+  LogInfo("pipeline_ended", {{"plan", active_->plan.version}, {"why", why.message()}});
+  waiting_reason_ = std::string(why.message());
+  driver_->Detach(why);
+  v1::WorkerOrder order;
+  order.mutable_drop_stage()->set_plan_version(active_->plan.version);
+  for (const StagePlan& stage : active_->plan.stages) SendOrder(stage.worker, order);
+  active_.reset();
+}
+
+void ClusterController::SendOrder(WorkerId worker, v1::WorkerOrder order) {
+  const auto link = links_.find(worker);
+  if (link != links_.end()) link->second.order(std::move(order));
+}
+
+void ClusterController::Dismiss(const std::string& reason) {
+  v1::WorkerOrder order;
+  order.mutable_dismissal()->set_reason(reason);
+  for (const auto& [id, link] : links_) link.order(order);
+}
+
+int ClusterController::StageOf(WorkerId worker) const {
+  if (!active_.has_value()) return -1;
+  for (size_t i = 0; i < active_->plan.stages.size(); ++i) {
+    if (active_->plan.stages[i].worker == worker) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+std::string ClusterController::DescribeWorker(const Member& member) const {
+  return absl::StrCat("worker ", Number(member.id), " (", member.registration.name(), ")");
+}
+
+std::string ClusterController::PipelineState() const {
+  if (!active_.has_value()) {
+    return waiting_reason_.empty() ? "waiting for workers to join" : waiting_reason_;
+  }
+  return active_->serving ? "serving" : "loading";
+}
+
+v1::GetStatusResponse ClusterController::Status() const {
+  v1::GetStatusResponse response;
+  response.set_model(options_.model.directory());
+  response.set_plan_version(active_.has_value() ? active_->plan.version : 0);
+  response.set_pipeline_state(PipelineState());
+  response.set_serving(active_.has_value() && active_->serving);
+  for (const Member& member : membership_.Members()) {
+    v1::WorkerStatus& worker = *response.add_workers();
+    worker.set_worker_id(Number(member.id));
+    worker.set_name(member.registration.name());
+    worker.set_address(member.registration.address());
+    worker.set_device(member.registration.device());
+    worker.set_memory_budget_bytes(member.registration.memory_budget_bytes());
+    worker.set_state(v1::WORKER_STATE_SPARE);
+    const int stage = StageOf(member.id);
+    if (stage < 0) continue;
+    const StagePlan& plan = active_->plan.stages[static_cast<size_t>(stage)];
+    const StageState& state = active_->stages[static_cast<size_t>(stage)];
+    worker.set_state(state.ready.has_value() ? v1::WORKER_STATE_READY : v1::WORKER_STATE_LOADING);
+    *worker.mutable_stage() = ToProto(plan.stage);
+    worker.set_stage_bytes(static_cast<uint64_t>(plan.weight_bytes));
+    worker.set_loaded_bytes(state.ready.has_value() ? static_cast<uint64_t>(plan.weight_bytes)
+                                                    : state.loaded_bytes);
+    if (state.ready.has_value()) {
+      worker.set_kv_blocks(state.ready->kv_blocks());
+      worker.set_kv_block_tokens(state.ready->kv_block_tokens());
+    }
+  }
+  return response;
+}
+
+}  // namespace caravan

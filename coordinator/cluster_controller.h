@@ -1,0 +1,129 @@
+#ifndef CARAVAN_COORDINATOR_CLUSTER_CONTROLLER_H_
+#define CARAVAN_COORDINATOR_CLUSTER_CONTROLLER_H_
+
+// Who is there, and which pipeline they make: watches the members, makes a plan when it can, has it
+// loaded, and hands the finished pipeline to the driver. Knows neither gRPC nor threads: its owner
+// calls it from one thread, and calls Tick now and then.
+//
+//              enough members, they can hold the model          every stage is ready
+//    waiting ------------------------------------------> loading --------------------> serving
+//       ^        a worker is lost, or a stage fails         |   a worker or a link is    |
+//       +---------------------------------------------------+   lost; more boxes came ---+
+//                                                               and no job runs
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "base/clock.h"
+#include "caravan/v1/cluster.pb.h"
+#include "cluster/activation_channel.h"
+#include "cluster/membership.h"
+#include "cluster/pipeline_plan.h"
+#include "coordinator/pipeline_driver.h"
+#include "model/layer_cost.h"
+#include "model/model_config.h"
+
+namespace caravan {
+
+class ClusterController {
+ public:
+  struct Options {
+    v1::ModelReference model;
+    ModelConfig config;
+    ModelCost cost;
+    int min_workers = 1;            // the first plan waits for this many
+    int64_t context_tokens = 0;     // longest sequence
+    int64_t kv_tokens = 0;          // the KV caches are to hold, if memory allows
+    int64_t max_step_tokens = 512;  // rows that one step may carry
+    absl::Duration heartbeat_interval = absl::Seconds(1);
+    absl::Duration heartbeat_timeout = absl::Seconds(10);
+    absl::Duration retry_delay = absl::Seconds(5);  // after a plan that failed to load
+    uint64_t incarnation = 0;                       // the coordinator's
+    const Clock* clock = &SteadyClock();
+  };
+
+  /// How to reach one worker. Copied; called by the controller's thread; must not block.
+  struct WorkerLink {
+    std::function<void(v1::WorkerOrder)> order;
+    std::function<void()> hang_up;  // ends its Attend call
+  };
+
+  /// `open_first_hop` opens the channel to stage 0; `on_broken` is called by a thread of the
+  /// channel's and must find its way to PipelineBroken.
+  using OpenFirstHop = std::function<absl::StatusOr<std::unique_ptr<ActivationChannel>>(
+      const std::string& address, uint64_t incarnation, uint64_t plan_version)>;
+
+  ClusterController(Options options, PipelineDriver* driver, OpenFirstHop open_first_hop);
+
+  /// A worker wants to belong. On success it has been sent Welcome.
+  /// Errors: as Membership::Join.
+  absl::StatusOr<WorkerId> Join(uint64_t incarnation, const v1::Registration& registration,
+                                WorkerLink link);
+
+  /// Anything that a worker says after Join.
+  /// Errors: Aborted - it is taken for dead, or its incarnation is stale.
+  absl::Status Report(WorkerId worker, const v1::WorkerReport& report);
+
+  /// Its Attend call ended. Nothing happens if it had left already.
+  void Gone(WorkerId worker, uint64_t incarnation);
+
+  /// The driver or the first hop says that plan `plan_version` cannot go on.
+  void PipelineBroken(uint64_t plan_version, const absl::Status& why);
+
+  /// Finds silent workers, makes plans that are due.
+  void Tick();
+
+  /// Tells every worker that the coordinator leaves.
+  void Dismiss(const std::string& reason);
+
+  v1::GetStatusResponse Status() const;
+
+ private:
+  struct StageState {
+    uint64_t loaded_bytes = 0;
+    std::optional<v1::StageReady> ready;
+  };
+  struct ActivePlan {
+    PipelinePlan plan;
+    std::vector<StageState> stages;  // by stage
+    bool serving = false;
+  };
+
+  void Lose(const Member& member, const std::string& why);
+  /// Makes the plan that the present members call for, unless they have it.
+  void MaybePlan();
+  absl::StatusOr<PipelinePlan> MakePlan() const;
+  void StartLoading(PipelinePlan plan);
+  void StartServing();
+  /// Ends the present plan: its jobs fail with `why`, its workers drop their stages.
+  void EndPlan(const absl::Status& why);
+  void SendOrder(WorkerId worker, v1::WorkerOrder order);
+  /// The stage of the present plan that `worker` holds; -1: none.
+  int StageOf(WorkerId worker) const;
+  std::string DescribeWorker(const Member& member) const;
+  std::string PipelineState() const;
+
+  const Options options_;
+  PipelineDriver* const driver_;
+  const OpenFirstHop open_first_hop_;
+  Membership membership_;
+  std::map<WorkerId, WorkerLink> links_;
+  std::optional<ActivePlan> active_;
+  uint64_t last_version_ = 0;
+  bool planned_once_ = false;
+  bool plan_is_due_ = false;  // members came or went, or a plan ended, since MaybePlan settled it
+  absl::Duration plan_not_before_ = -absl::InfiniteDuration();  // on the clock
+  std::string waiting_reason_;                                  // why there is no plan, for people
+};
+
+}  // namespace caravan
+
+#endif  // CARAVAN_COORDINATOR_CLUSTER_CONTROLLER_H_
