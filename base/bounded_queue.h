@@ -10,6 +10,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
+#include "base/clock.h"
 #include "base/mutex.h"
 
 namespace caravan {
@@ -36,14 +37,13 @@ class BoundedQueue {
 
   /// As Pop, but also returns nullopt when `timeout` passes.
   std::optional<T> PopWithTimeout(absl::Duration timeout) {
+    // A deadline: a waiter that wakes to find the item taken must not start its time anew.
+    const absl::Duration deadline = SteadyClock().Now() + timeout;
     MutexLock lock(&mu_);
-    bool timed_out = false;
-    while (items_.empty() && !closed_ && !timed_out) {
-      if (timeout == absl::InfiniteDuration()) {
-        changed_.Wait(&mu_);
-      } else {
-        timed_out = changed_.WaitWithTimeout(&mu_, timeout);
-      }
+    while (items_.empty() && !closed_) {
+      const absl::Duration left = deadline - SteadyClock().Now();
+      if (left <= absl::ZeroDuration()) break;
+      changed_.WaitWithTimeout(&mu_, left);
     }
     if (items_.empty()) return std::nullopt;
     std::optional<T> item(std::move(items_.front()));

@@ -30,7 +30,8 @@ class FileDescriptor {
 };
 
 absl::Status ErrnoStatus(int error, absl::string_view path) {
-  // absl's message carries strerror's text.
+  // absl's message carries strerror's text. A path that leads through a file names no file either.
+  if (error == ENOTDIR) error = ENOENT;
   return absl::ErrnoToStatus(error, path);
 }
 
@@ -40,7 +41,8 @@ struct OpenFile {
 };
 
 absl::StatusOr<OpenFile> OpenForReading(const std::string& path) {
-  FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  // O_NONBLOCK: opening a pipe would otherwise wait for its writer before it can be refused.
+  FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
   if (fd.get() < 0) return ErrnoStatus(errno, path);
   struct stat info;
   if (::fstat(fd.get(), &info) != 0) return ErrnoStatus(errno, path);

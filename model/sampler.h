@@ -22,6 +22,8 @@ absl::Status CheckSamplingParams(const v1::SamplingParams& params);
 
 /// `position` is that of the token to be drawn: with `params.seed` it fixes the draw, whatever the
 /// batch. Equal logits go to the lower id. Order of the filters: temperature, top_k, top_p.
+/// Any logits give a token within range: NaN counts as -inf, and where the largest is infinite, all
+/// that equal it share the probability evenly.
 /// REQUIRES: logits is not empty; CheckSamplingParams(params) is OK.
 SampledToken SampleToken(absl::Span<const float> logits, const v1::SamplingParams& params,
                          int64_t position);

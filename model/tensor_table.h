@@ -39,6 +39,7 @@ std::vector<TensorSpec> LayerTensors(const ModelConfig& config, int layer);
 std::vector<TensorSpec> EmbeddingTensors(const ModelConfig& config);
 /// The final norm, and the output projection (the embedding again when they are tied).
 std::vector<TensorSpec> HeadTensors(const ModelConfig& config);
+/// Each tensor once, even when the stage embeds, has the head, and the two are tied.
 std::vector<TensorSpec> StageTensors(const ModelConfig& config, const StageSpec& stage);
 
 /// The name of the scales that go with an FP8 matrix.

@@ -1,0 +1,143 @@
+#include "model/checkpoint.h"
+
+#include <algorithm>
+#include <map>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "base/status_macros.h"
+
+namespace caravan {
+namespace {
+
+using nlohmann::json;
+
+constexpr int64_t kMaxConfigBytes = int64_t{1} << 24;
+constexpr char kIndexName[] = "model.safetensors.index.json";
+constexpr char kSingleFileName[] = "model.safetensors";
+
+/// FNV-1a of 64 bits (Fowler, Noll, Vo), over bytes whose order does not depend on the machine.
+class Fingerprint {
+ public:
+  /// The length goes first, so that neighbours cannot trade bytes.
+  void AddText(absl::string_view text) {
+    AddInt(static_cast<int64_t>(text.size()));
+    for (const char c : text) AddByte(static_cast<uint8_t>(c));
+  }
+  void AddInt(int64_t value) {
+    for (int i = 0; i < 8; ++i)
+      AddByte(static_cast<uint8_t>(static_cast<uint64_t>(value) >> (8 * i)));
+  }
+  uint64_t value() const { return hash_; }
+
+ private:
+  void AddByte(uint8_t byte) { hash_ = (hash_ ^ byte) * 0x100000001b3; }
+  uint64_t hash_ = 0xcbf29ce484222325;
+};
+
+/// A plain file name: an index must not lead out of its directory.
+bool IsShardName(const std::string& name) {
+  return absl::EndsWith(name, ".safetensors") &&
+         name.find_first_of(std::string("/\0", 2)) == std::string::npos;
+}
+
+/// Which shard each tensor is in, as the index says.
+absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& path) {
+  CARAVAN_ASSIGN_OR_RETURN(const json index, ReadJsonFile(path));
+  CARAVAN_ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::Of(index, path));
+  CARAVAN_ASSIGN_OR_RETURN(const JsonFields weight_map, fields.Object("weight_map"));
+  std::map<std::string, std::string> shard_names;
+  for (const auto& [tensor, value] : index["weight_map"].items()) {
+    CARAVAN_ASSIGN_OR_RETURN(std::string shard, weight_map.String(tensor));
+    if (!IsShardName(shard)) {
+      return weight_map.Error(tensor, absl::StrCat("is \"", shard,
+                                                   "\", not the name of a .safetensors file in "
+                                                   "the same directory"));
+    }
+    shard_names[tensor] = std::move(shard);
+  }
+  if (shard_names.empty()) return fields.Error("weight_map", "names no tensor");
+  return shard_names;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& directory) {
+  auto checkpoint = std::unique_ptr<Checkpoint>(new Checkpoint());
+  checkpoint->directory_ = directory;
+  const std::string config_path = JoinPath(directory, "config.json");
+  CARAVAN_ASSIGN_OR_RETURN(checkpoint->config_json_, ReadFile(config_path, kMaxConfigBytes));
+  CARAVAN_ASSIGN_OR_RETURN(checkpoint->config_,
+                           ParseModelConfig(checkpoint->config_json_, config_path));
+
+  std::map<std::string, const SafetensorsFile*> shards;  // by name
+  const auto open_shard = [&](const std::string& name) -> absl::Status {
+    const SafetensorsFile*& shard = shards[name];
+    if (shard != nullptr) return absl::OkStatus();
+    CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<SafetensorsFile> file,
+                             SafetensorsFile::Open(JoinPath(directory, name)));
+    shard = file.get();
+    checkpoint->shards_.push_back(std::move(file));
+    return absl::OkStatus();
+  };
+
+  const std::string index_path = JoinPath(directory, kIndexName);
+  std::map<std::string, std::string> shard_names;
+  if (FileExists(index_path)) {
+    CARAVAN_ASSIGN_OR_RETURN(shard_names, ReadIndex(index_path));
+  } else if (FileExists(JoinPath(directory, kSingleFileName))) {
+    CARAVAN_RETURN_IF_ERROR(open_shard(kSingleFileName));
+    for (std::string& tensor : shards[kSingleFileName]->TensorNames()) {
+      shard_names[std::move(tensor)] = kSingleFileName;
+    }
+  } else {
+    return absl::NotFoundError(
+        absl::StrCat(directory, ": holds neither ", kIndexName, " nor ", kSingleFileName));
+  }
+
+  Fingerprint fingerprint;
+  fingerprint.AddText(checkpoint->config_json_);
+  for (const auto& [tensor, shard_name] : shard_names) {
+    CARAVAN_RETURN_IF_ERROR(Annotate(open_shard(shard_name), absl::StrCat("tensor ", tensor)));
+    const SafetensorsFile* const shard = shards[shard_name];
+    const TensorInfo* const info = shard->Find(tensor);
+    if (info == nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          index_path, ": tensor ", tensor, " is said to be in ", shard_name, ", which lacks it"));
+    }
+    checkpoint->shard_of_[tensor] = shard;
+    fingerprint.AddText(tensor);
+    fingerprint.AddText(DTypeName(info->dtype));
+    fingerprint.AddInt(static_cast<int64_t>(info->shape.size()));
+    for (const int64_t dim : info->shape) fingerprint.AddInt(dim);
+    fingerprint.AddText(shard_name);
+    fingerprint.AddInt(shard->Offset(tensor));
+  }
+  checkpoint->fingerprint_ = fingerprint.value();
+  return checkpoint;
+}
+
+std::vector<std::string> Checkpoint::TensorNames() const {
+  std::vector<std::string> names;
+  names.reserve(shard_of_.size());
+  for (const auto& [name, shard] : shard_of_) names.push_back(name);
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+const TensorInfo* Checkpoint::Find(absl::string_view name) const {
+  const auto it = shard_of_.find(name);
+  return it == shard_of_.end() ? nullptr : it->second->Find(name);
+}
+
+absl::Status Checkpoint::Read(absl::string_view name, absl::Span<std::byte> out) const {
+  const auto it = shard_of_.find(name);
+  CARAVAN_CHECK(it != shard_of_.end());
+  return it->second->Read(name, out);
+}
+
+}  // namespace caravan

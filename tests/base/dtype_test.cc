@@ -1,0 +1,79 @@
+#include "base/dtype.h"
+
+#include <cmath>
+#include <limits>
+
+#include "gtest/gtest.h"
+
+namespace caravan {
+namespace {
+
+/// IEEE 754-2019, section 3.4, for a format without infinities or NaN: (-1)^s 2^(e - bias) 1.m, and
+/// 2^(1 - bias) 0.m where e is 0.
+double Decode(int sign, int exponent, int mantissa, int mantissa_bits, int bias) {
+  const double fraction = std::ldexp(mantissa, -mantissa_bits);
+  const double magnitude =
+      exponent == 0 ? std::ldexp(fraction, 1 - bias) : std::ldexp(1 + fraction, exponent - bias);
+  return sign != 0 ? -magnitude : magnitude;
+}
+
+void ExpectSame(double expected, float actual, int bits) {
+  if (std::isnan(expected)) {
+    EXPECT_TRUE(std::isnan(actual)) << "bits " << bits;
+    return;
+  }
+  EXPECT_EQ(expected, static_cast<double>(actual)) << "bits " << bits;
+  EXPECT_EQ(std::signbit(expected), std::signbit(actual)) << "bits " << bits;
+}
+
+/// As Decode, where the largest exponent means infinity (mantissa 0) or NaN.
+double DecodeIeee(int bits, int exponent_bits, int mantissa_bits) {
+  const int sign = bits >> (exponent_bits + mantissa_bits);
+  const int top = (1 << exponent_bits) - 1;
+  const int exponent = (bits >> mantissa_bits) & top;
+  const int mantissa = bits & ((1 << mantissa_bits) - 1);
+  if (exponent < top) return Decode(sign, exponent, mantissa, mantissa_bits, top / 2);
+  if (mantissa != 0) return std::numeric_limits<double>::quiet_NaN();
+  const double infinity = std::numeric_limits<double>::infinity();
+  return sign != 0 ? -infinity : infinity;
+}
+
+TEST(DTypeTest, DecodesEveryFloat16) {
+  for (int bits = 0; bits < 65536; ++bits) {
+    ExpectSame(DecodeIeee(bits, 5, 10), Float16ToFloat(static_cast<uint16_t>(bits)), bits);
+  }
+}
+
+TEST(DTypeTest, DecodesEveryBFloat16) {
+  for (int bits = 0; bits < 65536; ++bits) {
+    ExpectSame(DecodeIeee(bits, 8, 7), BFloat16ToFloat(static_cast<uint16_t>(bits)), bits);
+  }
+}
+
+TEST(DTypeTest, DecodesEveryFloat8E4M3) {
+  for (int bits = 0; bits < 256; ++bits) {
+    const double expected = (bits & 0x7f) == 0x7f
+                                ? std::numeric_limits<double>::quiet_NaN()
+                                : Decode(bits >> 7, (bits >> 3) & 15, bits & 7, 3, 7);
+    ExpectSame(expected, Float8E4M3ToFloat(static_cast<uint8_t>(bits)), bits);
+  }
+  EXPECT_EQ(Float8E4M3ToFloat(0x7e), 448.0f);  // The format's largest value.
+}
+
+TEST(DTypeTest, HasNameAndSizeOfEach) {
+  for (const auto& [dtype, name, bytes] : {std::tuple{DType::kF32, "F32", 4},
+                                           {DType::kF16, "F16", 2},
+                                           {DType::kBF16, "BF16", 2},
+                                           {DType::kF8E4M3, "F8_E4M3", 1},
+                                           {DType::kI32, "I32", 4}}) {
+    EXPECT_EQ(DTypeName(dtype), name);
+    EXPECT_EQ(DTypeBytes(dtype), bytes) << name;
+    EXPECT_EQ(ParseDType(name), dtype) << name;
+  }
+  for (const char* name : {"", "f32", "F64", "I64", "BOOL", "F8_E5M2", "F32 "}) {
+    EXPECT_EQ(ParseDType(name), std::nullopt) << name;
+  }
+}
+
+}  // namespace
+}  // namespace caravan
