@@ -64,6 +64,8 @@ struct RouterShape {
   int64_t topk_group = 1;
   ScoringFunc scoring_func = ScoringFunc::kSigmoid;
   TopkMethod topk_method = TopkMethod::kNoauxTc;
+  // Weights are divided by (their sum + 1e-20). The scaling factor is then applied by kNoauxTc only
+  // (V3 normalises and scales, V2 does one or the other); without norm_topk_prob, by every method.
   bool norm_topk_prob = true;
   float routed_scaling_factor = 1;
 };

@@ -1,0 +1,164 @@
+#include "kernels/cpu/cpu_backend.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/status_macros.h"
+#include "kernels/cpu/expert_ffn.h"
+#include "kernels/cpu/lanes.h"
+#include "kernels/cpu/mla_attention.h"
+#include "kernels/cpu/router.h"
+#include "kernels/cpu/weight_tile.h"
+
+namespace caravan {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+class CpuBackend : public Backend {
+ public:
+  CpuBackend(const RowOps& ops, int num_threads)
+      : ops_(ops), lanes_(num_threads), attention_(ops, lanes_), ffn_(ops, lanes_) {}
+
+  std::string Name() const override {
+    return absl::StrCat("cpu (", ops_.name, ", ", lanes_.num_threads(),
+                        lanes_.num_threads() == 1 ? " thread)" : " threads)");
+  }
+
+  void Embed(const Matrix& table, absl::Span<const int32_t> ids, float* out) override {
+    for (const int32_t id : ids) {
+      CARAVAN_CHECK(id >= 0 && id < table.rows);
+      DecodeRow(ops_, table, id, 0, table.cols, out);
+      out += table.cols;
+    }
+  }
+
+  void RmsNorm(const float* x, int64_t num_rows, int64_t width, const float* weight, float eps,
+               float* out) override {
+    for (int64_t t = 0; t < num_rows; ++t) {
+      NormRow(x + t * width, width, weight, eps, out + t * width);
+    }
+  }
+
+  void MatMul(const Matrix& w, const float* x, int64_t num_rows, float* out) override {
+    if (num_rows == 0) return;
+    inputs_.resize(num_rows);
+    for (int64_t t = 0; t < num_rows; ++t) inputs_[t] = x + t * w.cols;
+    lanes_.ForEach(Tiles(w.rows), ProductWork(w.rows * w.cols, num_rows),
+                   [&](int64_t tile, LaneScratch& scratch) {
+                     const int64_t first = tile * kTileRows;
+                     MultiplyTile(ops_, w, first, std::min(kTileRows, w.rows - first), inputs_,
+                                  scratch, out + first, w.rows);
+                   });
+  }
+
+  void Add(const float* x, int64_t count, float* y) override { ops_.axpy(1, x, count, y); }
+
+  void RotateQueries(const MlaShape& shape, const RopeTable& rope,
+                     absl::Span<const SequenceRows> sequences, float* q) override {
+    for (const SequenceRows& sequence : sequences) {
+      for (int64_t i = 0; i < sequence.num_rows; ++i) {
+        SetAngles(rope, sequence.first_position + i);
+        float* row = q + (sequence.first_row + i) * shape.num_heads * shape.q_head_dim();
+        for (int64_t head = 0; head < shape.num_heads; ++head) {
+          float* pairs = row + head * shape.q_head_dim() + shape.qk_nope_head_dim;
+          Rotate(pairs, pairs);
+        }
+      }
+    }
+  }
+
+  void WriteKv(const MlaShape& shape, const RopeTable& rope, const float* norm_weight, float eps,
+               absl::Span<const SequenceRows> sequences, int64_t block_tokens,
+               const float* kv_a) override {
+    for (const SequenceRows& sequence : sequences) {
+      for (int64_t i = 0; i < sequence.num_rows; ++i) {
+        const int64_t position = sequence.first_position + i;
+        const float* source = kv_a + (sequence.first_row + i) * shape.kv_width();
+        float* target = sequence.kv_blocks[position / block_tokens] +
+                        position % block_tokens * shape.kv_width();
+        NormRow(source, shape.kv_lora_rank, norm_weight, eps, target);
+        SetAngles(rope, position);
+        Rotate(source + shape.kv_lora_rank, target + shape.kv_lora_rank);
+      }
+    }
+  }
+
+  void MlaAttention(const MlaShape& shape, const Matrix& kv_b,
+                    absl::Span<const SequenceRows> sequences, int64_t block_tokens, const float* q,
+                    float* out) override {
+    attention_.Run(shape, kv_b, sequences, block_tokens, q, out);
+  }
+
+  void Ffn(const FfnWeights& ffn, const float* x, int64_t num_rows, float* out) override {
+    ffn_.RunDense(ffn, x, num_rows, out);
+  }
+
+  void Route(const RouterShape& shape, const float* logits, const float* bias, int64_t num_rows,
+             int32_t* expert_ids, float* weights) override {
+    for (int64_t t = 0; t < num_rows; ++t) {
+      router_.Route(shape, logits + t * shape.n_routed_experts, bias,
+                    expert_ids + t * shape.num_experts_per_tok,
+                    weights + t * shape.num_experts_per_tok);
+    }
+  }
+
+  void RoutedExperts(absl::Span<const FfnWeights> experts, const float* x, int64_t num_rows,
+                     const int32_t* expert_ids, const float* weights, int64_t k,
+                     float* out) override {
+    ffn_.RunExperts(experts, x, num_rows, expert_ids, weights, k, out);
+  }
+
+ private:
+  void NormRow(const float* x, int64_t width, const float* weight, float eps, float* out) {
+    const float mean = ops_.sum_squares(x, width) / static_cast<float>(width);
+    ops_.scale_by(x, 1 / std::sqrt(mean + eps), weight, width, out);
+  }
+
+  /// The angles in double: in float, position 100,000 would be off by 0.004.
+  void SetAngles(const RopeTable& rope, int64_t position) {
+    cosines_.resize(rope.inv_freq.size());
+    sines_.resize(rope.inv_freq.size());
+    for (size_t i = 0; i < rope.inv_freq.size(); ++i) {
+      const double angle = static_cast<double>(position) * rope.inv_freq[i];
+      cosines_[i] = static_cast<float>(rope.amplitude * std::cos(angle));
+      sines_[i] = static_cast<float>(rope.amplitude * std::sin(angle));
+    }
+  }
+
+  /// Turns the pairs of x by the angles that were set. out may be x.
+  void Rotate(const float* x, float* out) const {
+    for (size_t i = 0; i < cosines_.size(); ++i) {
+      const float real = x[2 * i];
+      const float imaginary = x[2 * i + 1];
+      out[2 * i] = real * cosines_[i] - imaginary * sines_[i];
+      out[2 * i + 1] = real * sines_[i] + imaginary * cosines_[i];
+    }
+  }
+
+  const RowOps& ops_;
+  Lanes lanes_;
+  CpuMlaAttention attention_;
+  CpuExpertFfn ffn_;
+  Router router_;
+  std::vector<const float*> inputs_;
+  std::vector<float> cosines_;
+  std::vector<float> sines_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& options) {
+  if (options.num_threads < 1 || options.num_threads > kMaxThreads) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("number of threads: ", options.num_threads, " is not in [1, 1024]"));
+  }
+  CARAVAN_ASSIGN_OR_RETURN(const RowOps* ops, RowOpsFor(options.isa));
+  return std::make_unique<CpuBackend>(*ops, options.num_threads);
+}
+
+}  // namespace caravan

@@ -1,0 +1,239 @@
+// RowOps in AVX2, FMA and F16C. Compiled with those switched on, so nothing here may use an inline
+// function that other files also use: the linker could keep this file's copy for CPUs that lack
+// them. Tails shorter than a vector go through masks, or a padded copy, and the same instructions.
+
+#include "kernels/cpu/row_ops.h"
+
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+
+#include <immintrin.h>
+
+#include <cstring>
+
+namespace caravan {
+namespace {
+
+constexpr int64_t kLanes = 8;
+
+/// All ones in the first `count` lanes, count < 8.
+inline __m256i FirstLanes(int64_t count) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(count)), lane);
+}
+
+inline float SumLanes(__m256 v) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+// --- decoding ------------------------------------------------------------------------------------
+
+/// Runs kEight, which decodes 8 elements, over n.
+template <int64_t kElementBytes, __m256 (*kEight)(const unsigned char*)>
+void Decode(const void* src, int64_t n, float scale, float* dst) {
+  const auto* bytes = static_cast<const unsigned char*>(src);
+  const __m256 scales = _mm256_set1_ps(scale);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    _mm256_storeu_ps(dst + i, _mm256_mul_ps(kEight(bytes + i * kElementBytes), scales));
+  }
+  if (i == n) return;
+  unsigned char padded[kLanes * 4] = {};
+  std::memcpy(padded, bytes + i * kElementBytes, (n - i) * kElementBytes);
+  _mm256_maskstore_ps(dst + i, FirstLanes(n - i), _mm256_mul_ps(kEight(padded), scales));
+}
+
+inline __m128i Load128(const unsigned char* src) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(src));
+}
+
+inline __m256 EightF32(const unsigned char* src) {
+  return _mm256_castsi256_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(src)));
+}
+
+inline __m256 EightF16(const unsigned char* src) { return _mm256_cvtph_ps(Load128(src)); }
+
+inline __m256 EightBF16(const unsigned char* src) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(Load128(src)), 16));
+}
+
+// E4M3's exponent and mantissa, moved into a binary16's place, are the value times 2^-8 (biases 7
+// and 15), subnormals included; 0x7f and 0xff, which would be 480, become NaNs.
+inline __m256 EightF8E4M3(const unsigned char* src) {
+  const __m128i codes = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(src)));
+  const __m128i moved = _mm_slli_epi16(codes, 7);
+  const __m128i half = _mm_and_si128(moved, _mm_set1_epi16(static_cast<int16_t>(0xbf80)));
+  const __m128i all_ones = _mm_set1_epi16(0x3f80);
+  const __m128i is_nan = _mm_cmpeq_epi16(_mm_and_si128(moved, all_ones), all_ones);
+  const __m128i with_nan = _mm_or_si128(half, _mm_and_si128(is_nan, _mm_set1_epi16(0x7e00)));
+  return _mm256_mul_ps(_mm256_cvtph_ps(with_nan), _mm256_set1_ps(256));
+}
+
+// --- dot products --------------------------------------------------------------------------------
+
+constexpr int64_t kDotColumns = 4;  // rows of w at a time
+constexpr int64_t kDotRows = 3;     // rows of x at a time: 12 sums, 4 + 1 operands, 16 registers
+
+/// Dot products of kRows rows of x with four of w: a sum of 8 lanes for each pair.
+template <int64_t kRows>
+void DotBlock(const float* const* w, int64_t num_w, const float* const* x, int64_t n, float* out,
+              int64_t out_stride) {
+  // Short of four, the last row stands in for the missing ones; its extra results are dropped.
+  const float* column[kDotColumns];
+  for (int64_t j = 0; j < kDotColumns; ++j) column[j] = w[j < num_w ? j : num_w - 1];
+  __m256 sums[kRows][kDotColumns];
+  for (auto& row : sums) {
+    for (__m256& sum : row) sum = _mm256_setzero_ps();
+  }
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    __m256 b[kDotColumns];
+    for (int64_t j = 0; j < kDotColumns; ++j) b[j] = _mm256_loadu_ps(column[j] + i);
+    for (int64_t r = 0; r < kRows; ++r) {
+      const __m256 a = _mm256_loadu_ps(x[r] + i);
+      for (int64_t j = 0; j < kDotColumns; ++j) {
+        sums[r][j] = _mm256_fmadd_ps(a, b[j], sums[r][j]);
+      }
+    }
+  }
+  if (i < n) {
+    const __m256i mask = FirstLanes(n - i);
+    for (int64_t r = 0; r < kRows; ++r) {
+      const __m256 a = _mm256_maskload_ps(x[r] + i, mask);
+      for (int64_t j = 0; j < kDotColumns; ++j) {
+        sums[r][j] = _mm256_fmadd_ps(a, _mm256_maskload_ps(column[j] + i, mask), sums[r][j]);
+      }
+    }
+  }
+  for (int64_t r = 0; r < kRows; ++r) {
+    for (int64_t j = 0; j < num_w && j < kDotColumns; ++j) {
+      out[r * out_stride + j] += SumLanes(sums[r][j]);
+    }
+  }
+}
+
+void Dots(const float* const* w, int64_t num_w, const float* const* x, int64_t num_x, int64_t n,
+          float* out, int64_t out_stride) {
+  int64_t i = 0;
+  while (i < num_x) {
+    const int64_t rows = num_x - i < kDotRows ? num_x - i : kDotRows;
+    const auto block = rows == 3 ? DotBlock<3> : rows == 2 ? DotBlock<2> : DotBlock<1>;
+    for (int64_t j = 0; j < num_w; j += kDotColumns) {
+      block(w + j, num_w - j, x + i, n, out + i * out_stride + j, out_stride);
+    }
+    i += rows;
+  }
+}
+
+float SumSquares(const float* x, int64_t n) {
+  float sum = 0;
+  DotBlock<1>(&x, 1, &x, n, &sum, 1);
+  return sum;
+}
+
+// --- sums of rows --------------------------------------------------------------------------------
+
+/// weighted_sums for kOut rows of out and kVectors * 8 of their columns.
+template <int64_t kOut, int64_t kVectors>
+inline void SumBlock(const float* weights, int64_t weights_stride, const float* const* rows,
+                     int64_t num_rows, int64_t column, float* out, int64_t out_stride) {
+  __m256 sums[kOut][kVectors];
+  for (int64_t i = 0; i < kOut; ++i) {
+    for (int64_t v = 0; v < kVectors; ++v) {
+      sums[i][v] = _mm256_loadu_ps(out + i * out_stride + column + v * kLanes);
+    }
+  }
+  for (int64_t j = 0; j < num_rows; ++j) {
+    __m256 b[kVectors];
+    for (int64_t v = 0; v < kVectors; ++v) {
+      b[v] = _mm256_loadu_ps(rows[j] + column + v * kLanes);
+    }
+    for (int64_t i = 0; i < kOut; ++i) {
+      const __m256 a = _mm256_set1_ps(weights[i * weights_stride + j]);
+      for (int64_t v = 0; v < kVectors; ++v) sums[i][v] = _mm256_fmadd_ps(a, b[v], sums[i][v]);
+    }
+  }
+  for (int64_t i = 0; i < kOut; ++i) {
+    for (int64_t v = 0; v < kVectors; ++v) {
+      _mm256_storeu_ps(out + i * out_stride + column + v * kLanes, sums[i][v]);
+    }
+  }
+}
+
+template <int64_t kOut>
+void SumRows(const float* weights, int64_t weights_stride, const float* const* rows,
+             int64_t num_rows, int64_t n, float* out, int64_t out_stride) {
+  int64_t c = 0;
+  for (; c + 4 * kLanes <= n; c += 4 * kLanes) {
+    SumBlock<kOut, 4>(weights, weights_stride, rows, num_rows, c, out, out_stride);
+  }
+  for (; c + kLanes <= n; c += kLanes) {
+    SumBlock<kOut, 1>(weights, weights_stride, rows, num_rows, c, out, out_stride);
+  }
+  if (c == n) return;
+  const __m256i mask = FirstLanes(n - c);
+  for (int64_t i = 0; i < kOut; ++i) {
+    __m256 sum = _mm256_maskload_ps(out + i * out_stride + c, mask);
+    for (int64_t j = 0; j < num_rows; ++j) {
+      sum = _mm256_fmadd_ps(_mm256_set1_ps(weights[i * weights_stride + j]),
+                            _mm256_maskload_ps(rows[j] + c, mask), sum);
+    }
+    _mm256_maskstore_ps(out + i * out_stride + c, mask, sum);
+  }
+}
+
+void WeightedSums(const float* weights, int64_t weights_stride, const float* const* rows,
+                  int64_t num_rows, int64_t n, float* out, int64_t out_stride, int64_t num_out) {
+  int64_t i = 0;
+  while (i < num_out) {
+    const int64_t count = num_out - i < 2 ? 1 : 2;
+    const auto sum = count == 2 ? SumRows<2> : SumRows<1>;
+    sum(weights + i * weights_stride, weights_stride, rows, num_rows, n, out + i * out_stride,
+        out_stride);
+    i += count;
+  }
+}
+
+void Axpy(float a, const float* x, int64_t n, float* y) { SumRows<1>(&a, 1, &x, 1, n, y, n); }
+
+// --- element by element --------------------------------------------------------------------------
+
+void ScaleBy(const float* x, float scale, const float* weight, int64_t n, float* out) {
+  for (int64_t i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
+}
+
+void Scale(float a, int64_t n, float* y) {
+  for (int64_t i = 0; i < n; ++i) y[i] *= a;
+}
+
+constexpr RowOps kOps = {
+    .isa = CpuIsa::kAvx2,
+    .name = "avx2",
+    .decode_f32 = Decode<4, EightF32>,
+    .decode_f16 = Decode<2, EightF16>,
+    .decode_bf16 = Decode<2, EightBF16>,
+    .decode_f8e4m3 = Decode<1, EightF8E4M3>,
+    .dots = Dots,
+    .weighted_sums = WeightedSums,
+    .sum_squares = SumSquares,
+    .scale_by = ScaleBy,
+    .axpy = Axpy,
+    .scale = Scale,
+};
+
+}  // namespace
+
+const RowOps* Avx2RowOps() { return &kOps; }
+
+}  // namespace caravan
+
+#else
+
+namespace caravan {
+
+const RowOps* Avx2RowOps() { return nullptr; }
+
+}  // namespace caravan
+
+#endif

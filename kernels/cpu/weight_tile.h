@@ -1,0 +1,42 @@
+#ifndef CARAVAN_KERNELS_CPU_WEIGHT_TILE_H_
+#define CARAVAN_KERNELS_CPU_WEIGHT_TILE_H_
+
+// Products with a few rows of a weight matrix: the unit of work of every matrix product. Each
+// weight is decoded once into a buffer that fits the first-level cache, whatever the number of
+// activation rows.
+
+#include <cstdint>
+
+#include "absl/types/span.h"
+#include "kernels/cpu/lanes.h"
+#include "kernels/cpu/row_ops.h"
+#include "kernels/matrix.h"
+
+namespace caravan {
+
+/// Rows of a tile. With kTileColumns floats each, 32 KiB decoded.
+inline constexpr int64_t kTileRows = 16;
+
+/// Columns that are summed before they are added to the result. Part of the order of sums.
+inline constexpr int64_t kTileColumns = 512;
+
+inline constexpr int64_t Tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+
+/// Multiply-adds of a product with `num_weights` weights, the decoding counted as two more rows.
+inline constexpr int64_t ProductWork(int64_t num_weights, int64_t num_rows) {
+  return num_weights * (num_rows + 2);
+}
+
+/// dst[i] = w[row, first_col + i] for i < n, scales applied.
+void DecodeRow(const RowOps& ops, const Matrix& w, int64_t row, int64_t first_col, int64_t n,
+               float* dst);
+
+/// out[t * out_stride + r] = x[t] . w[first_row + r] for every t and r < num_rows <= kTileRows.
+/// x[t] [w.cols]. Uses scratch.weights, weight_columns and pointers[0].
+void MultiplyTile(const RowOps& ops, const Matrix& w, int64_t first_row, int64_t num_rows,
+                  absl::Span<const float* const> x, LaneScratch& scratch, float* out,
+                  int64_t out_stride);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_KERNELS_CPU_WEIGHT_TILE_H_
