@@ -1,0 +1,205 @@
+#ifndef CARAVAN_COORDINATOR_PIPELINE_DRIVER_H_
+#define CARAVAN_COORDINATOR_PIPELINE_DRIVER_H_
+
+// Runs jobs over the pipeline of the present plan: keeps steps in flight, hands out what comes
+// home. Knows no worker, no plan but its version, and no wire but the first hop's sending end.
+//
+//                    Attach
+//   without pipeline ------> serving      A job that runs when its pipeline goes fails; one that is
+//                    <------              queued waits for the next, for pipeline_timeout.
+//       Detach, or a pipeline that broke
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "base/clock.h"
+#include "base/mutex.h"
+#include "caravan/v1/jobs.pb.h"
+#include "caravan/v1/pipeline.pb.h"
+#include "cluster/activation_channel.h"
+#include "coordinator/job.h"
+#include "coordinator/job_stream.h"
+#include "coordinator/scheduler.h"
+#include "coordinator/sequence.h"
+
+namespace caravan {
+
+class PipelineDriver;
+
+/// The way from a JobHandle to its driver, which may go first.
+struct DriverLink {
+  Mutex mu;
+  PipelineDriver* driver ABSL_GUARDED_BY(mu) = nullptr;
+};
+
+/// One submitted job, for its reader. Destroying it before the end cancels the job. May outlive the
+/// driver. Cancel is called by any thread, everything else by one.
+class JobHandle {
+ public:
+  JobHandle(uint64_t id, std::shared_ptr<JobStream> stream, std::shared_ptr<DriverLink> link);
+  ~JobHandle() { Cancel(); }
+  JobHandle(const JobHandle&) = delete;
+  JobHandle& operator=(const JobHandle&) = delete;
+
+  uint64_t id() const { return id_; }
+
+  /// Waits for news; when `timeout` passes first, an update with nothing in it. After the end the
+  /// same end again. What was generated is read before an error.
+  /// Errors: Cancelled - Cancel; Unavailable - no pipeline came to be in time, or the coordinator
+  ///         is leaving; ResourceExhausted - a new plan's KV cache is too small for it; what Detach
+  ///         said; what a stage's StepError said; Internal - the workers' answer made no sense.
+  absl::StatusOr<JobUpdate> Next(absl::Duration timeout = absl::InfiniteDuration());
+
+  /// Idempotent; nothing happens after the job's end.
+  void Cancel();
+
+ private:
+  const uint64_t id_;
+  const std::shared_ptr<JobStream> stream_;
+  const std::shared_ptr<DriverLink> link_;
+};
+
+/// Thread-safe. Callbacks come from the driver's own thread, without a lock held; they may call
+/// anything but the destructor.
+class PipelineDriver {
+ public:
+  struct Options {
+    int64_t vocab_size = 0;
+    int64_t context_tokens = 0;  // longest prompt with its reply
+    int64_t prefill_chunk = 512;
+    int64_t max_queued_jobs = 1024;
+    absl::Duration pipeline_timeout = absl::Seconds(60);  // how long a job waits for a pipeline
+    const Clock* clock = &SteadyClock();
+    /// The pipeline of this plan is of no more use, and detached: its first hop broke, or what came
+    /// home made no sense. Not called for a Detach.
+    std::function<void(uint64_t plan_version, const absl::Status& why)> on_pipeline_broken;
+    /// Once after each PauseAdmission, when Idle().
+    std::function<void()> on_idle;
+  };
+  struct Pipeline {
+    uint64_t plan_version = 0;
+    int num_stages = 1;
+    int64_t kv_blocks = 0;  // of the stage that has fewest
+    int64_t kv_block_tokens = 1;
+    int64_t max_step_tokens = 1;
+    std::unique_ptr<ActivationChannel> first_hop;
+  };
+
+  /// REQUIRES: vocab_size, context_tokens and prefill_chunk are at least 1.
+  explicit PipelineDriver(Options options);
+  /// REQUIRES: no thread is inside a method, or will be.
+  ~PipelineDriver();
+  PipelineDriver(const PipelineDriver&) = delete;
+  PipelineDriver& operator=(const PipelineDriver&) = delete;
+
+  /// Queued jobs start. One that can never fit the pipeline's KV cache fails.
+  /// REQUIRES: no pipeline is attached; plan_version was not used before.
+  void Attach(Pipeline pipeline);
+
+  /// Running jobs fail with `why`; the first hop closes. Nothing happens without a pipeline.
+  /// REQUIRES: !why.ok().
+  void Detach(const absl::Status& why);
+
+  /// The StepReceiver of the hop home.
+  /// Errors: Aborted - a step of another plan; FailedPrecondition, Internal - as
+  ///         Scheduler::TakeIn: the pipeline is broken now.
+  absl::Status Receive(v1::Step step);
+
+  /// Errors: InvalidArgument - as CheckJobSpec; ResourceExhausted - the queue is full, or the job
+  ///         can never fit the KV cache; Unavailable - after Shutdown.
+  absl::StatusOr<std::unique_ptr<JobHandle>> Submit(JobSpec spec);
+
+  /// The job's reader gets Cancelled.
+  /// Errors: NotFound - no such job is queued or running.
+  absl::Status Cancel(uint64_t job_id);
+
+  /// Queued and running jobs, oldest first.
+  std::vector<v1::JobSummary> List() const;
+
+  /// While paused, queued jobs stay queued, so that the pipeline runs dry. A new pipeline starts no
+  /// job either until ResumeAdmission. Both idempotent.
+  void PauseAdmission();
+  void ResumeAdmission();
+  /// No job runs and no step is in flight.
+  bool Idle() const;
+
+  /// Why there is no pipeline, in words, for the jobs that give up waiting for one.
+  void SetWaitingReason(std::string reason);
+
+  /// Looks at the clock. The driver does so by itself when it has waited long enough in real time;
+  /// whoever moves a simulated clock calls this.
+  void Tick();
+
+  /// Every job fails with Unavailable, the pipeline goes, and Submit refuses. Idempotent.
+  void Shutdown();
+
+ private:
+  struct Job {
+    Job(uint64_t id, JobSpec spec, absl::Duration submitted_at)
+        : sequence(id, std::move(spec)), submitted_at(submitted_at) {}
+    Sequence sequence;
+    const absl::Duration submitted_at;
+    const std::shared_ptr<JobStream> stream = std::make_shared<JobStream>();
+  };
+  struct ServingPipeline {
+    uint64_t plan_version;
+    Scheduler scheduler;
+    std::shared_ptr<ActivationChannel> first_hop;  // shared with a Send under way
+  };
+  struct Breakage {
+    uint64_t plan_version;
+    absl::Status why;
+  };
+  /// What the thread does next, without a lock.
+  struct Work {
+    bool stop = false;
+    std::optional<Breakage> breakage;
+    bool idle = false;
+    std::optional<v1::Step> step;
+    std::shared_ptr<ActivationChannel> first_hop;
+  };
+
+  void Run();
+  Work WaitForWork();
+  void Break(uint64_t plan_version, const absl::Status& why);
+  std::shared_ptr<ActivationChannel> DetachLocked(const absl::Status& why)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void TakeInLocked(const v1::Step& step, const Scheduler::ReturnedSlice& returned)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool IdleLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ExpireLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Duration TimeToExpiryLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void FailJobsLocked(bool queued_too, const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  const Options options_;
+  const std::shared_ptr<DriverLink> link_ = std::make_shared<DriverLink>();
+
+  mutable Mutex mu_;
+  CondVar changed_;
+  std::map<uint64_t, Job> jobs_ ABSL_GUARDED_BY(mu_);  // by id, so oldest first
+  uint64_t last_job_id_ ABSL_GUARDED_BY(mu_) = 0;
+  std::optional<ServingPipeline> pipeline_ ABSL_GUARDED_BY(mu_);
+  absl::Duration without_pipeline_since_ ABSL_GUARDED_BY(mu_);
+  std::string waiting_reason_ ABSL_GUARDED_BY(mu_);
+  std::vector<Breakage> breakages_ ABSL_GUARDED_BY(mu_);  // to be told
+  bool paused_ ABSL_GUARDED_BY(mu_) = false;
+  bool tell_idle_ ABSL_GUARDED_BY(mu_) = false;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+
+  std::thread thread_;
+};
+
+}  // namespace caravan
+
+#endif  // CARAVAN_COORDINATOR_PIPELINE_DRIVER_H_
