@@ -10,6 +10,7 @@
 namespace caravan {
 
 void AddTokenizeCommand(CLI::App& app, CommandBody& body);
+void AddVerifyCommand(CLI::App& app, CommandBody& body);
 
 }  // namespace caravan
 

@@ -15,6 +15,7 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.set_help_all_flag("--help-all", "Print the help of every subcommand");
   caravan::CommandBody body;
+  caravan::AddVerifyCommand(app, body);
 
   try {
     app.parse(argc, argv);

@@ -14,6 +14,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "caravan/v1/pipeline.pb.h"
+#include "cluster/pipeline_plan.h"
 #include "kernels/backend.h"
 #include "model/model_config.h"
 #include "model/stage_spec.h"
@@ -23,10 +24,6 @@
 #include "worker/stage_weights.h"
 
 namespace caravan {
-
-/// Tokens a KV block, on every worker: small enough that a short sequence wastes little, large
-/// enough that block tables stay short.
-inline constexpr int64_t kKvBlockTokens = 64;
 
 class Stage {
  public:

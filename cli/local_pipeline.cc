@@ -1,0 +1,134 @@
+#include "cli/local_pipeline.h"
+
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "cluster/in_process_channel.h"
+#include "cluster/planner.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "model/layer_cost.h"
+
+namespace caravan {
+namespace {
+
+// Of the one plan that a local pipeline ever has.
+constexpr uint64_t kPlanVersion = 1;
+
+// Steps that may wait between two stages.
+constexpr size_t kChannelSteps = 4;
+
+int64_t WholeBlocks(int64_t tokens) {
+  return (tokens + kKvBlockTokens - 1) / kKvBlockTokens * kKvBlockTokens;
+}
+
+/// Splits the model over equal workers, each large enough for everything.
+absl::StatusOr<PipelinePlan> PlanEvenly(const Checkpoint& checkpoint,
+                                        const LocalPipeline::Options& options) {
+  CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost,
+                           ComputeModelCost(checkpoint.config(), checkpoint));
+  PlannerOptions planner;
+  planner.version = kPlanVersion;
+  planner.context_tokens = WholeBlocks(checkpoint.config().max_position_embeddings);
+  planner.kv_tokens = std::max(planner.context_tokens, WholeBlocks(options.kv_tokens));
+  const LayerCost whole = cost.Of({0, checkpoint.config().num_hidden_layers, true, true});
+  std::vector<PlannerWorker> workers;
+  for (int i = 0; i < options.num_workers; ++i) {
+    workers.push_back({WorkerId(i + 1), absl::StrCat("local worker ", i + 1),
+                       whole.weight_bytes + whole.kv_bytes_per_token * planner.kv_tokens});
+  }
+  return PlanStages(cost, workers, planner);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Checkpoint& checkpoint,
+                                                                     const Options& options) {
+  const ModelConfig& config = checkpoint.config();
+  if (options.num_workers < 1 || options.num_workers > config.num_hidden_layers) {
+    return absl::InvalidArgumentError(absl::StrCat("--workers ", options.num_workers,
+                                                   ": this model splits over 1 to ",
+                                                   config.num_hidden_layers, " workers"));
+  }
+  if (options.prefill_chunk < 1) {
+    return absl::InvalidArgumentError("a prefill chunk must be at least 1 token");
+  }
+  CARAVAN_ASSIGN_OR_RETURN(const PipelinePlan plan, PlanEvenly(checkpoint, options));
+
+  std::unique_ptr<LocalPipeline> pipeline(new LocalPipeline);
+  PipelineDriver::Options driver_options;
+  driver_options.vocab_size = config.vocab_size;
+  driver_options.context_tokens = config.max_position_embeddings;
+  driver_options.prefill_chunk = options.prefill_chunk;
+  pipeline->driver_ = std::make_unique<PipelineDriver>(std::move(driver_options));
+
+  PipelineDriver::Pipeline attached;
+  attached.plan_version = kPlanVersion;
+  attached.num_stages = static_cast<int>(plan.stages.size());
+  attached.kv_block_tokens = kKvBlockTokens;
+  attached.kv_blocks = INT64_MAX;
+  attached.max_step_tokens = options.prefill_chunk;
+
+  // From the last stage to the first, so that each finds the next one there.
+  StepReceiver next = [driver = pipeline->driver_.get()](v1::Step step) {
+    return driver->Receive(std::move(step));
+  };
+  for (size_t i = plan.stages.size(); i-- > 0;) {
+    CpuOptions cpu;
+    cpu.num_threads = std::max(1, options.num_threads / options.num_workers);
+    cpu.isa = options.isa;
+    CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeCpuBackend(cpu));
+    Stage::Options stage_options;
+    stage_options.name = absl::StrCat("local worker ", i + 1);
+    stage_options.kv_budget_bytes = plan.stages[i].kv_bytes;
+    stage_options.max_step_tokens = options.prefill_chunk;
+    CARAVAN_ASSIGN_OR_RETURN(
+        std::unique_ptr<Stage> stage,
+        Stage::Create(config, plan.stages[i].stage, checkpoint, std::move(backend), stage_options,
+                      [](int64_t, int64_t) { return true; }));
+    attached.kv_blocks = std::min(attached.kv_blocks, stage->kv_cache().num_blocks());
+    auto worker = std::make_unique<StepLoop>(
+        kPlanVersion, std::move(stage), MakeInProcessChannel(std::move(next), kChannelSteps),
+        [](const absl::Status& why) { LogWarning("local_hop_broken", {{"why", why.message()}}); });
+    next = [loop = worker.get()](v1::Step step) { return loop->Receive(std::move(step)); };
+    pipeline->workers_.insert(pipeline->workers_.begin(), std::move(worker));
+  }
+  attached.first_hop = MakeInProcessChannel(std::move(next), kChannelSteps);
+  pipeline->driver_->Attach(std::move(attached));
+  return pipeline;
+}
+
+LocalPipeline::~LocalPipeline() {
+  driver_->Shutdown();
+  // In the order of the ring: a worker that ends no longer sends to the one after it.
+  for (std::unique_ptr<StepLoop>& worker : workers_) worker.reset();
+}
+
+absl::StatusOr<std::vector<float>> ScorePrompt(PipelineDriver& driver,
+                                               std::vector<int32_t> prompt) {
+  JobSpec spec;
+  spec.prompt = std::move(prompt);
+  spec.prompt_logits = true;
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<JobHandle> job, driver.Submit(std::move(spec)));
+  std::vector<float> logits;
+  while (true) {
+    CARAVAN_ASSIGN_OR_RETURN(const JobUpdate update, job->Next());
+    logits.insert(logits.end(), update.logits.begin(), update.logits.end());
+    if (update.finished) return logits;
+  }
+}
+
+absl::StatusOr<std::vector<int32_t>> GenerateReply(PipelineDriver& driver, JobSpec spec) {
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<JobHandle> job, driver.Submit(std::move(spec)));
+  std::vector<int32_t> reply;
+  while (true) {
+    CARAVAN_ASSIGN_OR_RETURN(const JobUpdate update, job->Next());
+    for (const SampledToken& token : update.tokens) reply.push_back(token.token_id);
+    if (update.finished) return reply;
+  }
+}
+
+}  // namespace caravan

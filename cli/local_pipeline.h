@@ -1,0 +1,57 @@
+#ifndef CARAVAN_CLI_LOCAL_PIPELINE_H_
+#define CARAVAN_CLI_LOCAL_PIPELINE_H_
+
+// A whole pipeline inside this process: the coordinator's driver, and workers' stages joined by
+// in-process channels. What `verify` and `eval` run on; the same code as a cluster, without its
+// network.
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "coordinator/pipeline_driver.h"
+#include "kernels/cpu/row_ops.h"
+#include "model/checkpoint.h"
+#include "worker/step_loop.h"
+
+namespace caravan {
+
+/// Thread-safe: driver() is what callers use.
+class LocalPipeline {
+ public:
+  struct Options {
+    int num_workers = 1;
+    int num_threads = 1;          // of all workers together
+    int64_t prefill_chunk = 512;  // tokens
+    int64_t kv_tokens = 0;        // the KV caches hold; 0: one longest sequence
+    CpuIsa isa = CpuIsa::kAuto;
+  };
+
+  /// Loads the model from `checkpoint`.
+  /// Errors: InvalidArgument - num_workers is not in [1, the model's layers], or prefill_chunk < 1;
+  ///         as Stage::Create.
+  static absl::StatusOr<std::unique_ptr<LocalPipeline>> Create(const Checkpoint& checkpoint,
+                                                               const Options& options);
+  ~LocalPipeline();
+
+  PipelineDriver& driver() { return *driver_; }
+
+ private:
+  LocalPipeline() = default;
+
+  std::unique_ptr<PipelineDriver> driver_;
+  std::vector<std::unique_ptr<StepLoop>> workers_;  // by stage
+};
+
+/// The logits of every position of `prompt`, f32 [prompt.size(), vocab_size].
+/// Errors: as PipelineDriver::Submit and JobHandle::Next.
+absl::StatusOr<std::vector<float>> ScorePrompt(PipelineDriver& driver, std::vector<int32_t> prompt);
+
+/// The reply's tokens, the stop token included.
+/// Errors: as PipelineDriver::Submit and JobHandle::Next.
+absl::StatusOr<std::vector<int32_t>> GenerateReply(PipelineDriver& driver, JobSpec spec);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_CLI_LOCAL_PIPELINE_H_
