@@ -28,8 +28,7 @@ int64_t WholeBlocks(int64_t tokens) {
 /// Splits the model over equal workers, each large enough for everything.
 absl::StatusOr<PipelinePlan> PlanEvenly(const Checkpoint& checkpoint,
                                         const LocalPipeline::Options& options) {
-  CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost,
-                           ComputeModelCost(checkpoint.config(), checkpoint));
+  CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost, ComputeModelCost(checkpoint.config(), checkpoint));
   PlannerOptions planner;
   planner.version = kPlanVersion;
   planner.context_tokens = WholeBlocks(checkpoint.config().max_position_embeddings);
@@ -92,7 +91,9 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Check
     attached.kv_blocks = std::min(attached.kv_blocks, stage->kv_cache().num_blocks());
     auto worker = std::make_unique<StepLoop>(
         kPlanVersion, std::move(stage), MakeInProcessChannel(std::move(next), kChannelSteps),
-        [](const absl::Status& why) { LogWarning("local_hop_broken", {{"why", why.message()}}); });
+        [](const absl::Status& why) {
+          LogWarning("local_hop_broken", {{"why", why.message()}});
+        });
     next = [loop = worker.get()](v1::Step step) { return loop->Receive(std::move(step)); };
     pipeline->workers_.insert(pipeline->workers_.begin(), std::move(worker));
   }

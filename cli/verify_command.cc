@@ -91,9 +91,8 @@ absl::StatusOr<double> CompareList(const SafetensorsFile& golden, const GoldenLi
                                                    " must be F32 [at most ", ids_info.shape[0],
                                                    ", ", config.vocab_size, "]"));
   }
-  CARAVAN_ASSIGN_OR_RETURN(
-      const std::vector<float> logits,
-      ScorePrompt(driver, Values<int32_t>(golden, list.ids_name)));
+  CARAVAN_ASSIGN_OR_RETURN(const std::vector<float> logits,
+                           ScorePrompt(driver, Values<int32_t>(golden, list.ids_name)));
   const std::vector<float> expected = Values<float>(golden, list.logits_name);
   return RelativeError(absl::MakeConstSpan(logits).last(expected.size()), expected);
 }
@@ -112,9 +111,8 @@ absl::StatusOr<bool> Verify(const VerifyFlags& flags) {
                            LocalPipeline::Create(*checkpoint, options));
   bool all_within = true;
   for (const GoldenList& list : lists) {
-    CARAVAN_ASSIGN_OR_RETURN(
-        const double error,
-        CompareList(*golden, list, checkpoint->config(), pipeline->driver()));
+    CARAVAN_ASSIGN_OR_RETURN(const double error,
+                             CompareList(*golden, list, checkpoint->config(), pipeline->driver()));
     const bool within = error <= flags.tolerance;
     all_within = all_within && within;
     std::printf("%-12s %6lld tokens  relative error %.3e  %s\n", list.ids_name.c_str(),
@@ -130,8 +128,8 @@ absl::StatusOr<bool> Verify(const VerifyFlags& flags) {
 }  // namespace
 
 void AddVerifyCommand(CLI::App& app, CommandBody& body) {
-  CLI::App* const command = app.add_subcommand(
-      "verify", "Compare a model's logits with a reference's, list by list");
+  CLI::App* const command =
+      app.add_subcommand("verify", "Compare a model's logits with a reference's, list by list");
   const auto flags = std::make_shared<VerifyFlags>();
   AddConfigOption(*command);
   command->add_option("--model", flags->model, "Model directory in Hugging Face's layout")

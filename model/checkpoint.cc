@@ -130,14 +130,19 @@ std::vector<std::string> Checkpoint::TensorNames() const {
 }
 
 const TensorInfo* Checkpoint::Find(absl::string_view name) const {
-  const auto it = shard_of_.find(name);
-  return it == shard_of_.end() ? nullptr : it->second->Find(name);
+  const SafetensorsFile* const shard = ShardOf(name);
+  return shard == nullptr ? nullptr : shard->Find(name);
 }
 
 absl::Status Checkpoint::Read(absl::string_view name, absl::Span<std::byte> out) const {
+  const SafetensorsFile* const shard = ShardOf(name);
+  CARAVAN_CHECK(shard != nullptr);
+  return shard->Read(name, out);
+}
+
+const SafetensorsFile* Checkpoint::ShardOf(absl::string_view name) const {
   const auto it = shard_of_.find(name);
-  CARAVAN_CHECK(it != shard_of_.end());
-  return it->second->Read(name, out);
+  return it == shard_of_.end() ? nullptr : it->second;
 }
 
 }  // namespace caravan

@@ -42,6 +42,9 @@ class Checkpoint : public TensorSource {
   /// Pages of the file that were read do not stay mapped in.
   absl::Status Read(absl::string_view name, absl::Span<std::byte> out) const override;
 
+  /// The shard that holds the tensor, for those who want its mapped bytes. Null: no such tensor.
+  const SafetensorsFile* ShardOf(absl::string_view name) const;
+
  private:
   Checkpoint() = default;
 

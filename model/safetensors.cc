@@ -166,8 +166,12 @@ absl::Status SafetensorsFile::Read(absl::string_view name, absl::Span<std::byte>
   const absl::Span<const std::byte> bytes = Bytes(name);
   CARAVAN_CHECK(out.size() == bytes.size());
   std::memcpy(out.data(), bytes.data(), bytes.size());
-  file_->Release(Offset(name), static_cast<int64_t>(bytes.size()));
+  Release(name);
   return absl::OkStatus();
+}
+
+void SafetensorsFile::Release(absl::string_view name) const {
+  file_->Release(Offset(name), static_cast<int64_t>(Bytes(name).size()));
 }
 
 absl::Span<const std::byte> SafetensorsFile::Bytes(absl::string_view name) const {

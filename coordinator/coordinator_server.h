@@ -1,0 +1,46 @@
+#ifndef CARAVAN_COORDINATOR_COORDINATOR_SERVER_H_
+#define CARAVAN_COORDINATOR_COORDINATOR_SERVER_H_
+
+// The coordinator's process: model directory, controller, driver and services behind one port.
+// Holds the text side of the model; never touches weights or activations.
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+
+namespace caravan {
+
+struct CoordinatorOptions {
+  std::string model_directory;
+  std::string listen = "127.0.0.1:7070";  // HOST:PORT; port 0: any free one
+  int min_workers = 1;                    // the first plan waits for this many
+  int64_t kv_tokens = 0;       // all sequences together; 0: kDefaultContexts longest ones
+  int64_t context_tokens = 0;  // longest prompt with its reply; 0: as the model allows
+  int64_t prefill_chunk = 512;
+  int64_t max_queued_jobs = 1024;
+  absl::Duration worker_timeout = absl::Seconds(60);     // how long a job waits for a pipeline
+  absl::Duration heartbeat_timeout = absl::Seconds(10);  // a silent worker is lost after this
+};
+
+/// Serves from Start until Stop.
+class CoordinatorServer {
+ public:
+  /// Errors: InvalidArgument, NotFound - the model directory or an option; InvalidArgument - the
+  ///         address cannot be listened on. Each names what.
+  static absl::StatusOr<std::unique_ptr<CoordinatorServer>> Start(
+      const CoordinatorOptions& options);
+  virtual ~CoordinatorServer() = default;
+
+  /// HOST:PORT that is listened on.
+  virtual std::string address() const = 0;
+
+  /// Jobs end with Unavailable, workers are dismissed, the port is closed. Idempotent.
+  virtual void Stop() = 0;
+};
+
+}  // namespace caravan
+
+#endif  // CARAVAN_COORDINATOR_COORDINATOR_SERVER_H_

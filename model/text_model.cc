@@ -1,0 +1,30 @@
+#include "model/text_model.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "base/status_macros.h"
+
+namespace caravan {
+
+absl::StatusOr<std::unique_ptr<TextModel>> TextModel::Load(const std::string& directory,
+                                                           const ModelConfig& config) {
+  std::unique_ptr<TextModel> text(new TextModel);
+  const std::string path = JoinPath(directory, "tokenizer.json");
+  CARAVAN_ASSIGN_OR_RETURN(text->tokenizer_, Tokenizer::Load(path));
+  if (text->tokenizer_->vocab_size() > config.vocab_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, ": token ids go up to ", text->tokenizer_->vocab_size() - 1,
+                     ", past config.json's vocab_size ", config.vocab_size));
+  }
+  CARAVAN_ASSIGN_OR_RETURN(text->chat_, ChatTemplate::Load(directory, *text->tokenizer_));
+  text->stop_token_ids_ = config.eos_token_ids;
+  const int32_t eos = text->chat_->eos_token_id();
+  if (std::count(text->stop_token_ids_.begin(), text->stop_token_ids_.end(), eos) == 0) {
+    text->stop_token_ids_.push_back(eos);
+  }
+  return text;
+}
+
+}  // namespace caravan
