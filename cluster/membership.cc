@@ -1,0 +1,168 @@
+#include "cluster/membership.h"
+
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+
+namespace caravan {
+namespace {
+
+constexpr size_t kMaxTextBytes = 256;                    // a line of a table
+constexpr uint64_t kMaxMemoryBytes = uint64_t{1} << 50;  // 1 PiB: sums of many fit 63 bits
+constexpr uint32_t kMaxThreads = 4096;
+
+absl::Status FieldError(absl::string_view field, absl::string_view what) {
+  return absl::InvalidArgumentError(absl::StrCat("registration: ", field, " ", what));
+}
+
+/// Whether UTF-8 text (the wire's parser has checked that) is free of control characters: ASCII's,
+/// and U+0080..U+009F, which are encoded as c2 80..c2 9f.
+bool IsPrintable(absl::string_view text) {
+  unsigned char previous = 0;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte < 0x20 || byte == 0x7f || (previous == 0xc2 && byte < 0xa0)) return false;
+    previous = byte;
+  }
+  return true;
+}
+
+absl::Status CheckText(absl::string_view field, absl::string_view text) {
+  if (text.empty()) return FieldError(field, "is empty");
+  if (text.size() > kMaxTextBytes) {
+    return FieldError(
+        field, absl::StrCat("has ", text.size(), " bytes, and ", kMaxTextBytes, " is the limit"));
+  }
+  if (!IsPrintable(text)) return FieldError(field, "has control characters");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckAddress(absl::string_view address) {
+  const size_t colon = address.rfind(':');
+  const auto error = [&](absl::string_view what) {
+    return absl::InvalidArgumentError(absl::StrCat("\"", address, "\" is not HOST:PORT: ", what));
+  };
+  if (colon == absl::string_view::npos) return error("it has no port");
+  const absl::string_view host = address.substr(0, colon);
+  const absl::string_view port_text = address.substr(colon + 1);
+  uint32_t port = 0;
+  for (const char c : port_text) {
+    if (!absl::ascii_isdigit(c)) return error("the port is not a number");
+  }
+  if (!absl::SimpleAtoi(port_text, &port) || port < 1 || port > 65535) {
+    return error("a port is from 1 to 65535");
+  }
+  const bool bracketed = host.size() > 2 && host.front() == '[' && host.back() == ']';
+  if (host.empty()) return error("it has no host");
+  for (const char c : host) {
+    // What names and addresses are made of; % introduces an IPv6 zone.
+    const bool plain = absl::ascii_isalnum(c) || c == '.' || c == '-' || c == '_';
+    const bool inner = bracketed && (c == ':' || c == '%' || c == '[' || c == ']');
+    if (!plain && !inner) return error("that is no host (IPv6 addresses go in brackets)");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckRegistration(const v1::Registration& registration) {
+  CARAVAN_RETURN_IF_ERROR(CheckText("name", registration.name()));
+  CARAVAN_RETURN_IF_ERROR(CheckText("address", registration.address()));
+  CARAVAN_RETURN_IF_ERROR(Annotate(CheckAddress(registration.address()), "registration: address"));
+  CARAVAN_RETURN_IF_ERROR(CheckText("device", registration.device()));
+  const uint64_t memory = registration.memory_budget_bytes();
+  if (memory == 0 || memory > kMaxMemoryBytes) {
+    return FieldError("memory_budget_bytes",
+                      absl::StrCat("is ", memory, ", not from 1 to ", kMaxMemoryBytes));
+  }
+  const uint32_t threads = registration.num_threads();
+  if (threads == 0 || threads > kMaxThreads) {
+    return FieldError("num_threads", absl::StrCat("is ", threads, ", not from 1 to ", kMaxThreads));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<WorkerId> Membership::Join(uint64_t incarnation,
+                                          const v1::Registration& registration) {
+  if (incarnation == 0) return absl::InvalidArgumentError("registration: incarnation is 0");
+  CARAVAN_RETURN_IF_ERROR(CheckRegistration(registration));
+  MutexLock lock(&mu_);
+  for (const auto& [id, member] : members_) {
+    if (member.incarnation == incarnation) {
+      return absl::AlreadyExistsError(absl::StrCat("this incarnation is worker ", Number(id), " (",
+                                                   member.registration.name(), ") already"));
+    }
+  }
+  for (auto it = members_.begin(); it != members_.end(); ++it) {
+    if (it->second.registration.address() != registration.address()) continue;
+    lost_.insert(members_.extract(it));
+    break;  // at most one member has an address
+  }
+  const absl::Duration now = clock_.Now();
+  const WorkerId id{++last_id_};
+  members_.emplace(id, Member{id, incarnation, registration, now, now});
+  return id;
+}
+
+absl::StatusOr<Membership::MemberMap::iterator> Membership::FindAlive(WorkerId id,
+                                                                      uint64_t incarnation) {
+  const auto it = members_.find(id);
+  if (it == members_.end()) {
+    return absl::AbortedError(
+        absl::StrCat("worker ", Number(id), " is not a member (any more); join anew"));
+  }
+  if (it->second.incarnation != incarnation) {
+    return absl::AbortedError(
+        absl::StrCat("worker ", Number(id), " is another incarnation; join anew"));
+  }
+  return it;
+}
+
+absl::Status Membership::Heard(WorkerId id, uint64_t incarnation) {
+  MutexLock lock(&mu_);
+  CARAVAN_ASSIGN_OR_RETURN(const auto it, FindAlive(id, incarnation));
+  it->second.last_heard = clock_.Now();
+  return absl::OkStatus();
+}
+
+absl::Status Membership::Leave(WorkerId id, uint64_t incarnation) {
+  MutexLock lock(&mu_);
+  CARAVAN_ASSIGN_OR_RETURN(const auto it, FindAlive(id, incarnation));
+  members_.erase(it);
+  return absl::OkStatus();
+}
+
+std::vector<Member> Membership::Expire() {
+  MutexLock lock(&mu_);
+  const absl::Duration now = clock_.Now();
+  for (auto it = members_.begin(); it != members_.end();) {
+    const auto next = std::next(it);
+    if (now - it->second.last_heard > options_.heartbeat_timeout) {
+      lost_.insert(members_.extract(it));
+    }
+    it = next;
+  }
+  std::vector<Member> expired;
+  for (auto& [id, member] : lost_) expired.push_back(std::move(member));
+  lost_.clear();
+  return expired;
+}
+
+std::vector<Member> Membership::Members() const {
+  MutexLock lock(&mu_);
+  std::vector<Member> members;
+  for (const auto& [id, member] : members_) members.push_back(member);
+  return members;
+}
+
+std::optional<Member> Membership::Find(WorkerId id) const {
+  MutexLock lock(&mu_);
+  const auto it = members_.find(id);
+  if (it == members_.end()) return std::nullopt;
+  return it->second;
+}
+
+}  // namespace caravan

@@ -1,0 +1,39 @@
+#ifndef CARAVAN_CLUSTER_PIPELINE_PLAN_H_
+#define CARAVAN_CLUSTER_PIPELINE_PLAN_H_
+
+// Which worker holds which stage. A value; made by PlanStages (cluster/planner.h).
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "caravan/v1/cluster.pb.h"
+#include "cluster/worker_id.h"
+#include "model/stage_spec.h"
+
+namespace caravan {
+
+struct StagePlan {
+  WorkerId worker{};
+  StageSpec stage;
+  int64_t weight_bytes = 0;
+  int64_t kv_bytes = 0;  // what the stage may take for its KV cache
+};
+
+struct PipelinePlan {
+  uint64_t version = 0;           // grows with every plan of a coordinator; 0: none
+  std::vector<StagePlan> stages;  // in the order of the ring, no layer missing or twice
+};
+
+/// A table for people, a line a stage.
+std::string DescribePlan(const PipelinePlan& plan);
+
+v1::Stage ToProto(const StageSpec& stage);
+
+/// Errors: InvalidArgument - no layers, or more than any model has.
+absl::StatusOr<StageSpec> StageFromProto(const v1::Stage& stage);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_CLUSTER_PIPELINE_PLAN_H_

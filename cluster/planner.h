@@ -1,0 +1,54 @@
+#ifndef CARAVAN_CLUSTER_PLANNER_H_
+#define CARAVAN_CLUSTER_PLANNER_H_
+
+// Splits a model's layers over workers: a pure function of costs and budgets.
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "cluster/pipeline_plan.h"
+#include "cluster/worker_id.h"
+#include "model/layer_cost.h"
+
+namespace caravan {
+
+struct PlannerWorker {
+  WorkerId id{};
+  std::string name;                 // for messages
+  int64_t memory_budget_bytes = 0;  // of weights and KV cache together
+};
+
+struct PlannerOptions {
+  uint64_t version = 1;
+  // What every stage must be able to cache: one longest sequence. A cache that comes in blocks
+  // needs this to be whole blocks.
+  int64_t context_tokens = 0;
+  // What it should cache where memory allows, for many sequences at once.
+  int64_t kv_tokens = 0;
+};
+
+/// Every layer goes to one worker; stages are contiguous and follow the order of `workers`. The
+/// first also embeds, the last has the head, and each fits its worker: its weights and the KV cache
+/// of context_tokens. The rest of a budget goes to the KV cache, up to kv_tokens.
+///
+/// Chosen is the split whose largest share (a stage's weights / its worker's budget) is least, so
+/// that a box with twice the memory takes twice the bytes; among those the one whose squared shares
+/// have the least sum, so that what is not at that limit is even too; then the one that ends the
+/// earlier stages first. Exact, by dynamic programming over (workers, layers).
+///
+/// Every worker gets a layer while there are enough; else the last ones stay spare. Where no such
+/// split fits, the worker with the smallest budget is left out (of equal ones the last), and so on:
+/// greedy, so it finds a plan without the boxes that are too small to help, but not every plan that
+/// leaves out a larger box.
+///
+/// Errors: FailedPrecondition - no workers, or the model does not fit them (says what is missing);
+///         InvalidArgument - no layers, impossible tokens, or a budget <= 0.
+absl::StatusOr<PipelinePlan> PlanStages(const ModelCost& cost,
+                                        absl::Span<const PlannerWorker> workers,
+                                        const PlannerOptions& options);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_CLUSTER_PLANNER_H_
