@@ -1,0 +1,101 @@
+#include "model/layer_cost.h"
+
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "model/checkpoint.h"
+#include "model/tensor_table.h"
+#include "tests/model/fake_tensor_source.h"
+#include "tests/model/published_configs.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::HasSubstr;
+
+class LayerCostTest : public ::testing::Test {
+ protected:
+  LayerCostTest() : config_(*ParseModelConfig(DeepSeekR1Config().dump(), "config.json")) {
+    source_.Add(StageTensors(config_, WholeModel()), DType::kBF16);
+  }
+
+  StageSpec WholeModel() const {
+    return {
+        .first_layer = 0, .end_layer = config_.num_hidden_layers, .embeds = true, .has_head = true};
+  }
+
+  const ModelConfig config_;
+  FakeTensorSource source_;
+};
+
+// Sizes of R1 in weights.
+constexpr int64_t kAttention = 187105280;
+constexpr int64_t kNorms = 2 * 7168 + 1536 + 512;
+constexpr int64_t kExpert = int64_t{3} * 7168 * 2048;
+constexpr int64_t kRouter = int64_t{256} * 7168;
+constexpr int64_t kDense = int64_t{3} * 7168 * 18432;
+constexpr int64_t kVocabMatrix = int64_t{129280} * 7168;
+
+TEST_F(LayerCostTest, CountsR1InSixteenBits) {
+  const absl::StatusOr<ModelCost> cost = ComputeModelCost(config_, source_);
+  ASSERT_TRUE(cost.ok()) << cost.status();
+  EXPECT_EQ(cost->embedding.weight_bytes, 2 * kVocabMatrix);
+  EXPECT_EQ(cost->embedding.active_bytes_per_token, 2 * 7168);
+  EXPECT_EQ(cost->embedding.flops_per_token, 0);
+  EXPECT_EQ(cost->embedding.kv_bytes_per_token, 0);
+
+  ASSERT_EQ(cost->layers.size(), 61u);
+  const LayerCost& dense = cost->layers[0];
+  EXPECT_EQ(dense.weight_bytes, 2 * (kAttention + kNorms + kDense));
+  EXPECT_EQ(dense.active_bytes_per_token, dense.weight_bytes);
+  EXPECT_EQ(dense.flops_per_token, 2 * (kAttention + kDense));
+  EXPECT_EQ(dense.kv_bytes_per_token, 4 * 576);
+
+  const LayerCost& moe = cost->layers[60];
+  const int64_t always = kAttention + kNorms + kRouter + 256 + kExpert;
+  EXPECT_EQ(moe.weight_bytes, 2 * (always + 256 * kExpert));
+  EXPECT_EQ(moe.active_bytes_per_token, 2 * (always + 8 * kExpert));
+  EXPECT_EQ(moe.flops_per_token, 2 * (kAttention + kRouter + 9 * kExpert));
+  EXPECT_EQ(moe.kv_bytes_per_token, 4 * 576);
+
+  EXPECT_EQ(cost->head.weight_bytes, 2 * (kVocabMatrix + 7168));
+  EXPECT_EQ(cost->head.active_bytes_per_token, cost->head.weight_bytes);
+  EXPECT_EQ(cost->head.flops_per_token, 2 * kVocabMatrix);
+}
+
+TEST_F(LayerCostTest, AddsUpAStage) {
+  const absl::StatusOr<ModelCost> cost = ComputeModelCost(config_, source_);
+  ASSERT_TRUE(cost.ok()) << cost.status();
+  EXPECT_EQ(cost->Of(WholeModel()).weight_bytes, 2 * int64_t{671026419200});
+  EXPECT_EQ(cost->Of(WholeModel()).kv_bytes_per_token, 61 * 4 * 576);
+  const LayerCost first =
+      cost->Of({.first_layer = 0, .end_layer = 30, .embeds = true, .has_head = false});
+  const LayerCost second =
+      cost->Of({.first_layer = 30, .end_layer = 61, .embeds = false, .has_head = true});
+  EXPECT_EQ(first.weight_bytes + second.weight_bytes, cost->Of(WholeModel()).weight_bytes);
+  EXPECT_EQ(first.flops_per_token + second.flops_per_token, cost->Of(WholeModel()).flops_per_token);
+  EXPECT_EQ(cost->Of({}).weight_bytes, 0);
+}
+
+TEST_F(LayerCostTest, CountsTheFixturesTrueBytes) {
+  const auto checkpoint = Checkpoint::Open(CARAVAN_SOURCE_DIR "/models/tiny-r1");
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  const absl::StatusOr<ModelCost> cost = ComputeModelCost((*checkpoint)->config(), **checkpoint);
+  ASSERT_TRUE(cost.ok()) << cost.status();
+  // An expert: three FP8 matrices of 128 x 256, each with two scales.
+  const int64_t expert = 3 * (128 * 256 + 2 * 4);
+  EXPECT_EQ(cost->layers[3].weight_bytes - cost->layers[3].active_bytes_per_token, 28 * expert);
+  EXPECT_EQ(cost->head.weight_bytes, 2 * (2048 * 256 + 256));
+}
+
+TEST_F(LayerCostTest, NamesATensorThatIsMissing) {
+  source_.tensors.erase("model.layers.59.mlp.experts.7.up_proj.weight");
+  const absl::Status status = ComputeModelCost(config_, source_).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("model.layers.59.mlp.experts.7.up_proj.weight"));
+}
+
+}  // namespace
+}  // namespace caravan
