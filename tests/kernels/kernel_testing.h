@@ -1,0 +1,230 @@
+#ifndef CARAVAN_TESTS_KERNELS_KERNEL_TESTING_H_
+#define CARAVAN_TESTS_KERNELS_KERNEL_TESTING_H_
+
+// What the kernel tests share: random matrices whose exact values are known, the backends under
+// test, and the error bound of a float sum.
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+#include "kernels/backend.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/reference/reference_backend.h"
+
+namespace caravan {
+
+using Rng = std::mt19937_64;
+
+inline constexpr DType kWeightTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kF8E4M3};
+
+/// Half an ulp of 1: the relative error of one float operation.
+inline constexpr double kUnit = 0x1p-24;
+/// The absolute error of one float operation whose result is subnormal.
+inline constexpr double kTiny = 0x1p-150;
+
+/// Every sum in the CPU backend is a tree in which a term passes through at most this many
+/// operations: its product, its lane's additions (1 of 8 lanes, over at most 512 terms), 3 for the
+/// lanes, 1 for each 512 terms; then 3 more for a weight's scale, and the rounding of the expected
+/// and the computed result. So |error| <= SumDepth(n) * kUnit * sum |a_i b_i| (Higham, "Accuracy
+/// and Stability of Numerical Algorithms", section 4.2), with 1% for the higher orders.
+inline double SumDepth(int64_t n) {
+  const int64_t lane_terms = (std::min<int64_t>(n, 512) + 7) / 8;
+  return 1.01 * static_cast<double>(1 + lane_terms + 3 + (n + 511) / 512 + 3);
+}
+
+struct NamedBackend {
+  std::string name;
+  std::unique_ptr<Backend> backend;
+};
+
+inline std::vector<CpuIsa> TestedIsas() {
+  std::vector<CpuIsa> isas = {CpuIsa::kPortable};
+  if (RowOpsFor(CpuIsa::kAvx2).ok()) isas.push_back(CpuIsa::kAvx2);
+  return isas;
+}
+
+inline std::unique_ptr<Backend> CpuBackendFor(CpuIsa isa, int num_threads) {
+  return *MakeCpuBackend({.num_threads = num_threads, .isa = isa});
+}
+
+/// The CPU backend with each instruction set of this machine, on 2 threads.
+inline std::vector<NamedBackend> CpuBackends() {
+  std::vector<NamedBackend> backends;
+  for (const CpuIsa isa : TestedIsas()) {
+    std::unique_ptr<Backend> backend = CpuBackendFor(isa, 2);
+    std::string name = backend->Name();
+    backends.push_back({std::move(name), std::move(backend)});
+  }
+  return backends;
+}
+
+/// As CpuBackends, and the reference before them.
+inline std::vector<NamedBackend> AllBackends() {
+  std::vector<NamedBackend> backends = CpuBackends();
+  backends.insert(backends.begin(), NamedBackend{"reference", MakeReferenceBackend()});
+  return backends;
+}
+
+inline int64_t RandomInt(Rng& rng, int64_t low, int64_t high) {
+  return std::uniform_int_distribution<int64_t>(low, high)(rng);
+}
+
+inline std::vector<float> RandomFloats(Rng& rng, int64_t count, float limit = 1) {
+  std::uniform_real_distribution<float> uniform(-limit, limit);
+  std::vector<float> values(count);
+  for (float& value : values) value = uniform(rng);
+  return values;
+}
+
+/// Magnitudes from subnormal to 2^max_exponent.
+inline std::vector<float> RandomWideFloats(Rng& rng, int64_t count, int max_exponent) {
+  std::vector<float> values = RandomFloats(rng, count);
+  for (float& value : values) {
+    value = std::ldexp(value, static_cast<int>(RandomInt(rng, -148, max_exponent)));
+  }
+  return values;
+}
+
+inline float DecodeCode(DType dtype, uint32_t code) {
+  switch (dtype) {
+    case DType::kF16:
+      return Float16ToFloat(static_cast<uint16_t>(code));
+    case DType::kBF16:
+      return BFloat16ToFloat(static_cast<uint16_t>(code));
+    case DType::kF8E4M3:
+      return Float8E4M3ToFloat(static_cast<uint8_t>(code));
+    default:
+      return std::bit_cast<float>(code);
+  }
+}
+
+/// A matrix with its memory, and its exact values.
+class TestMatrix {
+ public:
+  TestMatrix(DType dtype, int64_t rows, int64_t cols)
+      : dtype_(dtype), rows_(rows), cols_(cols), values_(rows * cols) {
+    bytes_.resize(rows * cols * DTypeBytes(dtype));
+  }
+
+  /// Random codes with magnitudes of about 1 (f8: all its finite codes), and random scales for f8.
+  static TestMatrix Random(Rng& rng, DType dtype, int64_t rows, int64_t cols) {
+    TestMatrix m(dtype, rows, cols);
+    if (dtype == DType::kF8E4M3) {
+      const std::vector<float> scales = RandomFloats(rng, Fp8Blocks(rows) * Fp8Blocks(cols), 0.01f);
+      m.scales_ = scales;
+    }
+    for (int64_t i = 0; i < rows * cols; ++i) {
+      uint32_t code = static_cast<uint32_t>(rng());
+      if (dtype == DType::kF8E4M3) {
+        code &= 0xff;
+        if ((code & 0x7f) == 0x7f) code ^= 1;  // NaN
+      } else if (dtype == DType::kF16) {
+        code = (code & 0x83ff) | static_cast<uint32_t>(RandomInt(rng, 8, 15)) << 10;
+      } else {
+        code = std::bit_cast<uint32_t>(RandomFloats(rng, 1)[0]);
+        if (dtype == DType::kBF16) code >>= 16;
+      }
+      m.SetCode(i, code);
+    }
+    return m;
+  }
+
+  static TestMatrix FromFloats(int64_t rows, int64_t cols, const std::vector<float>& values) {
+    TestMatrix m(DType::kF32, rows, cols);
+    for (int64_t i = 0; i < rows * cols; ++i) m.SetCode(i, std::bit_cast<uint32_t>(values[i]));
+    return m;
+  }
+
+  /// Integers in [-limit, limit], which all formats hold. Scales of f8 are powers of two.
+  static TestMatrix RandomIntegers(Rng& rng, DType dtype, int64_t rows, int64_t cols, int limit) {
+    TestMatrix m(dtype, rows, cols);
+    if (dtype == DType::kF8E4M3) {
+      for (int64_t i = 0; i < Fp8Blocks(rows) * Fp8Blocks(cols); ++i) {
+        m.scales_.push_back(static_cast<float>(1 << RandomInt(rng, 0, 3)));
+      }
+    }
+    std::vector<uint32_t> codes;
+    for (int value = -limit; value <= limit; ++value) {
+      uint32_t code = std::bit_cast<uint32_t>(static_cast<float>(value));
+      if (dtype == DType::kBF16) code >>= 16;
+      if (dtype == DType::kF16 || dtype == DType::kF8E4M3) {
+        for (code = 0; DecodeCode(dtype, code) != static_cast<float>(value);) ++code;
+      }
+      codes.push_back(code);
+    }
+    for (int64_t i = 0; i < rows * cols; ++i) m.SetCode(i, codes[RandomInt(rng, 0, 2 * limit)]);
+    return m;
+  }
+
+  Matrix view() const {
+    return Matrix{.data = bytes_.data(),
+                  .dtype = dtype_,
+                  .rows = rows_,
+                  .cols = cols_,
+                  .scale_inv = scales_.empty() ? nullptr : scales_.data()};
+  }
+
+  double At(int64_t row, int64_t col) const { return values_[row * cols_ + col]; }
+
+ private:
+  void SetCode(int64_t index, uint32_t code) {
+    const int64_t size = DTypeBytes(dtype_);
+    std::memcpy(bytes_.data() + index * size, &code, size);  // little-endian
+    values_[index] = DecodeCode(dtype_, code);
+    if (!scales_.empty()) {
+      values_[index] *=
+          scales_[index / cols_ / kFp8BlockSize * Fp8Blocks(cols_) + index % cols_ / kFp8BlockSize];
+    }
+  }
+
+  DType dtype_;
+  int64_t rows_;
+  int64_t cols_;
+  std::vector<std::byte> bytes_;
+  std::vector<float> scales_;
+  std::vector<double> values_;
+};
+
+/// x, with the bound of its absolute error after float arithmetic.
+struct Bounded {
+  double value = 0;
+  double error = 0;
+};
+
+/// w x where x is known to within its errors.
+inline std::vector<Bounded> MultiplyBounded(const TestMatrix& w, int64_t first_row,
+                                            int64_t num_rows, const std::vector<Bounded>& x) {
+  std::vector<Bounded> y(num_rows);
+  const int64_t n = static_cast<int64_t>(x.size());
+  for (int64_t r = 0; r < num_rows; ++r) {
+    double magnitude = 0;
+    for (int64_t c = 0; c < n; ++c) {
+      const double weight = w.At(first_row + r, c);
+      y[r].value += weight * x[c].value;
+      y[r].error += std::abs(weight) * x[c].error;
+      magnitude += std::abs(weight) * (std::abs(x[c].value) + x[c].error);
+    }
+    y[r].error += SumDepth(n) * (kUnit * magnitude + static_cast<double>(n) * kTiny);
+  }
+  return y;
+}
+
+inline std::vector<Bounded> Exactly(const float* x, int64_t n) {
+  std::vector<Bounded> y(n);
+  for (int64_t i = 0; i < n; ++i) y[i].value = x[i];
+  return y;
+}
+
+}  // namespace caravan
+
+#endif  // CARAVAN_TESTS_KERNELS_KERNEL_TESTING_H_
