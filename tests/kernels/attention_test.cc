@@ -1,0 +1,282 @@
+// RotateQueries, WriteKv and MlaAttention, by hand and against the reference's expanded form.
+
+#include <cmath>
+#include <complex>
+
+#include "gmock/gmock.h"
+#include "tests/kernels/attention_testing.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::Each;
+
+TEST(RotateQueriesTest, TurnsEachPairAsAComplexNumber) {
+  const MlaShape shape = {.num_heads = 3, .qk_nope_head_dim = 5, .qk_rope_head_dim = 6};
+  const std::vector<float> inv_freq = {1, 0.1f, 0.003f};
+  const RopeTable rope = {inv_freq, 1.25f};
+  Rng rng(1);
+  const std::vector<float> before = RandomFloats(rng, 6 * 3 * 11);
+  // Rows 1 and 2 are at 163839 and on, rows 4 and 5 at 0 and 1; nobody owns rows 0 and 3.
+  const std::vector<SequenceRows> sequences = {{1, 2, 163839, {}}, {4, 2, 0, {}}};
+  const int64_t positions[] = {-1, 163839, 163840, -1, 0, 1};
+  for (const NamedBackend& tested : AllBackends()) {
+    std::vector<float> q = before;
+    tested.backend->RotateQueries(shape, rope, sequences, q.data());
+    for (int64_t i = 0; i < 6 * 3 * 11; ++i) {
+      const int64_t row = i / 33, dim = i % 11 - 5;
+      if (positions[row] < 0 || dim < 0) {
+        ASSERT_EQ(q[i], before[i]) << tested.name << " value " << i;
+        continue;
+      }
+      const int64_t even = i - dim % 2;
+      const double angle = static_cast<double>(positions[row]) * inv_freq[dim / 2];
+      const std::complex<double> turned =
+          std::complex<double>(before[even], before[even + 1]) * std::polar(1.25, angle);
+      // Two products of rounded factors below 1.25, and their sum, rounded.
+      ASSERT_NEAR(q[i], dim % 2 == 0 ? turned.real() : turned.imag(), 8 * 1.25 * kUnit)
+          << tested.name << " row " << row << " dimension " << dim;
+    }
+  }
+}
+
+TEST(WriteKvTest, FillsTheCacheAcrossBlocksAndNothingElse) {
+  const MlaShape shape = {.qk_rope_head_dim = 4, .kv_lora_rank = 7};
+  const std::vector<float> inv_freq = {1, 0.01f};
+  const RopeTable rope = TestRope(inv_freq);
+  Rng rng(2);
+  const std::vector<float> norm = RandomFloats(rng, 7);
+  const std::vector<float> kv_a = RandomFloats(rng, 9 * 11);
+  for (const NamedBackend& tested : AllBackends()) {
+    TestCache first(shape, 4, 12), second(shape, 4, 4);
+    // Row 0 and rows 3..8 in use: positions 2 of one sequence, 2..7 of another.
+    const std::vector<SequenceRows> sequences = {second.Rows(0, 1, 2), first.Rows(3, 6, 2)};
+    tested.backend->WriteKv(shape, rope, norm.data(), 1e-5f, sequences, 4, kv_a.data());
+    const auto expect_row = [&](int64_t row, int64_t position, const float* cached) {
+      std::vector<float> normed(7);
+      tested.backend->RmsNorm(kv_a.data() + row * 11, 1, 7, norm.data(), 1e-5f, normed.data());
+      EXPECT_EQ(std::vector<float>(cached, cached + 7), normed) << tested.name << " row " << row;
+      for (int64_t i = 0; i < 2; ++i) {
+        const float* pair = kv_a.data() + row * 11 + 7 + 2 * i;
+        const std::complex<double> turned =
+            std::complex<double>(pair[0], pair[1]) *
+            std::polar(1.0, static_cast<double>(position) * inv_freq[i]);
+        EXPECT_NEAR(cached[7 + 2 * i], turned.real(), 8 * kUnit) << tested.name;
+        EXPECT_NEAR(cached[8 + 2 * i], turned.imag(), 8 * kUnit) << tested.name;
+      }
+    };
+    expect_row(0, 2, second.Row(2));
+    for (int64_t i = 0; i < 6; ++i) expect_row(3 + i, 2 + i, first.Row(2 + i));
+    for (const float* untouched : {first.Row(1), first.Row(8), second.Row(1), second.Row(3)}) {
+      EXPECT_THAT(std::vector<float>(untouched, untouched + 11), Each(testing::IsNan()))
+          << tested.name;
+    }
+  }
+}
+
+TEST(MlaAttentionTest, WorksAHandWorkedCase) {
+  // One head; nope 1, rope 2, v 1, latent 2. Key = latent[0], value = 10 latent[0] + latent[1].
+  const MlaShape shape = {.num_heads = 1,
+                          .qk_nope_head_dim = 1,
+                          .qk_rope_head_dim = 2,
+                          .v_head_dim = 1,
+                          .kv_lora_rank = 2,
+                          .softmax_scale = 0.5f};
+  const TestMatrix kv_b = TestMatrix::FromFloats(2, 2, {1, 0, 10, 1});
+  const float ln2 = std::log(2.0f);
+  for (const NamedBackend& tested : AllBackends()) {
+    TestCache cache(shape, 2, 3);
+    const float rows[3][4] = {{0, 1, 0, 0}, {2 * ln2, 2, 0, 0}, {0, 5, 0, 2 * ln2}};
+    for (int64_t p = 0; p < 3; ++p) std::copy_n(rows[p], 4, cache.Row(p));
+    const float q[] = {1, 0, 0, 1, 7, 1};  // the rows at positions 1 and 2
+    const std::vector<SequenceRows> sequences = {cache.Rows(0, 2, 1)};
+    float out[2];
+    tested.backend->MlaAttention(shape, kv_b.view(), sequences, 2, q, out);
+    // Scores ln 1, ln 2 (, ln 2): weights 1, 2 (, 2). Values 1, 20 ln 2 + 2, 5.
+    const double second = 20 * std::log(2.0) + 2;
+    EXPECT_NEAR(out[0], (1 + 2 * second) / 3, 2e-5) << tested.name;
+    EXPECT_NEAR(out[1], (1 + 2 * second + 2 * 5) / 5, 2e-5) << tested.name;
+  }
+}
+
+/// Error bounds of absorbed attention for one row and head, term by term. It is a third way to the
+/// result (absorbed, in double); its values are compared with the reference's too.
+std::vector<Bounded> BoundAttention(const MlaShape& shape, const TestMatrix& kv_b, int64_t head,
+                                    TestCache& cache, int64_t num_positions, const float* query) {
+  const int64_t latent = shape.kv_lora_rank, nope = shape.qk_nope_head_dim;
+  const int64_t first_key = head * (nope + shape.v_head_dim);
+  // The query in the latent space: a plain sum over nope, its terms' weights rounded once.
+  std::vector<Bounded> absorbed(shape.kv_width());
+  for (int64_t c = 0; c < latent; ++c) {
+    double magnitude = 0;
+    for (int64_t i = 0; i < nope; ++i) {
+      absorbed[c].value += query[i] * kv_b.At(first_key + i, c);
+      magnitude += std::abs(query[i] * kv_b.At(first_key + i, c));
+    }
+    absorbed[c].error = static_cast<double>(nope + 3) * kUnit * magnitude;
+  }
+  for (int64_t i = 0; i < shape.qk_rope_head_dim; ++i) absorbed[latent + i].value = query[nope + i];
+
+  std::vector<Bounded> scores(num_positions);
+  double max = -INFINITY, min = INFINITY, worst = 0;
+  // 8 lanes over the whole width, without blocks of 512.
+  const double depth = static_cast<double>(shape.kv_width()) / 8 + 8;
+  for (int64_t p = 0; p < num_positions; ++p) {
+    double magnitude = 0;
+    for (int64_t c = 0; c < shape.kv_width(); ++c) {
+      const double key = cache.Row(p)[c];
+      scores[p].value += absorbed[c].value * key;
+      scores[p].error += absorbed[c].error * std::abs(key);
+      magnitude += std::abs(absorbed[c].value * key);
+    }
+    scores[p].error = shape.softmax_scale * (scores[p].error + depth * kUnit * magnitude);
+    scores[p].value *= shape.softmax_scale;
+    max = std::max(max, scores[p].value);
+    min = std::min(min, scores[p].value);
+    worst = std::max(worst, scores[p].error);
+  }
+  // Each exponential is off by its argument's errors: its own score's and the maximum's, and the
+  // rounding of their difference, at first and in each correction (which add up to the range of
+  // the scores); 3 more units for exp and the product of each of the tiles. Weights that are all
+  // within +-e of theirs give a mean within 2 e of the mean magnitude, besides the sums' own
+  // rounding, above and below the line.
+  const double tiles = static_cast<double>(num_positions) / 64 + 1;
+  const double weight_error = 2 * worst + kUnit * (max - min + 4 * worst) + 4 * kUnit * (tiles + 1);
+  const double sum_error = 2 * static_cast<double>(num_positions + 3) * kUnit;
+  std::vector<Bounded> mean(latent);
+  double total = 0;
+  for (int64_t p = 0; p < num_positions; ++p) {
+    const double weight = std::exp(scores[p].value - max);
+    total += weight;
+    for (int64_t c = 0; c < latent; ++c) {
+      mean[c].value += weight * cache.Row(p)[c];
+      mean[c].error += weight * std::abs(cache.Row(p)[c]);
+    }
+  }
+  for (Bounded& value : mean) {
+    value.value /= total;
+    value.error = value.error / total * 1.01 * (2 * weight_error + sum_error);
+  }
+  return MultiplyBounded(kv_b, first_key + nope, shape.v_head_dim, mean);
+}
+
+struct AttentionProblem {
+  MlaShape shape;
+  DType dtype = DType::kF32;
+  int64_t block_tokens = 16;
+  // Rows and first position of each sequence.
+  std::vector<std::pair<int64_t, int64_t>> sequences;
+};
+
+void ExpectAttentionWithinBound(const AttentionProblem& problem, uint64_t seed) {
+  const MlaShape& shape = problem.shape;
+  Rng rng(seed);
+  const TestMatrix kv_b = TestMatrix::Random(
+      rng, problem.dtype, shape.num_heads * (shape.qk_nope_head_dim + shape.v_head_dim),
+      shape.kv_lora_rank);
+  std::vector<TestCache> caches;
+  std::vector<SequenceRows> sequences;
+  int64_t num_rows = 0;
+  for (const auto& [rows, first_position] : problem.sequences) {
+    caches.emplace_back(shape, problem.block_tokens, first_position + rows);
+    for (int64_t p = 0; p < first_position + rows; ++p) {
+      const std::vector<float> values = RandomFloats(rng, shape.kv_width());
+      std::copy(values.begin(), values.end(), caches.back().Row(p));
+    }
+  }
+  for (size_t s = 0; s < caches.size(); ++s) {
+    const auto [rows, first_position] = problem.sequences[s];
+    sequences.push_back(caches[s].Rows(num_rows, rows, first_position));
+    num_rows += rows;
+  }
+  const std::vector<float> q = RandomFloats(rng, num_rows * shape.num_heads * shape.q_head_dim());
+  std::vector<float> expected(num_rows * shape.num_heads * shape.v_head_dim);
+  MakeReferenceBackend()->MlaAttention(shape, kv_b.view(), sequences, problem.block_tokens,
+                                       q.data(), expected.data());
+  std::vector<NamedBackend> backends = CpuBackends();
+  std::vector<std::vector<float>> outs;
+  for (const NamedBackend& cpu : backends) {
+    outs.emplace_back(expected.size(), 77.0f);
+    cpu.backend->MlaAttention(shape, kv_b.view(), sequences, problem.block_tokens, q.data(),
+                              outs.back().data());
+  }
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    for (int64_t i = 0; i < sequences[s].num_rows; ++i) {
+      for (int64_t head = 0; head < shape.num_heads; ++head) {
+        const int64_t at = (sequences[s].first_row + i) * shape.num_heads + head;
+        const std::vector<Bounded> bound =
+            BoundAttention(shape, kv_b, head, caches[s], sequences[s].first_position + i + 1,
+                           q.data() + at * shape.q_head_dim());
+        for (int64_t d = 0; d < shape.v_head_dim; ++d) {
+          const double reference = expected[at * shape.v_head_dim + d];
+          ASSERT_NEAR(reference, bound[d].value, bound[d].error) << "reference, seed " << seed;
+          for (size_t b = 0; b < outs.size(); ++b) {
+            ASSERT_NEAR(outs[b][at * shape.v_head_dim + d], reference, bound[d].error)
+                << backends[b].name << " seed " << seed << " sequence " << s << " row " << i
+                << " head " << head;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(MlaAttentionTest, StaysWithinTheErrorOfItsParts) {
+  for (uint64_t seed = 0; seed < 24; ++seed) {
+    Rng rng(seed + 1000);
+    AttentionProblem problem;
+    problem.shape = {.num_heads = RandomInt(rng, 1, 9),
+                     .qk_nope_head_dim = RandomInt(rng, 1, 40),
+                     .qk_rope_head_dim = 2 * RandomInt(rng, 1, 9),
+                     .v_head_dim = RandomInt(rng, 1, 40),
+                     .kv_lora_rank = RandomInt(rng, 1, 140),
+                     .softmax_scale = 0.2f};
+    problem.dtype = kWeightTypes[seed % 4];
+    problem.block_tokens = RandomInt(rng, 1, 33);
+    for (int64_t s = RandomInt(rng, 0, 3); s >= 0; --s) {
+      problem.sequences.push_back({RandomInt(rng, 0, 12), RandomInt(rng, 0, 150)});
+    }
+    ExpectAttentionWithinBound(problem, seed);
+  }
+}
+
+TEST(MlaAttentionTest, HoldsAtTheShapeOfR1) {
+  AttentionProblem problem;
+  problem.shape = {.num_heads = 128,
+                   .qk_nope_head_dim = 128,
+                   .qk_rope_head_dim = 64,
+                   .v_head_dim = 128,
+                   .kv_lora_rank = 512,
+                   .softmax_scale = 0.1352f};
+  problem.dtype = DType::kF8E4M3;
+  problem.sequences = {{2, 1}};
+  ExpectAttentionWithinBound(problem, 5);
+}
+
+TEST(MlaAttentionTest, SurvivesScoresFarApart) {
+  // Scores of -3e4 to 3e4: only differences are exponentiated, whichever comes first.
+  const MlaShape shape = {.num_heads = 1,
+                          .qk_nope_head_dim = 1,
+                          .qk_rope_head_dim = 2,
+                          .v_head_dim = 1,
+                          .kv_lora_rank = 1,
+                          .softmax_scale = 1};
+  const TestMatrix kv_b = TestMatrix::FromFloats(2, 1, {1, 1});
+  for (const NamedBackend& tested : AllBackends()) {
+    for (const float sign : {-1.0f, 1.0f}) {
+      TestCache cache(shape, 16, 200);
+      for (int64_t p = 0; p < 200; ++p) {
+        const float row[] = {sign * static_cast<float>(p - 100), 0, 0};
+        std::copy_n(row, 3, cache.Row(p));
+      }
+      const float q[] = {300, 0, 0};
+      const std::vector<SequenceRows> sequences = {cache.Rows(0, 1, 199)};
+      float out = 0;
+      tested.backend->MlaAttention(shape, kv_b.view(), sequences, 16, q, &out);
+      EXPECT_EQ(out, sign > 0 ? 99 : 100) << tested.name;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace caravan

@@ -1,0 +1,198 @@
+// A row's result is the same to the bit whatever rides beside it, however its prompt was cut and
+// however many threads there are.
+
+#include <functional>
+#include <set>
+
+#include "gmock/gmock.h"
+#include "tests/kernels/attention_testing.h"
+
+namespace caravan {
+namespace {
+
+/// Runs rows [first_row, first_row + num_rows) of a fixed batch: out [num_rows, width].
+using RunRows =
+    std::function<void(Backend& backend, int64_t first_row, int64_t num_rows, float* out)>;
+
+/// Expects the same bits from a whole batch, from rows alone and from uneven pieces, on 1, 2 and 3
+/// threads.
+void ExpectRowsIndependent(int64_t num_rows, int64_t width, const RunRows& run) {
+  for (const CpuIsa isa : TestedIsas()) {
+    std::vector<float> expected(num_rows * width);
+    std::unique_ptr<Backend> first = CpuBackendFor(isa, 1);
+    run(*first, 0, num_rows, expected.data());
+    // Else the comparison could pass on output that nobody wrote.
+    EXPECT_GT(std::set<float>(expected.begin(), expected.end()).size(), expected.size() / 4);
+    for (const int num_threads : {1, 2, 3}) {
+      std::unique_ptr<Backend> backend = CpuBackendFor(isa, num_threads);
+      for (const int64_t piece : {num_rows, int64_t{1}, int64_t{2}, int64_t{5}}) {
+        std::vector<float> out(num_rows * width);
+        for (int64_t row = 0; row < num_rows; row += piece) {
+          run(*backend, row, std::min(piece, num_rows - row), out.data() + row * width);
+        }
+        ASSERT_EQ(std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)), 0)
+            << backend->Name() << ", pieces of " << piece;
+      }
+    }
+  }
+}
+
+TEST(DeterminismTest, MatMul) {
+  for (const DType dtype : kWeightTypes) {
+    Rng rng(1);
+    // Large enough for three threads even at one row.
+    const TestMatrix w = TestMatrix::Random(rng, dtype, 301, 1101);
+    const std::vector<float> x = RandomFloats(rng, 11 * 1101);
+    ExpectRowsIndependent(11, 301,
+                          [&](Backend& backend, int64_t row, int64_t num_rows, float* out) {
+                            backend.MatMul(w.view(), x.data() + row * 1101, num_rows, out);
+                          });
+  }
+}
+
+TEST(DeterminismTest, RmsNorm) {
+  Rng rng(2);
+  const std::vector<float> x = RandomFloats(rng, 11 * 301), weight = RandomFloats(rng, 301);
+  ExpectRowsIndependent(11, 301, [&](Backend& backend, int64_t row, int64_t num_rows, float* out) {
+    backend.RmsNorm(x.data() + row * 301, num_rows, 301, weight.data(), 1e-6f, out);
+  });
+}
+
+TEST(DeterminismTest, Ffn) {
+  Rng rng(3);
+  const TestMatrix gate = TestMatrix::Random(rng, DType::kF8E4M3, 530, 601);
+  const TestMatrix up = TestMatrix::Random(rng, DType::kBF16, 530, 601);
+  const TestMatrix down = TestMatrix::Random(rng, DType::kF8E4M3, 601, 530);
+  const FfnWeights ffn = {gate.view(), up.view(), down.view()};
+  const std::vector<float> x = RandomFloats(rng, 11 * 601);
+  ExpectRowsIndependent(11, 601, [&](Backend& backend, int64_t row, int64_t num_rows, float* out) {
+    backend.Ffn(ffn, x.data() + row * 601, num_rows, out);
+  });
+}
+
+TEST(DeterminismTest, FfnPastItsTileOfRows) {
+  Rng rng(4);
+  const TestMatrix gate = TestMatrix::Random(rng, DType::kBF16, 9, 10);
+  const TestMatrix up = TestMatrix::Random(rng, DType::kBF16, 9, 10);
+  const TestMatrix down = TestMatrix::Random(rng, DType::kBF16, 10, 9);
+  const FfnWeights ffn = {gate.view(), up.view(), down.view()};
+  const std::vector<float> x = RandomFloats(rng, 1100 * 10);
+  ExpectRowsIndependent(1100, 10, [&](Backend& backend, int64_t row, int64_t num_rows, float* out) {
+    backend.Ffn(ffn, x.data() + row * 10, num_rows, out);
+  });
+}
+
+TEST(DeterminismTest, RoutedExperts) {
+  Rng rng(5);
+  const int64_t hidden = 259, inter = 140, num_experts = 7, k = 3, num_rows = 37;
+  std::vector<TestMatrix> matrices;
+  for (int64_t e = 0; e < num_experts; ++e) {
+    matrices.push_back(TestMatrix::Random(rng, DType::kF8E4M3, inter, hidden));
+    matrices.push_back(TestMatrix::Random(rng, DType::kF8E4M3, inter, hidden));
+    matrices.push_back(TestMatrix::Random(rng, DType::kF8E4M3, hidden, inter));
+  }
+  std::vector<FfnWeights> experts;
+  for (int64_t e = 0; e < num_experts; ++e) {
+    experts.push_back(
+        {matrices[3 * e].view(), matrices[3 * e + 1].view(), matrices[3 * e + 2].view()});
+  }
+  const std::vector<float> x = RandomFloats(rng, num_rows * hidden);
+  const std::vector<float> weights = RandomFloats(rng, num_rows * k);
+  std::vector<int32_t> ids;
+  for (int64_t t = 0; t < num_rows; ++t) {
+    const int32_t first = static_cast<int32_t>(RandomInt(rng, 0, 2));
+    ids.insert(ids.end(), {first, first + 1, first + 4});
+  }
+  ExpectRowsIndependent(
+      num_rows, hidden, [&](Backend& backend, int64_t row, int64_t count, float* out) {
+        backend.RoutedExperts(experts, x.data() + row * hidden, count, ids.data() + row * k,
+                              weights.data() + row * k, k, out);
+      });
+}
+
+TEST(DeterminismTest, Route) {
+  Rng rng(6);
+  RouterShape shape = {.n_routed_experts = 64, .num_experts_per_tok = 6, .n_group = 8};
+  shape.topk_group = 4;
+  const std::vector<float> logits = RandomFloats(rng, 11 * 64, 4), bias = RandomFloats(rng, 64);
+  ExpectRowsIndependent(11, 6, [&](Backend& backend, int64_t row, int64_t num_rows, float* out) {
+    std::vector<int32_t> ids(num_rows * 6);
+    backend.Route(shape, logits.data() + row * 64, bias.data(), num_rows, ids.data(), out);
+  });
+}
+
+/// WriteKv, RotateQueries and MlaAttention of a whole prompt in pieces of `piece` rows.
+std::vector<float> Prefill(Backend& backend, const MlaShape& shape, const TestMatrix& kv_b,
+                           const std::vector<float>& kv_a, const std::vector<float>& q,
+                           int64_t num_rows, int64_t piece, int64_t block_tokens,
+                           bool beside_another) {
+  const std::vector<float> inv_freq = TestInvFreq(shape.qk_rope_head_dim);
+  const std::vector<float> norm(shape.kv_lora_rank, 0.9f);
+  const int64_t q_width = shape.num_heads * shape.q_head_dim();
+  const int64_t out_width = shape.num_heads * shape.v_head_dim;
+  TestCache cache(shape, block_tokens, num_rows), other(shape, block_tokens, num_rows);
+  std::vector<float> out;
+  for (int64_t row = 0; row < num_rows; row += piece) {
+    const int64_t count = std::min(piece, num_rows - row);
+    // The other sequence has the same rows in reverse order.
+    const int64_t first_row = beside_another ? count : 0;
+    std::vector<SequenceRows> sequences;
+    if (beside_another) sequences.push_back(other.Rows(0, count, row));
+    sequences.push_back(cache.Rows(first_row, count, row));
+    std::vector<float> kv_part, q_part;
+    for (int64_t i = 0; i < first_row; ++i) {
+      const int64_t from = num_rows - 1 - row - i;
+      kv_part.insert(kv_part.end(), &kv_a[from * shape.kv_width()],
+                     &kv_a[from * shape.kv_width()] + shape.kv_width());
+      q_part.insert(q_part.end(), &q[from * q_width], &q[from * q_width] + q_width);
+    }
+    kv_part.insert(kv_part.end(), kv_a.begin() + row * shape.kv_width(),
+                   kv_a.begin() + (row + count) * shape.kv_width());
+    q_part.insert(q_part.end(), q.begin() + row * q_width, q.begin() + (row + count) * q_width);
+    std::vector<float> part((first_row + count) * out_width);
+    backend.WriteKv(shape, TestRope(inv_freq), norm.data(), 1e-6f, sequences, block_tokens,
+                    kv_part.data());
+    backend.RotateQueries(shape, TestRope(inv_freq), sequences, q_part.data());
+    backend.MlaAttention(shape, kv_b.view(), sequences, block_tokens, q_part.data(), part.data());
+    out.insert(out.end(), part.begin() + first_row * out_width, part.end());
+  }
+  return out;
+}
+
+TEST(DeterminismTest, AttentionOfAPromptCutAnyhow) {
+  const MlaShape shape = {.num_heads = 5,
+                          .qk_nope_head_dim = 18,
+                          .qk_rope_head_dim = 6,
+                          .v_head_dim = 19,
+                          .kv_lora_rank = 37,
+                          .softmax_scale = 0.3f};
+  constexpr int64_t kRows = 150;  // three tiles of positions
+  for (const DType dtype : kWeightTypes) {
+    Rng rng(7);
+    const TestMatrix kv_b = TestMatrix::Random(rng, dtype, 5 * (18 + 19), 37);
+    const std::vector<float> kv_a = RandomFloats(rng, kRows * shape.kv_width());
+    const std::vector<float> q = RandomFloats(rng, kRows * 5 * shape.q_head_dim());
+    for (const CpuIsa isa : TestedIsas()) {
+      std::unique_ptr<Backend> first = CpuBackendFor(isa, 1);
+      const std::vector<float> expected =
+          Prefill(*first, shape, kv_b, kv_a, q, kRows, kRows, 16, false);
+      for (const int num_threads : {1, 2, 3}) {
+        std::unique_ptr<Backend> backend = CpuBackendFor(isa, num_threads);
+        for (const int64_t piece : {kRows, int64_t{7}, int64_t{1}}) {
+          for (const int64_t block_tokens : {16, 5}) {
+            for (const bool beside_another : {false, true}) {
+              const std::vector<float> out = Prefill(*backend, shape, kv_b, kv_a, q, kRows, piece,
+                                                     block_tokens, beside_another);
+              ASSERT_EQ(std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)), 0)
+                  << backend->Name() << " " << DTypeName(dtype) << ", pieces of " << piece
+                  << ", blocks of " << block_tokens << (beside_another ? ", beside another" : "");
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace caravan
