@@ -1,0 +1,210 @@
+// The CPU backend's kernels at DeepSeek-V3's shapes, beside the rate at which the same number of
+// threads reads plain memory: the bound of everything that touches each weight once.
+//
+// gb_per_s counts the bytes of weights and cache that a call must read once; gflop_per_s counts two
+// operations for each multiply-add of the algorithm (decoding not counted).
+//
+//   kernels_bench --benchmark_filter='MatMul.*/threads:2'
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/check.h"
+#include "base/thread_pool.h"
+#include "benchmark/benchmark.h"
+#include "kernels/cpu/cpu_backend.h"
+
+namespace caravan {
+namespace {
+
+// Larger than any cache, so that weights come from memory as they do in a whole model.
+constexpr int64_t kWorkingSetBytes = int64_t{1} << 30;
+
+/// Random bits of working-set size, shared by all benchmarks; no value of theirs is NaN or huge.
+const std::vector<std::byte>& WorkingSet() {
+  static const auto* bytes = [] {
+    auto* words = new std::vector<std::byte>(kWorkingSetBytes);
+    std::mt19937_64 rng(1);
+    for (int64_t i = 0; i < kWorkingSetBytes; i += 8) {
+      // 0x3f in every other byte at most: f32, bf16 and f8 of magnitudes up to 2.
+      const uint64_t word = rng() & 0x3f3f3f3f3f3f3f3f;
+      std::memcpy(words->data() + i, &word, 8);
+    }
+    return words;
+  }();
+  return *bytes;
+}
+
+/// Matrices over WorkingSet, one after another, so that none is in a cache when its turn comes.
+class MatrixRing {
+ public:
+  MatrixRing(DType dtype, int64_t rows, int64_t cols)
+      : matrix_{.dtype = dtype, .rows = rows, .cols = cols} {
+    scales_.assign(Fp8Blocks(rows) * Fp8Blocks(cols), 0.01f);
+    if (dtype == DType::kF8E4M3) matrix_.scale_inv = scales_.data();
+  }
+
+  int64_t bytes() const { return matrix_.rows * matrix_.cols * DTypeBytes(matrix_.dtype); }
+  Matrix Next() {
+    const int64_t size = (bytes() + 63) / 64 * 64;
+    CARAVAN_CHECK(size <= kWorkingSetBytes);
+    if (at_ + size > kWorkingSetBytes) at_ = 0;
+    matrix_.data = WorkingSet().data() + at_;
+    at_ += size;
+    return matrix_;
+  }
+
+ private:
+  std::vector<float> scales_;
+  Matrix matrix_;
+  int64_t at_ = 0;
+};
+
+std::vector<float> Activations(int64_t count) {
+  std::mt19937_64 rng(2);
+  std::uniform_real_distribution<float> uniform(-1, 1);
+  std::vector<float> values(count);
+  for (float& value : values) value = uniform(rng);
+  return values;
+}
+
+std::unique_ptr<Backend> BackendOf(int64_t num_threads) {
+  return *MakeCpuBackend({.num_threads = static_cast<int>(num_threads)});
+}
+
+void Report(benchmark::State& state, double bytes, double multiply_adds) {
+  using benchmark::Counter;
+  state.counters["gb_per_s"] = Counter(bytes * 1e-9, Counter::kIsIterationInvariantRate);
+  if (multiply_adds > 0) {
+    state.counters["gflop_per_s"] =
+        Counter(2e-9 * multiply_adds, Counter::kIsIterationInvariantRate);
+  }
+}
+
+void ReadMemory(benchmark::State& state) {
+  ThreadPool pool(static_cast<int>(state.range(0)));
+  const auto* words = reinterpret_cast<const uint64_t*>(WorkingSet().data());
+  for (auto _ : state) {
+    pool.ParallelFor(kWorkingSetBytes / 8, 1 << 17, [&](int64_t begin, int64_t end) {
+      uint64_t sums[8] = {};
+      for (int64_t i = begin; i < end; i += 8) {
+        for (int64_t lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
+      }
+      for (uint64_t& sum : sums) benchmark::DoNotOptimize(sum);
+    });
+  }
+  Report(state, static_cast<double>(kWorkingSetBytes), 0);
+}
+BENCHMARK(ReadMemory)->ArgNames({"threads"})->Arg(1)->Arg(2)->UseRealTime();
+
+/// One expert's gate or up: [2048, 7168].
+void MatMul(benchmark::State& state, DType dtype) {
+  const int64_t num_rows = state.range(0);
+  const std::unique_ptr<Backend> backend = BackendOf(state.range(1));
+  MatrixRing ring(dtype, 2048, 7168);
+  const std::vector<float> x = Activations(num_rows * 7168);
+  std::vector<float> out(num_rows * 2048);
+  for (auto _ : state) backend->MatMul(ring.Next(), x.data(), num_rows, out.data());
+  Report(state, static_cast<double>(ring.bytes()), 2048.0 * 7168 * static_cast<double>(num_rows));
+}
+BENCHMARK_CAPTURE(MatMul, f8, DType::kF8E4M3)
+    ->ArgNames({"rows", "threads"})
+    ->ArgsProduct({{1, 16, 128}, {1, 2}})
+    ->UseRealTime();
+BENCHMARK_CAPTURE(MatMul, bf16, DType::kBF16)
+    ->ArgNames({"rows", "threads"})
+    ->ArgsProduct({{1, 16, 128}, {1, 2}})
+    ->UseRealTime();
+BENCHMARK_CAPTURE(MatMul, f32, DType::kF32)
+    ->ArgNames({"rows", "threads"})
+    ->ArgsProduct({{1, 16, 128}, {1, 2}})
+    ->UseRealTime();
+
+/// Rows at position 1023 of one sequence each (decode), or the last rows of one prompt (prefill).
+void MlaAttention(benchmark::State& state, bool is_prefill) {
+  const int64_t num_rows = state.range(0);
+  const MlaShape shape = {.num_heads = 128,
+                          .qk_nope_head_dim = 128,
+                          .qk_rope_head_dim = 64,
+                          .v_head_dim = 128,
+                          .kv_lora_rank = 512,
+                          .softmax_scale = 0.1352f};
+  constexpr int64_t kPositions = 1024;
+  constexpr int64_t kBlockTokens = 64;
+  const std::unique_ptr<Backend> backend = BackendOf(state.range(1));
+  MatrixRing ring(DType::kF8E4M3, 128 * 256, 512);
+  const int64_t num_sequences = is_prefill ? 1 : num_rows;
+  std::vector<float> cache = Activations(num_sequences * kPositions * shape.kv_width());
+  std::vector<float*> blocks;
+  for (int64_t p = 0; p < num_sequences * kPositions; p += kBlockTokens) {
+    blocks.push_back(cache.data() + p * shape.kv_width());
+  }
+  std::vector<SequenceRows> sequences;
+  const int64_t rows_each = num_rows / num_sequences;
+  const int64_t blocks_each = kPositions / kBlockTokens;
+  for (int64_t s = 0; s < num_sequences; ++s) {
+    sequences.push_back({s * rows_each, rows_each, kPositions - rows_each,
+                         absl::MakeConstSpan(blocks).subspan(s * blocks_each, blocks_each)});
+  }
+  const std::vector<float> q = Activations(num_rows * shape.num_heads * shape.q_head_dim());
+  std::vector<float> out(num_rows * shape.num_heads * shape.v_head_dim);
+  for (auto _ : state) {
+    backend->MlaAttention(shape, ring.Next(), sequences, kBlockTokens, q.data(), out.data());
+  }
+  const double scored = 128.0 * static_cast<double>(num_rows) *
+                        (static_cast<double>(kPositions) - static_cast<double>(rows_each - 1) / 2);
+  Report(state, static_cast<double>(ring.bytes()) + static_cast<double>(cache.size()) * 4,
+         scored * (576 + 512) + static_cast<double>(num_rows) * 128 * 256 * 512);
+}
+BENCHMARK_CAPTURE(MlaAttention, decode, false)
+    ->ArgNames({"rows", "threads"})
+    ->ArgsProduct({{1, 16}, {1, 2}})
+    ->UseRealTime();
+BENCHMARK_CAPTURE(MlaAttention, prefill, true)
+    ->ArgNames({"rows", "threads"})
+    ->ArgsProduct({{128}, {1, 2}})
+    ->UseRealTime();
+
+/// 64 experts of [512, 2048] in FP8, 8 a row: row t takes every eighth from t % 8 on.
+void RoutedExperts(benchmark::State& state) {
+  constexpr int64_t kHidden = 2048, kInter = 512, kExperts = 64, kChosen = 8;
+  const int64_t num_rows = state.range(0);
+  const std::unique_ptr<Backend> backend = BackendOf(state.range(1));
+  MatrixRing in_ring(DType::kF8E4M3, kInter, kHidden), out_ring(DType::kF8E4M3, kHidden, kInter);
+  std::vector<FfnWeights> experts;
+  for (int64_t e = 0; e < kExperts; ++e) {
+    experts.push_back({in_ring.Next(), in_ring.Next(), out_ring.Next()});
+  }
+  const std::vector<float> x = Activations(num_rows * kHidden);
+  const std::vector<float> weights(num_rows * kChosen, 0.125f);
+  std::vector<float> out(num_rows * kHidden);
+  std::vector<int32_t> ids(num_rows * kChosen);
+  int64_t turn = 0;
+  for (auto _ : state) {
+    for (size_t i = 0; i < ids.size(); ++i) {
+      const int64_t row = static_cast<int64_t>(i) / kChosen + turn;
+      ids[i] = static_cast<int32_t>(static_cast<int64_t>(i) % kChosen * 8 + row % 8);
+    }
+    ++turn;
+    backend->RoutedExperts(experts, x.data(), num_rows, ids.data(), weights.data(), kChosen,
+                           out.data());
+  }
+  const double expert_weights = 3.0 * kHidden * kInter;
+  const double touched = static_cast<double>(std::min(num_rows, int64_t{8}) * kChosen);
+  Report(state, touched * expert_weights, static_cast<double>(num_rows * kChosen) * expert_weights);
+}
+BENCHMARK(RoutedExperts)
+    ->ArgNames({"rows", "threads"})
+    ->ArgsProduct({{1, 64}, {1, 2}})
+    ->UseRealTime();
+
+}  // namespace
+}  // namespace caravan
+
+BENCHMARK_MAIN();
