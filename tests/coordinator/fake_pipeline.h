@@ -1,0 +1,96 @@
+#ifndef CARAVAN_TESTS_COORDINATOR_FAKE_PIPELINE_H_
+#define CARAVAN_TESTS_COORDINATOR_FAKE_PIPELINE_H_
+
+// All stages of a pipeline in one object: holds each step to the protocol as workers would, answers
+// it with the toy model, and keeps it until the test lets it home.
+
+#include <cstdint>
+#include <deque>
+#include <map>
+#include <memory>
+#include <set>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "base/mutex.h"
+#include "cluster/activation_channel.h"
+#include "coordinator/pipeline_driver.h"
+#include "tests/coordinator/toy_model.h"
+
+namespace caravan {
+
+/// Thread-safe. Outlives the driver that it is attached to. A breach of protocol fails the test.
+class FakePipeline {
+ public:
+  struct Options {
+    uint64_t plan_version = 1;
+    int num_stages = 1;
+    int64_t kv_blocks = 64;
+    int64_t kv_block_tokens = 4;
+    int64_t max_step_tokens = 32;
+    ToyModel model;
+  };
+  explicit FakePipeline(const Options& options) : options_(options) {}
+  FakePipeline() : FakePipeline(Options{}) {}
+  ~FakePipeline() { StopPlaying(); }
+
+  /// What to attach.
+  PipelineDriver::Pipeline Connect();
+
+  /// Takes in a step as the stages do, in order: checks it, applies it, fills in its results.
+  v1::Step Answer(v1::Step step);
+
+  /// Waits for the oldest step that was sent, and takes it, answered. Nobody knows of it until
+  /// Deliver.
+  v1::Step Take();
+  /// The answered step has left the last stage.
+  void MarkHome(const v1::Step& step);
+  /// MarkHome, and the step goes to `driver`, with whatever the test made of it.
+  absl::Status Deliver(PipelineDriver* driver, v1::Step step);
+
+  /// From now on a thread delivers every step to `driver`, until StopPlaying.
+  void Play(PipelineDriver* driver);
+  void StopPlaying();
+
+  /// From now on Send fails with `why`.
+  void BreakFirstHop(const absl::Status& why);
+
+  /// Waits until the driver's end of the first hop has closed.
+  void WaitUntilClosed();
+
+  int64_t used_blocks() const;
+  int64_t max_used_blocks() const;
+  int max_slices_in_a_step() const;
+  std::set<uint64_t> sequences_seen() const;
+
+ private:
+  class Channel;
+
+  absl::Status Send(v1::Step step);
+  void Close();
+  v1::Step AnswerLocked(v1::Step step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  int64_t UsedBlocksLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  const Options options_;
+  std::thread player_;
+
+  mutable Mutex mu_;
+  CondVar changed_;
+  absl::Status first_hop_ ABSL_GUARDED_BY(mu_);
+  bool closed_ ABSL_GUARDED_BY(mu_) = false;
+  bool stop_playing_ ABSL_GUARDED_BY(mu_) = false;
+  std::deque<v1::Step> answered_ ABSL_GUARDED_BY(mu_);
+  uint64_t last_step_id_ ABSL_GUARDED_BY(mu_) = 0;
+  int steps_in_flight_ ABSL_GUARDED_BY(mu_) = 0;
+  std::map<uint64_t, std::vector<int32_t>> cache_ ABSL_GUARDED_BY(mu_);  // by sequence id
+  std::set<uint64_t> in_flight_ ABSL_GUARDED_BY(mu_);
+  std::set<uint64_t> freed_ ABSL_GUARDED_BY(mu_);
+  int64_t max_used_blocks_ ABSL_GUARDED_BY(mu_) = 0;
+  int max_slices_in_a_step_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
+}  // namespace caravan
+
+#endif  // CARAVAN_TESTS_COORDINATOR_FAKE_PIPELINE_H_
