@@ -9,8 +9,13 @@
 
 namespace caravan {
 
+void AddCoordinatorCommand(CLI::App& app, CommandBody& body);
+void AddEvalCommand(CLI::App& app, CommandBody& body);
+void AddRunCommand(CLI::App& app, CommandBody& body);
+void AddStatusCommand(CLI::App& app, CommandBody& body);
 void AddTokenizeCommand(CLI::App& app, CommandBody& body);
 void AddVerifyCommand(CLI::App& app, CommandBody& body);
+void AddWorkerCommand(CLI::App& app, CommandBody& body);
 
 }  // namespace caravan
 

@@ -122,11 +122,10 @@ absl::StatusOr<std::vector<float>> ScorePrompt(PipelineDriver& driver,
   }
 }
 
-absl::StatusOr<std::vector<int32_t>> GenerateReply(PipelineDriver& driver, JobSpec spec) {
-  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<JobHandle> job, driver.Submit(std::move(spec)));
+absl::StatusOr<std::vector<int32_t>> ReadReply(JobHandle& job) {
   std::vector<int32_t> reply;
   while (true) {
-    CARAVAN_ASSIGN_OR_RETURN(const JobUpdate update, job->Next());
+    CARAVAN_ASSIGN_OR_RETURN(const JobUpdate update, job.Next());
     for (const SampledToken& token : update.tokens) reply.push_back(token.token_id);
     if (update.finished) return reply;
   }

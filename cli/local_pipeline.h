@@ -48,9 +48,9 @@ class LocalPipeline {
 /// Errors: as PipelineDriver::Submit and JobHandle::Next.
 absl::StatusOr<std::vector<float>> ScorePrompt(PipelineDriver& driver, std::vector<int32_t> prompt);
 
-/// The reply's tokens, the stop token included.
-/// Errors: as PipelineDriver::Submit and JobHandle::Next.
-absl::StatusOr<std::vector<int32_t>> GenerateReply(PipelineDriver& driver, JobSpec spec);
+/// Waits for the whole reply: its tokens, the stop token included.
+/// Errors: as JobHandle::Next.
+absl::StatusOr<std::vector<int32_t>> ReadReply(JobHandle& job);
 
 }  // namespace caravan
 

@@ -15,7 +15,13 @@ int main(int argc, char** argv) {
   app.require_subcommand(1);
   app.set_help_all_flag("--help-all", "Print the help of every subcommand");
   caravan::CommandBody body;
+  caravan::AddCoordinatorCommand(app, body);
+  caravan::AddWorkerCommand(app, body);
+  caravan::AddRunCommand(app, body);
+  caravan::AddStatusCommand(app, body);
   caravan::AddVerifyCommand(app, body);
+  caravan::AddEvalCommand(app, body);
+  caravan::AddTokenizeCommand(app, body);
 
   try {
     app.parse(argc, argv);

@@ -14,6 +14,10 @@
 
 namespace caravan {
 
+/// Tokens a KV block, on every worker: small enough that a short sequence wastes little, large enough
+/// that block tables stay short.
+inline constexpr int64_t kKvBlockTokens = 64;
+
 struct StagePlan {
   WorkerId worker{};
   StageSpec stage;

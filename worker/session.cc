@@ -131,9 +131,9 @@ class Session {
       const absl::Time until = std::min(deadline, absl::Now() + absl::Milliseconds(200));
       if (channel.WaitForConnected(absl::ToChronoTime(until))) return absl::OkStatus();
       if (absl::Now() >= deadline) {
-        return absl::UnavailableError(absl::StrCat("no coordinator answers at ",
-                                                   options_.coordinator, " within ",
-                                                   absl::FormatDuration(options_.connect_timeout)));
+        return absl::DeadlineExceededError(
+            absl::StrCat("no coordinator answers at ", options_.coordinator, " within ",
+                         absl::FormatDuration(options_.connect_timeout)));
       }
     }
     return absl::CancelledError("stopped");

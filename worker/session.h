@@ -35,8 +35,8 @@ struct WorkerSessionOptions {
 /// Joins, serves until `stop` is requested or the coordinator ends it, and leaves nothing behind.
 /// Returns OK after `stop`.
 /// Errors: InvalidArgument - an address that cannot be listened on, or a registration refused;
-///         Unavailable - no coordinator within connect_timeout, or it went away; Aborted - it took
-///         this worker for dead. After the last two the caller may join anew.
+///         DeadlineExceeded - no coordinator within connect_timeout. Unavailable - it went away;
+///         Aborted, Cancelled - it took this worker for dead: the caller may join anew.
 absl::Status RunWorkerSession(const WorkerSessionOptions& options, std::stop_token stop);
 
 }  // namespace caravan

@@ -1,0 +1,105 @@
+// caravan coordinator: take in workers and jobs.
+
+#include <cstdio>
+#include <fstream>
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "cli/commands.h"
+#include "cli/stop_signals.h"
+#include "coordinator/coordinator_server.h"
+
+namespace caravan {
+namespace {
+
+struct CoordinatorFlags {
+  CoordinatorOptions options;
+  std::string address_file;
+  double worker_timeout_s = 60;
+  double heartbeat_timeout_s = 10;
+};
+
+/// Written beside and renamed, so that a reader never sees half an address.
+absl::Status WriteAddressFile(const std::string& path, const std::string& address) {
+  const std::string scratch = absl::StrCat(path, ".new");
+  std::ofstream out(scratch, std::ios::trunc);
+  out << address << "\n";
+  out.close();
+  if (!out || std::rename(scratch.c_str(), path.c_str()) != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("--address-file ", path, ": cannot be written"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Serve(CoordinatorFlags flags) {
+  StopSignals signals;
+  flags.options.worker_timeout = absl::Seconds(flags.worker_timeout_s);
+  flags.options.heartbeat_timeout = absl::Seconds(flags.heartbeat_timeout_s);
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<CoordinatorServer> server,
+                           CoordinatorServer::Start(flags.options));
+  std::printf("caravan coordinator: listening on %s\n", server->address().c_str());
+  std::fflush(stdout);
+  if (!flags.address_file.empty()) {
+    CARAVAN_RETURN_IF_ERROR(WriteAddressFile(flags.address_file, server->address()));
+  }
+  signals.Wait();
+  server->Stop();
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddCoordinatorCommand(CLI::App& app, CommandBody& body) {
+  CLI::App* const command =
+      app.add_subcommand("coordinator", "Take in workers, split the model over them, and run jobs");
+  const auto flags = std::make_shared<CoordinatorFlags>();
+  CoordinatorOptions& options = flags->options;
+  AddConfigOption(*command);
+  command
+      ->add_option("--model", options.model_directory,
+                   "Model directory in Hugging Face's layout, with tokenizer.json")
+      ->required();
+  command
+      ->add_option("--listen", options.listen,
+                   "HOST:PORT for workers and clients; port 0 takes a free one")
+      ->capture_default_str();
+  command->add_option("--address-file", flags->address_file,
+                      "Write HOST:PORT to this file once the coordinator listens");
+  command
+      ->add_option("--workers", options.min_workers,
+                   "Make the first plan when N workers have joined")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  command
+      ->add_option("--context", options.context_tokens,
+                   "Longest prompt with its reply, in tokens; 0: as the model allows")
+      ->capture_default_str();
+  command
+      ->add_option("--kv-tokens", options.kv_tokens,
+                   "Tokens that the KV caches are to hold for all jobs together; 0: eight contexts")
+      ->check(CLI::NonNegativeNumber)
+      ->capture_default_str();
+  command
+      ->add_option("--prefill-chunk", options.prefill_chunk,
+                   "Most tokens of a prompt that one step takes")
+      ->check(CLI::Range(1, 8192))
+      ->capture_default_str();
+  command->add_option("--max-jobs", options.max_queued_jobs, "Jobs that may be queued")
+      ->check(CLI::Range(1, 1000000))
+      ->capture_default_str();
+  command
+      ->add_option("--worker-timeout", flags->worker_timeout_s,
+                   "A job fails when no pipeline serves within SECONDS")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  command
+      ->add_option("--heartbeat-timeout", flags->heartbeat_timeout_s,
+                   "A worker that is silent for SECONDS is lost")
+      ->check(CLI::Range(0.1, 1e6))
+      ->capture_default_str();
+  command->callback([flags, &body] { body = [flags] { return ReportStatus(Serve(*flags)); }; });
+}
+
+}  // namespace caravan

@@ -1,0 +1,17 @@
+#ifndef CARAVAN_CLI_PLAN_TABLE_H_
+#define CARAVAN_CLI_PLAN_TABLE_H_
+
+// The cluster's state as a table for people.
+
+#include <string>
+
+#include "caravan/v1/cluster.pb.h"
+
+namespace caravan {
+
+/// What serves, and a line for each worker: its stage, memory and KV cache.
+std::string FormatStatus(const v1::GetStatusResponse& status);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_CLI_PLAN_TABLE_H_

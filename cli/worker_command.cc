@@ -1,0 +1,114 @@
+// caravan worker: hold one stage of a coordinator's model.
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/byte_size.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "cli/commands.h"
+#include "cli/progress_bar.h"
+#include "cli/stop_signals.h"
+#include "cluster/machine.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "worker/session.h"
+
+namespace caravan {
+namespace {
+
+// What is left to the system and to buffers when no budget is given.
+constexpr double kDefaultMemoryShare = 0.8;
+
+struct WorkerFlags {
+  WorkerSessionOptions options;
+  std::string ram;
+  int threads = 0;
+  double connect_timeout_s = 60;
+};
+
+absl::Status ApplyDefaults(WorkerFlags& flags) {
+  WorkerSessionOptions& options = flags.options;
+  CARAVAN_ASSIGN_OR_RETURN(const Machine machine, ProbeMachine());
+  if (options.name.empty()) options.name = machine.host_name;
+  options.num_threads = flags.threads > 0 ? flags.threads : machine.num_cores;
+  options.connect_timeout = absl::Seconds(flags.connect_timeout_s);
+  if (flags.ram.empty()) {
+    options.memory_budget_bytes = static_cast<int64_t>(
+        kDefaultMemoryShare * static_cast<double>(machine.available_memory_bytes));
+  } else {
+    absl::StatusOr<int64_t> ram = ParseByteSize(flags.ram);
+    if (!ram.ok()) return Annotate(ram.status(), "--ram");
+    if (*ram == 0) return absl::InvalidArgumentError("--ram: must be more than 0");
+    options.memory_budget_bytes = *ram;
+  }
+  CpuOptions cpu;
+  cpu.num_threads = options.num_threads;
+  // Tried once here, so that a session's factory cannot fail.
+  CARAVAN_RETURN_IF_ERROR(MakeCpuBackend(cpu).status());
+  options.make_backend = [cpu] { return *MakeCpuBackend(cpu); };
+  const auto bar = std::make_shared<ProgressBar>("loading");
+  options.show_progress = [bar](int64_t done, int64_t total) { bar->Show(done, total); };
+  return absl::OkStatus();
+}
+
+absl::Status Work(WorkerFlags flags) {
+  const StopSignals signals;
+  CARAVAN_RETURN_IF_ERROR(ApplyDefaults(flags));
+  LogInfo("worker_starting", {{"name", flags.options.name},
+                              {"threads", flags.options.num_threads},
+                              {"memory", FormatByteSize(flags.options.memory_budget_bytes)}});
+  while (true) {
+    const absl::Status status = RunWorkerSession(flags.options, signals.token());
+    if (signals.token().stop_requested()) return absl::OkStatus();
+    // A coordinator that went away may come back: join it anew, and give up only when it cannot be
+    // reached within the connect timeout.
+    const bool rejoin = status.code() == absl::StatusCode::kAborted ||
+                        status.code() == absl::StatusCode::kCancelled ||
+                        status.code() == absl::StatusCode::kUnavailable;
+    if (!rejoin) return status;
+    LogWarning("session_ended", {{"why", status.message()}});
+  }
+}
+
+}  // namespace
+
+void AddWorkerCommand(CLI::App& app, CommandBody& body) {
+  CLI::App* const command =
+      app.add_subcommand("worker", "Hold one stage of a coordinator's model and run its steps");
+  const auto flags = std::make_shared<WorkerFlags>();
+  WorkerSessionOptions& options = flags->options;
+  AddConfigOption(*command);
+  command->add_option("--coordinator", options.coordinator, "HOST:PORT of the coordinator")
+      ->required();
+  command
+      ->add_option("--listen", options.listen,
+                   "HOST:PORT for the neighbours' activations; port 0 takes a free one")
+      ->capture_default_str();
+  command->add_option("--advertise", options.advertise,
+                      "HOST:PORT that the neighbours dial, where it is not the host that the "
+                      "coordinator sees with the port listened on");
+  command->add_option("--name", options.name,
+                      "What people call this worker; the host's name if not given");
+  command->add_option(
+      "--ram", flags->ram,
+      "Memory for weights and KV cache, such as 24GiB; 80% of what is free if not given");
+  command->add_option("--threads", flags->threads, "CPU threads; 0: one a core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  command->add_option("--model", options.model_directory,
+                      "Local copy of the model; if not given, the coordinator's directory where it "
+                      "is here too, else its files over the network");
+  command
+      ->add_option("--connect-timeout", flags->connect_timeout_s,
+                   "Give up reaching the coordinator after SECONDS")
+      ->check(CLI::Range(0.0, 1e6))
+      ->capture_default_str();
+  command->callback([flags, &body] { body = [flags] { return ReportStatus(Work(*flags)); }; });
+}
+
+}  // namespace caravan
