@@ -395,7 +395,7 @@ TEST(ModelConfigTest, SurvivesMutatedBytes) {
           break;
       }
       if (random() % 10 == 0) text.resize(random() % (text.size() + 1));
-      if (text.empty()) text = " ";
+      if (text.empty()) text.push_back(' ');
     }
     const absl::StatusOr<ModelConfig> config = ParseModelConfig(text, kOrigin);
     if (!config.ok()) {
