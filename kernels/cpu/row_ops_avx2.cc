@@ -29,46 +29,72 @@ inline float SumLanes(__m256 v) {
 
 // --- decoding ------------------------------------------------------------------------------------
 
-/// Runs kEight, which decodes 8 elements, over n.
-template <int64_t kElementBytes, __m256 (*kEight)(const unsigned char*)>
+constexpr int64_t kDecodeStep = 16;
+
+/// Sixteen elements, in order.
+struct Sixteen {
+  __m256 low;
+  __m256 high;
+};
+
+/// Runs kLoad, which takes 16 elements and gives their values divided by kFactor, over n.
+template <int64_t kElementBytes, int kFactor, Sixteen (*kLoad)(const unsigned char*)>
 void Decode(const void* src, int64_t n, float scale, float* dst) {
   const auto* bytes = static_cast<const unsigned char*>(src);
-  const __m256 scales = _mm256_set1_ps(scale);
+  const __m256 factors = _mm256_set1_ps(scale * kFactor);
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    _mm256_storeu_ps(dst + i, _mm256_mul_ps(kEight(bytes + i * kElementBytes), scales));
+  for (; i + kDecodeStep <= n; i += kDecodeStep) {
+    const Sixteen values = kLoad(bytes + i * kElementBytes);
+    _mm256_storeu_ps(dst + i, _mm256_mul_ps(values.low, factors));
+    _mm256_storeu_ps(dst + i + kLanes, _mm256_mul_ps(values.high, factors));
   }
   if (i == n) return;
-  unsigned char padded[kLanes * 4] = {};
+  unsigned char padded[kDecodeStep * kElementBytes] = {};
   std::memcpy(padded, bytes + i * kElementBytes, (n - i) * kElementBytes);
-  _mm256_maskstore_ps(dst + i, FirstLanes(n - i), _mm256_mul_ps(kEight(padded), scales));
+  const Sixteen values = kLoad(padded);
+  float decoded[kDecodeStep];
+  _mm256_storeu_ps(decoded, _mm256_mul_ps(values.low, factors));
+  _mm256_storeu_ps(decoded + kLanes, _mm256_mul_ps(values.high, factors));
+  std::memcpy(dst + i, decoded, (n - i) * sizeof(float));
 }
 
 inline __m128i Load128(const unsigned char* src) {
   return _mm_loadu_si128(reinterpret_cast<const __m128i*>(src));
 }
 
-inline __m256 EightF32(const unsigned char* src) {
-  return _mm256_castsi256_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(src)));
+inline __m256i Load256(const unsigned char* src) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(src));
 }
 
-inline __m256 EightF16(const unsigned char* src) { return _mm256_cvtph_ps(Load128(src)); }
+inline Sixteen LoadF32(const unsigned char* src) {
+  return {_mm256_castsi256_ps(Load256(src)), _mm256_castsi256_ps(Load256(src + 32))};
+}
 
-inline __m256 EightBF16(const unsigned char* src) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(Load128(src)), 16));
+inline Sixteen LoadF16(const unsigned char* src) {
+  return {_mm256_cvtph_ps(Load128(src)), _mm256_cvtph_ps(Load128(src + 16))};
+}
+
+inline __m256 WidenBF16(__m128i bits) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+inline Sixteen LoadBF16(const unsigned char* src) {
+  return {WidenBF16(Load128(src)), WidenBF16(Load128(src + 16))};
 }
 
 // E4M3's exponent and mantissa, moved into a binary16's place, are the value times 2^-8 (biases 7
 // and 15), subnormals included; 0x7f and 0xff, which would be 480, become NaNs.
-inline __m256 EightF8E4M3(const unsigned char* src) {
-  const __m128i codes = _mm_cvtepi8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(src)));
-  const __m128i moved = _mm_slli_epi16(codes, 7);
-  const __m128i half = _mm_and_si128(moved, _mm_set1_epi16(static_cast<int16_t>(0xbf80)));
-  const __m128i all_ones = _mm_set1_epi16(0x3f80);
-  const __m128i is_nan = _mm_cmpeq_epi16(_mm_and_si128(moved, all_ones), all_ones);
-  const __m128i with_nan = _mm_or_si128(half, _mm_and_si128(is_nan, _mm_set1_epi16(0x7e00)));
-  return _mm256_mul_ps(_mm256_cvtph_ps(with_nan), _mm256_set1_ps(256));
+inline Sixteen LoadF8E4M3(const unsigned char* src) {
+  const __m256i moved = _mm256_slli_epi16(_mm256_cvtepi8_epi16(Load128(src)), 7);
+  const __m256i all_ones = _mm256_set1_epi16(0x3f80);
+  const __m256i is_nan = _mm256_cmpeq_epi16(_mm256_and_si256(moved, all_ones), all_ones);
+  const __m256i half =
+      _mm256_or_si256(_mm256_and_si256(moved, _mm256_set1_epi16(static_cast<int16_t>(0xbf80))),
+                      _mm256_and_si256(is_nan, _mm256_set1_epi16(0x7e00)));
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(half)),
+          _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
 }
+constexpr int kF8E4M3Factor = 256;
 
 // --- dot products --------------------------------------------------------------------------------
 
@@ -210,10 +236,10 @@ void Scale(float a, int64_t n, float* y) {
 constexpr RowOps kOps = {
     .isa = CpuIsa::kAvx2,
     .name = "avx2",
-    .decode_f32 = Decode<4, EightF32>,
-    .decode_f16 = Decode<2, EightF16>,
-    .decode_bf16 = Decode<2, EightBF16>,
-    .decode_f8e4m3 = Decode<1, EightF8E4M3>,
+    .decode_f32 = Decode<4, 1, LoadF32>,
+    .decode_f16 = Decode<2, 1, LoadF16>,
+    .decode_bf16 = Decode<2, 1, LoadBF16>,
+    .decode_f8e4m3 = Decode<1, kF8E4M3Factor, LoadF8E4M3>,
     .dots = Dots,
     .weighted_sums = WeightedSums,
     .sum_squares = SumSquares,

@@ -28,6 +28,15 @@ int64_t WeightBytes(DType dtype) {
   return dtype == DType::kF32 ? 4 : dtype == DType::kF8E4M3 ? 1 : 2;
 }
 
+/// Asks for w[row, first_col, first_col + kTileColumns), or as much of it as there is. A tile reads
+/// each row in pieces too short for the CPU's own prefetching to start.
+void Prefetch(const Matrix& w, int64_t row, int64_t first_col) {
+  constexpr int64_t kCacheLine = 64;
+  const int64_t n = std::min(kTileColumns, w.cols - first_col);
+  const std::byte* src = w.data + (row * w.cols + first_col) * WeightBytes(w.dtype);
+  for (int64_t i = 0; i < n * WeightBytes(w.dtype); i += kCacheLine) __builtin_prefetch(src + i);
+}
+
 }  // namespace
 
 void DecodeRow(const RowOps& ops, const Matrix& w, int64_t row, int64_t first_col, int64_t n,
@@ -62,6 +71,7 @@ void MultiplyTile(const RowOps& ops, const Matrix& w, int64_t first_row, int64_t
   for (int64_t col = 0; col < w.cols; col += kTileColumns) {
     const int64_t n = std::min(kTileColumns, w.cols - col);
     for (int64_t r = 0; r < num_rows; ++r) {
+      Prefetch(w, first_row + r, col + kTileColumns);
       DecodeRow(ops, w, first_row + r, col, n, decoded + r * kTileColumns);
     }
     ops.dots(columns, num_rows, inputs, num_x, n, out, out_stride);
