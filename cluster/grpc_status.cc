@@ -12,9 +12,7 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
 
 absl::Status FromGrpcStatus(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
-  // Status::code() folds numbers it does not know into kUnknown; keep that from here on.
-  const absl::Status raw(static_cast<absl::StatusCode>(status.error_code()), "");
-  return absl::Status(raw.code(), status.error_message());
+  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
 }
 
 }  // namespace caravan

@@ -15,8 +15,6 @@ namespace caravan {
 inline constexpr size_t kMaxStatusMessageBytes = 2048;
 
 grpc::Status ToGrpcStatus(const absl::Status& status);
-
-/// A code that absl does not know becomes Unknown.
 absl::Status FromGrpcStatus(const grpc::Status& status);
 
 }  // namespace caravan

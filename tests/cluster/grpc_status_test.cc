@@ -18,11 +18,6 @@ TEST(GrpcStatusTest, KeepsCodeAndMessageBothWays) {
   EXPECT_TRUE(FromGrpcStatus(grpc::Status::OK).ok());
 }
 
-TEST(GrpcStatusTest, ReadsACodeItDoesNotKnowAsUnknown) {
-  const grpc::Status wire(static_cast<grpc::StatusCode>(77), "from the future");
-  EXPECT_EQ(FromGrpcStatus(wire), absl::UnknownError("from the future"));
-}
-
 TEST(GrpcStatusTest, CutsAMessageThatWouldNotTravel) {
   const grpc::Status wire = ToGrpcStatus(absl::InternalError(std::string(100000, 'x')));
   EXPECT_EQ(wire.error_message(), std::string(kMaxStatusMessageBytes, 'x'));

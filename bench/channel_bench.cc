@@ -1,0 +1,110 @@
+// A hop over gRPC on the loopback interface: the time that a step spends on links, and how many
+// bytes a link carries. Both ends run in this process.
+//
+//   channel_bench
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/bounded_queue.h"
+#include "base/check.h"
+#include "benchmark/benchmark.h"
+#include "cluster/grpc_channel.h"
+#include "cluster/grpc_transport.h"
+#include "cluster/pipeline_service.h"
+#include "grpcpp/security/server_credentials.h"
+#include "grpcpp/server.h"
+#include "grpcpp/server_builder.h"
+
+namespace caravan {
+namespace {
+
+constexpr uint64_t kIncarnation = 1;
+
+/// A process's receiving end, and a channel that leads to it.
+class Hop {
+ public:
+  explicit Hop(StepReceiver receiver) : service_(kIncarnation, std::move(receiver)) {
+    grpc::ServerBuilder builder;
+    ConfigureGrpcServer(builder);
+    int port = 0;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(&service_);
+    server_ = builder.BuildAndStart();
+    CARAVAN_CHECK(server_ != nullptr);
+    GrpcChannelOptions options;
+    options.address = absl::StrCat("127.0.0.1:", port);
+    options.expected_incarnation = kIncarnation;
+    auto channel = OpenGrpcChannel(options);
+    CARAVAN_CHECK(channel.ok());
+    channel_ = *std::move(channel);
+  }
+  ~Hop() {
+    channel_->Close();
+    server_->Shutdown(std::chrono::system_clock::now());
+  }
+
+  ActivationChannel& channel() { return *channel_; }
+
+ private:
+  PipelineService service_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<ActivationChannel> channel_;
+};
+
+v1::Step MakeStep(int64_t floats) {
+  v1::Step step;
+  step.set_activations(std::string(static_cast<size_t>(floats) * sizeof(float), 'a'));
+  return step;
+}
+
+/// There over one hop and back over another, one step at a time. Argument: floats in the step.
+void BM_RoundTrip(benchmark::State& state) {
+  BoundedQueue<v1::Step> returned(1);
+  Hop back([&](v1::Step step) {
+    return returned.Push(std::move(step)) ? absl::OkStatus() : absl::UnavailableError("leaving");
+  });
+  Hop there([&](v1::Step step) { return back.channel().Send(std::move(step)); });
+  v1::Step step = MakeStep(state.range(0));
+  for (auto _ : state) {
+    CARAVAN_CHECK(there.channel().Send(std::move(step)).ok());
+    step = *returned.Pop();
+  }
+}
+// One token of DeepSeek-R1, and the largest step that the coordinator sends of tokens alone.
+BENCHMARK(BM_RoundTrip)->Arg(7168)->Arg(0)->Unit(benchmark::kMicrosecond)->UseRealTime();
+
+/// One way, as fast as flow control admits. Argument: floats in a step.
+void BM_OneWay(benchmark::State& state) {
+  // Sends run ahead of arrivals by at most what lies in this queue and in gRPC's buffers.
+  BoundedQueue<int> arrived(1 << 20);
+  Hop hop([&](v1::Step) {
+    return arrived.Push(0) ? absl::OkStatus() : absl::UnavailableError("leaving");
+  });
+  const v1::Step step = MakeStep(state.range(0));
+  int64_t in_flight = 0;
+  const auto wait_for_one = [&] {
+    CARAVAN_CHECK(arrived.Pop().has_value());
+    --in_flight;
+  };
+  for (auto _ : state) {
+    CARAVAN_CHECK(hop.channel().Send(step).ok());
+    if (++in_flight == 4) wait_for_one();
+  }
+  while (in_flight > 0) wait_for_one();
+  state.counters["GB/s"] = benchmark::Counter(
+      static_cast<double>(state.iterations() * state.range(0)) * sizeof(float) / 1e9,
+      benchmark::Counter::kIsRate);
+}
+// A chunk of 512 rows of hidden_size 7168.
+BENCHMARK(BM_OneWay)->Arg(512 * 7168)->Unit(benchmark::kMicrosecond)->UseRealTime();
+
+}  // namespace
+}  // namespace caravan
+
+BENCHMARK_MAIN();
