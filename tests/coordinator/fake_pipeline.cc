@@ -113,30 +113,31 @@ absl::Status FakePipeline::Deliver(PipelineDriver* driver, v1::Step step) {
   return driver->Receive(std::move(step));
 }
 
-void FakePipeline::Play(PipelineDriver* driver) {
-  player_ = std::thread([this, driver] {
-    while (true) {
-      v1::Step step;
-      {
-        MutexLock lock(&mu_);
-        while (answered_.empty() && !stop_playing_) changed_.Wait(&mu_);
-        if (stop_playing_) return;
-        step = std::move(answered_.front());
-        answered_.pop_front();
-      }
-      // A refusal means that the test has ended the plan.
-      Deliver(driver, std::move(step)).IgnoreError();
+void FakePipeline::Deliveries(PipelineDriver* driver) {
+  while (true) {
+    v1::Step step;
+    {
+      MutexLock lock(&mu_);
+      while (answered_.empty() && !players_leave_) changed_.Wait(&mu_);
+      if (players_leave_) return;
+      step = std::move(answered_.front());
+      answered_.pop_front();
     }
-  });
+    // A refusal means that the test has ended the plan.
+    Deliver(driver, std::move(step)).IgnoreError();
+  }
 }
 
-void FakePipeline::StopPlaying() {
+FakePipeline::Player::Player(FakePipeline* pipeline, PipelineDriver* driver)
+    : pipeline_(pipeline), thread_([pipeline, driver] { pipeline->Deliveries(driver); }) {}
+
+FakePipeline::Player::~Player() {
   {
-    MutexLock lock(&mu_);
-    stop_playing_ = true;
-    changed_.SignalAll();
+    MutexLock lock(&pipeline_->mu_);
+    pipeline_->players_leave_ = true;
+    pipeline_->changed_.SignalAll();
   }
-  if (player_.joinable()) player_.join();
+  thread_.join();
 }
 
 void FakePipeline::BreakFirstHop(const absl::Status& why) {

@@ -34,7 +34,6 @@ class FakePipeline {
   };
   explicit FakePipeline(const Options& options) : options_(options) {}
   FakePipeline() : FakePipeline(Options{}) {}
-  ~FakePipeline() { StopPlaying(); }
 
   /// What to attach.
   PipelineDriver::Pipeline Connect();
@@ -50,9 +49,19 @@ class FakePipeline {
   /// MarkHome, and the step goes to `driver`, with whatever the test made of it.
   absl::Status Deliver(PipelineDriver* driver, v1::Step step);
 
-  /// From now on a thread delivers every step to `driver`, until StopPlaying.
-  void Play(PipelineDriver* driver);
-  void StopPlaying();
+  /// A thread that delivers every step to `driver`, as long as the object lives, which must end
+  /// before the driver does.
+  class Player {
+   public:
+    Player(FakePipeline* pipeline, PipelineDriver* driver);
+    ~Player();
+    Player(const Player&) = delete;
+    Player& operator=(const Player&) = delete;
+
+   private:
+    FakePipeline* const pipeline_;
+    std::thread thread_;
+  };
 
   /// From now on Send fails with `why`.
   void BreakFirstHop(const absl::Status& why);
@@ -69,18 +78,18 @@ class FakePipeline {
   class Channel;
 
   absl::Status Send(v1::Step step);
+  void Deliveries(PipelineDriver* driver);  // a player's life
   void Close();
   v1::Step AnswerLocked(v1::Step step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   int64_t UsedBlocksLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const Options options_;
-  std::thread player_;
 
   mutable Mutex mu_;
   CondVar changed_;
   absl::Status first_hop_ ABSL_GUARDED_BY(mu_);
   bool closed_ ABSL_GUARDED_BY(mu_) = false;
-  bool stop_playing_ ABSL_GUARDED_BY(mu_) = false;
+  bool players_leave_ ABSL_GUARDED_BY(mu_) = false;
   std::deque<v1::Step> answered_ ABSL_GUARDED_BY(mu_);
   uint64_t last_step_id_ ABSL_GUARDED_BY(mu_) = 0;
   int steps_in_flight_ ABSL_GUARDED_BY(mu_) = 0;

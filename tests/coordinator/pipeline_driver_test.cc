@@ -77,7 +77,7 @@ TEST(PipelineDriverTest, RunsAJobToItsLength) {
   FakePipeline workers(Stages(2));
   PipelineDriver driver(SmallOptions());
   driver.Attach(workers.Connect());
-  workers.Play(&driver);
+  FakePipeline::Player player(&workers, &driver);
   const JobSpec spec = ToyJob(19, 12);
   const Outcome outcome = ReadToEnd(MustSubmit(&driver, spec).get());
   EXPECT_TRUE(outcome.status.ok());
@@ -108,7 +108,7 @@ TEST(PipelineDriverTest, StopsAtAStopToken) {
   FakePipeline workers;
   PipelineDriver driver(SmallOptions());
   driver.Attach(workers.Connect());
-  workers.Play(&driver);
+  FakePipeline::Player player(&workers, &driver);
   JobSpec spec = ToyJob(5, 12);
   spec.stop_token_ids = {kModel.Reply(spec)[3]};
   const std::vector<int32_t> expected = kModel.Reply(spec);
@@ -122,7 +122,7 @@ TEST(PipelineDriverTest, PassesTheSeedOn) {
   FakePipeline workers;
   PipelineDriver driver(SmallOptions());
   driver.Attach(workers.Connect());
-  workers.Play(&driver);
+  FakePipeline::Player player(&workers, &driver);
   JobSpec spec = ToyJob(5, 8);
   spec.sampling.set_temperature(0.5);
   std::vector<std::vector<int32_t>> replies;
@@ -144,7 +144,7 @@ TEST(PipelineDriverTest, GivesManyJobsTheTokensThatEachGetsAlone) {
     handles.push_back(MustSubmit(&driver, specs.back()));
   }
   driver.Attach(workers.Connect());
-  workers.Play(&driver);
+  FakePipeline::Player player(&workers, &driver);
   for (size_t i = 0; i < specs.size(); ++i) {
     EXPECT_EQ(ReadToEnd(handles[i].get()).token_ids, kModel.Reply(specs[i])) << "job " << i;
   }
@@ -156,7 +156,7 @@ TEST(PipelineDriverTest, CutsTheReplyToTheContext) {
   FakePipeline workers;
   PipelineDriver driver(SmallOptions());
   driver.Attach(workers.Connect());
-  workers.Play(&driver);
+  FakePipeline::Player player(&workers, &driver);
   const Outcome outcome = ReadToEnd(MustSubmit(&driver, ToyJob(60, 1000)).get());
   EXPECT_EQ(outcome.token_ids.size(), 4u);
   EXPECT_EQ(outcome.reason, v1::FINISH_REASON_LENGTH);
@@ -195,7 +195,7 @@ TEST(PipelineDriverTest, ScoresAPrompt) {
   EXPECT_EQ(handle->Next()->first_logits_position, 0);
   ASSERT_TRUE(workers.Deliver(&driver, workers.Take()).ok());
   EXPECT_EQ(handle->Next()->first_logits_position, 8);
-  workers.Play(&driver);
+  FakePipeline::Player player(&workers, &driver);
   EXPECT_EQ(ReadToEnd(handle.get()).reason, v1::FINISH_REASON_LENGTH);
 
   const Outcome whole = ReadToEnd(MustSubmit(&driver, spec).get());
@@ -310,7 +310,7 @@ TEST(PipelineDriverTest, DetachFailsRunningJobsAndKeepsQueuedOnes) {
 
   driver.Attach(second.Connect());
   EXPECT_EQ(driver.Receive(lost).code(), absl::StatusCode::kAborted) << "another plan's step";
-  second.Play(&driver);
+  FakePipeline::Player player(&second, &driver);
   EXPECT_EQ(ReadToEnd(queued.get()).token_ids, kModel.Reply(queued_spec));
 }
 
@@ -322,7 +322,7 @@ TEST(PipelineDriverTest, RefusesWhatCanNeverFitTheCache) {
   auto early = MustSubmit(&driver, ToyJob(10, 11));
   auto fits = MustSubmit(&driver, ToyJob(10, 10));
   driver.Attach(workers.Connect());
-  workers.Play(&driver);
+  FakePipeline::Player player(&workers, &driver);
   EXPECT_EQ(early->Next().status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(ReadToEnd(fits.get()).token_ids.size(), 10u);
   const absl::Status refused = driver.Submit(ToyJob(10, 11)).status();
@@ -431,7 +431,7 @@ TEST(PipelineDriverTest, AStepErrorFailsThatStepsJobsOnly) {
   step.mutable_error()->set_message("stage 1 on worker b: short read");
   ASSERT_TRUE(workers.Deliver(&driver, step).ok());
   EXPECT_EQ(failing->Next().status(), absl::DataLossError("stage 1 on worker b: short read"));
-  workers.Play(&driver);
+  FakePipeline::Player player(&workers, &driver);
   EXPECT_EQ(ReadToEnd(other.get()).token_ids, kModel.Reply(other_spec));
 }
 
@@ -459,6 +459,7 @@ TEST(PipelineDriverTest, AnswersThatMakeNoSenseBreakThePipeline) {
     told.Push({plan_version, why});
   };
   FakePipeline workers(Stages(1, 7));
+  FakePipeline next(Stages(1, 8));
   PipelineDriver driver(options);
   driver.Attach(workers.Connect());
   auto handle = MustSubmit(&driver, ToyJob(3, 3));
@@ -472,9 +473,8 @@ TEST(PipelineDriverTest, AnswersThatMakeNoSenseBreakThePipeline) {
   EXPECT_EQ(broken->why, refused);
   workers.WaitUntilClosed();
 
-  FakePipeline next(Stages(1, 8));
   driver.Attach(next.Connect());
-  next.Play(&driver);
+  FakePipeline::Player player(&next, &driver);
   EXPECT_TRUE(ReadToEnd(MustSubmit(&driver, ToyJob(3, 3)).get()).status.ok());
 }
 
@@ -511,7 +511,7 @@ TEST(PipelineDriverTest, AFirstHopThatFailsBreaksThePipeline) {
   EXPECT_EQ(failed.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(failed.message()), HasSubstr("first stage: connection reset"));
   EXPECT_EQ(told.Pop()->plan_version, 7u);
-  next.Play(&driver);
+  FakePipeline::Player player(&next, &driver);
   EXPECT_TRUE(ReadToEnd(MustSubmit(&driver, ToyJob(3, 3)).get()).status.ok());
 }
 
@@ -530,7 +530,7 @@ TEST(PipelineDriverTest, PausedAdmissionLetsThePipelineRunDry) {
   auto queued = MustSubmit(&driver, spec);
   EXPECT_FALSE(driver.Idle());
   ASSERT_TRUE(first.Deliver(&driver, step).ok());
-  first.Play(&driver);
+  FakePipeline::Player first_player(&first, &driver);
   EXPECT_TRUE(ReadToEnd(running.get()).status.ok());
   EXPECT_TRUE(idle.Pop().has_value());
   EXPECT_TRUE(driver.Idle());
@@ -539,7 +539,7 @@ TEST(PipelineDriverTest, PausedAdmissionLetsThePipelineRunDry) {
 
   driver.Detach(absl::AbortedError("a new plan"));
   driver.Attach(second.Connect());
-  second.Play(&driver);
+  FakePipeline::Player player(&second, &driver);
   driver.ResumeAdmission();
   EXPECT_EQ(ReadToEnd(queued.get()).token_ids, kModel.Reply(spec));
   EXPECT_THAT(first.sequences_seen(), ElementsAre(running->id()));
@@ -571,7 +571,7 @@ TEST(PipelineDriverTest, RandomJobsAndCancelsLeaveNothingBehind) {
     FakePipeline workers(stages);
     PipelineDriver driver(SmallOptions());
     driver.Attach(workers.Connect());
-    workers.Play(&driver);
+    auto player = std::make_unique<FakePipeline::Player>(&workers, &driver);
 
     struct Submitted {
       JobSpec spec;
@@ -615,7 +615,7 @@ TEST(PipelineDriverTest, RandomJobsAndCancelsLeaveNothingBehind) {
       }
     }
     EXPECT_TRUE(driver.List().empty());
-    workers.StopPlaying();
+    player.reset();
     Drain(&driver, &workers);
   }
 }
