@@ -91,7 +91,10 @@ int RunTokenize(const TokenizeOptions& options) {
           absl::DataLossError(absl::ErrnoToStatus(errno, "standard output").message()));
     }
   }
-  if (input.bad()) return ReportStatus(absl::DataLossError(absl::StrCat(name, ": cannot be read")));
+  // A directory opens, and then does not read.
+  if (input.bad()) {
+    return ReportStatus(absl::InvalidArgumentError(absl::StrCat(name, ": cannot be read")));
+  }
   return kExitOk;
 }
 

@@ -16,7 +16,7 @@ namespace {
 
 // Steps of one search: a backstop against patterns that backtrack without end, far above what a
 // pattern that looks at each byte a few times needs.
-constexpr uint32_t kMatchLimit = 2'000'000'000;
+constexpr uint32_t kMatchLimit = 200'000'000;
 constexpr uint32_t kHeapLimitKiB = 1 << 20;
 constexpr size_t kJitStackBytes = size_t{1} << 20;
 
