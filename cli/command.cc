@@ -1,6 +1,7 @@
 #include "cli/command.h"
 
 #include <cstdio>
+#include <string>
 
 namespace caravan {
 
@@ -24,7 +25,28 @@ int ReportStatus(const absl::Status& status) {
 }
 
 void AddConfigOption(CLI::App& command) {
-  command.set_config("--config", "", "Read options from FILE: lines of option = value (TOML)");
+  // Not CLI11's set_config: only the top command obeys it, a subcommand would ignore the file.
+  const auto read = [&command](const std::string& path) {
+    CLI::ConfigTOML format;
+    for (const CLI::ConfigItem& item : format.from_file(path)) {
+      CLI::Option* const option =
+          item.parents.empty() ? command.get_option_no_throw("--" + item.name) : nullptr;
+      if (option == nullptr || item.name == "config") {
+        throw CLI::ConfigError::Extras(item.fullname());
+      }
+      if (option->count() > 0) continue;  // the command line wins
+      if (option->get_expected_min() == 0) {
+        option->add_result(option->get_flag_value(item.name, format.to_flag(item)));
+      } else {
+        option->add_result(item.inputs);
+      }
+      option->run_callback();
+    }
+  };
+  command
+      .add_option_function<std::string>("--config", read,
+                                        "Read options from FILE: lines of option = value (TOML)")
+      ->type_name("FILE");
 }
 
 }  // namespace caravan

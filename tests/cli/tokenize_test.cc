@@ -76,6 +76,10 @@ TEST_F(TokenizeTest, ReadsInputAndOptionsFromFiles) {
   std::ofstream(Path("options")) << "decode = true\ninput = \"" << Path("ids") << "\"\n";
   ASSERT_EQ(Run("--config " + Path("options"), ""), 0) << error_;
   EXPECT_EQ(out_, "{\"text\":\"1\"}\n");
+  EXPECT_EQ(Run("--config /nowhere/options", ""), 2);
+  std::ofstream(Path("options")) << "decoed = true\n";
+  EXPECT_EQ(Run("--config " + Path("options"), ""), 2);
+  EXPECT_THAT(error_, HasSubstr("decoed"));
 }
 
 TEST_F(TokenizeTest, FilesThatAreNotThereAreNamed) {
