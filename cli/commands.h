@@ -9,6 +9,7 @@
 
 namespace caravan {
 
+void AddBenchCommand(CLI::App& app, CommandBody& body);
 void AddCoordinatorCommand(CLI::App& app, CommandBody& body);
 void AddEvalCommand(CLI::App& app, CommandBody& body);
 void AddRunCommand(CLI::App& app, CommandBody& body);

@@ -22,6 +22,7 @@ int main(int argc, char** argv) {
   caravan::AddVerifyCommand(app, body);
   caravan::AddEvalCommand(app, body);
   caravan::AddTokenizeCommand(app, body);
+  caravan::AddBenchCommand(app, body);
 
   try {
     app.parse(argc, argv);

@@ -6,11 +6,11 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/mutex.h"
+#include "base/named_thread.h"
 #include "base/status_macros.h"
 #include "caravan/v1/pipeline.grpc.pb.h"
 #include "cluster/grpc_status.h"
 #include "cluster/grpc_transport.h"
-#include "cluster/named_thread.h"
 #include "grpcpp/client_context.h"
 
 namespace caravan {

@@ -8,7 +8,7 @@
 #include "base/bounded_queue.h"
 #include "base/check.h"
 #include "base/mutex.h"
-#include "cluster/named_thread.h"
+#include "base/named_thread.h"
 
 namespace caravan {
 namespace {

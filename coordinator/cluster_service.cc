@@ -10,8 +10,8 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/bounded_queue.h"
+#include "base/named_thread.h"
 #include "cluster/grpc_status.h"
-#include "cluster/named_thread.h"
 
 namespace caravan {
 namespace {

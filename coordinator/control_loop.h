@@ -10,7 +10,7 @@
 
 #include "absl/time/time.h"
 #include "base/bounded_queue.h"
-#include "cluster/named_thread.h"
+#include "base/named_thread.h"
 
 namespace caravan {
 

@@ -1,5 +1,5 @@
-#ifndef CARAVAN_CLUSTER_NAMED_THREAD_H_
-#define CARAVAN_CLUSTER_NAMED_THREAD_H_
+#ifndef CARAVAN_BASE_NAMED_THREAD_H_
+#define CARAVAN_BASE_NAMED_THREAD_H_
 
 // A thread that debuggers and top show by name, and that several threads may wait for.
 
@@ -41,4 +41,4 @@ class NamedThread {
 
 }  // namespace caravan
 
-#endif  // CARAVAN_CLUSTER_NAMED_THREAD_H_
+#endif  // CARAVAN_BASE_NAMED_THREAD_H_

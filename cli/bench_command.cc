@@ -1,0 +1,257 @@
+// caravan bench: how fast one stream runs through real processes on this machine, and what a hop
+// costs.
+
+#include <grpcpp/grpcpp.h>
+#include <stdlib.h>
+
+#include <algorithm>
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "base/buffer.h"
+#include "base/byte_size.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/status_macros.h"
+#include "base/subprocess.h"
+#include "caravan/v1/jobs.grpc.pb.h"
+#include "cli/client.h"
+#include "cli/commands.h"
+#include "cluster/grpc_status.h"
+#include "model/checkpoint.h"
+#include "model/layer_cost.h"
+
+namespace caravan {
+namespace {
+
+struct BenchFlags {
+  std::string model;
+  std::string prompt = "Sort these numbers: 53 9 72 80 25";
+  int workers = 2;
+  int threads = 1;
+  int rounds = 30;
+};
+
+constexpr absl::Duration kStartTimeout = absl::Seconds(60);
+
+/// What the benchmark's own processes leave behind; removed with it.
+class ScratchDirectory {
+ public:
+  static absl::StatusOr<std::unique_ptr<ScratchDirectory>> Create() {
+    std::string pattern =
+        (std::filesystem::temp_directory_path() / "caravan-bench-XXXXXX").string();
+    if (::mkdtemp(pattern.data()) == nullptr) {
+      return absl::ErrnoToStatus(errno, absl::StrCat("cannot make ", pattern));
+    }
+    return std::unique_ptr<ScratchDirectory>(new ScratchDirectory(pattern));
+  }
+  ~ScratchDirectory() {
+    std::error_code ignored;
+    std::filesystem::remove_all(path_, ignored);
+  }
+  ScratchDirectory(const ScratchDirectory&) = delete;
+  ScratchDirectory& operator=(const ScratchDirectory&) = delete;
+
+  std::string File(absl::string_view name) const { return JoinPath(path_, name); }
+
+ private:
+  explicit ScratchDirectory(std::string path) : path_(std::move(path)) {}
+  const std::string path_;
+};
+
+/// A coordinator and its workers, each a process of its own on loopback.
+class BenchCluster {
+ public:
+  static absl::StatusOr<std::unique_ptr<BenchCluster>> Start(const BenchFlags& flags, int workers,
+                                                             const ScratchDirectory& scratch) {
+    std::unique_ptr<BenchCluster> cluster(new BenchCluster);
+    const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
+    const std::string address_file = scratch.File(absl::StrCat("address-", workers));
+    CARAVAN_RETURN_IF_ERROR(
+        cluster->Spawn({self, "coordinator", "--model", flags.model, "--listen", "127.0.0.1:0",
+                        "--workers", absl::StrCat(workers), "--address-file", address_file}));
+    CARAVAN_ASSIGN_OR_RETURN(const std::string address, cluster->WaitForAddress(address_file));
+    for (int i = 0; i < workers; ++i) {
+      CARAVAN_RETURN_IF_ERROR(
+          cluster->Spawn({self, "worker", "--coordinator", address, "--listen", "127.0.0.1:0",
+                          "--threads", absl::StrCat(flags.threads)}));
+    }
+    ClientFlags client;
+    client.coordinator = address;
+    CARAVAN_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, Connect(client));
+    cluster->jobs_ = v1::Jobs::NewStub(channel);
+    return cluster;
+  }
+
+  ~BenchCluster() {
+    for (Subprocess& process : processes_) process.Signal(SIGTERM);
+    for (Subprocess& process : processes_) process.Wait(absl::Seconds(10));
+  }
+
+  /// Runs the prompt once.
+  absl::StatusOr<v1::JobFinished> Run(const std::string& prompt) {
+    grpc::ClientContext context;
+    context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Minutes(10)));
+    v1::SubmitRequest request;
+    v1::ChatMessage& message = *request.add_messages();
+    message.set_role("user");
+    message.set_content(prompt);
+    const auto events = jobs_->Submit(&context, request);
+    v1::JobEvent event;
+    v1::JobFinished finished;
+    while (events->Read(&event)) {
+      if (event.has_finished()) finished = event.finished();
+    }
+    CARAVAN_RETURN_IF_ERROR(FromGrpcStatus(events->Finish()));
+    if (finished.decode_tokens_per_s() <= 0) {
+      return absl::InvalidArgumentError("--prompt: the reply is too short to measure");
+    }
+    return finished;
+  }
+
+ private:
+  BenchCluster() = default;
+
+  absl::Status Spawn(std::vector<std::string> command) {
+    Subprocess::Options options;
+    options.command = std::move(command);
+    CARAVAN_ASSIGN_OR_RETURN(Subprocess process, Subprocess::Start(options));
+    processes_.push_back(std::move(process));
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<std::string> WaitForAddress(const std::string& address_file) {
+    const absl::Duration deadline = SteadyClock().Now() + kStartTimeout;
+    while (!FileExists(address_file)) {
+      if (processes_.front().Wait(absl::Milliseconds(5)).has_value()) {
+        return absl::InvalidArgumentError(
+            "the coordinator does not start; run caravan coordinator by hand to see why");
+      }
+      if (SteadyClock().Now() > deadline) {
+        return absl::DeadlineExceededError("the coordinator does not listen");
+      }
+    }
+    std::ifstream in(address_file);
+    std::string address;
+    std::getline(in, address);
+    return address;
+  }
+
+  std::vector<Subprocess> processes_;
+  std::unique_ptr<v1::Jobs::Stub> jobs_;
+};
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+/// Bytes a second that one thread reads from memory, the best of several passes.
+absl::StatusOr<double> MeasureReadRate() {
+  constexpr int64_t kBytes = int64_t{256} << 20;  // past any cache of a cheap box
+  CARAVAN_ASSIGN_OR_RETURN(const Buffer buffer, Buffer::Allocate(kBytes));
+  uint64_t* const words = reinterpret_cast<uint64_t*>(buffer.data());
+  constexpr int64_t kWords = kBytes / static_cast<int64_t>(sizeof(uint64_t));
+  std::fill_n(words, kWords, uint64_t{1});
+  double best = 0;
+  for (int pass = 0; pass < 5; ++pass) {
+    const absl::Duration start = SteadyClock().Now();
+    uint64_t sums[8] = {};
+    for (int64_t i = 0; i < kWords; i += 8) {
+      for (int lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
+    }
+    volatile uint64_t keep = 0;
+    for (const uint64_t sum : sums) keep = keep + sum;
+    best = std::max(
+        best, static_cast<double>(kBytes) / absl::ToDoubleSeconds(SteadyClock().Now() - start));
+  }
+  return best;
+}
+
+absl::Status Bench(const BenchFlags& flags) {
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
+                           Checkpoint::Open(flags.model));
+  CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost,
+                           ComputeModelCost(checkpoint->config(), *checkpoint));
+  CARAVAN_ASSIGN_OR_RETURN(const double read_rate, MeasureReadRate());
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<ScratchDirectory> scratch,
+                           ScratchDirectory::Create());
+  // One worker beside so many, in turns, so that the machine's moods meet both.
+  std::vector<int> sizes = {1};
+  if (flags.workers > 1) sizes.push_back(flags.workers);
+  std::vector<std::unique_ptr<BenchCluster>> clusters;
+  for (const int size : sizes) {
+    CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<BenchCluster> cluster,
+                             BenchCluster::Start(flags, size, *scratch));
+    clusters.push_back(std::move(cluster));
+  }
+  std::vector<std::vector<double>> steps_us(sizes.size());
+  std::vector<std::vector<double>> first_ms(sizes.size());
+  constexpr int kWarmUpRounds = 3;
+  for (int round = -kWarmUpRounds; round < flags.rounds; ++round) {
+    for (size_t i = 0; i < clusters.size(); ++i) {
+      CARAVAN_ASSIGN_OR_RETURN(const v1::JobFinished finished, clusters[i]->Run(flags.prompt));
+      if (round < 0) continue;
+      steps_us[i].push_back(1e6 / finished.decode_tokens_per_s());
+      first_ms[i].push_back(1e3 * finished.time_to_first_token_s());
+    }
+  }
+
+  const LayerCost whole = cost.Of({0, checkpoint->config().num_hidden_layers, true, true});
+  const double bound_us = 1e6 * static_cast<double>(whole.active_bytes_per_token) / read_rate;
+  std::printf(
+      "model %s, %s read a token; one thread reads %.1f GB/s, so at most %.0f tokens/s from "
+      "memory (a model that fits the caches may pass that)\n",
+      flags.model.c_str(), FormatByteSize(whole.active_bytes_per_token).c_str(), read_rate / 1e9,
+      1e6 / bound_us);
+  std::printf("one stream, %d thread%s a worker, processes on loopback, medians of %d runs\n\n",
+              flags.threads, flags.threads == 1 ? "" : "s", flags.rounds);
+  std::printf(
+      "| workers | tokens/s | step, us | share of the memory bound | first token, ms |\n"
+      "|---|---|---|---|---|\n");
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    const double step_us = Median(steps_us[i]);
+    std::printf("| %d | %.0f | %.0f | %.0f%% | %.1f |\n", sizes[i], 1e6 / step_us, step_us,
+                100 * bound_us / step_us, Median(first_ms[i]));
+  }
+  if (sizes.size() > 1) {
+    std::printf("\na hop costs %.0f us a token (%d workers minus 1, over %d hop%s)\n",
+                (Median(steps_us[1]) - Median(steps_us[0])) / (flags.workers - 1), flags.workers,
+                flags.workers - 1, flags.workers == 2 ? "" : "s");
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddBenchCommand(CLI::App& app, CommandBody& body) {
+  CLI::App* const command = app.add_subcommand(
+      "bench", "Measure one stream through real processes on this machine, and the cost of a hop");
+  const auto flags = std::make_shared<BenchFlags>();
+  AddConfigOption(*command);
+  command->add_option("--model", flags->model, "Model directory in Hugging Face's layout")
+      ->required();
+  command->add_option("--prompt", flags->prompt, "What each run asks")->capture_default_str();
+  command->add_option("--workers", flags->workers, "Compare so many workers with one")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  command->add_option("--threads", flags->threads, "CPU threads of each worker")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  command->add_option("--rounds", flags->rounds, "Runs of each, after three to warm up")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  command->callback([flags, &body] { body = [flags] { return ReportStatus(Bench(*flags)); }; });
+}
+
+}  // namespace caravan
