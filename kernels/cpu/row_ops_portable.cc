@@ -27,8 +27,12 @@ float Dot(const float* a, const float* b, int64_t n) {
 }
 
 void DecodeF32(const void* src, int64_t n, float scale, float* dst) {
-  std::memcpy(dst, src, n * sizeof(float));
-  for (int64_t i = 0; i < n; ++i) dst[i] *= scale;
+  const auto* bytes = static_cast<const unsigned char*>(src);
+  for (int64_t i = 0; i < n; ++i) {
+    float value;
+    std::memcpy(&value, bytes + 4 * i, sizeof(value));
+    dst[i] = value * scale;
+  }
 }
 
 template <float (*kToFloat)(uint16_t)>
