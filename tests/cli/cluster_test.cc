@@ -1,0 +1,204 @@
+// A cluster that nothing goes wrong in: replies, status, growth, weights over the network, memory.
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <set>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/str_split.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "tests/support/test_cluster.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::ContainsRegex;
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+constexpr char kModel[] = CARAVAN_SOURCE_DIR "/models/tiny-r1";
+constexpr char kOtherModel[] = CARAVAN_SOURCE_DIR "/tests/data/goldens/v3-like";
+
+struct Question {
+  std::string prompt;
+  std::string printed;  // what `caravan run` must print
+};
+
+/// The first `count` prompts of the reference's replies.
+std::vector<Question> Questions(size_t count) {
+  std::ifstream in(CARAVAN_SOURCE_DIR "/tests/data/goldens/tiny-r1-replies.jsonl");
+  std::vector<Question> questions;
+  for (std::string line; questions.size() < count && std::getline(in, line);) {
+    const nlohmann::json json = nlohmann::json::parse(line);
+    const std::string reply = absl::StrReplaceAll(json.at("reply").get<std::string>(),
+                                                  {{"<think>", ""}, {"</think>", ""}});
+    questions.push_back({json.at("question"), reply + "\n"});
+  }
+  EXPECT_EQ(questions.size(), count);
+  return questions;
+}
+
+/// Asks them one after the other.
+void ExpectReplies(TestCluster& cluster, const std::vector<Question>& questions) {
+  for (const Question& question : questions) {
+    TestProcess& run = cluster.StartRun(question.prompt);
+    EXPECT_EQ(run.Wait(), 0) << run.Err();
+    EXPECT_EQ(run.Out(), question.printed);
+  }
+}
+
+/// Asks them all at once.
+void ExpectRepliesTogether(TestCluster& cluster, const std::vector<Question>& questions) {
+  std::vector<TestProcess*> runs;
+  for (const Question& question : questions) runs.push_back(&cluster.StartRun(question.prompt));
+  for (size_t i = 0; i < runs.size(); ++i) {
+    EXPECT_EQ(runs[i]->Wait(), 0) << runs[i]->Err();
+    EXPECT_EQ(runs[i]->Out(), questions[i].printed);
+  }
+}
+
+class ClusterOfTest : public ::testing::TestWithParam<int> {};
+
+TEST_P(ClusterOfTest, StreamsThoughtAndAnswerOfTheReference) {
+  TestCluster cluster;
+  cluster.Start(GetParam());
+  ExpectReplies(cluster, Questions(4));
+  TestProcess& run = cluster.StartRun("What is 75 + 4050?");
+  EXPECT_EQ(run.Wait(), 0);
+  EXPECT_THAT(run.Err(), ContainsRegex("^job [0-9]+: 15 prompt tokens, 70 generated \\(the model "
+                                       "ended\\); first token after [0-9.]+ s, then [0-9.]+ "
+                                       "tokens/s\n$"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Workers, ClusterOfTest, ::testing::Values(1, 2, 3));
+
+TEST(ClusterTest, EightJobsAtOnceReplyAsAlone) {
+  TestCluster cluster;
+  cluster.Start(2);
+  ExpectRepliesTogether(cluster, Questions(8));
+}
+
+TEST(ClusterTest, AReplyIsCutAtMaxTokens) {
+  TestCluster cluster;
+  cluster.Start(1);
+  TestProcess& run = cluster.StartRun("What is 75 + 4050?", {"--max-tokens", "7"});
+  EXPECT_EQ(run.Wait(), 0);
+  EXPECT_THAT(run.Err(), HasSubstr("7 generated (cut at the limit)"));
+}
+
+TEST(ClusterTest, APromptMayComeFromStandardInput) {
+  TestCluster cluster;
+  cluster.Start(1);
+  const std::string prompt = cluster.dir().Write("prompt", "What is 75 + 4050?");
+  TestProcess& run =
+      cluster.Launch("run", {"run", "--coordinator", cluster.address(), "-"}, "", prompt);
+  EXPECT_EQ(run.Wait(), 0) << run.Err();
+  EXPECT_THAT(run.Out(), HasSubstr("75 + 4050 = 4125\n"));
+}
+
+TEST(ClusterTest, StatusShowsWorkersLayersAndTheRunningJob) {
+  TestCluster cluster;
+  cluster.Start(2);
+  const std::string idle = cluster.Status();
+  EXPECT_THAT(idle, HasSubstr(kModel));
+  EXPECT_THAT(idle, ContainsRegex("pipeline +serving \\(plan 1\\)"));
+  EXPECT_THAT(idle, ContainsRegex("box-0 +127.0.0.1:[0-9]+ +cpu +ready +embedding, 0\\.\\.2 "));
+  EXPECT_THAT(idle, ContainsRegex("box-1 +127.0.0.1:[0-9]+ +cpu +ready +3\\.\\.5, head "));
+  EXPECT_THAT(idle, HasSubstr("no jobs\n"));
+
+  TestProcess& run = cluster.StartLongRun();
+  EXPECT_THAT(cluster.Status(), ContainsRegex("\n1 +running +4 +[0-9]+ +[0-9.]+ s\n"));
+  run.Signal(SIGINT);
+  EXPECT_EQ(run.Wait(), 130);
+  cluster.WaitForStatus("no jobs\n");
+}
+
+TEST(ClusterTest, AThirdWorkerJoinsWhileJobsRunAndIsUsedOnceTheyEnded) {
+  TestCluster cluster;
+  cluster.Start(2);
+  TestProcess& run = cluster.StartLongRun();
+  cluster.StartWorker("late");
+  cluster.WaitForStatus("late");
+  EXPECT_THAT(cluster.Status(), ContainsRegex("late .* spare "));
+  run.Signal(SIGINT);
+  EXPECT_EQ(run.Wait(), 130);
+  cluster.WaitForStatus(
+      [](const std::string& status) { return absl::StrContains(status, "serving (plan 2)"); });
+  EXPECT_THAT(cluster.Status(), ContainsRegex("late .* ready .*head"));
+  ExpectReplies(cluster, Questions(2));
+}
+
+TEST(ClusterTest, AWorkerWithoutTheModelsFilesReadsThemFromTheCoordinator) {
+  TestCluster cluster;
+  // This path names another directory in each process: the files are the coordinator's alone.
+  cluster.StartCoordinator({"--workers", "2"}, "/proc/self/cwd", kModel);
+  TestProcess& first = cluster.StartWorker("first");
+  TestProcess& second = cluster.StartWorker("second");
+  ExpectReplies(cluster, Questions(2));
+  EXPECT_THAT(first.Err(), HasSubstr("reading_weights_from_coordinator"));
+  EXPECT_THAT(second.Err(), HasSubstr("reading_weights_from_coordinator"));
+}
+
+TEST(ClusterTest, AWorkerMayHaveACopyOfItsOwn) {
+  TestCluster cluster;
+  cluster.StartCoordinator({}, "/proc/self/cwd", kModel);
+  TestProcess& worker = cluster.StartWorker("own", {"--model", kModel});
+  ExpectReplies(cluster, Questions(1));
+  EXPECT_THAT(worker.Err(), Not(HasSubstr("reading_weights_from_coordinator")));
+}
+
+TEST(ClusterTest, AWorkerWithAnotherModelSaysSo) {
+  TestCluster cluster;
+  cluster.StartCoordinator({});
+  TestProcess& worker = cluster.StartWorker("odd", {"--model", kOtherModel});
+  worker.WaitForErr("stage_failed");
+  const std::string why = absl::StrCat(kOtherModel, " is not the coordinator's model");
+  EXPECT_THAT(worker.Err(), HasSubstr(why));
+  cluster.WaitForStatus(why);
+}
+
+/// A worker's peak of resident memory, in bytes.
+int64_t PeakMemory(pid_t pid) {
+  for (absl::string_view line :
+       absl::StrSplit(Slurp(absl::StrCat("/proc/", pid, "/status")), '\n')) {
+    std::vector<std::string> words =
+        absl::StrSplit(line, absl::ByAnyChar(" \t"), absl::SkipEmpty());
+    int64_t kib = 0;
+    if (words.size() == 3 && words[0] == "VmHWM:" && absl::SimpleAtoi(words[1], &kib)) {
+      return kib * 1024;
+    }
+  }
+  return -1;
+}
+
+TEST(ClusterTest, AWorkerKeepsToItsBudget) {
+  // The budget's weights and KV cache, and 200 MiB for code, gRPC and buffers of a step.
+  constexpr int64_t kBudget = 64 << 20;
+  constexpr int64_t kLimit = kBudget + (200 << 20);
+  TestCluster cluster;
+  cluster.StartCoordinator({"--workers", "2"});
+  for (const char* name : {"one", "two"}) cluster.StartWorker(name, {"--ram", "64MiB"});
+  ExpectRepliesTogether(cluster, Questions(8));
+  ExpectRepliesTogether(cluster, Questions(8));
+  for (const char* name : {"one", "two"}) {
+    const int64_t peak = PeakMemory(cluster.worker(name).pid());
+    EXPECT_GT(peak, 0);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    // A sanitizer's shadow memory counts as the process's.
+    EXPECT_LE(peak, kLimit) << name;
+#endif
+  }
+}
+
+}  // namespace
+}  // namespace caravan
