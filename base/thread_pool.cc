@@ -1,5 +1,7 @@
 #include "base/thread_pool.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 
 #include "base/check.h"
@@ -54,6 +56,7 @@ void ThreadPool::TakeRanges() {
 }
 
 void ThreadPool::Run() {
+  pthread_setname_np(pthread_self(), "kernel");
   uint64_t seen = 0;
   while (true) {
     {

@@ -75,7 +75,7 @@ void BM_RoundTrip(benchmark::State& state) {
     step = *returned.Pop();
   }
 }
-// One token of DeepSeek-R1, and the link's own latency.
+// One token of DeepSeek-R1's, and a step without activations: the link's own latency.
 BENCHMARK(BM_RoundTrip)->Arg(7168)->Arg(0)->Unit(benchmark::kMicrosecond)->UseRealTime();
 
 /// One way, with four steps on the link at any time. Argument: floats in a step.

@@ -2,7 +2,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/status_macros.h"
 #include "cluster/grpc_transport.h"
+#include "cluster/membership.h"
 
 namespace caravan {
 
@@ -15,6 +17,7 @@ void ClientFlags::AddTo(CLI::App& command) {
 }
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ClientFlags& flags) {
+  CARAVAN_RETURN_IF_ERROR(Annotate(CheckAddress(flags.coordinator), "--coordinator"));
   std::shared_ptr<grpc::Channel> channel = MakeGrpcChannel(flags.coordinator);
   const absl::Time deadline = absl::Now() + absl::Seconds(flags.connect_timeout_s);
   if (!channel->WaitForConnected(absl::ToChronoTime(deadline))) {

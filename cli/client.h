@@ -20,7 +20,8 @@ struct ClientFlags {
   void AddTo(CLI::App& command);
 };
 
-/// Errors: Unavailable - nobody answers at flags.coordinator within the time.
+/// Errors: InvalidArgument - no HOST:PORT; Unavailable - nobody answers at flags.coordinator within
+/// the time.
 absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ClientFlags& flags);
 
 }  // namespace caravan

@@ -7,7 +7,6 @@
 #include <map>
 #include <memory>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -28,7 +27,7 @@ struct EvalFlags {
   int workers = 1;
   int jobs = 8;
   int64_t max_tokens = 512;
-  int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  int threads = 0;
 };
 
 struct Task {
@@ -153,8 +152,10 @@ void AddEvalCommand(CLI::App& app, CommandBody& body) {
   command->add_option("--max-tokens", flags->max_tokens, "Longest reply, in tokens")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
-  command->add_option("--threads", flags->threads, "CPU threads, of all stages together")
-      ->check(CLI::Range(1, 1024))
+  command
+      ->add_option("--threads", flags->threads,
+                   "CPU threads, of all stages together; 0: one a core")
+      ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   command->callback([flags, &body] { body = [flags] { return ReportStatus(Eval(*flags)); }; });
 }

@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "cluster/in_process_channel.h"
+#include "cluster/machine.h"
 #include "cluster/planner.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "model/layer_cost.h"
@@ -56,6 +57,11 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Check
     return absl::InvalidArgumentError("a prefill chunk must be at least 1 token");
   }
   CARAVAN_ASSIGN_OR_RETURN(const PipelinePlan plan, PlanEvenly(checkpoint, options));
+  int num_threads = options.num_threads;
+  if (num_threads == 0) {
+    CARAVAN_ASSIGN_OR_RETURN(const Machine machine, ProbeMachine());
+    num_threads = machine.num_cores;
+  }
 
   std::unique_ptr<LocalPipeline> pipeline(new LocalPipeline);
   PipelineDriver::Options driver_options;
@@ -77,7 +83,7 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Check
   };
   for (size_t i = plan.stages.size(); i-- > 0;) {
     CpuOptions cpu;
-    cpu.num_threads = std::max(1, options.num_threads / options.num_workers);
+    cpu.num_threads = std::max(1, num_threads / options.num_workers);
     cpu.isa = options.isa;
     CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeCpuBackend(cpu));
     Stage::Options stage_options;

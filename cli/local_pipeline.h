@@ -22,7 +22,7 @@ class LocalPipeline {
  public:
   struct Options {
     int num_workers = 1;
-    int num_threads = 1;          // of all workers together
+    int num_threads = 1;          // of all workers together; 0: one a core
     int64_t prefill_chunk = 512;  // tokens
     int64_t kv_tokens = 0;        // the KV caches hold; 0: one longest sequence
     CpuIsa isa = CpuIsa::kAuto;

@@ -1,5 +1,7 @@
 // caravan: one binary, with a subcommand for each thing that a person does.
 
+#include <stdlib.h>
+
 #include <csignal>
 
 #include "CLI/CLI.hpp"
@@ -9,10 +11,14 @@
 int main(int argc, char** argv) {
   // A reader that went away (caravan status | head) shows in write's result, not as a signal.
   std::signal(SIGPIPE, SIG_IGN);
+  // gRPC's own log would stand between our sentences; whoever debugs it sets this.
+  ::setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);
 
   CLI::App app("Caravan runs DeepSeek-R1/V3-class models on a row of cheap machines.", "caravan");
   app.set_version_flag("--version", CARAVAN_VERSION);
   app.require_subcommand(1);
+  // The last of a repeated option counts, so that a script's defaults can be overridden.
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
   app.set_help_all_flag("--help-all", "Print the help of every subcommand");
   caravan::CommandBody body;
   caravan::AddCoordinatorCommand(app, body);

@@ -105,7 +105,11 @@ absl::Status Run(const RunFlags& flags) {
       std::fputs(FormatSummary(job_id, event.finished()).c_str(), stderr);
     }
   }
-  const absl::Status status = FromGrpcStatus(events->Finish());
+  absl::Status status = FromGrpcStatus(events->Finish());
+  if (channel->GetState(/*try_to_connect=*/false) != GRPC_CHANNEL_READY) {
+    status =
+        Annotate(status, absl::StrCat("the coordinator at ", flags.client.coordinator, " is lost"));
+  }
   if (signals.token().stop_requested()) {
     return absl::CancelledError(absl::StrCat("job ", job_id, " is cancelled"));
   }

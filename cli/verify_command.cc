@@ -6,7 +6,6 @@
 #include <limits>
 #include <memory>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -25,7 +24,7 @@ struct VerifyFlags {
   int workers = 1;
   int64_t chunk = 512;
   double tolerance = 1e-4;
-  int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  int threads = 0;
 };
 
 /// One list of tokens, and the logits that a reference has for its last rows.
@@ -146,8 +145,10 @@ void AddVerifyCommand(CLI::App& app, CommandBody& body) {
       ->capture_default_str();
   command->add_option("--tolerance", flags->tolerance, "Largest ||a-b||/||b|| that passes")
       ->capture_default_str();
-  command->add_option("--threads", flags->threads, "CPU threads, of all stages together")
-      ->check(CLI::Range(1, 1024))
+  command
+      ->add_option("--threads", flags->threads,
+                   "CPU threads, of all stages together; 0: one a core")
+      ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   command->callback([flags, &body] {
     body = [flags] {

@@ -1,8 +1,6 @@
 #include "cluster/pipeline_plan.h"
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
-#include "base/byte_size.h"
 
 namespace caravan {
 namespace {
@@ -10,17 +8,6 @@ namespace {
 constexpr uint32_t kMaxLayers = 1 << 16;  // far past any model, and fits an int
 
 }  // namespace
-
-std::string DescribePlan(const PipelinePlan& plan) {
-  std::string text = absl::StrFormat("plan %d\n%8s  %9s  %9s  %s\n", plan.version, "worker",
-                                     "weights", "KV cache", "stage");
-  for (const StagePlan& stage : plan.stages) {
-    absl::StrAppendFormat(&text, "%8d  %9s  %9s  %s\n", Number(stage.worker),
-                          FormatByteSize(stage.weight_bytes), FormatByteSize(stage.kv_bytes),
-                          DescribeStage(stage.stage));
-  }
-  return text;
-}
 
 v1::Stage ToProto(const StageSpec& stage) {
   v1::Stage proto;

@@ -14,8 +14,8 @@
 
 namespace caravan {
 
-/// Tokens a KV block, on every worker: small enough that a short sequence wastes little, large enough
-/// that block tables stay short.
+/// Tokens a KV block, on every worker: small enough that a short sequence wastes little, large
+/// enough that block tables stay short.
 inline constexpr int64_t kKvBlockTokens = 64;
 
 struct StagePlan {
@@ -29,9 +29,6 @@ struct PipelinePlan {
   uint64_t version = 0;           // grows with every plan of a coordinator; 0: none
   std::vector<StagePlan> stages;  // in the order of the ring, no layer missing or twice
 };
-
-/// A table for people, a line a stage.
-std::string DescribePlan(const PipelinePlan& plan);
 
 v1::Stage ToProto(const StageSpec& stage);
 

@@ -37,6 +37,7 @@ ClusterController::ClusterController(Options options, PipelineDriver* driver,
 absl::StatusOr<WorkerId> ClusterController::Join(uint64_t incarnation,
                                                  const v1::Registration& registration,
                                                  WorkerLink link) {
+  if (leaving_) return absl::UnavailableError("the coordinator is leaving");
   CARAVAN_ASSIGN_OR_RETURN(const WorkerId id, membership_.Join(incarnation, registration));
   links_[id] = std::move(link);
   v1::WorkerOrder order;
@@ -83,6 +84,7 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
 }
 
 void ClusterController::Gone(WorkerId worker, uint64_t incarnation) {
+  if (leaving_) return;
   const std::optional<Member> member = membership_.Find(worker);
   if (!member.has_value() || !membership_.Leave(worker, incarnation).ok()) return;
   Lose(*member, "its connection broke");
@@ -96,10 +98,11 @@ void ClusterController::Lose(const Member& member, const std::string& why) {
     link->second.hang_up();
     links_.erase(link);
   }
+  // Now it is known why a link broke, if one did: nothing is gained by waiting.
   plan_is_due_ = true;
+  plan_not_before_ = -absl::InfiniteDuration();
   const int stage = StageOf(member.id);
   if (stage < 0) return;
-  plan_not_before_ = -absl::InfiniteDuration();
   EndPlan(absl::UnavailableError(absl::StrCat(
       DescribeWorker(member), " was lost (",
       DescribeStage(active_->plan.stages[static_cast<size_t>(stage)].stage), "): ", why)));
@@ -114,6 +117,7 @@ void ClusterController::PipelineBroken(uint64_t plan_version, const absl::Status
 }
 
 void ClusterController::Tick() {
+  if (leaving_) return;
   for (const Member& member : membership_.Expire()) {
     Lose(member, absl::StrCat("not heard of for ",
                               absl::FormatDuration(options_.clock->Now() - member.last_heard)));
@@ -183,11 +187,11 @@ void ClusterController::StartLoading(PipelinePlan plan) {
     *load.mutable_model() = options_.model;
     load.set_kv_budget_bytes(static_cast<uint64_t>(stages[i].kv_bytes));
     load.set_max_step_tokens(static_cast<uint32_t>(options_.max_step_tokens));
-    load.set_context_tokens(static_cast<uint32_t>(options_.context_tokens));
     if (i + 1 < stages.size()) {
       const Member next = *membership_.Find(stages[i + 1].worker);
       load.set_next_address(next.registration.address());
       load.set_next_incarnation(next.incarnation);
+      load.set_next_name(DescribeWorker(next));
     }
     LogInfo("stage_planned", {{"plan", active_->plan.version},
                               {"worker", DescribeWorker(*membership_.Find(stages[i].worker))},
@@ -201,8 +205,8 @@ void ClusterController::StartLoading(PipelinePlan plan) {
 void ClusterController::StartServing() {
   const uint64_t version = active_->plan.version;
   const Member first = *membership_.Find(active_->plan.stages.front().worker);
-  absl::StatusOr<std::unique_ptr<ActivationChannel>> first_hop =
-      open_first_hop_(first.registration.address(), first.incarnation, version);
+  absl::StatusOr<std::unique_ptr<ActivationChannel>> first_hop = open_first_hop_(
+      first.registration.address(), first.incarnation, DescribeWorker(first), version);
   if (!first_hop.ok()) {
     PipelineBroken(version, first_hop.status());
     return;
@@ -241,6 +245,8 @@ void ClusterController::SendOrder(WorkerId worker, v1::WorkerOrder order) {
 }
 
 void ClusterController::Dismiss(const std::string& reason) {
+  leaving_ = true;
+  active_.reset();
   v1::WorkerOrder order;
   order.mutable_dismissal()->set_reason(reason);
   for (const auto& [id, link] : links_) link.order(order);

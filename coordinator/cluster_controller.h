@@ -56,15 +56,16 @@ class ClusterController {
     std::function<void()> hang_up;  // ends its Attend call
   };
 
-  /// `open_first_hop` opens the channel to stage 0; `on_broken` is called by a thread of the
-  /// channel's and must find its way to PipelineBroken.
+  /// Opens the channel to stage 0. Its breaking must find its way to PipelineBroken. `name` is what
+  /// messages call the worker.
   using OpenFirstHop = std::function<absl::StatusOr<std::unique_ptr<ActivationChannel>>(
-      const std::string& address, uint64_t incarnation, uint64_t plan_version)>;
+      const std::string& address, uint64_t incarnation, const std::string& name,
+      uint64_t plan_version)>;
 
   ClusterController(Options options, PipelineDriver* driver, OpenFirstHop open_first_hop);
 
   /// A worker wants to belong. On success it has been sent Welcome.
-  /// Errors: as Membership::Join.
+  /// Errors: as Membership::Join; Unavailable - after Dismiss.
   absl::StatusOr<WorkerId> Join(uint64_t incarnation, const v1::Registration& registration,
                                 WorkerLink link);
 
@@ -81,7 +82,7 @@ class ClusterController {
   /// Finds silent workers, makes plans that are due.
   void Tick();
 
-  /// Tells every worker that the coordinator leaves.
+  /// Tells every worker that the coordinator leaves. Nobody joins and nothing is planned any more.
   void Dismiss(const std::string& reason);
 
   v1::GetStatusResponse Status() const;
@@ -118,6 +119,7 @@ class ClusterController {
   std::map<WorkerId, WorkerLink> links_;
   std::optional<ActivePlan> active_;
   uint64_t last_version_ = 0;
+  bool leaving_ = false;
   bool planned_once_ = false;
   bool plan_is_due_ = false;  // members came or went, or a plan ended, since MaybePlan settled it
   absl::Duration plan_not_before_ = -absl::InfiniteDuration();  // on the clock

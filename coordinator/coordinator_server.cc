@@ -43,10 +43,10 @@ class Server final : public CoordinatorServer {
         checkpoint_(std::move(checkpoint)),
         text_(std::move(text)),
         driver_(DriverOptions(controller_options)),
-        controller_(controller_options, &driver_,
-                    [this](const std::string& address, uint64_t incarnation, uint64_t version) {
-                      return OpenFirstHop(address, incarnation, version);
-                    }),
+        controller_(
+            controller_options, &driver_,
+            [this](const std::string& address, uint64_t incarnation, const std::string& name,
+                   uint64_t version) { return OpenFirstHop(address, incarnation, name, version); }),
         loop_(kTickInterval, [this] { controller_.Tick(); }),
         cluster_service_(&controller_, &loop_),
         job_service_(text_.get(), &driver_, &SteadyClock()),
@@ -114,11 +114,12 @@ class Server final : public CoordinatorServer {
 
   absl::StatusOr<std::unique_ptr<ActivationChannel>> OpenFirstHop(const std::string& address,
                                                                   uint64_t incarnation,
+                                                                  const std::string& name,
                                                                   uint64_t version) {
     GrpcChannelOptions channel;
     channel.address = address;
     channel.expected_incarnation = incarnation;
-    channel.name = "first worker";
+    channel.name = name;
     channel.on_broken = [this, version](const absl::Status& why) { TellBroken(version, why); };
     return OpenGrpcChannel(channel);
   }

@@ -296,7 +296,7 @@ absl::Duration PipelineDriver::TimeToExpiryLocked() const {
 void PipelineDriver::ExpireLocked() {
   while (TimeToExpiryLocked() <= absl::ZeroDuration()) {
     jobs_.begin()->second.stream->Fail(absl::UnavailableError(absl::StrCat(
-        "no pipeline came to be within ", absl::ToInt64Seconds(options_.pipeline_timeout), " s",
+        "no pipeline came to be within ", absl::ToDoubleSeconds(options_.pipeline_timeout), " s",
         waiting_reason_.empty() ? "" : ": ", waiting_reason_)));
     jobs_.erase(jobs_.begin());
   }

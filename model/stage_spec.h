@@ -22,7 +22,10 @@ struct StageSpec {
 /// "layers 0..30 with embedding", last layer included, as people count.
 inline std::string DescribeStage(const StageSpec& stage) {
   return absl::StrCat("layers ", stage.first_layer, "..", stage.end_layer - 1,
-                      stage.embeds ? " with embedding" : "", stage.has_head ? " with head" : "");
+                      stage.embeds && stage.has_head ? " with embedding and head"
+                      : stage.embeds                 ? " with embedding"
+                      : stage.has_head               ? " with head"
+                                                     : "");
 }
 
 }  // namespace caravan

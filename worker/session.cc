@@ -111,6 +111,9 @@ class Session {
         } else if (order.has_dismissal()) {
           dismissed = true;
           LogInfo("dismissed", {{"reason", order.dismissal().reason()}});
+          // Before the neighbours are missed; then the coordinator's stream can end.
+          worker_.Drop();
+          reports_.Close();
         } else {
           worker_.Handle(order);
         }
@@ -213,7 +216,7 @@ class Session {
       channel.expected_incarnation = coordinator_incarnation_;
     } else {
       channel.address = order.next_address();
-      channel.name = "next worker";
+      channel.name = order.next_name();
       channel.expected_incarnation = order.next_incarnation();
     }
     return OpenGrpcChannel(channel);

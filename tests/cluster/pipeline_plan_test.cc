@@ -8,19 +8,6 @@
 namespace caravan {
 namespace {
 
-TEST(PipelinePlanTest, DescribesEachStageOnALine) {
-  const PipelinePlan plan = {
-      3,
-      {{WorkerId{4}, {0, 30, true, false}, int64_t{11} << 30, int64_t{2} << 30},
-       {WorkerId{12}, {30, 61, false, true}, int64_t{12} << 30, 640}},
-  };
-  EXPECT_EQ(DescribePlan(plan),
-            "plan 3\n"
-            "  worker    weights   KV cache  stage\n"
-            "       4   11.0 GiB   2.00 GiB  layers 0..29 with embedding\n"
-            "      12   12.0 GiB      640 B  layers 30..60 with head\n");
-}
-
 TEST(PipelinePlanTest, CarriesAStageOverTheWire) {
   for (const StageSpec& stage : {StageSpec{0, 6, true, true}, StageSpec{2, 3, false, false},
                                  StageSpec{3, 61, false, true}}) {
