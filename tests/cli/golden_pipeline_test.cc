@@ -1,0 +1,282 @@
+// The whole pipeline against what other implementations computed, and against itself: the same bits
+// whatever the chunks, workers, threads and neighbours.
+
+#include <bit>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "cli/local_pipeline.h"
+#include "gtest/gtest.h"
+#include "kernels/reference/reference_backend.h"
+#include "nlohmann/json.hpp"
+#include "tests/support/golden.h"
+
+namespace caravan {
+namespace {
+
+// Both sides round every operation of a few layers to float, in orders of their own: a few hundred
+// roundings of 2^-24 on the way, times the growth by a softmax, a router's weights and norms.
+constexpr double kTolerance = 1e-4;
+
+constexpr int64_t kWhole = 2048;  // a chunk that takes any prompt of these tests
+
+std::vector<CpuIsa> TestedIsas() {
+  std::vector<CpuIsa> isas = {CpuIsa::kPortable};
+  if (RowOpsFor(CpuIsa::kAvx2).ok()) isas.push_back(CpuIsa::kAvx2);
+  return isas;
+}
+
+std::unique_ptr<LocalPipeline> MustCreate(const Checkpoint& checkpoint,
+                                          const LocalPipeline::Options& options) {
+  absl::StatusOr<std::unique_ptr<LocalPipeline>> pipeline =
+      LocalPipeline::Create(checkpoint, options);
+  CARAVAN_CHECK(pipeline.ok());
+  return *std::move(pipeline);
+}
+
+/// Scores each of `prompts`, one after the other.
+std::vector<std::vector<float>> ScoreAll(const Checkpoint& checkpoint,
+                                         const LocalPipeline::Options& options,
+                                         const std::vector<std::vector<int32_t>>& prompts) {
+  const std::unique_ptr<LocalPipeline> pipeline = MustCreate(checkpoint, options);
+  std::vector<std::vector<float>> logits;
+  for (const std::vector<int32_t>& prompt : prompts) {
+    absl::StatusOr<std::vector<float>> scored = ScorePrompt(pipeline->driver(), prompt);
+    EXPECT_TRUE(scored.ok()) << scored.status().ToString();
+    logits.push_back(scored.ok() ? *std::move(scored) : std::vector<float>());
+  }
+  return logits;
+}
+
+bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
+}
+
+/// Every list of `model`'s golden file, in each chunking over each number of workers.
+void ExpectGoldenLogits(const GoldenModel& model, int num_lists) {
+  const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(model.directory);
+  const std::unique_ptr<SafetensorsFile> golden = MustOpenGolden(model.golden);
+  std::vector<std::vector<int32_t>> prompts;
+  std::vector<std::vector<float>> expected;
+  for (int i = 0; i < num_lists; ++i) {
+    prompts.push_back(GoldenValues<int32_t>(*golden, absl::StrCat("ids_", i)));
+    expected.push_back(GoldenValues<float>(*golden, absl::StrCat("logits_", i)));
+  }
+  for (const CpuIsa isa : TestedIsas()) {
+    std::vector<std::vector<float>> first;
+    for (const int workers : {1, 2, 3}) {
+      for (const int64_t chunk : {kWhole, int64_t{7}, int64_t{1}}) {
+        SCOPED_TRACE(absl::StrCat("isa ", static_cast<int>(isa), ", ", workers,
+                                  " workers, chunks of ", chunk));
+        LocalPipeline::Options options;
+        options.isa = isa;
+        options.num_workers = workers;
+        options.num_threads = 2;
+        options.prefill_chunk = chunk;
+        const std::vector<std::vector<float>> logits = ScoreAll(*checkpoint, options, prompts);
+        if (first.empty()) first = logits;
+        for (size_t i = 0; i < prompts.size(); ++i) {
+          EXPECT_LE(RelativeError(logits[i], expected[i]), kTolerance) << "list " << i;
+          EXPECT_TRUE(SameBits(logits[i], first[i])) << "list " << i;
+        }
+      }
+    }
+  }
+}
+
+TEST(GoldenPipelineTest, TinyR1) { ExpectGoldenLogits(kTinyR1, 5); }
+
+TEST(GoldenPipelineTest, V3Like) { ExpectGoldenLogits(SmallGoldenModel("v3-like"), 3); }
+
+TEST(GoldenPipelineTest, KimiK2Like) { ExpectGoldenLogits(SmallGoldenModel("kimi-k2-like"), 3); }
+
+TEST(GoldenPipelineTest, V2LiteLike) { ExpectGoldenLogits(SmallGoldenModel("v2-lite-like"), 3); }
+
+TEST(GoldenPipelineTest, LongPrompt) {
+  const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(kTinyR1.directory);
+  const std::unique_ptr<SafetensorsFile> golden =
+      MustOpenGolden(CARAVAN_SOURCE_DIR "/tests/data/goldens/tiny-r1-golden-long.safetensors");
+  const auto ids = GoldenValues<int32_t>(*golden, "ids");
+  const auto expected = GoldenValues<float>(*golden, "last_logits");
+  struct Run {
+    int workers;
+    int64_t chunk;
+  };
+  std::vector<float> first;
+  for (const Run& run : {Run{1, kWhole}, Run{2, 7}, Run{3, 1}}) {
+    LocalPipeline::Options options;
+    options.num_workers = run.workers;
+    options.num_threads = 2;
+    options.prefill_chunk = run.chunk;
+    const std::vector<float> logits = ScoreAll(*checkpoint, options, {ids})[0];
+    ASSERT_EQ(logits.size(), ids.size() * static_cast<size_t>(checkpoint->config().vocab_size));
+    EXPECT_LE(RelativeError(absl::MakeConstSpan(logits).last(expected.size()), expected),
+              kTolerance)
+        << "chunks of " << run.chunk;
+    if (first.empty()) first = logits;
+    EXPECT_TRUE(SameBits(logits, first)) << "chunks of " << run.chunk;
+  }
+}
+
+TEST(GoldenPipelineTest, ThreadsDoNotShow) {
+  const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(kTinyR1.directory);
+  const std::unique_ptr<SafetensorsFile> golden = MustOpenGolden(kTinyR1.golden);
+  const auto ids = GoldenValues<int32_t>(*golden, "ids_3");
+  for (const CpuIsa isa : TestedIsas()) {
+    std::vector<float> first;
+    for (const int threads : {1, 2, 3}) {
+      LocalPipeline::Options options;
+      options.isa = isa;
+      options.num_threads = threads;
+      options.prefill_chunk = 16;
+      const std::vector<float> logits = ScoreAll(*checkpoint, options, {ids})[0];
+      ASSERT_FALSE(logits.empty());
+      if (first.empty()) first = logits;
+      EXPECT_TRUE(SameBits(logits, first)) << threads << " threads";
+    }
+  }
+}
+
+struct GoldenReply {
+  std::vector<int32_t> prompt;
+  std::vector<int32_t> reply;
+};
+
+std::vector<GoldenReply> ReadReplies() {
+  std::ifstream in(CARAVAN_SOURCE_DIR "/tests/data/goldens/tiny-r1-replies.jsonl");
+  std::vector<GoldenReply> replies;
+  for (std::string line; std::getline(in, line);) {
+    const nlohmann::json json = nlohmann::json::parse(line);
+    replies.push_back({json["prompt_ids"].get<std::vector<int32_t>>(),
+                       json["reply_ids"].get<std::vector<int32_t>>()});
+  }
+  CARAVAN_CHECK(!replies.empty());
+  return replies;
+}
+
+JobSpec MakeJob(const Checkpoint& checkpoint, const std::vector<int32_t>& prompt) {
+  JobSpec spec;
+  spec.prompt = prompt;
+  spec.max_new_tokens = 128;
+  spec.stop_token_ids = checkpoint.config().eos_token_ids;
+  return spec;
+}
+
+TEST(GoldenPipelineTest, GreedyRepliesAreTokenForTokenTheReference) {
+  const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(kTinyR1.directory);
+  const std::vector<GoldenReply> golden = ReadReplies();
+  for (const int workers : {1, 2, 3}) {
+    LocalPipeline::Options options;
+    options.num_workers = workers;
+    options.num_threads = 2;
+    options.kv_tokens = 16384;
+    const std::unique_ptr<LocalPipeline> pipeline = MustCreate(*checkpoint, options);
+    std::vector<std::unique_ptr<JobHandle>> jobs;
+    for (const GoldenReply& each : golden) {
+      auto job = pipeline->driver().Submit(MakeJob(*checkpoint, each.prompt));
+      ASSERT_TRUE(job.ok()) << job.status().ToString();
+      jobs.push_back(*std::move(job));
+    }
+    for (size_t i = 0; i < jobs.size(); ++i) {
+      const absl::StatusOr<std::vector<int32_t>> reply = ReadReply(*jobs[i]);
+      ASSERT_TRUE(reply.ok()) << reply.status().ToString();
+      EXPECT_EQ(*reply, golden[i].reply) << "line " << i + 1 << ", " << workers << " workers";
+    }
+  }
+}
+
+/// Token ids and the bits of their log-probabilities.
+using Outcome = std::vector<std::pair<int32_t, uint32_t>>;
+
+Outcome ReadOutcome(JobHandle& job) {
+  Outcome outcome;
+  while (true) {
+    absl::StatusOr<JobUpdate> update = job.Next();
+    EXPECT_TRUE(update.ok()) << update.status().ToString();
+    if (!update.ok()) return {};
+    for (const SampledToken& token : update->tokens) {
+      outcome.emplace_back(token.token_id, std::bit_cast<uint32_t>(token.log_probability));
+    }
+    if (update->finished) return outcome;
+  }
+}
+
+TEST(GoldenPipelineTest, AJobDoesNotFeelItsNeighbours) {
+  const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(kTinyR1.directory);
+  const std::vector<GoldenReply> golden = ReadReplies();
+  std::vector<JobSpec> specs;
+  for (size_t i = 0; i < 8; ++i) {
+    // Every fifth line: prompts of different lengths. Odd jobs are sampled.
+    specs.push_back(MakeJob(*checkpoint, golden[i * 5 % golden.size()].prompt));
+    if (i % 2 == 0) continue;
+    specs.back().sampling.set_temperature(3);  // this model is very sure
+    specs.back().sampling.set_top_p(0.99f);
+    specs.back().sampling.set_seed(1000 + i);
+    specs.back().max_new_tokens = 40;
+  }
+  LocalPipeline::Options options;
+  options.num_workers = 2;
+  options.num_threads = 2;
+  options.prefill_chunk = 5;  // so that prompts and replies share steps
+  options.kv_tokens = 8192;
+  const std::unique_ptr<LocalPipeline> pipeline = MustCreate(*checkpoint, options);
+  std::vector<Outcome> alone;
+  for (const JobSpec& spec : specs) {
+    auto job = pipeline->driver().Submit(spec);
+    ASSERT_TRUE(job.ok());
+    alone.push_back(ReadOutcome(**job));
+    EXPECT_FALSE(alone.back().empty());
+  }
+  std::vector<std::unique_ptr<JobHandle>> together;
+  for (const JobSpec& spec : specs) {
+    auto job = pipeline->driver().Submit(spec);
+    ASSERT_TRUE(job.ok());
+    together.push_back(*std::move(job));
+  }
+  for (size_t i = 0; i < specs.size(); ++i) {
+    EXPECT_EQ(ReadOutcome(*together[i]), alone[i]) << "job " << i;
+  }
+  // Else sampling might not have been on.
+  JobSpec other = specs[1];
+  other.sampling.set_seed(77);
+  auto job = pipeline->driver().Submit(other);
+  ASSERT_TRUE(job.ok());
+  EXPECT_NE(ReadOutcome(**job), alone[1]);
+}
+
+TEST(GoldenPipelineTest, ReferenceBackendAgrees) {
+  for (const std::string name : {"v3-like", "kimi-k2-like", "v2-lite-like"}) {
+    const GoldenModel model = SmallGoldenModel(name);
+    const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(model.directory);
+    const std::unique_ptr<SafetensorsFile> golden = MustOpenGolden(model.golden);
+    const ModelConfig& config = checkpoint->config();
+    Stage::Options options;
+    options.kv_budget_bytes = 1 << 20;
+    options.max_step_tokens = 64;
+    auto stage =
+        Stage::Create(config, {0, config.num_hidden_layers, true, true}, *checkpoint,
+                      MakeReferenceBackend(), options, [](int64_t, int64_t) { return true; });
+    ASSERT_TRUE(stage.ok()) << stage.status().ToString();
+    v1::Step step;
+    v1::SequenceSlice& slice = *step.add_slices();
+    slice.set_output(v1::SLICE_OUTPUT_LOGITS);
+    for (const int32_t id : GoldenValues<int32_t>(*golden, "ids_1")) {
+      slice.add_token_ids(static_cast<uint32_t>(id));
+    }
+    step = (*stage)->Run(std::move(step));
+    ASSERT_FALSE(step.has_error()) << step.error().message();
+    std::vector<float> logits(step.results(0).logits().size() / sizeof(float));
+    std::memcpy(logits.data(), step.results(0).logits().data(), logits.size() * sizeof(float));
+    // The backend rounds once an operation, some 20 in each of 4 layers: 80 * 2^-24 is 5e-6 if
+    // every rounding went the same way. The golden values, float sums too, may be as far from the
+    // truth.
+    EXPECT_LE(RelativeError(logits, GoldenValues<float>(*golden, "logits_1")), 1e-5) << name;
+  }
+}
+
+}  // namespace
+}  // namespace caravan
