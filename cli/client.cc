@@ -3,8 +3,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status_macros.h"
+#include "cluster/address.h"
 #include "cluster/grpc_transport.h"
-#include "cluster/membership.h"
 
 namespace caravan {
 

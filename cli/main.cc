@@ -3,6 +3,7 @@
 #include <stdlib.h>
 
 #include <csignal>
+#include <cstdio>
 
 #include "CLI/CLI.hpp"
 #include "cli/command.h"
@@ -30,6 +31,13 @@ int main(int argc, char** argv) {
   caravan::AddTokenizeCommand(app, body);
   caravan::AddBenchCommand(app, body);
 
+  // CLI11 would only say that a subcommand is required.
+  if (argc > 1 && argv[1][0] != '-' &&
+      app.get_subcommands([&](const CLI::App* command) { return command->check_name(argv[1]); })
+          .empty()) {
+    std::fprintf(stderr, "caravan: there is no subcommand %s; see caravan --help\n", argv[1]);
+    return caravan::kExitUsage;
+  }
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -14,6 +14,7 @@
 #include "cli/commands.h"
 #include "cli/progress_bar.h"
 #include "cli/stop_signals.h"
+#include "cluster/address.h"
 #include "cluster/machine.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "worker/session.h"
@@ -33,6 +34,10 @@ struct WorkerFlags {
 
 absl::Status ApplyDefaults(WorkerFlags& flags) {
   WorkerSessionOptions& options = flags.options;
+  CARAVAN_RETURN_IF_ERROR(Annotate(CheckAddress(options.coordinator), "--coordinator"));
+  if (!options.advertise.empty()) {
+    CARAVAN_RETURN_IF_ERROR(Annotate(CheckAddress(options.advertise), "--advertise"));
+  }
   CARAVAN_ASSIGN_OR_RETURN(const Machine machine, ProbeMachine());
   if (options.name.empty()) options.name = machine.host_name;
   options.num_threads = flags.threads > 0 ? flags.threads : machine.num_cores;

@@ -1,7 +1,11 @@
 #include "cluster/grpc_transport.h"
 
+#include "absl/strings/str_cat.h"
+#include "base/status_macros.h"
+#include "cluster/address.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
+#include "grpcpp/security/server_credentials.h"
 #include "grpcpp/support/channel_arguments.h"
 
 namespace caravan {
@@ -42,6 +46,22 @@ void ConfigureGrpcServer(grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
   // A second server on the same port must fail to start, not take half of the connections.
   builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+}
+
+absl::StatusOr<GrpcServer> StartGrpcServer(const std::string& address,
+                                           const std::vector<grpc::Service*>& services) {
+  CARAVAN_RETURN_IF_ERROR(CheckAddress(address, /*min_port=*/0));
+  grpc::ServerBuilder builder;
+  ConfigureGrpcServer(builder);
+  GrpcServer started;
+  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &started.port);
+  for (grpc::Service* service : services) builder.RegisterService(service);
+  started.server = builder.BuildAndStart();
+  if (started.server == nullptr || started.port == 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "cannot listen on ", address, ": the address is in use or not this machine's"));
+  }
+  return started;
 }
 
 }  // namespace caravan

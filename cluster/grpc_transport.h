@@ -7,9 +7,12 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "grpcpp/channel.h"
+#include "grpcpp/server.h"
 #include "grpcpp/server_builder.h"
 
 namespace caravan {
@@ -28,6 +31,16 @@ std::shared_ptr<grpc::Channel> MakeGrpcChannel(const std::string& address);
 
 /// What a server of the cluster sets before it is built.
 void ConfigureGrpcServer(grpc::ServerBuilder& builder);
+
+struct GrpcServer {
+  std::unique_ptr<grpc::Server> server;  // serving
+  int port = 0;                          // that it listens on
+};
+
+/// Serves `services`, which are borrowed, at HOST:PORT; port 0 takes a free one.
+/// Errors: InvalidArgument - not HOST:PORT, or an address in use or not this machine's.
+absl::StatusOr<GrpcServer> StartGrpcServer(const std::string& address,
+                                           const std::vector<grpc::Service*>& services);
 
 }  // namespace caravan
 

@@ -6,6 +6,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "cluster/address.h"
 
 namespace caravan {
 namespace {
@@ -41,32 +42,6 @@ absl::Status CheckText(absl::string_view field, absl::string_view text) {
 }
 
 }  // namespace
-
-absl::Status CheckAddress(absl::string_view address) {
-  const size_t colon = address.rfind(':');
-  const auto error = [&](absl::string_view what) {
-    return absl::InvalidArgumentError(absl::StrCat("\"", address, "\" is not HOST:PORT: ", what));
-  };
-  if (colon == absl::string_view::npos) return error("it has no port");
-  const absl::string_view host = address.substr(0, colon);
-  const absl::string_view port_text = address.substr(colon + 1);
-  uint32_t port = 0;
-  for (const char c : port_text) {
-    if (!absl::ascii_isdigit(c)) return error("the port is not a number");
-  }
-  if (!absl::SimpleAtoi(port_text, &port) || port < 1 || port > 65535) {
-    return error("a port is from 1 to 65535");
-  }
-  const bool bracketed = host.size() > 2 && host.front() == '[' && host.back() == ']';
-  if (host.empty()) return error("it has no host");
-  for (const char c : host) {
-    // What names and addresses are made of; % introduces an IPv6 zone.
-    const bool plain = absl::ascii_isalnum(c) || c == '.' || c == '-' || c == '_';
-    const bool inner = bracketed && (c == ':' || c == '%' || c == '[' || c == ']');
-    if (!plain && !inner) return error("that is no host (IPv6 addresses go in brackets)");
-  }
-  return absl::OkStatus();
-}
 
 absl::Status CheckRegistration(const v1::Registration& registration) {
   CARAVAN_RETURN_IF_ERROR(CheckText("name", registration.name()));

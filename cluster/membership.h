@@ -47,9 +47,6 @@ struct MembershipOptions {
 /// Errors: InvalidArgument - a field of the registration that cannot be (named).
 absl::Status CheckRegistration(const v1::Registration& registration);
 
-/// Errors: InvalidArgument - not HOST:PORT with a port from 1 to 65535. IPv6 hosts are in brackets.
-absl::Status CheckAddress(absl::string_view address);
-
 /// Thread-safe.
 class Membership {
  public:

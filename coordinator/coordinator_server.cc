@@ -57,24 +57,13 @@ class Server final : public CoordinatorServer {
   ~Server() override { Stop(); }
 
   absl::Status Listen() {
-    const size_t colon = options_.listen.rfind(':');
-    if (colon == std::string::npos) {
-      return absl::InvalidArgumentError(absl::StrCat("\"", options_.listen, "\" is not HOST:PORT"));
-    }
-    grpc::ServerBuilder builder;
-    ConfigureGrpcServer(builder);
-    int port = 0;
-    builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port);
-    builder.RegisterService(&cluster_service_);
-    builder.RegisterService(&job_service_);
-    builder.RegisterService(&model_files_service_);
-    builder.RegisterService(&pipeline_service_);
-    server_ = builder.BuildAndStart();
-    if (server_ == nullptr || port == 0) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "cannot listen on ", options_.listen, ": the address is in use or not this machine's"));
-    }
-    address_ = absl::StrCat(options_.listen.substr(0, colon), ":", port);
+    CARAVAN_ASSIGN_OR_RETURN(
+        GrpcServer started,
+        StartGrpcServer(options_.listen, {&cluster_service_, &job_service_, &model_files_service_,
+                                          &pipeline_service_}));
+    server_ = std::move(started.server);
+    const std::string host = options_.listen.substr(0, options_.listen.rfind(':'));
+    address_ = absl::StrCat(host, ":", started.port);
     return absl::OkStatus();
   }
 

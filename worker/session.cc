@@ -71,17 +71,10 @@ class Session {
   }
 
   absl::Status Listen() {
-    grpc::ServerBuilder builder;
-    ConfigureGrpcServer(builder);
-    int port = 0;
-    builder.AddListeningPort(options_.listen, grpc::InsecureServerCredentials(), &port);
-    builder.RegisterService(&pipeline_service_);
-    server_ = builder.BuildAndStart();
-    if (server_ == nullptr || port == 0) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "cannot listen on ", options_.listen, ": the address is in use or not this machine's"));
-    }
-    port_ = port;
+    CARAVAN_ASSIGN_OR_RETURN(GrpcServer started,
+                             StartGrpcServer(options_.listen, {&pipeline_service_}));
+    server_ = std::move(started.server);
+    port_ = started.port;
     return absl::OkStatus();
   }
 

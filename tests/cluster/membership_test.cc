@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "cluster/address.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 

@@ -1,0 +1,220 @@
+// What the commands say to wrong flags and files, and what verify and eval find.
+
+#include <csignal>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/test_cluster.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+const char kModel[] = CARAVAN_SOURCE_DIR "/models/tiny-r1";
+const char kGoldens[] = CARAVAN_SOURCE_DIR "/tests/data/goldens/";
+
+void WriteText(const std::string& path, const std::string& text) {
+  std::ofstream(path, std::ios::binary) << text;
+}
+
+struct Refusal {
+  std::vector<std::string> arguments;
+  int exit_code;
+  std::string says;  // on standard error
+};
+
+void ExpectRefusal(TestCluster& cluster, const Refusal& refusal) {
+  TestProcess& process = cluster.Launch("refused", refusal.arguments);
+  EXPECT_EQ(process.Wait(), refusal.exit_code) << process.Transcript();
+  EXPECT_THAT(process.Err(), HasSubstr(refusal.says)) << process.Transcript();
+  EXPECT_THAT(process.Err(), Not(HasSubstr("terminate"))) << process.Transcript();
+}
+
+TEST(CommandTest, WrongFlagsGetASentenceThatNamesThem) {
+  TestCluster cluster;
+  const std::vector<Refusal> refusals = {
+      {{"nosuch"}, 2, "no subcommand nosuch"},
+      {{"status", "--nosuch"}, 2, "--nosuch"},
+      {{"coordinator"}, 2, "--model is required"},
+      {{"coordinator", "--model", kModel, "--listen", "garbage"},
+       2,
+       "\"garbage\" is not HOST:PORT"},
+      {{"coordinator", "--model", kModel, "--listen", "127.0.0.1:99999"}, 2, "from 0 to 65535"},
+      {{"coordinator", "--model", kModel, "--context", "5000"}, 2, "--context 5000"},
+      {{"coordinator", "--model", kModel, "--prefill-chunk", "0"}, 2, "--prefill-chunk"},
+      {{"worker"}, 2, "--coordinator is required"},
+      {{"worker", "--coordinator", "nowhere"}, 2, "--coordinator: \"nowhere\" is not HOST:PORT"},
+      {{"worker", "--coordinator", "h:1", "--ram", "lots"}, 2, "--ram: \"lots\" is not a size"},
+      {{"worker", "--coordinator", "h:1", "--ram", "0"}, 2, "--ram"},
+      {{"worker", "--coordinator", "h:1", "--advertise", ":1"}, 2, "--advertise"},
+      {{"run", "hi", "--coordinator", "zz"}, 2, "--coordinator: \"zz\" is not HOST:PORT"},
+      {{"run", "hi", "--temperature", "-1"}, 2, "--temperature"},
+      {{"run", "hi", "--top-p", "1.5"}, 2, "--top-p"},
+      {{"verify", "--model", kModel, "--golden", "x", "--chunk", "0"}, 2, "--chunk"},
+      {{"tokenize"}, 2, "--tokenizer is required"},
+  };
+  for (const Refusal& refusal : refusals) ExpectRefusal(cluster, refusal);
+}
+
+TEST(CommandTest, NobodyThereIsSaidWithTheAddress) {
+  TestCluster cluster;
+  // Port 1 is tcpmux, which no machine of ours runs.
+  for (const std::vector<std::string>& command :
+       {std::vector<std::string>{"run", "hi"}, {"status"}, {"worker"}}) {
+    std::vector<std::string> arguments = command;
+    arguments.insert(arguments.end(), {"--coordinator", "127.0.0.1:1", "--connect-timeout", "0.3"});
+    ExpectRefusal(cluster, {arguments, 3, "no coordinator answers at 127.0.0.1:1 within"});
+  }
+}
+
+TEST(CommandTest, WrongFilesGetASentenceThatNamesThem) {
+  TestCluster cluster;
+  const std::string copy = cluster.dir().File("model");
+  const auto fresh_copy = [&] {
+    std::filesystem::remove_all(copy);
+    std::filesystem::copy(kModel, copy);
+  };
+  const std::vector<std::string> start = {"coordinator", "--model", copy, "--listen",
+                                          "127.0.0.1:0"};
+  ExpectRefusal(cluster, {start, 2, copy + "/config.json"});
+
+  fresh_copy();
+  WriteText(copy + "/config.json", R"({"model_type": "llama"})");
+  ExpectRefusal(cluster, {start, 2, "llama"});
+
+  fresh_copy();
+  const std::string shard = copy + "/model-00002-of-000002.safetensors";
+  std::filesystem::resize_file(shard, 1000000);
+  ExpectRefusal(cluster, {start, 2, shard});
+  std::filesystem::remove(shard);
+  ExpectRefusal(cluster, {start, 2, "model-00002-of-000002.safetensors"});
+
+  fresh_copy();
+  WriteText(copy + "/tokenizer.json", R"({"model": {"type": "BPE", "vocab": {"a": 0},
+      "merges": ["a b c"]}})");
+  ExpectRefusal(cluster, {start, 2, copy + "/tokenizer.json"});
+
+  const std::string tasks = cluster.dir().File("tasks.jsonl");
+  WriteText(tasks, "{\"question\": \"a\", \"answer\": \"b\"}\n{\"question\": 3}\n");
+  ExpectRefusal(cluster, {{"eval", "--model", kModel, "--tasks", tasks},
+                          2,
+                          tasks + ":2: field \"question\" must be a string"});
+  ExpectRefusal(cluster, {{"verify", "--model", kModel, "--golden", tasks}, 2, tasks});
+  ExpectRefusal(cluster, {{"verify", "--model", kModel, "--golden",
+                           absl::StrCat(kGoldens, "v3-like/golden.safetensors")},
+                          2,
+                          "logits_0 must be F32"});
+  ExpectRefusal(cluster, {{"coordinator", "--model", kModel, "--listen", "127.0.0.1:0",
+                           "--address-file", "/nonexistent/file"},
+                          2,
+                          "--address-file /nonexistent/file"});
+}
+
+TEST(CommandTest, ASecondServerOnAPortIsRefused) {
+  TestCluster cluster;
+  cluster.StartCoordinator({});
+  const std::string says = absl::StrCat("cannot listen on ", cluster.address());
+  ExpectRefusal(cluster,
+                {{"coordinator", "--model", kModel, "--listen", cluster.address()}, 2, says});
+  ExpectRefusal(
+      cluster,
+      {{"worker", "--coordinator", cluster.address(), "--listen", cluster.address()}, 2, says});
+}
+
+TEST(CommandTest, PromptsThatCannotBeRunAreRefused) {
+  TestCluster cluster;
+  cluster.StartCoordinator({"--context", "64"});
+  const auto expect = [&](TestProcess& run, const std::string& says) {
+    EXPECT_EQ(run.Wait(), 2) << run.Transcript();
+    EXPECT_THAT(run.Err(), HasSubstr(says));
+  };
+  expect(cluster.StartRun(""), "empty");
+  expect(cluster.StartRun("What is \xff\xfe?"), "UTF-8");
+  std::string words;
+  for (int i = 0; i < 200; ++i) absl::StrAppend(&words, "word ");
+  expect(cluster.StartRun(words), "more than the context of 64");
+  expect(cluster.StartRun("hi", {"--temperature", "nan"}), "temperature");
+}
+
+TEST(CommandTest, EveryOptionIsExplained) {
+  TestCluster cluster;
+  for (const char* command :
+       {"coordinator", "worker", "run", "status", "verify", "eval", "tokenize", "bench"}) {
+    TestProcess& help = cluster.Launch("help", {command, "--help"});
+    EXPECT_EQ(help.Wait(), 0);
+    const std::vector<std::string> lines = absl::StrSplit(help.Out(), '\n');
+    int options = 0;
+    for (size_t i = 0; i < lines.size(); ++i) {
+      if (!absl::StartsWith(lines[i], "  -")) continue;
+      ++options;
+      // The explanation stands from column 30 on, on this line or the next.
+      const bool here = lines[i].size() > 30 && lines[i][29] == ' ' && lines[i][30] != ' ';
+      const bool below = i + 1 < lines.size() && lines[i + 1].size() > 30 &&
+                         absl::StartsWith(lines[i + 1], std::string(30, ' '));
+      EXPECT_TRUE(here || below) << command << ": " << lines[i];
+    }
+    EXPECT_GE(options, 3) << command;
+  }
+}
+
+TEST(CommandTest, OptionsMayComeFromAFile) {
+  TestCluster cluster;
+  const std::string config = cluster.dir().File("status.toml");
+  WriteText(config, "coordinator = \"127.0.0.1:1\"\nconnect-timeout = 0.2\n");
+  ExpectRefusal(cluster, {{"status", "--config", config}, 3, "127.0.0.1:1 within 0.2 s"});
+  // The command line wins.
+  ExpectRefusal(
+      cluster,
+      {{"status", "--config", config, "--connect-timeout", "0.1"}, 3, "127.0.0.1:1 within 0.1 s"});
+  WriteText(config, "conector = 1\n");
+  ExpectRefusal(cluster, {{"status", "--config", config}, 2, "conector"});
+  ExpectRefusal(cluster, {{"status", "--config", config + ".none"}, 2, "none"});
+}
+
+TEST(CommandTest, VerifyTellsEqualFromDifferent) {
+  TestCluster cluster;
+  const std::vector<std::string> verify = {"verify", "--model", absl::StrCat(kGoldens, "v3-like"),
+                                           "--golden",
+                                           absl::StrCat(kGoldens, "v3-like/golden.safetensors")};
+  std::vector<std::string> arguments = verify;
+  arguments.insert(arguments.end(), {"--workers", "2", "--chunk", "7"});
+  TestProcess& equal = cluster.Launch("verify", arguments);
+  EXPECT_EQ(equal.Wait(), 0) << equal.Transcript();
+  EXPECT_THAT(equal.Out(), HasSubstr("equal: 3 lists"));
+  arguments = verify;
+  arguments.insert(arguments.end(), {"--tolerance", "1e-12"});
+  TestProcess& different = cluster.Launch("verify", arguments);
+  EXPECT_EQ(different.Wait(), 1) << different.Transcript();
+  EXPECT_THAT(different.Out(), HasSubstr("ABOVE TOLERANCE"));
+}
+
+TEST(CommandTest, TinyR1SolvesItsTasks) {
+  TestCluster cluster;
+  TestProcess& eval =
+      cluster.Launch("eval", {"eval", "--model", kModel, "--tasks",
+                              absl::StrCat(kGoldens, "tiny-r1-tasks.jsonl"), "--workers", "2"});
+  // Under a sanitizer this is the longest of all.
+  EXPECT_EQ(eval.Wait(), 0) << eval.Transcript();
+  int right = 0;
+  int total = 0;
+  for (absl::string_view line : absl::StrSplit(eval.Out(), '\n')) {
+    const std::vector<std::string> words = absl::StrSplit(line, ' ', absl::SkipEmpty());
+    if (words.size() < 4 || words[0] == "all" || words[0] == "zh_day") continue;
+    right += std::stoi(words[1]);
+    total += std::stoi(words[3]);
+  }
+  EXPECT_EQ(total, 480);  // of 520, without zh_day's 40
+  EXPECT_GE(right, 0.95 * total) << eval.Out();
+}
+
+}  // namespace
+}  // namespace caravan
