@@ -1,0 +1,576 @@
+#include "coordinator/cluster_controller.h"
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/coordinator/fake_pipeline.h"
+#include "tests/coordinator/toy_model.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
+
+constexpr uint64_t kCoordinator = 4711;
+constexpr uint64_t kWhole = 10000;  // memory that holds the whole model
+constexpr uint64_t kHalf = 500;     // memory that holds half of it
+
+/// 4 layers of 100 bytes and a KV cache of a byte a token, beside an embedding and a head of 100
+/// bytes: with a context of 64 tokens 856 bytes.
+ModelCost SmallCost() {
+  ModelCost cost;
+  cost.embedding.weight_bytes = 100;
+  cost.head.weight_bytes = 100;
+  LayerCost layer;
+  layer.weight_bytes = 100;
+  layer.kv_bytes_per_token = 1;
+  cost.layers.assign(4, layer);
+  return cost;
+}
+
+/// A worker as the controller sees it.
+struct FakeWorker {
+  WorkerId id{};
+  uint64_t incarnation = 0;
+  std::string address;
+  std::vector<v1::WorkerOrder> orders;
+  bool hung_up = false;
+
+  /// The orders since the last call.
+  std::vector<v1::WorkerOrder> TakeOrders() { return std::exchange(orders, {}); }
+};
+
+/// A controller, a driver, and every worker that joined.
+class FakeCluster {
+ public:
+  explicit FakeCluster(int min_workers = 1)
+      : driver_(DriverOptions()),
+        controller_(ControllerOptions(min_workers), &driver_,
+                    [this](const std::string& address, uint64_t incarnation, uint64_t version) {
+                      return OpenFirstHop(address, incarnation, version);
+                    }) {}
+
+  FakeWorker* Join(const std::string& name, uint64_t memory = kWhole) {
+    auto worker = std::make_unique<FakeWorker>();
+    worker->incarnation = 1000 + workers_.size();
+    worker->address = absl::StrCat("10.0.0.", workers_.size() + 1, ":7000");
+    v1::Registration registration;
+    registration.set_name(name);
+    registration.set_address(worker->address);
+    registration.set_device("cpu");
+    registration.set_memory_budget_bytes(memory);
+    registration.set_num_threads(2);
+    ClusterController::WorkerLink link;
+    link.order = [w = worker.get()](v1::WorkerOrder order) { w->orders.push_back(order); };
+    link.hang_up = [w = worker.get()] { w->hung_up = true; };
+    const absl::StatusOr<WorkerId> id =
+        controller_.Join(worker->incarnation, registration, std::move(link));
+    EXPECT_TRUE(id.ok()) << id.status().ToString();
+    if (id.ok()) worker->id = *id;
+    workers_.push_back(std::move(worker));
+    return workers_.back().get();
+  }
+
+  absl::Status Report(const FakeWorker* worker, v1::WorkerReport report) {
+    report.set_incarnation(worker->incarnation);
+    return controller_.Report(worker->id, report);
+  }
+  void Heartbeat(const FakeWorker* worker) {
+    v1::WorkerReport report;
+    report.mutable_heartbeat();
+    EXPECT_TRUE(Report(worker, report).ok());
+  }
+  void Ready(const FakeWorker* worker, uint64_t plan_version, uint32_t kv_blocks = 8) {
+    v1::WorkerReport report;
+    report.mutable_ready()->set_plan_version(plan_version);
+    report.mutable_ready()->set_kv_blocks(kv_blocks);
+    report.mutable_ready()->set_kv_block_tokens(kKvBlockTokens);
+    EXPECT_TRUE(Report(worker, report).ok());
+  }
+  void Fail(const FakeWorker* worker, uint64_t plan_version, const std::string& message) {
+    v1::WorkerReport report;
+    report.mutable_failure()->set_plan_version(plan_version);
+    report.mutable_failure()->set_code(static_cast<int>(absl::StatusCode::kDataLoss));
+    report.mutable_failure()->set_message(message);
+    EXPECT_TRUE(Report(worker, report).ok());
+  }
+  void Gone(const FakeWorker* worker) { controller_.Gone(worker->id, worker->incarnation); }
+
+  void Advance(absl::Duration by) {
+    clock_.Advance(by);
+    controller_.Tick();
+  }
+
+  std::unique_ptr<JobHandle> Submit(const JobSpec& spec) {
+    absl::StatusOr<std::unique_ptr<JobHandle>> job = driver_.Submit(spec);
+    EXPECT_TRUE(job.ok()) << job.status().ToString();
+    return *std::move(job);
+  }
+
+  /// Lets steps come home until no more than `jobs_left` jobs are there, and none runs.
+  void RunDry(uint64_t plan_version, size_t jobs_left = 0) {
+    while (driver_.List().size() > jobs_left || !driver_.Idle()) {
+      Deliver(plan_version, WaitForStep(plan_version));
+    }
+  }
+
+  /// Waits until a step of the plan is on its way, and keeps it there.
+  v1::Step WaitForStep(uint64_t plan_version) { return pipelines_.at(plan_version)->Take(); }
+  void Deliver(uint64_t plan_version, v1::Step step) {
+    EXPECT_TRUE(pipelines_.at(plan_version)->Deliver(&driver_, std::move(step)).ok());
+  }
+
+  ClusterController& controller() { return controller_; }
+  PipelineDriver& driver() { return driver_; }
+  v1::GetStatusResponse Status() const { return controller_.Status(); }
+
+  struct FirstHop {
+    std::string address;
+    uint64_t incarnation = 0;
+    uint64_t plan_version = 0;
+  };
+  const std::vector<FirstHop>& first_hops() const { return first_hops_; }
+  void RefuseFirstHops(absl::Status why) { refusal_ = std::move(why); }
+
+ private:
+  PipelineDriver::Options DriverOptions() {
+    PipelineDriver::Options options;
+    options.vocab_size = ToyModel().vocab_size;
+    options.context_tokens = 64;
+    options.prefill_chunk = 32;
+    options.clock = &clock_;
+    return options;
+  }
+
+  ClusterController::Options ControllerOptions(int min_workers) {
+    ClusterController::Options options;
+    options.model.set_directory("/models/small");
+    options.model.set_fingerprint(99);
+    options.cost = SmallCost();
+    options.min_workers = min_workers;
+    options.context_tokens = 64;
+    options.kv_tokens = 512;
+    options.max_step_tokens = 32;
+    options.incarnation = kCoordinator;
+    options.clock = &clock_;
+    return options;
+  }
+
+  absl::StatusOr<std::unique_ptr<ActivationChannel>> OpenFirstHop(const std::string& address,
+                                                                  uint64_t incarnation,
+                                                                  uint64_t version) {
+    first_hops_.push_back({address, incarnation, version});
+    if (!refusal_.ok()) return refusal_;
+    FakePipeline::Options options;
+    options.plan_version = version;
+    options.num_stages = 4;
+    options.kv_block_tokens = kKvBlockTokens;
+    auto& pipeline = pipelines_[version];
+    pipeline = std::make_unique<FakePipeline>(options);
+    return std::move(pipeline->Connect().first_hop);
+  }
+
+  SimulatedClock clock_;
+  std::map<uint64_t, std::unique_ptr<FakePipeline>> pipelines_;  // by plan
+  std::vector<std::unique_ptr<FakeWorker>> workers_;
+  std::vector<FirstHop> first_hops_;
+  absl::Status refusal_;
+  PipelineDriver driver_;
+  ClusterController controller_;
+};
+
+/// The LoadStage that is the only order in `orders`.
+v1::LoadStage OnlyLoad(const std::vector<v1::WorkerOrder>& orders) {
+  EXPECT_EQ(orders.size(), 1u);
+  if (orders.size() != 1 || !orders[0].has_load_stage()) {
+    ADD_FAILURE() << "no LoadStage";
+    return {};
+  }
+  return orders[0].load_stage();
+}
+
+/// The plan whose end is the only order in `orders`; 0: something else.
+uint64_t OnlyDrop(const std::vector<v1::WorkerOrder>& orders) {
+  return orders.size() == 1 ? orders[0].drop_stage().plan_version() : 0;
+}
+
+/// A cluster of two workers that serves plan 1.
+struct ServingPair {
+  FakeCluster cluster{2};
+  FakeWorker* a = cluster.Join("box-a");
+  FakeWorker* b = cluster.Join("box-b");
+  ServingPair() {
+    cluster.Ready(a, 1);
+    cluster.Ready(b, 1);
+    EXPECT_TRUE(cluster.Status().serving());
+    a->TakeOrders();
+    b->TakeOrders();
+  }
+};
+
+TEST(ClusterControllerTest, WelcomesAWorker) {
+  FakeCluster cluster(2);
+  FakeWorker* const a = cluster.Join("box-a");
+  ASSERT_EQ(a->orders.size(), 1u);
+  EXPECT_EQ(a->orders[0].welcome().worker_id(), Number(a->id));
+  EXPECT_EQ(a->orders[0].welcome().heartbeat_interval_ms(), 1000u);
+  EXPECT_EQ(a->orders[0].welcome().coordinator_incarnation(), kCoordinator);
+}
+
+TEST(ClusterControllerTest, WaitsForEnoughWorkersAndSaysHowManyAreMissing) {
+  FakeCluster cluster(3);
+  EXPECT_EQ(cluster.Status().pipeline_state(), "waiting for workers to join");
+  cluster.Join("box-a");
+  EXPECT_EQ(cluster.Status().pipeline_state(), "waiting for 2 more workers to join");
+  cluster.Join("box-b");
+  EXPECT_EQ(cluster.Status().pipeline_state(), "waiting for 1 more worker to join");
+  EXPECT_EQ(cluster.Status().plan_version(), 0u);
+  cluster.Join("box-c");
+  EXPECT_EQ(cluster.Status().pipeline_state(), "loading");
+  EXPECT_EQ(cluster.Status().plan_version(), 1u);
+}
+
+TEST(ClusterControllerTest, TellsEachStageWhatToLoadAndWhoIsNext) {
+  FakeCluster cluster(2);
+  FakeWorker* const a = cluster.Join("box-a");
+  a->TakeOrders();
+  FakeWorker* const b = cluster.Join("box-b");
+  b->orders.erase(b->orders.begin());  // Welcome
+  const v1::LoadStage first = OnlyLoad(a->TakeOrders());
+  const v1::LoadStage second = OnlyLoad(b->TakeOrders());
+  EXPECT_EQ(first.plan_version(), 1u);
+  EXPECT_EQ(second.plan_version(), 1u);
+  EXPECT_EQ(*StageFromProto(first.stage()), (StageSpec{0, 2, true, false}));
+  EXPECT_EQ(*StageFromProto(second.stage()), (StageSpec{2, 4, false, true}));
+  EXPECT_EQ(first.next_address(), b->address);
+  EXPECT_EQ(first.next_incarnation(), b->incarnation);
+  EXPECT_EQ(second.next_address(), "");  // the coordinator
+  EXPECT_EQ(first.model().fingerprint(), 99u);
+  EXPECT_EQ(first.max_step_tokens(), 32u);
+  EXPECT_EQ(first.context_tokens(), 64u);
+  EXPECT_EQ(first.kv_budget_bytes(), 2 * 512u);  // two layers, kv_tokens, a byte each
+}
+
+TEST(ClusterControllerTest, ServesOnceEveryStageIsReady) {
+  FakeCluster cluster(2);
+  FakeWorker* const a = cluster.Join("box-a");
+  FakeWorker* const b = cluster.Join("box-b");
+  const std::unique_ptr<JobHandle> job = cluster.Submit(ToyJob(5, 3));
+  cluster.Ready(b, 1);
+  EXPECT_EQ(cluster.Status().pipeline_state(), "loading");
+  EXPECT_THAT(cluster.first_hops(), IsEmpty());
+  cluster.Ready(a, 1);
+  EXPECT_EQ(cluster.Status().pipeline_state(), "serving");
+  ASSERT_THAT(cluster.first_hops(), SizeIs(1));
+  EXPECT_EQ(cluster.first_hops()[0].address, a->address);
+  EXPECT_EQ(cluster.first_hops()[0].incarnation, a->incarnation);
+  EXPECT_EQ(cluster.first_hops()[0].plan_version, 1u);
+  cluster.RunDry(1);
+  const absl::StatusOr<JobUpdate> update = job->Next();
+  ASSERT_TRUE(update.ok());
+  EXPECT_TRUE(update->finished);
+  EXPECT_EQ(update->tokens.size(), 3u);
+}
+
+TEST(ClusterControllerTest, TheSmallestKvCacheCounts) {
+  FakeCluster cluster(2);
+  cluster.Ready(cluster.Join("box-a"), 1, 8);  // of no plan yet
+  FakeWorker* const b = cluster.Join("box-b");
+  cluster.Ready(b, 1, 1);
+  EXPECT_FALSE(cluster.Status().serving());
+}
+
+TEST(ClusterControllerTest, AWorkerLostWhileServingFailsItsJobsAndThePlanIsMadeAnew) {
+  ServingPair pair;
+  const std::unique_ptr<JobHandle> job = pair.cluster.Submit(ToyJob(5, 3));
+  pair.cluster.WaitForStep(1);
+  pair.cluster.Gone(pair.b);
+  const absl::Status why = job->Next().status();
+  EXPECT_EQ(why.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(why.message()),
+              AllOf(HasSubstr("worker 2 (box-b)"), HasSubstr("layers 2..3 with head")));
+  EXPECT_TRUE(pair.b->hung_up);
+  EXPECT_FALSE(pair.a->hung_up);
+  const std::vector<v1::WorkerOrder> orders = pair.a->TakeOrders();
+  ASSERT_EQ(orders.size(), 2u);
+  EXPECT_EQ(orders[0].drop_stage().plan_version(), 1u);
+  EXPECT_EQ(orders[1].load_stage().plan_version(), 2u);
+  EXPECT_EQ(*StageFromProto(orders[1].load_stage().stage()), (StageSpec{0, 4, true, true}));
+  EXPECT_TRUE(pair.b->TakeOrders().empty());
+
+  pair.cluster.Ready(pair.a, 2);
+  EXPECT_TRUE(pair.cluster.Status().serving());
+  const std::unique_ptr<JobHandle> next = pair.cluster.Submit(ToyJob(4, 2));
+  pair.cluster.RunDry(2);
+  EXPECT_TRUE(next->Next().ok());
+}
+
+TEST(ClusterControllerTest, AWorkerLostWhileLoadingIsReplacedAtOnce) {
+  FakeCluster cluster(2);
+  FakeWorker* const a = cluster.Join("box-a");
+  FakeWorker* const b = cluster.Join("box-b");
+  const std::unique_ptr<JobHandle> queued = cluster.Submit(ToyJob(5, 3));
+  cluster.Ready(a, 1);
+  a->TakeOrders();
+  cluster.Gone(b);
+  const std::vector<v1::WorkerOrder> orders = a->TakeOrders();
+  ASSERT_EQ(orders.size(), 2u);
+  EXPECT_EQ(orders[0].drop_stage().plan_version(), 1u);
+  EXPECT_EQ(orders[1].load_stage().plan_version(), 2u);
+  cluster.Ready(a, 2);
+  cluster.RunDry(2);
+  EXPECT_TRUE(queued->Next().ok());  // A job that only waited is not failed.
+}
+
+TEST(ClusterControllerTest, AllWorkersLostWaitsForOne) {
+  ServingPair pair;
+  pair.cluster.Gone(pair.a);
+  pair.cluster.Gone(pair.b);
+  EXPECT_EQ(pair.cluster.Status().pipeline_state(), "waiting for 1 more worker to join");
+  EXPECT_EQ(pair.cluster.Status().plan_version(), 0u);
+  pair.cluster.Join("box-c");
+  EXPECT_EQ(pair.cluster.Status().pipeline_state(), "loading");
+}
+
+TEST(ClusterControllerTest, AFailedStageIsTriedAgainAfterADelay) {
+  ServingPair pair;
+  const std::unique_ptr<JobHandle> job = pair.cluster.Submit(ToyJob(5, 3));
+  pair.cluster.WaitForStep(1);
+  pair.cluster.Fail(pair.a, 1, "worker box-a: the next hop is lost");
+  EXPECT_EQ(job->Next().status(), absl::UnavailableError("worker box-a: the next hop is lost"));
+  EXPECT_EQ(OnlyDrop(pair.a->TakeOrders()), 1u);
+  EXPECT_EQ(OnlyDrop(pair.b->TakeOrders()), 1u);
+  pair.cluster.Advance(absl::Seconds(5) - absl::Nanoseconds(1));
+  EXPECT_TRUE(pair.a->TakeOrders().empty());
+  EXPECT_EQ(pair.cluster.Status().pipeline_state(), "worker box-a: the next hop is lost");
+  pair.cluster.Advance(absl::Nanoseconds(1));
+  EXPECT_EQ(OnlyLoad(pair.a->TakeOrders()).plan_version(), 2u);
+  EXPECT_EQ(OnlyLoad(pair.b->TakeOrders()).plan_version(), 2u);
+}
+
+TEST(ClusterControllerTest, ALostWorkerEndsTheDelayThatItsNeighbourBegan) {
+  ServingPair pair;
+  pair.cluster.Fail(pair.a, 1, "worker box-a: the next hop is lost");
+  pair.a->TakeOrders();
+  pair.cluster.Gone(pair.b);
+  EXPECT_EQ(OnlyLoad(pair.a->TakeOrders()).plan_version(), 2u);
+}
+
+TEST(ClusterControllerTest, AFirstHopThatCannotBeOpenedIsTriedAgain) {
+  FakeCluster cluster;
+  cluster.RefuseFirstHops(absl::UnavailableError("first worker 10.0.0.1:7000: refused"));
+  FakeWorker* const a = cluster.Join("box-a");
+  a->TakeOrders();
+  cluster.Ready(a, 1);
+  EXPECT_EQ(OnlyDrop(a->TakeOrders()), 1u);
+  EXPECT_EQ(cluster.Status().pipeline_state(), "first worker 10.0.0.1:7000: refused");
+  cluster.RefuseFirstHops(absl::OkStatus());
+  cluster.Advance(absl::Seconds(5));
+  EXPECT_EQ(OnlyLoad(a->TakeOrders()).plan_version(), 2u);
+  cluster.Ready(a, 2);
+  EXPECT_TRUE(cluster.Status().serving());
+}
+
+TEST(ClusterControllerTest, ABetterPlanWaitsForTheRunningJobsAndStartsNoOther) {
+  FakeCluster cluster;
+  FakeWorker* const a = cluster.Join("box-a");
+  cluster.Ready(a, 1);
+  const std::unique_ptr<JobHandle> running = cluster.Submit(ToyJob(5, 3));
+  a->TakeOrders();
+  v1::Step step = cluster.WaitForStep(1);
+  FakeWorker* const b = cluster.Join("box-b");
+  b->TakeOrders();
+  const std::unique_ptr<JobHandle> queued = cluster.Submit(ToyJob(4, 2));
+  cluster.controller().Tick();
+  EXPECT_TRUE(a->TakeOrders().empty());
+  EXPECT_EQ(cluster.Status().pipeline_state(), "serving");
+
+  cluster.Deliver(1, std::move(step));
+  cluster.RunDry(1, 1);
+  const absl::StatusOr<JobUpdate> finished = running->Next();
+  ASSERT_TRUE(finished.ok());
+  EXPECT_TRUE(finished->finished);
+  ASSERT_EQ(cluster.driver().List().size(), 1u);
+  EXPECT_EQ(cluster.driver().List()[0].state(), v1::JOB_STATE_QUEUED);
+
+  cluster.controller().Tick();
+  EXPECT_EQ(a->TakeOrders().size(), 2u);  // DropStage, LoadStage
+  EXPECT_EQ(OnlyLoad(b->TakeOrders()).plan_version(), 2u);
+  cluster.Ready(a, 2);
+  cluster.Ready(b, 2);
+  cluster.RunDry(2);
+  EXPECT_TRUE(queued->Next().ok());
+}
+
+TEST(ClusterControllerTest, ABetterPlanThatIsNoMoreLetsJobsInAgain) {
+  FakeCluster cluster;
+  FakeWorker* const a = cluster.Join("box-a");
+  cluster.Ready(a, 1);
+  const std::unique_ptr<JobHandle> running = cluster.Submit(ToyJob(5, 3));
+  v1::Step step = cluster.WaitForStep(1);
+  FakeWorker* const b = cluster.Join("box-b");
+  const std::unique_ptr<JobHandle> queued = cluster.Submit(ToyJob(4, 2));
+  a->TakeOrders();
+  cluster.Gone(b);
+  EXPECT_TRUE(a->TakeOrders().empty());
+  EXPECT_EQ(cluster.Status().plan_version(), 1u);
+  // Both run to their end on the old plan.
+  cluster.Deliver(1, std::move(step));
+  cluster.RunDry(1);
+  EXPECT_TRUE(running->Next().ok());
+  EXPECT_TRUE(queued->Next().ok());
+}
+
+TEST(ClusterControllerTest, ABoxThatChangesNothingStaysSpare) {
+  FakeCluster cluster(4);
+  std::vector<FakeWorker*> workers;
+  for (int i = 0; i < 4; ++i) workers.push_back(cluster.Join(absl::StrCat("box-", i)));
+  for (FakeWorker* worker : workers) {
+    cluster.Ready(worker, 1);
+    worker->TakeOrders();
+  }
+  FakeWorker* const spare = cluster.Join("box-spare");  // a fifth, for four layers
+  cluster.controller().Tick();
+  for (FakeWorker* worker : workers) EXPECT_TRUE(worker->TakeOrders().empty());
+  EXPECT_EQ(spare->TakeOrders().size(), 1u);  // Welcome
+  EXPECT_EQ(cluster.Status().plan_version(), 1u);
+  EXPECT_EQ(cluster.Status().workers(4).state(), v1::WORKER_STATE_SPARE);
+  cluster.Gone(spare);
+  EXPECT_TRUE(cluster.Status().serving());
+  // It does take the place of one that is lost.
+  FakeWorker* const another = cluster.Join("box-another");
+  another->TakeOrders();
+  cluster.Gone(workers[1]);
+  EXPECT_EQ(OnlyLoad(another->TakeOrders()).plan_version(), 2u);
+}
+
+TEST(ClusterControllerTest, ADepartedWorkerIsLostAtOnce) {
+  ServingPair pair;
+  v1::WorkerReport departure;
+  departure.mutable_departure();
+  EXPECT_TRUE(pair.cluster.Report(pair.b, departure).ok());
+  EXPECT_TRUE(pair.b->hung_up);
+  EXPECT_EQ(pair.a->TakeOrders().size(), 2u);  // DropStage, LoadStage
+  ASSERT_EQ(pair.cluster.Status().workers_size(), 1);
+  pair.cluster.Gone(pair.b);  // Its call ends afterwards: nothing more happens.
+  EXPECT_TRUE(pair.a->TakeOrders().empty());
+}
+
+TEST(ClusterControllerTest, SilenceIsALoss) {
+  ServingPair pair;
+  pair.cluster.Advance(absl::Seconds(6));
+  pair.cluster.Heartbeat(pair.a);
+  pair.cluster.Advance(absl::Seconds(4));  // b: the whole timeout, and not longer
+  EXPECT_EQ(pair.cluster.Status().workers_size(), 2);
+  pair.cluster.Advance(absl::Milliseconds(1));
+  ASSERT_EQ(pair.cluster.Status().workers_size(), 1);
+  EXPECT_EQ(pair.cluster.Status().workers(0).name(), "box-a");
+  EXPECT_TRUE(pair.b->hung_up);
+  EXPECT_EQ(pair.a->TakeOrders().size(), 2u);  // DropStage, LoadStage
+  v1::WorkerReport late;
+  late.mutable_heartbeat();
+  EXPECT_EQ(pair.cluster.Report(pair.b, late).code(), absl::StatusCode::kAborted);
+}
+
+TEST(ClusterControllerTest, AStaleIncarnationIsAborted) {
+  ServingPair pair;
+  FakeWorker stale = *pair.a;
+  stale.incarnation += 500;
+  v1::WorkerReport failure;
+  failure.mutable_failure()->set_plan_version(1);
+  EXPECT_EQ(pair.cluster.Report(&stale, failure).code(), absl::StatusCode::kAborted);
+  pair.cluster.Gone(&stale);
+  EXPECT_TRUE(pair.cluster.Status().serving());
+}
+
+TEST(ClusterControllerTest, AModelThatDoesNotFitWaitsForAnotherBox) {
+  FakeCluster cluster;
+  FakeWorker* const a = cluster.Join("box-a", kHalf);
+  EXPECT_EQ(a->TakeOrders().size(), 1u);  // Welcome
+  EXPECT_THAT(cluster.Status().pipeline_state(),
+              AllOf(HasSubstr("the model needs"), HasSubstr("but the worker offers 500 B")));
+  FakeWorker* const b = cluster.Join("box-b", kHalf);
+  EXPECT_EQ(OnlyLoad(a->TakeOrders()).plan_version(), 1u);
+  EXPECT_EQ(b->TakeOrders().size(), 2u);  // Welcome, LoadStage
+  EXPECT_EQ(cluster.Status().pipeline_state(), "loading");
+}
+
+TEST(ClusterControllerTest, AJobThatGivesUpWaitingHearsWhy) {
+  FakeCluster cluster;
+  cluster.Join("box-a", kHalf);
+  const std::unique_ptr<JobHandle> job = cluster.Submit(ToyJob(5, 3));
+  cluster.Advance(absl::Seconds(9));
+  cluster.Advance(absl::Seconds(52));
+  cluster.driver().Tick();
+  const absl::Status why = job->Next().status();
+  EXPECT_EQ(why.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(why.message()), HasSubstr("waiting for 1 more worker to join"));
+}
+
+TEST(ClusterControllerTest, ReportsOfAnOldPlanAreIgnored) {
+  ServingPair pair;
+  pair.cluster.Gone(pair.b);
+  pair.a->TakeOrders();
+  pair.cluster.Ready(pair.a, 1);
+  EXPECT_FALSE(pair.cluster.Status().serving());
+  pair.cluster.Fail(pair.a, 1, "of the past");
+  EXPECT_EQ(pair.cluster.Status().plan_version(), 2u);
+  v1::WorkerReport progress;
+  progress.mutable_progress()->set_plan_version(1);
+  progress.mutable_progress()->set_loaded_bytes(77);
+  EXPECT_TRUE(pair.cluster.Report(pair.a, progress).ok());
+  EXPECT_EQ(pair.cluster.Status().workers(0).loaded_bytes(), 0u);
+  pair.cluster.controller().PipelineBroken(1, absl::UnavailableError("of the past"));
+  EXPECT_EQ(pair.cluster.Status().pipeline_state(), "loading");
+  EXPECT_TRUE(pair.a->TakeOrders().empty());
+}
+
+TEST(ClusterControllerTest, StatusTellsWhatEveryWorkerHolds) {
+  FakeCluster cluster(2);
+  FakeWorker* const a = cluster.Join("box-a");
+  FakeWorker* const b = cluster.Join("box-b");
+  v1::WorkerReport progress;
+  progress.mutable_progress()->set_plan_version(1);
+  progress.mutable_progress()->set_loaded_bytes(123);
+  EXPECT_TRUE(cluster.Report(a, progress).ok());
+  cluster.Ready(b, 1, 5);
+  const v1::GetStatusResponse status = cluster.Status();
+  EXPECT_EQ(status.model(), "/models/small");
+  EXPECT_EQ(status.plan_version(), 1u);
+  EXPECT_FALSE(status.serving());
+  ASSERT_EQ(status.workers_size(), 2);
+  EXPECT_EQ(status.workers(0).worker_id(), Number(a->id));
+  EXPECT_EQ(status.workers(0).name(), "box-a");
+  EXPECT_EQ(status.workers(0).address(), a->address);
+  EXPECT_EQ(status.workers(0).device(), "cpu");
+  EXPECT_EQ(status.workers(0).state(), v1::WORKER_STATE_LOADING);
+  EXPECT_EQ(status.workers(0).memory_budget_bytes(), kWhole);
+  EXPECT_EQ(status.workers(0).stage_bytes(), 300u);
+  EXPECT_EQ(status.workers(0).loaded_bytes(), 123u);
+  EXPECT_EQ(status.workers(1).state(), v1::WORKER_STATE_READY);
+  EXPECT_EQ(*StageFromProto(status.workers(1).stage()), (StageSpec{2, 4, false, true}));
+  EXPECT_EQ(status.workers(1).loaded_bytes(), 300u);
+  EXPECT_EQ(status.workers(1).kv_blocks(), 5u);
+  EXPECT_EQ(status.workers(1).kv_block_tokens(), kKvBlockTokens);
+}
+
+TEST(ClusterControllerTest, DismissTellsEveryWorker) {
+  ServingPair pair;
+  pair.cluster.controller().Dismiss("leaving");
+  for (FakeWorker* worker : {pair.a, pair.b}) {
+    const std::vector<v1::WorkerOrder> orders = worker->TakeOrders();
+    ASSERT_EQ(orders.size(), 1u);
+    EXPECT_EQ(orders[0].dismissal().reason(), "leaving");
+  }
+}
+
+}  // namespace
+}  // namespace caravan
