@@ -54,8 +54,9 @@ class FakeCluster {
   explicit FakeCluster(int min_workers = 1)
       : driver_(DriverOptions()),
         controller_(ControllerOptions(min_workers), &driver_,
-                    [this](const std::string& address, uint64_t incarnation, uint64_t version) {
-                      return OpenFirstHop(address, incarnation, version);
+                    [this](const std::string& address, uint64_t incarnation,
+                           const std::string& name, uint64_t version) {
+                      return OpenFirstHop(address, incarnation, name, version);
                     }) {}
 
   FakeWorker* Join(const std::string& name, uint64_t memory = kWhole) {
@@ -135,6 +136,7 @@ class FakeCluster {
   struct FirstHop {
     std::string address;
     uint64_t incarnation = 0;
+    std::string name;
     uint64_t plan_version = 0;
   };
   const std::vector<FirstHop>& first_hops() const { return first_hops_; }
@@ -166,8 +168,9 @@ class FakeCluster {
 
   absl::StatusOr<std::unique_ptr<ActivationChannel>> OpenFirstHop(const std::string& address,
                                                                   uint64_t incarnation,
+                                                                  const std::string& name,
                                                                   uint64_t version) {
-    first_hops_.push_back({address, incarnation, version});
+    first_hops_.push_back({address, incarnation, name, version});
     if (!refusal_.ok()) return refusal_;
     FakePipeline::Options options;
     options.plan_version = version;
@@ -255,7 +258,7 @@ TEST(ClusterControllerTest, TellsEachStageWhatToLoadAndWhoIsNext) {
   EXPECT_EQ(second.next_address(), "");  // the coordinator
   EXPECT_EQ(first.model().fingerprint(), 99u);
   EXPECT_EQ(first.max_step_tokens(), 32u);
-  EXPECT_EQ(first.context_tokens(), 64u);
+  EXPECT_EQ(first.next_name(), "worker 2 (box-b)");
   EXPECT_EQ(first.kv_budget_bytes(), 2 * 512u);  // two layers, kv_tokens, a byte each
 }
 
@@ -272,6 +275,7 @@ TEST(ClusterControllerTest, ServesOnceEveryStageIsReady) {
   ASSERT_THAT(cluster.first_hops(), SizeIs(1));
   EXPECT_EQ(cluster.first_hops()[0].address, a->address);
   EXPECT_EQ(cluster.first_hops()[0].incarnation, a->incarnation);
+  EXPECT_EQ(cluster.first_hops()[0].name, "worker 1 (box-a)");
   EXPECT_EQ(cluster.first_hops()[0].plan_version, 1u);
   cluster.RunDry(1);
   const absl::StatusOr<JobUpdate> update = job->Next();
