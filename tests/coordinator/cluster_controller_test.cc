@@ -284,11 +284,11 @@ TEST(ClusterControllerTest, ServesOnceEveryStageIsReady) {
   EXPECT_EQ(update->tokens.size(), 3u);
 }
 
-TEST(ClusterControllerTest, TheSmallestKvCacheCounts) {
+TEST(ClusterControllerTest, AReadyThatCameBeforeThePlanDoesNotCount) {
   FakeCluster cluster(2);
-  cluster.Ready(cluster.Join("box-a"), 1, 8);  // of no plan yet
+  cluster.Ready(cluster.Join("box-a"), 1);  // of no plan yet
   FakeWorker* const b = cluster.Join("box-b");
-  cluster.Ready(b, 1, 1);
+  cluster.Ready(b, 1);
   EXPECT_FALSE(cluster.Status().serving());
 }
 
