@@ -79,7 +79,7 @@ void AddCoordinatorCommand(CLI::App& app, CommandBody& body) {
   command
       ->add_option("--kv-tokens", options.kv_tokens,
                    "Tokens that the KV caches are to hold for all jobs together; 0: eight contexts")
-      ->check(CLI::NonNegativeNumber)
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
       ->capture_default_str();
   command
       ->add_option("--prefill-chunk", options.prefill_chunk,

@@ -90,8 +90,12 @@ grpc::Status ClusterService::Attend(
 grpc::Status ClusterService::GetStatus(grpc::ServerContext* /*context*/,
                                        const v1::GetStatusRequest* /*request*/,
                                        v1::GetStatusResponse* response) {
-  *response = loop_->Call<v1::GetStatusResponse>([&] { return controller_->Status(); }, {});
-  return grpc::Status::OK;
+  return ToGrpcStatus(loop_->Call<absl::Status>(
+      [&] {
+        *response = controller_->Status();
+        return absl::OkStatus();
+      },
+      absl::UnavailableError("the coordinator is leaving")));
 }
 
 }  // namespace caravan

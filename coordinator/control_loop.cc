@@ -25,11 +25,19 @@ void ControlLoop::Stop() {
 }
 
 void ControlLoop::Run() {
+  // A tick comes after all that is queued: after a stall of this process, the heartbeats that wait
+  // must be heard before their senders are judged.
+  absl::Duration wait = absl::ZeroDuration();
   while (true) {
-    std::optional<std::function<void()>> task = tasks_.PopWithTimeout(tick_interval_);
+    std::optional<std::function<void()>> task = tasks_.PopWithTimeout(wait);
     if (tasks_.closed()) break;
-    if (task.has_value()) (*task)();
-    tick_();
+    if (task.has_value()) {
+      (*task)();
+      wait = absl::ZeroDuration();
+    } else {
+      tick_();
+      wait = tick_interval_;
+    }
   }
   // Those who wait for a task in Call learn that it was dropped.
   while (tasks_.Pop().has_value()) {

@@ -17,8 +17,8 @@ namespace caravan {
 /// Thread-safe. The destructor drops what is queued and joins.
 class ControlLoop {
  public:
-  /// Calls `tick` on the loop's thread whenever nothing was posted for `tick_interval`, and after
-  /// everything that was.
+  /// Calls `tick` on the loop's thread when nothing was posted for `tick_interval`, and when all
+  /// that was posted has run.
   ControlLoop(absl::Duration tick_interval, std::function<void()> tick);
   ~ControlLoop();
 

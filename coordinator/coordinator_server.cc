@@ -109,6 +109,8 @@ class Server final : public CoordinatorServer {
     channel.address = address;
     channel.expected_incarnation = incarnation;
     channel.name = name;
+    // The control loop waits meanwhile, and must not miss the workers' heartbeats for that long.
+    channel.connect_timeout = options_.heartbeat_timeout / 2;
     channel.on_broken = [this, version](const absl::Status& why) { TellBroken(version, why); };
     return OpenGrpcChannel(channel);
   }

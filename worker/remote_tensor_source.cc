@@ -10,6 +10,7 @@
 #include "absl/time/clock.h"
 #include "base/status_macros.h"
 #include "cluster/grpc_status.h"
+#include "cluster/grpc_transport.h"
 
 namespace caravan {
 namespace {
@@ -18,19 +19,12 @@ namespace {
 // minutes is no link to run a model over.
 constexpr absl::Duration kReadTimeout = absl::Minutes(10);
 
-// R1 has 91,000 tensors, about 100 bytes each in the list.
-constexpr int kMaxListBytes = 256 << 20;
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RemoteTensorSource>> RemoteTensorSource::Connect(
     const std::string& coordinator_address, uint64_t fingerprint, absl::Duration timeout) {
-  grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(kMaxListBytes);
   std::unique_ptr<RemoteTensorSource> source(new RemoteTensorSource(
-      v1::ModelFiles::NewStub(grpc::CreateCustomChannel(
-          coordinator_address, grpc::InsecureChannelCredentials(), arguments)),
-      fingerprint));
+      v1::ModelFiles::NewStub(MakeGrpcChannel(coordinator_address)), fingerprint));
 
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));

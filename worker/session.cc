@@ -114,7 +114,8 @@ class Session {
       reports_.Close();
       writer.Join();
       status = FromGrpcStatus(stream->Finish());
-      if (status.ok() && dismissed) status = absl::UnavailableError("the coordinator is leaving");
+      // However the coordinator ended the stream then.
+      if (dismissed) status = absl::UnavailableError("the coordinator is leaving");
     }
     if (status.ok()) status = absl::UnavailableError("the coordinator ended the connection");
     return Annotate(status, absl::StrCat("coordinator ", options_.coordinator));
@@ -222,7 +223,8 @@ class Session {
 
   Mutex mu_;
   uint64_t coordinator_incarnation_ ABSL_GUARDED_BY(mu_) = 0;
-  absl::Duration heartbeat_interval_ ABSL_GUARDED_BY(mu_) = absl::Seconds(1);
+  // Until Welcome names one: short, so that it is heeded soon.
+  absl::Duration heartbeat_interval_ ABSL_GUARDED_BY(mu_) = absl::Milliseconds(50);
 
   BoundedQueue<v1::WorkerReport> reports_;  // own synchronisation
   Worker worker_;

@@ -511,7 +511,7 @@ TEST(ClusterControllerTest, AJobThatGivesUpWaitingHearsWhy) {
   FakeCluster cluster;
   cluster.Join("box-a", kHalf);
   const std::unique_ptr<JobHandle> job = cluster.Submit(ToyJob(5, 3));
-  cluster.Advance(absl::Seconds(9));
+  cluster.Advance(absl::Seconds(11));  // the worker is lost, so the reason is known in time
   cluster.Advance(absl::Seconds(52));
   cluster.driver().Tick();
   const absl::Status why = job->Next().status();
