@@ -22,18 +22,14 @@ constexpr uint64_t kPlanVersion = 1;
 // Steps that may wait between two stages.
 constexpr size_t kChannelSteps = 4;
 
-int64_t WholeBlocks(int64_t tokens) {
-  return (tokens + kKvBlockTokens - 1) / kKvBlockTokens * kKvBlockTokens;
-}
-
 /// Splits the model over equal workers, each large enough for everything.
 absl::StatusOr<PipelinePlan> PlanEvenly(const Checkpoint& checkpoint,
                                         const LocalPipeline::Options& options) {
   CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost, ComputeModelCost(checkpoint.config(), checkpoint));
   PlannerOptions planner;
   planner.version = kPlanVersion;
-  planner.context_tokens = WholeBlocks(checkpoint.config().max_position_embeddings);
-  planner.kv_tokens = std::max(planner.context_tokens, WholeBlocks(options.kv_tokens));
+  planner.context_tokens = WholeKvBlocks(checkpoint.config().max_position_embeddings);
+  planner.kv_tokens = std::max(planner.context_tokens, WholeKvBlocks(options.kv_tokens));
   const LayerCost whole = cost.Of({0, checkpoint.config().num_hidden_layers, true, true});
   std::vector<PlannerWorker> workers;
   for (int i = 0; i < options.num_workers; ++i) {

@@ -106,9 +106,8 @@ absl::Status Run(const RunFlags& flags) {
     }
   }
   absl::Status status = FromGrpcStatus(events->Finish());
-  if (channel->GetState(/*try_to_connect=*/false) != GRPC_CHANNEL_READY) {
-    status =
-        Annotate(status, absl::StrCat("the coordinator at ", flags.client.coordinator, " is lost"));
+  if (absl::IsUnavailable(status)) {
+    status = Annotate(status, absl::StrCat("coordinator ", flags.client.coordinator));
   }
   if (signals.token().stop_requested()) {
     return absl::CancelledError(absl::StrCat("job ", job_id, " is cancelled"));

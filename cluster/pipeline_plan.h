@@ -18,6 +18,11 @@ namespace caravan {
 /// enough that block tables stay short.
 inline constexpr int64_t kKvBlockTokens = 64;
 
+/// Tokens that the blocks for `tokens` hold.
+constexpr int64_t WholeKvBlocks(int64_t tokens) {
+  return (tokens + kKvBlockTokens - 1) / kKvBlockTokens * kKvBlockTokens;
+}
+
 struct StagePlan {
   WorkerId worker{};
   StageSpec stage;

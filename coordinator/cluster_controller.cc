@@ -11,10 +11,6 @@
 namespace caravan {
 namespace {
 
-int64_t WholeBlocks(int64_t tokens) {
-  return (tokens + kKvBlockTokens - 1) / kKvBlockTokens * kKvBlockTokens;
-}
-
 /// Whether two plans put the same layers on the same workers.
 bool SameStages(const PipelinePlan& a, const PipelinePlan& b) {
   return std::equal(a.stages.begin(), a.stages.end(), b.stages.begin(), b.stages.end(),
@@ -167,8 +163,8 @@ absl::StatusOr<PipelinePlan> ClusterController::MakePlan() const {
   }
   PlannerOptions planner;
   planner.version = last_version_ + 1;
-  planner.context_tokens = WholeBlocks(options_.context_tokens);
-  planner.kv_tokens = WholeBlocks(options_.kv_tokens);
+  planner.context_tokens = WholeKvBlocks(options_.context_tokens);
+  planner.kv_tokens = WholeKvBlocks(options_.kv_tokens);
   return PlanStages(options_.cost, workers, planner);
 }
 

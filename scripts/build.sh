@@ -7,5 +7,6 @@ preset=${1:-release}
 [ $# -gt 0 ] && shift
 
 scripts/install_packages.sh build
-cmake --preset "$preset" --log-level=WARNING
+# Its own words only when it fails.
+configured=$(cmake --preset "$preset" 2>&1) || { echo "$configured" >&2; exit 1; }
 cmake --build --preset "$preset" ${*:+--target "$@"}
