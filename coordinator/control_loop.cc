@@ -27,7 +27,7 @@ void ControlLoop::Stop() {
 void ControlLoop::Run() {
   // A tick comes after all that is queued: after a stall of this process, the heartbeats that wait
   // must be heard before their senders are judged.
-  absl::Duration wait = absl::ZeroDuration();
+  absl::Duration wait = tick_interval_;
   while (true) {
     std::optional<std::function<void()>> task = tasks_.PopWithTimeout(wait);
     if (tasks_.closed()) break;

@@ -38,11 +38,18 @@ TEST(ControlLoopTest, TicksWhenNothingIsPosted) {
   third.get_future().wait();
 }
 
-TEST(ControlLoopTest, TicksAfterEveryTask) {
-  int ticks = 0;  // of the loop's thread
-  ControlLoop loop(kNoTick, [&] { ++ticks; });
-  EXPECT_EQ(loop.Call<int>([&] { return ticks; }, -1), 0);
-  EXPECT_EQ(loop.Call<int>([&] { return ticks; }, -1), 1);
+TEST(ControlLoopTest, TicksOnceAllThatWasPostedHasRun) {
+  std::promise<void> release;
+  std::promise<std::string> seen;
+  std::string order;  // of the loop's thread
+  ControlLoop loop(kNoTick, [&] { seen.set_value(order + "tick"); });
+  ASSERT_TRUE(loop.Post([&] {
+    release.get_future().wait();
+    order += "first ";
+  }));
+  ASSERT_TRUE(loop.Post([&] { order += "second "; }));
+  release.set_value();
+  EXPECT_EQ(seen.get_future().get(), "first second tick");
 }
 
 TEST(ControlLoopTest, RefusesTasksOnceStopped) {
