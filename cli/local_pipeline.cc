@@ -128,7 +128,7 @@ absl::StatusOr<std::vector<int32_t>> ReadReply(JobHandle& job) {
   std::vector<int32_t> reply;
   while (true) {
     CARAVAN_ASSIGN_OR_RETURN(const JobUpdate update, job.Next());
-    for (const SampledToken& token : update.tokens) reply.push_back(token.token_id);
+    for (const ScoredToken& token : update.tokens) reply.push_back(token.token_id);
     if (update.finished) return reply;
   }
 }

@@ -3,6 +3,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "base/status_macros.h"
+#include "model/sampler.h"
 
 namespace caravan {
 namespace {
@@ -31,11 +32,21 @@ absl::Status CheckJobSpec(const JobSpec& spec, int64_t vocab_size, int64_t conte
     return absl::InvalidArgumentError(
         absl::StrCat("max_new_tokens is ", spec.max_new_tokens, ", less than 0"));
   }
-  if (spec.prompt_logits && spec.max_new_tokens > 0) {
+  if (spec.prompt_logits && (spec.max_new_tokens > 0 || spec.score_prompt)) {
     return absl::InvalidArgumentError(
-        "a job that asks for prompt_logits generates nothing: max_new_tokens must be 0");
+        "a job that asks for prompt_logits does nothing else: max_new_tokens must be 0, "
+        "score_prompt false");
+  }
+  const auto reply_tokens = static_cast<int64_t>(spec.reply.size());
+  if (reply_tokens > 0 && (spec.prompt_logits || spec.score_prompt)) {
+    return absl::InvalidArgumentError("a job that scores its prompt starts without a reply");
+  }
+  if (reply_tokens > 0 && reply_tokens >= spec.max_new_tokens) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "a reply of ", reply_tokens, " tokens has reached max_new_tokens, ", spec.max_new_tokens));
   }
   CARAVAN_RETURN_IF_ERROR(CheckTokenIds(spec.prompt, vocab_size, "prompt"));
+  CARAVAN_RETURN_IF_ERROR(CheckTokenIds(spec.reply, vocab_size, "reply"));
   CARAVAN_RETURN_IF_ERROR(CheckTokenIds(spec.stop_token_ids, vocab_size, "stop_token_ids"));
   return CheckSamplingParams(spec.sampling);
 }

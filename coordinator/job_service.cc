@@ -95,7 +95,7 @@ grpc::Status JobService::Submit(grpc::ServerContext* context, const v1::SubmitRe
     const absl::StatusOr<JobUpdate> update = (*job)->Next(kClientCheckInterval);
     if (!update.ok()) return ToGrpcStatus(update.status());
     stopwatch.CountTokens(update->tokens.size());
-    for (const SampledToken& token : update->tokens) {
+    for (const ScoredToken& token : update->tokens) {
       client_is_there = client_is_there && WriteDeltas(reply.Push(token.token_id), *writer);
     }
     if (!update->finished) continue;

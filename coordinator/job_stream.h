@@ -4,9 +4,8 @@
 // Carries what a job yields from the driver to the job's reader. Holds at most the whole reply:
 // max_new_tokens tokens, or the logits of the whole prompt.
 
-#include <cstdint>
+#include <functional>
 #include <optional>
-#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
@@ -20,23 +19,25 @@ namespace caravan {
 /// Thread-safe. One writer, one reader.
 class JobStream {
  public:
-  void AddToken(SampledToken token);
-  /// `logits` [rows, vocab_size] continue where the last call's ended.
-  void AddLogits(int64_t first_position, const std::vector<float>& logits);
-  /// The end, well or badly. The first end stays.
-  void Finish(v1::FinishReason reason);
-  /// REQUIRES: !why.ok().
+  /// Everything in `update` is added; with `finished` this is the end.
+  void Add(JobUpdate update);
+  /// The end, badly; the first end stays. REQUIRES: !why.ok().
   void Fail(absl::Status why);
 
   /// Waits until there is something to read, and takes it; an update with nothing in it when
   /// `timeout` passes first. At the end: `finished`, or the error, again and again.
   absl::StatusOr<JobUpdate> Next(absl::Duration timeout);
 
+  /// `on_news` is called whenever there is something to read where there was nothing, at once if
+  /// there is now: by the writer's thread, without a lock; it must not block. Once only.
+  void SetListener(std::function<void()> on_news);
+
  private:
   Mutex mu_;
   CondVar changed_;
   JobUpdate pending_ ABSL_GUARDED_BY(mu_);
   std::optional<absl::Status> end_ ABSL_GUARDED_BY(mu_);
+  std::function<void()> on_news_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace caravan

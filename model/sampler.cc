@@ -122,11 +122,11 @@ absl::Status CheckSamplingParams(const v1::SamplingParams& params) {
   return absl::OkStatus();
 }
 
-SampledToken SampleToken(absl::Span<const float> logits, const v1::SamplingParams& params,
-                         int64_t position) {
+ScoredToken SampleToken(absl::Span<const float> logits, const v1::SamplingParams& params,
+                        int64_t position) {
   CARAVAN_CHECK(!logits.empty());
   const Logits ranked(logits);
-  SampledToken sampled;
+  ScoredToken sampled;
   sampled.token_id = params.temperature() > 0 ? DrawToken(ranked, params, position) : ranked.best();
   sampled.log_probability = LogProbability(ranked, sampled.token_id);
   return sampled;

@@ -8,13 +8,9 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "caravan/v1/pipeline.pb.h"
+#include "model/scored_token.h"
 
 namespace caravan {
-
-struct SampledToken {
-  int32_t token_id = 0;
-  float log_probability = 0;  // natural logarithm, under the softmax of the logits as they came
-};
 
 /// Errors: InvalidArgument - names the field: temperature negative, not finite or past 100; top_p
 ///         outside [0, 1] or not a number.
@@ -25,8 +21,8 @@ absl::Status CheckSamplingParams(const v1::SamplingParams& params);
 /// Any logits give a token within range: NaN counts as -inf, and where the largest is infinite, all
 /// that equal it share the probability evenly.
 /// REQUIRES: logits is not empty; CheckSamplingParams(params) is OK.
-SampledToken SampleToken(absl::Span<const float> logits, const v1::SamplingParams& params,
-                         int64_t position);
+ScoredToken SampleToken(absl::Span<const float> logits, const v1::SamplingParams& params,
+                        int64_t position);
 
 }  // namespace caravan
 

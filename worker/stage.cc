@@ -202,7 +202,7 @@ void Stage::Finish(v1::Step& step) {
                                         logits.size() * sizeof(float));
         continue;
       }
-      const SampledToken token = SampleToken(logits, slice.sampling(), wanted[i].position + 1);
+      const ScoredToken token = SampleToken(logits, slice.sampling(), wanted[i].position + 1);
       result.set_token_id(static_cast<uint32_t>(token.token_id));
       result.set_log_probability(token.log_probability);
     }

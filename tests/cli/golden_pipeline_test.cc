@@ -198,7 +198,7 @@ Outcome ReadOutcome(JobHandle& job) {
     absl::StatusOr<JobUpdate> update = job.Next();
     EXPECT_TRUE(update.ok()) << update.status().ToString();
     if (!update.ok()) return {};
-    for (const SampledToken& token : update->tokens) {
+    for (const ScoredToken& token : update->tokens) {
       outcome.emplace_back(token.token_id, std::bit_cast<uint32_t>(token.log_probability));
     }
     if (update->finished) return outcome;

@@ -65,7 +65,7 @@ v1::Step FakePipeline::AnswerLocked(v1::Step step) {
                                        row.size() * sizeof(float));
     }
     if (slice.output() == v1::SLICE_OUTPUT_SAMPLE) {
-      const SampledToken sampled = options_.model.Next(tokens, slice.sampling());
+      const ScoredToken sampled = options_.model.Next(tokens, slice.sampling());
       result->set_token_id(static_cast<uint32_t>(sampled.token_id));
       result->set_log_probability(sampled.log_probability);
     } else {

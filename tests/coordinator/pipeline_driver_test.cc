@@ -58,7 +58,7 @@ Outcome ReadToEnd(JobHandle* handle) {
       outcome.status = update.status();
       return outcome;
     }
-    for (const SampledToken& token : update->tokens) outcome.token_ids.push_back(token.token_id);
+    for (const ScoredToken& token : update->tokens) outcome.token_ids.push_back(token.token_id);
     outcome.logits.insert(outcome.logits.end(), update->logits.begin(), update->logits.end());
     if (update->finished) {
       outcome.reason = update->reason;
@@ -98,7 +98,7 @@ TEST(PipelineDriverTest, HandsOutEachTokenWithItsLogProbability) {
   auto update = handle->Next();
   ASSERT_TRUE(update.ok());
   ASSERT_EQ(update->tokens.size(), 1u);
-  const SampledToken expected = kModel.Next(spec.prompt, spec.sampling);
+  const ScoredToken expected = kModel.Next(spec.prompt, spec.sampling);
   EXPECT_EQ(update->tokens[0].token_id, expected.token_id);
   EXPECT_EQ(update->tokens[0].log_probability, expected.log_probability);
   EXPECT_FALSE(update->finished);

@@ -24,7 +24,7 @@ struct ToyModel {
     return hash;
   }
 
-  SampledToken Next(absl::Span<const int32_t> prefix, const v1::SamplingParams& sampling) const {
+  ScoredToken Next(absl::Span<const int32_t> prefix, const v1::SamplingParams& sampling) const {
     const uint64_t hash = Hash(prefix, sampling.temperature() > 0 ? sampling.seed() : 0);
     return {static_cast<int32_t>(hash % static_cast<uint64_t>(vocab_size)),
             -static_cast<float>(hash % 1024) / 64};

@@ -164,7 +164,7 @@ TEST(SamplerTest, DrawsIndependentlyAtNeighboursInSeedAndPosition) {
 TEST(SamplerTest, ReportsLogProbabilityOfTheRawLogits) {
   const std::vector<double> p = Softmax(kLogits, 1);
   for (int64_t position = 0; position < 50; ++position) {
-    const SampledToken token = SampleToken(kLogits, Params(3, 4, 0.9f, 8), position);
+    const ScoredToken token = SampleToken(kLogits, Params(3, 4, 0.9f, 8), position);
     // Rounded to float once, from a double that is right to many digits more.
     EXPECT_FLOAT_EQ(token.log_probability,
                     static_cast<float>(std::log(p[static_cast<size_t>(token.token_id)])));
@@ -183,7 +183,7 @@ TEST(SamplerTest, StaysInRangeOnAnyLogits) {
          {Params(0), Params(1), Params(1e-45f), Params(100), Params(1, 2), Params(1, 0, 0.5f),
           Params(1, 2, 0.999f)}) {
       for (int64_t position = 0; position < 20; ++position) {
-        const SampledToken token = SampleToken(logits, params, position);
+        const ScoredToken token = SampleToken(logits, params, position);
         EXPECT_GE(token.token_id, 0);
         EXPECT_LT(token.token_id, 3);
         EXPECT_FALSE(std::isnan(token.log_probability));
