@@ -19,6 +19,7 @@ enum class JobPriority { kInteractive, kBulk };
 /// A job generates (max_new_tokens), scores its prompt (score_prompt), or both; or it yields its
 /// prompt's logits (prompt_logits), and nothing else.
 struct JobSpec {
+  uint64_t id = 0;  // PipelineDriver::NewJobId's, and no other job's; 0: the driver draws one
   std::vector<int32_t> prompt;
   // Of the reply, what an earlier run of the job has generated already: this one goes on behind it.
   std::vector<int32_t> reply;

@@ -37,6 +37,10 @@ JobHandle::JobHandle(uint64_t id, std::shared_ptr<JobStream> stream,
 
 absl::StatusOr<JobUpdate> JobHandle::Next(absl::Duration timeout) { return stream_->Next(timeout); }
 
+void JobHandle::SetListener(std::function<void()> on_news) {
+  stream_->SetListener(std::move(on_news));
+}
+
 void JobHandle::Cancel() {
   MutexLock lock(&link_->mu);
   // NotFound: the job has ended by itself.
@@ -47,6 +51,10 @@ PipelineDriver::PipelineDriver(Options options)
     : options_(std::move(options)), without_pipeline_since_(options_.clock->Now()) {
   CARAVAN_CHECK(options_.vocab_size >= 1 && options_.context_tokens >= 1);
   CARAVAN_CHECK(options_.prefill_chunk >= 1);
+  {
+    MutexLock lock(&mu_);
+    next_job_id_ = options_.first_job_id;
+  }
   {
     MutexLock lock(&link_->mu);
     link_->driver = this;
@@ -66,81 +74,104 @@ PipelineDriver::~PipelineDriver() {
   thread_.join();
 }
 
+void PipelineDriver::Tell(std::vector<News> news) {
+  for (News& each : news) {
+    if (each.update.ok()) {
+      each.stream->Add(*std::move(each.update));
+    } else {
+      each.stream->Fail(each.update.status());
+    }
+  }
+}
+
 void PipelineDriver::Shutdown() {
   const absl::Status why = absl::UnavailableError("the coordinator is shutting down");
   std::shared_ptr<ActivationChannel> first_hop;
+  std::vector<News> news;
   {
     MutexLock lock(&mu_);
     stopping_ = true;
-    first_hop = DetachLocked(why);
-    FailJobsLocked(/*queued_too=*/true, why);
+    first_hop = DetachLocked(why, news);
+    FailJobsLocked(/*queued_too=*/true, why, news);
     changed_.SignalAll();
   }
+  Tell(std::move(news));
   if (first_hop != nullptr) first_hop->Close();
 }
 
 void PipelineDriver::Attach(Pipeline pipeline) {
-  MutexLock lock(&mu_);
-  if (stopping_) return;
-  CARAVAN_CHECK(!pipeline_.has_value() && pipeline.first_hop != nullptr);
-  Scheduler::Options scheduling;
-  scheduling.plan_version = pipeline.plan_version;
-  scheduling.num_stages = pipeline.num_stages;
-  scheduling.kv_blocks = pipeline.kv_blocks;
-  scheduling.kv_block_tokens = pipeline.kv_block_tokens;
-  scheduling.max_step_tokens = pipeline.max_step_tokens;
-  scheduling.prefill_chunk = options_.prefill_chunk;
-  scheduling.vocab_size = options_.vocab_size;
-  pipeline_.emplace(
-      ServingPipeline{pipeline.plan_version, Scheduler(scheduling), std::move(pipeline.first_hop)});
-  for (auto it = jobs_.begin(); it != jobs_.end();) {
-    Job& job = it->second;
-    if (const absl::Status fits = pipeline_->scheduler.CheckFits(job.sequence); fits.ok()) {
-      pipeline_->scheduler.Enqueue(&job.sequence);
-      ++it;
-    } else {
-      job.stream->Fail(fits);
-      it = jobs_.erase(it);
+  std::vector<News> news;
+  {
+    MutexLock lock(&mu_);
+    if (stopping_) return;
+    CARAVAN_CHECK(!pipeline_.has_value() && pipeline.first_hop != nullptr);
+    Scheduler::Options scheduling;
+    scheduling.plan_version = pipeline.plan_version;
+    scheduling.num_stages = pipeline.num_stages;
+    scheduling.kv_blocks = pipeline.kv_blocks;
+    scheduling.kv_block_tokens = pipeline.kv_block_tokens;
+    scheduling.max_step_tokens = pipeline.max_step_tokens;
+    scheduling.prefill_chunk = options_.prefill_chunk;
+    scheduling.vocab_size = options_.vocab_size;
+    pipeline_.emplace(ServingPipeline{pipeline.plan_version, Scheduler(scheduling),
+                                      std::move(pipeline.first_hop)});
+    for (auto it = jobs_.begin(); it != jobs_.end();) {
+      Job& job = it->second;
+      if (const absl::Status fits = pipeline_->scheduler.CheckFits(job.sequence); fits.ok()) {
+        pipeline_->scheduler.Enqueue(&job.sequence);
+        ++it;
+      } else {
+        news.push_back({job.stream, fits});
+        it = jobs_.erase(it);
+      }
     }
+    changed_.SignalAll();
   }
-  changed_.SignalAll();
+  Tell(std::move(news));
 }
 
 void PipelineDriver::Detach(const absl::Status& why) {
   std::shared_ptr<ActivationChannel> first_hop;
+  std::vector<News> news;
   {
     MutexLock lock(&mu_);
-    first_hop = DetachLocked(why);
+    first_hop = DetachLocked(why, news);
   }
+  Tell(std::move(news));
   if (first_hop != nullptr) first_hop->Close();
 }
 
 void PipelineDriver::Break(uint64_t plan_version, const absl::Status& why) {
   std::shared_ptr<ActivationChannel> first_hop;
+  std::vector<News> news;
   {
     MutexLock lock(&mu_);
     if (!pipeline_.has_value() || pipeline_->plan_version != plan_version) return;
-    first_hop = DetachLocked(why);
+    first_hop = DetachLocked(why, news);
     breakages_.push_back({plan_version, why});
   }
+  Tell(std::move(news));
   first_hop->Close();
 }
 
-std::shared_ptr<ActivationChannel> PipelineDriver::DetachLocked(const absl::Status& why) {
+std::shared_ptr<ActivationChannel> PipelineDriver::DetachLocked(const absl::Status& why,
+                                                                std::vector<News>& news) {
   CARAVAN_CHECK(!why.ok());
   if (!pipeline_.has_value()) return nullptr;
   std::shared_ptr<ActivationChannel> first_hop = std::move(pipeline_->first_hop);
+  past_counters_ += pipeline_->scheduler.counters();
   pipeline_.reset();
   without_pipeline_since_ = options_.clock->Now();
-  FailJobsLocked(/*queued_too=*/false, why);
+  FailJobsLocked(/*queued_too=*/false, why, news);
   changed_.SignalAll();
   return first_hop;
 }
 
-void PipelineDriver::FailJobsLocked(bool queued_too, const absl::Status& why) {
+void PipelineDriver::FailJobsLocked(bool queued_too, const absl::Status& why,
+                                    std::vector<News>& news) {
   for (auto it = jobs_.begin(); it != jobs_.end();) {
     if (queued_too || it->second.sequence.running()) {
-      it->second.stream->Fail(why);
+      news.push_back({it->second.stream, why});
       it = jobs_.erase(it);
     } else {
       ++it;
@@ -150,6 +181,7 @@ void PipelineDriver::FailJobsLocked(bool queued_too, const absl::Status& why) {
 
 absl::Status PipelineDriver::Receive(v1::Step step) {
   absl::Status broken;
+  std::vector<News> news;
   {
     MutexLock lock(&mu_);
     if (!pipeline_.has_value() || pipeline_->plan_version != step.plan_version()) {
@@ -160,46 +192,69 @@ absl::Status PipelineDriver::Receive(v1::Step step) {
     }
     auto returned = pipeline_->scheduler.TakeIn(step);
     if (returned.ok()) {
-      for (const Scheduler::ReturnedSlice& slice : *returned) TakeInLocked(step, slice);
+      for (const Scheduler::ReturnedSlice& slice : *returned) {
+        news.push_back(TakeInLocked(step, slice));
+      }
       changed_.SignalAll();
     } else {
       broken = returned.status();
     }
   }
+  Tell(std::move(news));
   if (!broken.ok()) Break(step.plan_version(), broken);
   return broken;
 }
 
-void PipelineDriver::TakeInLocked(const v1::Step& step, const Scheduler::ReturnedSlice& returned) {
-  Sequence& sequence = *returned.sequence;
+PipelineDriver::News PipelineDriver::TakeInLocked(const v1::Step& step,
+                                                  const Scheduler::ReturnedSlice& returned) {
+  const Sequence& sequence = *returned.sequence;
   const auto it = jobs_.find(sequence.id());
-  JobStream& stream = *it->second.stream;
+  News news{it->second.stream, JobUpdate{}};
   if (returned.result == nullptr) {
-    stream.Fail(ToStatus(step.error()));
-  } else if (sequence.wants_prompt_logits()) {
-    const std::vector<float> logits = DecodeLogits(returned.result->logits());
-    const auto rows = static_cast<int64_t>(logits.size()) / options_.vocab_size;
-    stream.AddLogits(sequence.cached_tokens() - rows, logits);
-  } else if (sequence.state() != SequenceState::kPrefilling) {
-    stream.AddToken(
-        {static_cast<int32_t>(returned.result->token_id()), returned.result->log_probability()});
+    news.update = ToStatus(step.error());
+  } else {
+    JobUpdate& update = *news.update;
+    update.cached_prompt_tokens = sequence.reused_tokens();
+    if (sequence.spec().prompt_logits) {
+      update.first_logits_position = returned.first_position;
+      update.logits = DecodeLogits(returned.result->logits());
+    }
+    for (const v1::TokenScore& score : returned.result->scored()) {
+      update.prompt_scores.push_back(FromProto(score));
+    }
+    for (const v1::TokenScore& token : returned.result->sampled()) {
+      update.tokens.push_back(FromProto(token));
+    }
+    if (sequence.state() == SequenceState::kFinished) {
+      update.finished = true;
+      update.reason = sequence.finish_reason();
+    }
   }
-  if (sequence.state() == SequenceState::kFinished) stream.Finish(sequence.finish_reason());
   if (!sequence.running()) jobs_.erase(it);
+  return news;
+}
+
+uint64_t PipelineDriver::NewJobId() {
+  MutexLock lock(&mu_);
+  return next_job_id_++;
 }
 
 absl::StatusOr<std::unique_ptr<JobHandle>> PipelineDriver::Submit(JobSpec spec) {
   CARAVAN_RETURN_IF_ERROR(CheckJobSpec(spec, options_.vocab_size, options_.context_tokens));
   const int64_t room = options_.context_tokens - static_cast<int64_t>(spec.prompt.size());
   spec.max_new_tokens = std::min(spec.max_new_tokens, room);
-  const bool nothing_to_do = spec.max_new_tokens == 0 && !spec.prompt_logits;
+  const bool generates = spec.max_new_tokens > static_cast<int64_t>(spec.reply.size());
 
   MutexLock lock(&mu_);
   if (stopping_) return absl::UnavailableError("the coordinator is shutting down");
-  if (nothing_to_do) {
+  const uint64_t id = spec.id != 0 ? spec.id : next_job_id_++;
+  if (!generates && !spec.prompt_logits && !spec.score_prompt) {
     auto stream = std::make_shared<JobStream>();
-    stream->Finish(v1::FINISH_REASON_LENGTH);
-    return std::make_unique<JobHandle>(++last_job_id_, std::move(stream), link_);
+    JobUpdate nothing;
+    nothing.finished = true;
+    nothing.reason = v1::FINISH_REASON_LENGTH;
+    stream->Add(std::move(nothing));
+    return std::make_unique<JobHandle>(id, std::move(stream), link_);
   }
   const auto num_queued = std::count_if(jobs_.begin(), jobs_.end(), [](const auto& entry) {
     return entry.second.sequence.state() == SequenceState::kQueued;
@@ -208,8 +263,8 @@ absl::StatusOr<std::unique_ptr<JobHandle>> PipelineDriver::Submit(JobSpec spec) 
     return absl::ResourceExhaustedError(
         absl::StrCat("the queue is full: ", num_queued, " jobs wait"));
   }
-  const uint64_t id = ++last_job_id_;
-  const auto it = jobs_.try_emplace(id, id, std::move(spec), options_.clock->Now()).first;
+  const auto [it, is_new] = jobs_.try_emplace(id, id, std::move(spec), options_.clock->Now());
+  CARAVAN_CHECK(is_new);
   Job& job = it->second;
   if (pipeline_.has_value()) {
     if (absl::Status fits = pipeline_->scheduler.CheckFits(job.sequence); !fits.ok()) {
@@ -223,17 +278,19 @@ absl::StatusOr<std::unique_ptr<JobHandle>> PipelineDriver::Submit(JobSpec spec) 
 }
 
 absl::Status PipelineDriver::Cancel(uint64_t job_id) {
-  MutexLock lock(&mu_);
-  const auto it = jobs_.find(job_id);
-  if (it == jobs_.end()) {
-    return absl::NotFoundError(absl::StrCat("no job ", job_id, " is queued or running"));
+  std::shared_ptr<JobStream> stream;
+  {
+    MutexLock lock(&mu_);
+    const auto it = jobs_.find(job_id);
+    if (it == jobs_.end()) {
+      return absl::NotFoundError(absl::StrCat("no job ", job_id, " is queued or running"));
+    }
+    stream = it->second.stream;
+    if (pipeline_.has_value()) pipeline_->scheduler.Cancel(&it->second.sequence);
+    jobs_.erase(it);
+    changed_.SignalAll();
   }
-  Job& job = it->second;
-  job.stream->Fail(absl::CancelledError(absl::StrCat("job ", job_id, " was cancelled")));
-  job.sequence.Cancel();
-  if (pipeline_.has_value()) pipeline_->scheduler.Release(&job.sequence);
-  jobs_.erase(it);
-  changed_.SignalAll();
+  stream->Fail(absl::CancelledError(absl::StrCat("job ", job_id, " was cancelled")));
   return absl::OkStatus();
 }
 
@@ -246,32 +303,42 @@ std::vector<v1::JobSummary> PipelineDriver::List() const {
     summary.set_state(job.sequence.running() ? v1::JOB_STATE_RUNNING : v1::JOB_STATE_QUEUED);
     summary.set_prompt_tokens(static_cast<uint32_t>(job.sequence.prompt_tokens()));
     summary.set_completion_tokens(static_cast<uint32_t>(job.sequence.generated_tokens()));
-    summary.set_age_s(absl::ToDoubleSeconds(options_.clock->Now() - job.submitted_at));
+    summary.set_age_s(absl::ToDoubleSeconds(options_.clock->Now() - job.sequence.submitted_at()));
   }
   return summaries;
 }
 
+PipelineDriver::Stats PipelineDriver::stats() const {
+  MutexLock lock(&mu_);
+  Stats stats;
+  stats.counters = past_counters_;
+  if (pipeline_.has_value()) {
+    const Scheduler& scheduler = pipeline_->scheduler;
+    stats.serving = true;
+    stats.kv_blocks = scheduler.blocks().num_blocks();
+    stats.kv_blocks_used = stats.kv_blocks - scheduler.blocks().free_blocks();
+    stats.counters += scheduler.counters();
+  }
+  for (const auto& [id, job] : jobs_) {
+    const auto priority = static_cast<size_t>(job.sequence.spec().priority);
+    ++(job.sequence.running() ? stats.jobs_running : stats.jobs_queued)[priority];
+  }
+  return stats;
+}
+
 void PipelineDriver::PauseAdmission() {
   MutexLock lock(&mu_);
-  if (paused_) return;
   paused_ = true;
-  tell_idle_ = true;
-  changed_.SignalAll();
 }
 
 void PipelineDriver::ResumeAdmission() {
   MutexLock lock(&mu_);
   paused_ = false;
-  tell_idle_ = false;
   changed_.SignalAll();
 }
 
 bool PipelineDriver::Idle() const {
   MutexLock lock(&mu_);
-  return IdleLocked();
-}
-
-bool PipelineDriver::IdleLocked() const {
   return !pipeline_.has_value() || pipeline_->scheduler.Idle();
 }
 
@@ -281,35 +348,47 @@ void PipelineDriver::SetWaitingReason(std::string reason) {
 }
 
 void PipelineDriver::Tick() {
-  MutexLock lock(&mu_);
-  ExpireLocked();
+  std::vector<News> news;
+  {
+    MutexLock lock(&mu_);
+    ExpireLocked(news);
+  }
+  Tell(std::move(news));
 }
 
-// Without a pipeline every job is queued, and the oldest gives up first.
-absl::Duration PipelineDriver::TimeToExpiryLocked() const {
-  if (pipeline_.has_value() || jobs_.empty()) return absl::InfiniteDuration();
-  const absl::Duration waits_since =
-      std::max(jobs_.begin()->second.submitted_at, without_pipeline_since_);
+// Without a pipeline every job is queued.
+absl::Duration PipelineDriver::TimeToExpiryLocked(const Job& job) const {
+  const absl::Duration waits_since = std::max(job.sequence.submitted_at(), without_pipeline_since_);
   return waits_since + options_.pipeline_timeout - options_.clock->Now();
 }
 
-void PipelineDriver::ExpireLocked() {
-  while (TimeToExpiryLocked() <= absl::ZeroDuration()) {
-    jobs_.begin()->second.stream->Fail(absl::UnavailableError(absl::StrCat(
-        "no pipeline came to be within ", absl::ToDoubleSeconds(options_.pipeline_timeout), " s",
-        waiting_reason_.empty() ? "" : ": ", waiting_reason_)));
-    jobs_.erase(jobs_.begin());
+absl::Duration PipelineDriver::ExpireLocked(std::vector<News>& news) {
+  absl::Duration next = absl::InfiniteDuration();
+  if (pipeline_.has_value()) return next;
+  for (auto it = jobs_.begin(); it != jobs_.end();) {
+    const absl::Duration left = TimeToExpiryLocked(it->second);
+    if (left > absl::ZeroDuration()) {
+      next = std::min(next, left);
+      ++it;
+      continue;
+    }
+    news.push_back({it->second.stream, absl::UnavailableError(absl::StrCat(
+                                           "no pipeline came to be within ",
+                                           absl::ToDoubleSeconds(options_.pipeline_timeout), " s",
+                                           waiting_reason_.empty() ? "" : ": ", waiting_reason_))});
+    it = jobs_.erase(it);
   }
+  return next;
 }
 
 void PipelineDriver::Run() {
   while (true) {
     Work work = WaitForWork();
-    if (work.stop) return;
     if (work.breakage.has_value() && options_.on_pipeline_broken != nullptr) {
       options_.on_pipeline_broken(work.breakage->plan_version, work.breakage->why);
     }
-    if (work.idle && options_.on_idle != nullptr) options_.on_idle();
+    Tell(std::move(work.news));
+    if (work.stop) return;
     if (work.step.has_value()) {
       const uint64_t plan_version = work.step->plan_version();
       const absl::Status sent = work.first_hop->Send(*std::move(work.step));
@@ -322,11 +401,9 @@ PipelineDriver::Work PipelineDriver::WaitForWork() {
   MutexLock lock(&mu_);
   Work work;
   while (true) {
-    ExpireLocked();
-    if (stopping_) {
-      work.stop = true;
-      return work;
-    }
+    const absl::Duration to_expiry = ExpireLocked(work.news);
+    work.stop = stopping_;
+    if (work.stop || !work.news.empty()) return work;
     if (!breakages_.empty()) {
       work.breakage = breakages_.front();
       breakages_.erase(breakages_.begin());
@@ -339,12 +416,7 @@ PipelineDriver::Work PipelineDriver::WaitForWork() {
         return work;
       }
     }
-    if (tell_idle_ && IdleLocked()) {
-      tell_idle_ = false;
-      work.idle = true;
-      return work;
-    }
-    changed_.WaitWithTimeout(&mu_, TimeToExpiryLocked());
+    changed_.WaitWithTimeout(&mu_, to_expiry);
   }
 }
 

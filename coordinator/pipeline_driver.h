@@ -61,6 +61,9 @@ class JobHandle {
   ///         said; what a stage's StepError said; Internal - the workers' answer made no sense.
   absl::StatusOr<JobUpdate> Next(absl::Duration timeout = absl::InfiniteDuration());
 
+  /// See JobStream::SetListener. For readers that do not wait in Next.
+  void SetListener(std::function<void()> on_news);
+
   /// Idempotent; nothing happens after the job's end.
   void Cancel();
 
@@ -80,12 +83,11 @@ class PipelineDriver {
     int64_t prefill_chunk = 512;
     int64_t max_queued_jobs = 1024;
     absl::Duration pipeline_timeout = absl::Seconds(60);  // how long a job waits for a pipeline
+    uint64_t first_job_id = 1;                            // of the jobs without an id of their own
     const Clock* clock = &SteadyClock();
     /// The pipeline of this plan is of no more use, and detached: its first hop broke, or what came
     /// home made no sense. Not called for a Detach.
     std::function<void(uint64_t plan_version, const absl::Status& why)> on_pipeline_broken;
-    /// Once after each PauseAdmission, when Idle().
-    std::function<void()> on_idle;
   };
   struct Pipeline {
     uint64_t plan_version = 0;
@@ -124,8 +126,22 @@ class PipelineDriver {
   /// Errors: NotFound - no such job is queued or running.
   absl::Status Cancel(uint64_t job_id);
 
-  /// Queued and running jobs, oldest first.
+  /// Queued and running jobs, by id.
   std::vector<v1::JobSummary> List() const;
+
+  /// Numbers of the moment, and counters over all plans.
+  struct Stats {
+    bool serving = false;  // a pipeline is attached
+    int64_t kv_blocks = 0;
+    int64_t kv_blocks_used = 0;
+    int64_t jobs_queued[2] = {0, 0};  // by JobPriority; those that were preempted among them
+    int64_t jobs_running[2] = {0, 0};
+    Scheduler::Counters counters;
+  };
+  Stats stats() const;
+
+  /// An id that no other job gets.
+  uint64_t NewJobId();
 
   /// While paused, queued jobs stay queued, so that the pipeline runs dry. A new pipeline starts no
   /// job either until ResumeAdmission. Both idempotent.
@@ -147,9 +163,8 @@ class PipelineDriver {
  private:
   struct Job {
     Job(uint64_t id, JobSpec spec, absl::Duration submitted_at)
-        : sequence(id, std::move(spec)), submitted_at(submitted_at) {}
+        : sequence(id, std::move(spec), submitted_at) {}
     Sequence sequence;
-    const absl::Duration submitted_at;
     const std::shared_ptr<JobStream> stream = std::make_shared<JobStream>();
   };
   struct ServingPipeline {
@@ -161,11 +176,16 @@ class PipelineDriver {
     uint64_t plan_version;
     absl::Status why;
   };
+  /// What a job's reader is to be told, once no lock is held.
+  struct News {
+    std::shared_ptr<JobStream> stream;
+    absl::StatusOr<JobUpdate> update;
+  };
   /// What the thread does next, without a lock.
   struct Work {
     bool stop = false;
+    std::vector<News> news;
     std::optional<Breakage> breakage;
-    bool idle = false;
     std::optional<v1::Step> step;
     std::shared_ptr<ActivationChannel> first_hop;
   };
@@ -173,28 +193,30 @@ class PipelineDriver {
   void Run();
   Work WaitForWork();
   void Break(uint64_t plan_version, const absl::Status& why);
-  std::shared_ptr<ActivationChannel> DetachLocked(const absl::Status& why)
+  std::shared_ptr<ActivationChannel> DetachLocked(const absl::Status& why, std::vector<News>& news)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void TakeInLocked(const v1::Step& step, const Scheduler::ReturnedSlice& returned)
+  static void Tell(std::vector<News> news);
+  News TakeInLocked(const v1::Step& step, const Scheduler::ReturnedSlice& returned)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  bool IdleLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void ExpireLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::Duration TimeToExpiryLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void FailJobsLocked(bool queued_too, const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Duration TimeToExpiryLocked(const Job& job) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  /// Fails what has waited too long for a pipeline; returns how long the next one may wait yet.
+  absl::Duration ExpireLocked(std::vector<News>& news) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void FailJobsLocked(bool queued_too, const absl::Status& why, std::vector<News>& news)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const Options options_;
   const std::shared_ptr<DriverLink> link_ = std::make_shared<DriverLink>();
 
   mutable Mutex mu_;
   CondVar changed_;
-  std::map<uint64_t, Job> jobs_ ABSL_GUARDED_BY(mu_);  // by id, so oldest first
-  uint64_t last_job_id_ ABSL_GUARDED_BY(mu_) = 0;
+  std::map<uint64_t, Job> jobs_ ABSL_GUARDED_BY(mu_);  // by id
+  uint64_t next_job_id_ ABSL_GUARDED_BY(mu_) = 1;
   std::optional<ServingPipeline> pipeline_ ABSL_GUARDED_BY(mu_);
+  Scheduler::Counters past_counters_ ABSL_GUARDED_BY(mu_);  // of the plans before
   absl::Duration without_pipeline_since_ ABSL_GUARDED_BY(mu_);
   std::string waiting_reason_ ABSL_GUARDED_BY(mu_);
   std::vector<Breakage> breakages_ ABSL_GUARDED_BY(mu_);  // to be told
   bool paused_ ABSL_GUARDED_BY(mu_) = false;
-  bool tell_idle_ ABSL_GUARDED_BY(mu_) = false;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
 
   std::thread thread_;

@@ -13,6 +13,9 @@ namespace {
 // What the logits of one slice may take on the wire.
 constexpr int64_t kMaxLogitsBytes = int64_t{8} << 20;
 
+// Of a step's rows, what decoding sequences leave to prompts.
+constexpr int64_t kPrefillShare = 4;  // a quarter
+
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t LogitsBytes(int64_t num_rows, int64_t vocab_size) {
@@ -27,24 +30,21 @@ void EraseOne(std::deque<T>& items, T item) {
 
 }  // namespace
 
-Scheduler::Scheduler(const Options& options) : options_(options), free_blocks_(options.kv_blocks) {
-  CARAVAN_CHECK(options.num_stages >= 1 && options.kv_blocks >= 0 && options.kv_block_tokens >= 1);
+Scheduler::Scheduler(const Options& options)
+    : options_(options), blocks_(options.kv_blocks, options.kv_block_tokens) {
+  CARAVAN_CHECK(options.num_stages >= 1);
   CARAVAN_CHECK(options.max_step_tokens >= 1 && options.prefill_chunk >= 1);
   CARAVAN_CHECK(options.vocab_size >= 1);
 }
 
-int64_t Scheduler::WorstCaseBlocks(const Sequence& sequence) const {
-  return CeilDiv(sequence.worst_case_tokens(), options_.kv_block_tokens);
-}
-
 int64_t Scheduler::ChunkTokens(const Sequence& sequence) const {
-  if (!sequence.wants_prompt_logits()) return options_.prefill_chunk;
+  if (!sequence.spec().prompt_logits) return options_.prefill_chunk;
   const int64_t rows = kMaxLogitsBytes / LogitsBytes(1, options_.vocab_size);
   return std::clamp<int64_t>(rows, 1, options_.prefill_chunk);
 }
 
 absl::Status Scheduler::CheckFits(const Sequence& sequence) const {
-  const int64_t needed = WorstCaseBlocks(sequence);
+  const int64_t needed = blocks_.BlocksFor(sequence.worst_case_tokens());
   if (needed <= options_.kv_blocks) return absl::OkStatus();
   return absl::ResourceExhaustedError(absl::StrCat(
       "prompt and reply may take ", sequence.worst_case_tokens(), " tokens, that is ", needed,
@@ -53,79 +53,156 @@ absl::Status Scheduler::CheckFits(const Sequence& sequence) const {
 
 void Scheduler::Enqueue(Sequence* sequence) {
   CARAVAN_CHECK(sequence->state() == SequenceState::kQueued && CheckFits(*sequence).ok());
-  queue_.push_back(sequence);
+  queue_[sequence->rank()] = sequence;
 }
 
-void Scheduler::Release(Sequence* sequence) {
-  EraseOne(queue_, sequence);
-  EraseOne(ready_, sequence);
-  const auto it = running_.find(sequence->id());
-  if (it == running_.end()) return;
-  if (sequence->tokens_in_flight() > 0) {
-    it->second.sequence = nullptr;
+void Scheduler::Cancel(Sequence* sequence) {
+  queue_.erase(sequence->rank());
+  Forget(sequence);
+  sequence->Cancel(blocks_);
+}
+
+void Scheduler::Forget(Sequence* sequence) {
+  if (running_.erase(sequence->id()) == 0) return;
+  if (sequence->state() == SequenceState::kDecoding) --num_decoding_;
+  running_interactive_.erase(sequence->rank());
+  running_bulk_.erase(sequence->rank());
+  prefilling_ready_.erase(sequence->rank());
+  EraseOne(decoding_ready_, sequence);
+}
+
+void Scheduler::Line(Sequence* sequence) {
+  if (sequence->pending_tokens() == 0) return;
+  if (sequence->state() == SequenceState::kDecoding) {
+    decoding_ready_.push_back(sequence);
   } else {
-    Free(sequence->id(), /*known_to_workers=*/sequence->cached_tokens() > 0);
+    prefilling_ready_[sequence->rank()] = sequence;
   }
 }
 
-// Blocks count as free once the id stands in freed_: it rides ahead of whatever uses them next.
-void Scheduler::Free(uint64_t sequence_id, bool known_to_workers) {
-  const auto it = running_.find(sequence_id);
-  free_blocks_ += it->second.reserved_blocks;
-  running_.erase(it);
-  if (known_to_workers) freed_.push_back(sequence_id);
+Sequence* Scheduler::Victim() const {
+  for (const ByRank* running : {&running_bulk_, &running_interactive_}) {
+    const auto youngest = std::find_if(running->rbegin(), running->rend(), [](const auto& entry) {
+      return entry.second->preemptible();
+    });
+    if (youngest != running->rend()) return youngest->second;
+  }
+  return nullptr;
+}
+
+void Scheduler::Preempt(Sequence* sequence) {
+  Forget(sequence);
+  sequence->Preempt(blocks_);
+  queue_[sequence->rank()] = sequence;
+  ++counters_.preemptions;
+}
+
+bool Scheduler::MakeRoom(Sequence* sequence) {
+  while (!blocks_.Grow(sequence->known_tokens(), sequence->table())) {
+    Sequence* const victim = Victim();  // there is one: who decodes is preemptible
+    Preempt(victim);
+    if (victim == sequence) return false;
+  }
+  return true;
+}
+
+bool Scheduler::TryAdmit(Sequence* sequence) {
+  const auto reserve = static_cast<int64_t>(running_.size());
+  if (blocks_.BlocksFor(sequence->known_tokens()) + reserve > blocks_.free_blocks() &&
+      !running_.empty()) {
+    return false;
+  }
+  return sequence->Admit(blocks_);
 }
 
 void Scheduler::Admit() {
-  while (!queue_.empty() && WorstCaseBlocks(*queue_.front()) <= free_blocks_) {
-    Sequence* sequence = queue_.front();
-    queue_.pop_front();
-    sequence->Admit();
-    const int64_t blocks = WorstCaseBlocks(*sequence);
-    free_blocks_ -= blocks;
-    running_[sequence->id()] = Running{sequence, blocks};
-    ready_.push_back(sequence);
+  while (!queue_.empty()) {
+    Sequence* const sequence = queue_.begin()->second;
+    while (!TryAdmit(sequence)) {
+      if (sequence->spec().priority != JobPriority::kInteractive) return;
+      Sequence* const victim = Victim();
+      if (victim == nullptr || victim->spec().priority != JobPriority::kBulk) return;
+      if (victim->rank() < sequence->rank()) return;
+      Preempt(victim);
+    }
+    queue_.erase(sequence->rank());
+    running_[sequence->id()] = sequence;
+    const bool bulk = sequence->spec().priority == JobPriority::kBulk;
+    (bulk ? running_bulk_ : running_interactive_)[sequence->rank()] = sequence;
+    counters_.prefix_query_tokens += sequence->known_tokens();
+    counters_.prefix_hit_tokens += sequence->cached_tokens();
+    Line(sequence);
   }
 }
 
 std::optional<v1::Step> Scheduler::NextStep(bool admit) {
-  if (admit) Admit();
   if (static_cast<int>(in_flight_.size()) >= options_.num_stages) return std::nullopt;
-  if (ready_.empty() && freed_.empty()) return std::nullopt;
+  if (admit) Admit();
+  if (decoding_ready_.empty() && prefilling_ready_.empty()) return std::nullopt;
 
   v1::Step step;
   step.set_plan_version(options_.plan_version);
-  step.set_step_id(++last_step_id_);
-  step.mutable_freed_sequence_ids()->Add(freed_.begin(), freed_.end());
-  freed_.clear();
+  step.set_step_id(last_step_id_ + 1);
+  in_flight_.emplace_back().step_id = step.step_id();
   FillSlices(&step);
-  SentStep& sent = in_flight_.emplace_back();
-  sent.step_id = step.step_id();
-  for (const v1::SequenceSlice& slice : step.slices()) {
-    sent.slices.push_back({slice.sequence_id(), slice.token_ids_size(), slice.output()});
+  if (step.slices().empty()) {  // all that were in line gave way to others
+    in_flight_.pop_back();
+    return std::nullopt;
   }
+  ++last_step_id_;
+  ++counters_.steps;
   return step;
 }
 
 void Scheduler::FillSlices(v1::Step* step) {
-  const int64_t share = CeilDiv(static_cast<int64_t>(running_.size()), options_.num_stages);
-  const int64_t candidates = std::min(share, static_cast<int64_t>(ready_.size()));
-  int64_t decoding = std::count_if(ready_.begin(), ready_.begin() + candidates, [](Sequence* s) {
-    return s->state() == SequenceState::kDecoding;
-  });
-  int64_t rows_left = options_.max_step_tokens;
-  for (int64_t i = 0; i < candidates && rows_left > 0; ++i) {
-    Sequence* sequence = ready_.front();
-    ready_.pop_front();
-    int64_t rows = 1;
-    if (sequence->state() == SequenceState::kDecoding) {
-      --decoding;
-    } else {
-      rows = std::min(ChunkTokens(*sequence), std::max<int64_t>(1, rows_left - decoding));
-    }
-    *step->add_slices() = sequence->TakeSlice(rows);
-    rows_left -= sequence->tokens_in_flight();
+  const int64_t rows = FillDecoding(step);
+  FillPrefilling(options_.max_step_tokens - rows, step);
+}
+
+int64_t Scheduler::FillDecoding(v1::Step* step) {
+  int64_t limit = std::min(CeilDiv(num_decoding_, options_.num_stages), options_.max_step_tokens);
+  if (!prefilling_ready_.empty()) {
+    const int64_t left = CeilDiv(options_.max_step_tokens, kPrefillShare);
+    limit = std::min(limit, std::max<int64_t>(1, options_.max_step_tokens - left));
   }
+  std::vector<Sequence*> chosen;
+  while (static_cast<int64_t>(chosen.size()) < limit && !decoding_ready_.empty()) {
+    Sequence* const sequence = decoding_ready_.front();
+    decoding_ready_.pop_front();
+    if (MakeRoom(sequence)) chosen.push_back(sequence);
+  }
+  // Who was chosen may have had to give way to one chosen later.
+  chosen.erase(std::remove_if(chosen.begin(), chosen.end(),
+                              [](Sequence* sequence) { return !sequence->running(); }),
+               chosen.end());
+  for (Sequence* const sequence : chosen) AddSlice(sequence, 1, step);
+  return static_cast<int64_t>(chosen.size());
+}
+
+void Scheduler::FillPrefilling(int64_t rows_left, v1::Step* step) {
+  for (auto it = prefilling_ready_.begin(); it != prefilling_ready_.end() && rows_left > 0;) {
+    Sequence* const sequence = it->second;
+    const int64_t pending = sequence->pending_tokens();
+    AddSlice(sequence, std::min(rows_left, ChunkTokens(*sequence)), step);
+    rows_left -= pending - sequence->pending_tokens();
+    it = sequence->pending_tokens() == 0 ? prefilling_ready_.erase(it) : std::next(it);
+  }
+}
+
+void Scheduler::AddSlice(Sequence* sequence, int64_t max_tokens, v1::Step* step) {
+  BlockTable& table = sequence->table();
+  if (table.pending_copy.has_value()) {
+    v1::BlockCopy& copy = *step->add_block_copies();
+    copy.set_from(table.pending_copy->from);
+    copy.set_to(table.pending_copy->to);
+    blocks_.CopySent(table);
+  }
+  v1::SequenceSlice& slice = *step->add_slices();
+  slice = sequence->TakeSlice(max_tokens);
+  counters_.rows += slice.token_ids_size();
+  in_flight_.back().slices.push_back({slice.sequence_id(), sequence->run(), slice.first_position(),
+                                      slice.token_ids_size(), slice.scored_token_ids_size(),
+                                      slice.output()});
 }
 
 absl::Status Scheduler::CheckResults(const SentStep& sent, const v1::Step& step) const {
@@ -142,8 +219,13 @@ absl::Status Scheduler::CheckResults(const SentStep& sent, const v1::Step& step)
       return error("a result of sequence ", result.sequence_id(), " for a slice of sequence ",
                    slice.sequence_id);
     }
-    if (slice.output == v1::SLICE_OUTPUT_SAMPLE && result.token_id() >= options_.vocab_size) {
-      return error("token id ", result.token_id(), ", outside the vocabulary of ",
+    const int expected_tokens = slice.output == v1::SLICE_OUTPUT_SAMPLE ? 1 : 0;
+    if (result.sampled_size() != expected_tokens || result.scored_size() != slice.num_scored) {
+      return error(result.sampled_size(), " sampled and ", result.scored_size(),
+                   " scored tokens instead of ", expected_tokens, " and ", slice.num_scored);
+    }
+    if (expected_tokens == 1 && result.sampled(0).token_id() >= options_.vocab_size) {
+      return error("token id ", result.sampled(0).token_id(), ", outside the vocabulary of ",
                    options_.vocab_size);
     }
     const auto logits_bytes = static_cast<int64_t>(result.logits().size());
@@ -165,32 +247,35 @@ absl::StatusOr<std::vector<Scheduler::ReturnedSlice>> Scheduler::TakeIn(const v1
                                         : absl::StrCat("step ", in_flight_.front().step_id),
                      " was due"));
   }
-  const SentStep& sent = in_flight_.front();
+  const SentStep sent = std::move(in_flight_.front());
   if (!step.has_error()) CARAVAN_RETURN_IF_ERROR(CheckResults(sent, step));
+  in_flight_.pop_front();
 
   std::vector<ReturnedSlice> returned;
   for (size_t i = 0; i < sent.slices.size(); ++i) {
-    const uint64_t id = sent.slices[i].sequence_id;
-    Sequence* sequence = running_.at(id).sequence;
-    if (sequence == nullptr) {
-      Free(id, /*known_to_workers=*/true);
+    const SentSlice& slice = sent.slices[i];
+    const auto it = running_.find(slice.sequence_id);
+    // Ended or preempted meanwhile; a later run computes the same once more.
+    if (it == running_.end() || it->second->run() != slice.run) continue;
+    Sequence* const sequence = it->second;
+    if (step.has_error()) {
+      Forget(sequence);
+      sequence->Fail(blocks_);
+      returned.push_back({sequence, slice.first_position, nullptr});
       continue;
     }
-    if (step.has_error()) {
-      sequence->Fail();
-      returned.push_back({sequence, nullptr});
-    } else {
-      const v1::SliceResult& result = step.results(static_cast<int>(i));
-      sequence->CompleteSlice(result);
-      returned.push_back({sequence, &result});
-    }
-    if (sequence->running()) {
-      ready_.push_back(sequence);
-    } else {
-      Free(id, /*known_to_workers=*/true);
+    const v1::SliceResult& result = step.results(static_cast<int>(i));
+    const SequenceState before = sequence->state();
+    if (before == SequenceState::kDecoding) --num_decoding_;
+    sequence->CompleteSlice(slice.num_rows, result, blocks_);
+    returned.push_back({sequence, slice.first_position, &result});
+    if (sequence->state() == SequenceState::kDecoding) {
+      ++num_decoding_;
+      Line(sequence);
+    } else if (!sequence->running()) {
+      Forget(sequence);
     }
   }
-  in_flight_.pop_front();
   return returned;
 }
 

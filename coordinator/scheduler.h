@@ -4,21 +4,25 @@
 // Decides what the next step of a plan carries, and checks what comes home. One scheduler lives as
 // long as one plan. No threads, no clock, no sending.
 //
-// Admission is first in, first out: the head of the queue runs as soon as the free KV blocks cover
-// its worst case, which is then reserved, so that no running sequence ever lacks a block.
-//
-// A running sequence has at most one slice in flight. Those that have none stand in line; a step
-// takes from the head of the line at most ceil(running / num_stages) sequences, so that the
-// sequences spread over as many micro-batches as there are stages. A decoding sequence takes one
-// row; one that prefills takes what the step's decoding sequences leave of max_step_tokens, at
-// least one row (so nobody starves) and at most a chunk.
+// Admission goes by rank (interactive jobs before bulk jobs, which age). A sequence runs as soon as
+// the free KV blocks cover what is known of it and leave one to every running sequence. Blocks are
+// taken as sequences grow; when none is free, the youngest bulk sequence (the youngest of all, if
+// there is no bulk) gives its own back, queues again and is prefilled again. An interactive
+// sequence that cannot be admitted has bulk sequences of later rank give way too.
 //
 // At most num_stages steps are in flight: one for each stage to work on. One more would only wait,
 // and for it every micro-batch would be smaller and share each expert read among fewer rows; what
 // is given up is that the pipeline idles for the hop home, which is short against a stage's work.
+//
+// A step takes first the sequences that decode, one row each, in turn: at most their share of
+// ceil(decoding / num_stages), so that they spread over the micro-batches, and at most three
+// quarters of the rows while others prefill. Chunks of prompts take the rest of the rows, in order
+// of rank: a stream waits for no more than one step's rows on each stage. Chunks of one prompt
+// follow each other without waiting, so that all stages work on a long prompt at once.
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <optional>
 #include <unordered_map>
 #include <vector>
@@ -26,6 +30,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "caravan/v1/pipeline.pb.h"
+#include "coordinator/block_manager.h"
 #include "coordinator/sequence.h"
 
 namespace caravan {
@@ -42,6 +47,23 @@ class Scheduler {
     int64_t prefill_chunk = 1;  // tokens
     int64_t vocab_size = 1;
   };
+  /// What was done since the beginning; grows only.
+  struct Counters {
+    int64_t steps = 0;
+    int64_t rows = 0;
+    int64_t preemptions = 0;
+    int64_t prefix_query_tokens = 0;  // known when a sequence was admitted
+    int64_t prefix_hit_tokens = 0;    // of these, found in the KV cache
+
+    Counters& operator+=(const Counters& other) {
+      steps += other.steps;
+      rows += other.rows;
+      preemptions += other.preemptions;
+      prefix_query_tokens += other.prefix_query_tokens;
+      prefix_hit_tokens += other.prefix_hit_tokens;
+      return *this;
+    }
+  };
   explicit Scheduler(const Options& options);
 
   /// Errors: ResourceExhausted - its worst case is more than the whole KV cache.
@@ -50,59 +72,76 @@ class Scheduler {
   /// REQUIRES: kQueued; CheckFits(*sequence) is OK.
   void Enqueue(Sequence* sequence);
 
-  /// Forgets a queued or running sequence that was failed or cancelled. Its blocks are free at
-  /// once, or when its slice in flight is home.
-  void Release(Sequence* sequence);
+  /// Ends a queued or running sequence that its client gave up, or that failed: Sequence::Cancel.
+  /// Its blocks are free at once.
+  void Cancel(Sequence* sequence);
 
-  /// The next step to send, in flight from now on; nullopt while none is due. Frees ride on any
-  /// step, and go alone when no slice is ready. `admit` lets queued sequences in first.
+  /// The next step to send, in flight from now on; nullopt while none is due. `admit` lets queued
+  /// sequences in first.
   std::optional<v1::Step> NextStep(bool admit);
 
-  /// One slice that came home, of a sequence that had not ended meanwhile.
+  /// One slice that came home, of a sequence that still waited for it.
   struct ReturnedSlice {
     Sequence* sequence;             // now advanced, or failed; no longer borrowed if at an end
+    int64_t first_position;         // of the slice
     const v1::SliceResult* result;  // null when the step failed
   };
-  /// Takes in a step that came home. The result points into `step`.
+  /// Takes in a step that came home. The results point into `step`.
   /// Errors: FailedPrecondition - not the oldest step in flight; Internal - results that do not
   ///         answer its slices. After an error the plan cannot go on.
   absl::StatusOr<std::vector<ReturnedSlice>> TakeIn(const v1::Step& step);
 
-  int64_t free_blocks() const { return free_blocks_; }
+  const BlockManager& blocks() const { return blocks_; }
+  const Counters& counters() const { return counters_; }
   int num_queued() const { return static_cast<int>(queue_.size()); }
-  /// No sequence runs, no step is in flight and none is due but for the queue.
-  bool Idle() const { return running_.empty() && in_flight_.empty() && freed_.empty(); }
+  int num_running() const { return static_cast<int>(running_.size()); }
+  /// No sequence runs and no step is in flight.
+  bool Idle() const { return running_.empty() && in_flight_.empty(); }
 
  private:
-  struct Running {
-    Sequence* sequence = nullptr;  // null: ended while its slice is in flight
-    int64_t reserved_blocks = 0;
-  };
   struct SentSlice {
     uint64_t sequence_id = 0;
+    uint64_t run = 0;
+    int64_t first_position = 0;
     int64_t num_rows = 0;
+    int64_t num_scored = 0;
     v1::SliceOutput output = v1::SLICE_OUTPUT_UNSPECIFIED;
   };
   struct SentStep {
     uint64_t step_id = 0;
     std::vector<SentSlice> slices;
   };
+  using ByRank = std::map<Sequence::Rank, Sequence*>;
 
-  int64_t WorstCaseBlocks(const Sequence& sequence) const;
   int64_t ChunkTokens(const Sequence& sequence) const;
   void Admit();
+  bool TryAdmit(Sequence* sequence);
+  /// Who gives its blocks back first; null if nobody can.
+  Sequence* Victim() const;
+  void Preempt(Sequence* sequence);
+  /// Makes room for one more token. False if the sequence itself had to give way.
+  bool MakeRoom(Sequence* sequence);
+  void Forget(Sequence* sequence);
+  /// After Admit or CompleteSlice: in line for a step, if it has something to send.
+  void Line(Sequence* sequence);
   void FillSlices(v1::Step* step);
+  int64_t FillDecoding(v1::Step* step);
+  void FillPrefilling(int64_t rows_left, v1::Step* step);
+  void AddSlice(Sequence* sequence, int64_t max_tokens, v1::Step* step);
   absl::Status CheckResults(const SentStep& sent, const v1::Step& step) const;
-  void Free(uint64_t sequence_id, bool known_to_workers);
 
   const Options options_;
-  int64_t free_blocks_;
+  BlockManager blocks_;
+  Counters counters_;
   uint64_t last_step_id_ = 0;
-  std::deque<Sequence*> queue_;  // waiting for blocks
-  std::unordered_map<uint64_t, Running> running_;
-  std::deque<Sequence*> ready_;  // running, without a slice in flight; in line for a step
+  ByRank queue_;                                     // waiting for blocks
+  std::unordered_map<uint64_t, Sequence*> running_;  // by id
+  ByRank running_interactive_;                       // the same by rank
+  ByRank running_bulk_;
+  int64_t num_decoding_ = 0;
+  std::deque<Sequence*> decoding_ready_;  // in line for a step
+  ByRank prefilling_ready_;               // with more of the prompt to send
   std::deque<SentStep> in_flight_;
-  std::vector<uint64_t> freed_;  // to ride on the next step
 };
 
 }  // namespace caravan

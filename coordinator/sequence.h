@@ -2,26 +2,35 @@
 #define CARAVAN_COORDINATOR_SEQUENCE_H_
 
 // A job's running state in token ids: what is known, what of it lies in the workers' KV caches,
-// and what is on its way there.
+// what is on its way there, and in which blocks.
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "coordinator/block_manager.h"
 #include "coordinator/job.h"
 
 namespace caravan {
 
-//                 Admit            prompt cached           stop token, max_new_tokens
+//                 Admit            all known tokens cached     stop token, max_new_tokens
 //     kQueued ------------> kPrefilling ----------> kDecoding -----------------> kFinished
-//        |                       |  \                   |     (scoring: straight from kPrefilling)
-//        +-----------------------+---------------------+----> kFailed, kCancelled
+//        |  <-------------------+  |                  |  |     (nothing to generate: straight
+//        |       Preempt           |                  |  |      from kPrefilling)
+//        |  <----------------------+------------------+  |
+//        +-------------------------+---------------------+----> kFailed, kCancelled
 enum class SequenceState { kQueued, kPrefilling, kDecoding, kFinished, kFailed, kCancelled };
 
 /// Not thread-safe.
 class Sequence {
  public:
+  /// Whose turn it is: the smaller goes first. (When, by the clock; the id.)
+  using Rank = std::pair<absl::Duration, uint64_t>;
+
   /// REQUIRES: CheckJobSpec(spec) is OK; spec generates or scores something.
-  Sequence(uint64_t id, JobSpec spec);
+  Sequence(uint64_t id, JobSpec spec, absl::Duration submitted_at);
 
   uint64_t id() const { return id_; }
   SequenceState state() const { return state_; }
@@ -29,44 +38,71 @@ class Sequence {
     return state_ == SequenceState::kPrefilling || state_ == SequenceState::kDecoding;
   }
   v1::FinishReason finish_reason() const { return finish_reason_; }  // once kFinished
-  bool wants_prompt_logits() const { return spec_.prompt_logits; }
+  const JobSpec& spec() const { return spec_; }
+  absl::Duration submitted_at() const { return submitted_at_; }
+
+  /// Bulk jobs queue as if submitted later, so interactive ones overtake them, but not forever.
+  Rank rank() const { return rank_; }
+  /// May be preempted: what it yields once only does not depend on its present run.
+  bool preemptible() const {
+    return running() && (state_ == SequenceState::kDecoding || !YieldsFromPrompt());
+  }
+  /// Counts its admissions: tells a slice of this run from one of a run before.
+  uint64_t run() const { return run_; }
 
   int64_t prompt_tokens() const { return static_cast<int64_t>(spec_.prompt.size()); }
-  int64_t generated_tokens() const {
-    return static_cast<int64_t>(token_ids_.size()) - prompt_tokens();
-  }
+  int64_t known_tokens() const { return static_cast<int64_t>(token_ids_.size()); }
+  int64_t generated_tokens() const { return known_tokens() - prompt_tokens(); }
   /// How long it can become.
   int64_t worst_case_tokens() const { return prompt_tokens() + spec_.max_new_tokens; }
-  /// Tokens in the KV caches, and those on their way there (at most one slice).
+  /// Tokens whose keys and values lie in the KV caches, and those on their way there.
   int64_t cached_tokens() const { return cached_tokens_; }
-  int64_t tokens_in_flight() const { return tokens_in_flight_; }
-  /// Tokens that a slice could carry now: the rest of the prompt, or the newest token.
-  int64_t pending_tokens() const {
-    return static_cast<int64_t>(token_ids_.size()) - cached_tokens_ - tokens_in_flight_;
-  }
+  int64_t tokens_in_flight() const { return sent_tokens_ - cached_tokens_; }
+  /// Tokens that a slice could carry now: more of what is known.
+  int64_t pending_tokens() const { return known_tokens() - sent_tokens_; }
+  /// Of the prompt, what the first run found in the KV cache.
+  int64_t reused_tokens() const { return reused_tokens_; }
 
-  /// REQUIRES: kQueued.
-  void Admit();
-  /// The next slice, of at most `max_tokens`; it is in flight from now on.
-  /// REQUIRES: running; no slice in flight; max_tokens >= 1.
+  /// Takes blocks for all that is known, shared ones as far as they are to be found. False, and
+  /// nothing changes, if blocks are lacking. REQUIRES: kQueued.
+  bool Admit(BlockManager& blocks);
+  /// The next slice, of at most `max_tokens`; it is in flight from now on. If it starts a run, its
+  /// step makes table().pending_copy.
+  /// REQUIRES: running; pending_tokens() >= 1; max_tokens >= 1; the table holds its last token.
   v1::SequenceSlice TakeSlice(int64_t max_tokens);
-  /// The slice in flight came home; `result` holds a token if the slice asked for one.
+  /// The oldest slice in flight, of `num_rows` tokens, came home; `result` holds a token if the
+  /// slice asked for one.
   /// REQUIRES: running; a slice in flight; the token id is within the vocabulary.
-  void CompleteSlice(const v1::SliceResult& result);
-  /// REQUIRES: not at an end yet.
-  void Fail() { End(SequenceState::kFailed); }
-  void Cancel() { End(SequenceState::kCancelled); }
+  void CompleteSlice(int64_t num_rows, const v1::SliceResult& result, BlockManager& blocks);
+  /// Back to the queue, without blocks; what was generated stays. Slices in flight no longer count.
+  /// REQUIRES: preemptible().
+  void Preempt(BlockManager& blocks);
+  /// Gives its blocks back. REQUIRES: not at an end yet.
+  void Fail(BlockManager& blocks) { End(SequenceState::kFailed, blocks); }
+  void Cancel(BlockManager& blocks) { End(SequenceState::kCancelled, blocks); }
+
+  BlockTable& table() { return table_; }
 
  private:
-  void End(SequenceState state);
+  bool YieldsFromPrompt() const { return spec_.prompt_logits || spec_.score_prompt; }
+  absl::Span<const int32_t> CachedTokens() const {
+    return absl::MakeConstSpan(token_ids_).first(static_cast<size_t>(cached_tokens_));
+  }
+  void Finish(v1::FinishReason reason, BlockManager& blocks);
+  void End(SequenceState state, BlockManager& blocks);
 
   const uint64_t id_;
   const JobSpec spec_;
+  const absl::Duration submitted_at_;
+  const Rank rank_;
   SequenceState state_ = SequenceState::kQueued;
   v1::FinishReason finish_reason_ = v1::FINISH_REASON_UNSPECIFIED;
+  uint64_t run_ = 0;
   std::vector<int32_t> token_ids_;  // the prompt, then what was generated
   int64_t cached_tokens_ = 0;
-  int64_t tokens_in_flight_ = 0;
+  int64_t sent_tokens_ = 0;  // cached_tokens_ and those in flight
+  int64_t reused_tokens_ = 0;
+  BlockTable table_;
 };
 
 }  // namespace caravan

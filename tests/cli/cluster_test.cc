@@ -184,7 +184,7 @@ int64_t PeakMemory(pid_t pid) {
 TEST(ClusterTest, AWorkerKeepsToItsBudget) {
   // The budget's weights and KV cache, and 200 MiB for code, gRPC and buffers of a step.
   constexpr int64_t kBudget = 64 << 20;
-  constexpr int64_t kLimit = kBudget + (200 << 20);
+  [[maybe_unused]] constexpr int64_t kLimit = kBudget + (200 << 20);
   TestCluster cluster;
   cluster.StartCoordinator({"--workers", "2"});
   for (const char* name : {"one", "two"}) cluster.StartWorker(name, {"--ram", "64MiB"});

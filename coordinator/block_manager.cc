@@ -1,0 +1,211 @@
+#include "coordinator/block_manager.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/hash/hash.h"
+#include "base/check.h"
+
+namespace caravan {
+namespace {
+
+uint64_t HashContent(uint64_t parent, absl::Span<const int32_t> tokens) {
+  return absl::HashOf(parent, tokens);
+}
+
+int64_t CommonPrefix(absl::Span<const int32_t> a, absl::Span<const int32_t> b) {
+  const size_t limit = std::min(a.size(), b.size());
+  return std::mismatch(a.begin(), a.begin() + static_cast<ptrdiff_t>(limit), b.begin()).first -
+         a.begin();
+}
+
+}  // namespace
+
+BlockManager::BlockManager(int64_t num_blocks, int64_t block_tokens)
+    : block_tokens_(block_tokens), blocks_(static_cast<size_t>(num_blocks)) {
+  CARAVAN_CHECK(num_blocks >= 0 && num_blocks <= UINT32_MAX && block_tokens >= 1);
+  // The lowest is taken first, so that what workers touch stays together.
+  for (int64_t block = num_blocks; block-- > 0;) blank_.push_back(static_cast<uint32_t>(block));
+}
+
+absl::Span<const int32_t> BlockManager::BlockOf(absl::Span<const int32_t> tokens,
+                                                int64_t index) const {
+  const auto begin = static_cast<size_t>(index * block_tokens_);
+  if (begin >= tokens.size()) return {};
+  return tokens.subspan(begin, static_cast<size_t>(block_tokens_));
+}
+
+std::optional<uint32_t> BlockManager::FindFull(uint64_t parent,
+                                               absl::Span<const int32_t> tokens) const {
+  const auto it = full_blocks_.find(HashContent(parent, tokens));
+  if (it == full_blocks_.end()) return std::nullopt;
+  const Block& found = blocks_[it->second];
+  if (found.parent != parent || absl::MakeConstSpan(found.tokens) != tokens) return std::nullopt;
+  return it->second;
+}
+
+int64_t BlockManager::Adopt(absl::Span<const int32_t> tokens, BlockTable& table) {
+  CARAVAN_CHECK(table.blocks.empty() && !tokens.empty());
+  tokens.remove_suffix(1);
+  while (true) {
+    const absl::Span<const int32_t> wanted = BlockOf(tokens, table.num_published);
+    if (static_cast<int64_t>(wanted.size()) < block_tokens_) break;
+    const std::optional<uint32_t> found = FindFull(table.last_content, wanted);
+    if (!found.has_value()) break;
+    Use(*found);
+    table.blocks.push_back(*found);
+    table.last_content = blocks_[*found].content;
+    ++table.num_published;
+  }
+  const int64_t shared_tokens = table.num_published * block_tokens_;
+
+  // The block that goes on for longest as the sequence does.
+  const auto children = children_.find(table.last_content);
+  if (children == children_.end()) return shared_tokens;
+  const absl::Span<const int32_t> rest = BlockOf(tokens, table.num_published);
+  int64_t copied_tokens = 0;
+  uint32_t from = 0;
+  for (const uint32_t child : children->second) {
+    const int64_t common = CommonPrefix(blocks_[child].tokens, rest);
+    if (common > copied_tokens) {
+      copied_tokens = common;
+      from = child;
+    }
+  }
+  if (copied_tokens == 0) return shared_tokens;
+  Use(from);  // so that Take does not take it
+  const std::optional<uint32_t> to = Take();
+  if (!to.has_value()) {
+    Release(from);
+    return shared_tokens;
+  }
+  table.blocks.push_back(*to);
+  table.pending_copy = BlockTable::Copy{from, *to};
+  return shared_tokens + copied_tokens;
+}
+
+bool BlockManager::Grow(int64_t num_tokens, BlockTable& table) {
+  const int64_t needed = BlocksFor(num_tokens) - static_cast<int64_t>(table.blocks.size());
+  if (needed > free_blocks()) return false;
+  for (int64_t i = 0; i < needed; ++i) table.blocks.push_back(*Take());
+  return true;
+}
+
+void BlockManager::CopySent(BlockTable& table) {
+  if (!table.pending_copy.has_value()) return;
+  Release(table.pending_copy->from);
+  table.pending_copy.reset();
+}
+
+void BlockManager::Publish(absl::Span<const int32_t> tokens, BlockTable& table) {
+  while (true) {
+    const absl::Span<const int32_t> own = BlockOf(tokens, table.num_published);
+    if (own.empty()) return;
+    const uint32_t block = table.blocks[static_cast<size_t>(table.num_published)];
+    const uint64_t content = PublishBlock(block, table.last_content, own);
+    if (static_cast<int64_t>(own.size()) < block_tokens_) return;
+    table.last_content = content;
+    ++table.num_published;
+  }
+}
+
+uint64_t BlockManager::PublishBlock(uint32_t block, uint64_t parent,
+                                    absl::Span<const int32_t> tokens) {
+  Block& own = blocks_[block];
+  const bool full = static_cast<int64_t>(tokens.size()) == block_tokens_;
+  if (full) {
+    const std::optional<uint32_t> same = FindFull(parent, tokens);
+    if (same.has_value() && *same != block) {
+      if (own.content != 0) Unpublish(block);
+      return blocks_[*same].content;
+    }
+  }
+  if (own.content == 0) {
+    own.content = ++last_content_;
+    own.parent = parent;
+    children_[parent].push_back(block);
+  }
+  own.tokens.assign(tokens.begin(), tokens.end());
+  if (full) full_blocks_[HashContent(parent, tokens)] = block;
+  return own.content;
+}
+
+void BlockManager::Unpublish(uint32_t block) {
+  Block& own = blocks_[block];
+  const auto siblings = children_.find(own.parent);
+  siblings->second.erase(std::find(siblings->second.begin(), siblings->second.end(), block));
+  if (siblings->second.empty()) children_.erase(siblings);
+  const auto full = full_blocks_.find(HashContent(own.parent, own.tokens));
+  if (full != full_blocks_.end() && full->second == block) full_blocks_.erase(full);
+  own.content = 0;
+  own.tokens.clear();
+}
+
+void BlockManager::Use(uint32_t block) {
+  Block& own = blocks_[block];
+  if (own.num_users++ == 0) unused_.erase(own.unused);
+}
+
+std::optional<uint32_t> BlockManager::Take() {
+  uint32_t block = 0;
+  if (!blank_.empty()) {
+    block = blank_.back();
+    blank_.pop_back();
+  } else if (!unused_.empty()) {
+    block = unused_.front();
+    unused_.pop_front();
+    Unpublish(block);
+  } else {
+    return std::nullopt;
+  }
+  blocks_[block].num_users = 1;
+  return block;
+}
+
+void BlockManager::Release(uint32_t block) {
+  Block& own = blocks_[block];
+  if (--own.num_users > 0) return;
+  if (own.content == 0) {
+    blank_.push_back(block);
+  } else {
+    own.unused = unused_.insert(unused_.end(), block);
+  }
+}
+
+void BlockManager::Free(BlockTable& table) {
+  CopySent(table);
+  // From the end: who needs room takes the ends of sequences before their beginnings, without which
+  // the ends cannot be found.
+  std::for_each(table.blocks.rbegin(), table.blocks.rend(),
+                [this](uint32_t block) { Release(block); });
+  table = BlockTable{};
+}
+
+void BlockManager::CheckInvariants() const {
+  int64_t used = 0;
+  int64_t findable = 0;
+  for (const Block& block : blocks_) {
+    CARAVAN_CHECK(block.num_users >= 0);
+    used += block.num_users > 0 ? 1 : 0;
+    findable += block.content != 0 ? 1 : 0;
+    CARAVAN_CHECK((block.content != 0) == !block.tokens.empty());
+  }
+  CARAVAN_CHECK(used + free_blocks() == num_blocks());
+  for (const uint32_t block : blank_) {
+    CARAVAN_CHECK(blocks_[block].num_users == 0 && blocks_[block].content == 0);
+  }
+  for (const uint32_t block : unused_) {
+    CARAVAN_CHECK(blocks_[block].num_users == 0 && blocks_[block].content != 0);
+  }
+  int64_t listed = 0;
+  for (const auto& [parent, children] : children_) {
+    listed += static_cast<int64_t>(children.size());
+    for (const uint32_t child : children) CARAVAN_CHECK(blocks_[child].parent == parent);
+  }
+  CARAVAN_CHECK(listed == findable);
+  for (const auto& [hash, block] : full_blocks_) {
+    CARAVAN_CHECK(HashContent(blocks_[block].parent, blocks_[block].tokens) == hash);
+  }
+}
+
+}  // namespace caravan

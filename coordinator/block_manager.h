@@ -1,0 +1,101 @@
+#ifndef CARAVAN_COORDINATOR_BLOCK_MANAGER_H_
+#define CARAVAN_COORDINATOR_BLOCK_MANAGER_H_
+
+// Who uses which KV block. Every stage numbers its blocks alike, so what is decided here holds for
+// all of them.
+//
+// A block whose tokens are known can be found by them, also after its last user has gone and until
+// somebody needs the room: the least recently used goes first. A sequence that begins with the same
+// tokens shares whole blocks; of the block where the two part ways it takes a copy, so that a
+// shared block is never written to. Blocks are found by (the block before, own tokens), so equal
+// tokens are equal beginnings (as in vLLM, arXiv:2309.06180, section 4.4; its hash alone may
+// collide, here the tokens are compared).
+
+#include <cstdint>
+#include <list>
+#include <optional>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/types/span.h"
+
+namespace caravan {
+
+/// The blocks of one sequence in order of position. Only BlockManager changes it.
+struct BlockTable {
+  struct Copy {
+    uint32_t from = 0;
+    uint32_t to = 0;
+  };
+  std::vector<uint32_t> blocks;
+  /// To be made before the sequence's first rows; `from` is kept until CopySent.
+  std::optional<Copy> pending_copy;
+
+  int64_t num_published = 0;  // blocks at the front that are full and findable
+  uint64_t last_content = 0;  // of the last of these; 0: none
+};
+
+/// Not thread-safe.
+class BlockManager {
+ public:
+  /// REQUIRES: num_blocks >= 0, block_tokens >= 1.
+  BlockManager(int64_t num_blocks, int64_t block_tokens);
+
+  int64_t num_blocks() const { return static_cast<int64_t>(blocks_.size()); }
+  /// Blocks that nobody uses; some of them may still be findable.
+  int64_t free_blocks() const { return static_cast<int64_t>(blank_.size() + unused_.size()); }
+  int64_t BlocksFor(int64_t num_tokens) const {
+    return (num_tokens + block_tokens_ - 1) / block_tokens_;
+  }
+
+  /// Fills an empty table with the longest beginning of `tokens` that is to be found, at most all
+  /// of them but the last (whose logits somebody wants). Returns how many tokens that covers.
+  int64_t Adopt(absl::Span<const int32_t> tokens, BlockTable& table);
+
+  /// Grows the table to hold `num_tokens`. False, and nothing changes, if blocks are lacking.
+  bool Grow(int64_t num_tokens, BlockTable& table);
+
+  /// The pending copy is on its way, in a step before any later one.
+  void CopySent(BlockTable& table);
+
+  /// The keys and values of `tokens`, the sequence's first ones, are in its blocks now: others may
+  /// find them.
+  void Publish(absl::Span<const int32_t> tokens, BlockTable& table);
+
+  /// The sequence needs its blocks no more. The table is empty afterwards.
+  void Free(BlockTable& table);
+
+  /// Aborts when the books are wrong. For tests: slow.
+  void CheckInvariants() const;
+
+ private:
+  struct Block {
+    int64_t num_users = 0;
+    // What it holds, if findable (content != 0): its own name and that of the block before it.
+    uint64_t content = 0;
+    uint64_t parent = 0;
+    std::vector<int32_t> tokens;           // at most block_tokens_
+    std::list<uint32_t>::iterator unused;  // in unused_, if findable and without users
+  };
+
+  absl::Span<const int32_t> BlockOf(absl::Span<const int32_t> tokens, int64_t index) const;
+  std::optional<uint32_t> FindFull(uint64_t parent, absl::Span<const int32_t> tokens) const;
+  void Use(uint32_t block);
+  std::optional<uint32_t> Take();
+  void Release(uint32_t block);
+  /// Returns the name of the content, which may be another block's that holds the same.
+  uint64_t PublishBlock(uint32_t block, uint64_t parent, absl::Span<const int32_t> tokens);
+  void Unpublish(uint32_t block);
+
+  const int64_t block_tokens_;
+  std::vector<Block> blocks_;
+  std::vector<uint32_t> blank_;  // no user, not findable; the last is taken next
+  std::list<uint32_t> unused_;   // no user, findable; the first is taken next
+  uint64_t last_content_ = 0;
+  absl::flat_hash_map<uint64_t, uint32_t> full_blocks_;            // by a hash of parent and tokens
+  absl::flat_hash_map<uint64_t, std::vector<uint32_t>> children_;  // findable blocks by parent
+};
+
+}  // namespace caravan
+
+#endif  // CARAVAN_COORDINATOR_BLOCK_MANAGER_H_
