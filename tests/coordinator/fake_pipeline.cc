@@ -38,45 +38,81 @@ v1::Step FakePipeline::AnswerLocked(v1::Step step) {
   EXPECT_GT(step.step_id(), last_step_id_);
   last_step_id_ = step.step_id();
   EXPECT_LE(++steps_in_flight_, options_.num_stages);
-  EXPECT_GT(step.slices_size() + step.freed_sequence_ids_size(), 0) << "a step for nothing";
-  for (const uint64_t id : step.freed_sequence_ids()) {
-    EXPECT_EQ(cache_.erase(id), 1u) << "freed, but never seen: sequence " << id;
-    EXPECT_EQ(in_flight_.count(id), 0u) << "freed with a slice in flight: sequence " << id;
-    freed_.insert(id);
-  }
+  EXPECT_GT(step.slices_size(), 0) << "a step for nothing";
+  for (const v1::BlockCopy& copy : step.block_copies()) blocks_[copy.to()] = blocks_[copy.from()];
 
   int64_t rows = 0;
+  std::set<uint64_t> sequences;
+  std::set<uint32_t> written;
   for (const v1::SequenceSlice& slice : step.slices()) {
-    const uint64_t id = slice.sequence_id();
     EXPECT_GT(slice.token_ids_size(), 0);
+    EXPECT_TRUE(sequences.insert(slice.sequence_id()).second);
     rows += slice.token_ids_size();
-    EXPECT_EQ(freed_.count(id), 0u) << "came back after it was freed: sequence " << id;
-    EXPECT_TRUE(in_flight_.insert(id).second) << "two slices in flight: sequence " << id;
-    std::vector<int32_t>& tokens = cache_[id];
-    EXPECT_EQ(slice.first_position(), tokens.size()) << "sequence " << id;
-
-    v1::SliceResult* result = step.add_results();
-    result->set_sequence_id(id);
-    for (const uint32_t token_id : slice.token_ids()) {
-      tokens.push_back(static_cast<int32_t>(token_id));
-      if (slice.output() != v1::SLICE_OUTPUT_LOGITS) continue;
-      const std::vector<float> row = options_.model.Logits(tokens);
-      result->mutable_logits()->append(reinterpret_cast<const char*>(row.data()),
-                                       row.size() * sizeof(float));
-    }
-    if (slice.output() == v1::SLICE_OUTPUT_SAMPLE) {
-      const ScoredToken sampled = options_.model.Next(tokens, slice.sampling());
-      result->set_token_id(static_cast<uint32_t>(sampled.token_id));
-      result->set_log_probability(sampled.log_probability);
-    } else {
-      EXPECT_NE(slice.output(), v1::SLICE_OUTPUT_UNSPECIFIED);
-    }
+    Write(slice, written);
+    Answer(slice, step.add_results());
   }
   EXPECT_LE(rows, options_.max_step_tokens);
-  EXPECT_LE(UsedBlocksLocked(), options_.kv_blocks);
-  max_used_blocks_ = std::max(max_used_blocks_, UsedBlocksLocked());
+  sequences_seen_.insert(sequences.begin(), sequences.end());
   max_slices_in_a_step_ = std::max(max_slices_in_a_step_, step.slices_size());
   return step;
+}
+
+void FakePipeline::Write(const v1::SequenceSlice& slice, std::set<uint32_t>& written) {
+  const int64_t block_tokens = options_.kv_block_tokens;
+  const int64_t end = slice.first_position() + slice.token_ids_size();
+  ASSERT_GE(slice.kv_blocks_size() * block_tokens, end);
+  std::set<uint32_t> own;
+  for (int i = 0; i < slice.token_ids_size(); ++i) {
+    const int64_t position = slice.first_position() + i;
+    const uint32_t block = slice.kv_blocks(static_cast<int>(position / block_tokens));
+    ASSERT_LT(block, options_.kv_blocks);
+    own.insert(block);
+    blocks_[block][position % block_tokens] = static_cast<int32_t>(slice.token_ids(i));
+  }
+  for (const uint32_t block : own) {
+    EXPECT_TRUE(written.insert(block).second) << "two slices write into block " << block;
+  }
+}
+
+std::vector<int32_t> FakePipeline::Cached(const v1::SequenceSlice& slice, int64_t length) const {
+  std::vector<int32_t> tokens;
+  for (int64_t position = 0; position < length; ++position) {
+    const auto index = static_cast<int>(position / options_.kv_block_tokens);
+    const auto block = blocks_.find(slice.kv_blocks(index));
+    const int64_t offset = position % options_.kv_block_tokens;
+    const bool is_there = block != blocks_.end() && block->second.count(offset) > 0;
+    EXPECT_TRUE(is_there) << "sequence " << slice.sequence_id() << " reads position " << position
+                          << ", which nobody wrote";
+    tokens.push_back(is_there ? block->second.at(offset) : 0);
+  }
+  return tokens;
+}
+
+void FakePipeline::Answer(const v1::SequenceSlice& slice, v1::SliceResult* result) const {
+  const ToyModel& model = options_.model;
+  result->set_sequence_id(slice.sequence_id());
+  const std::vector<int32_t> tokens =
+      Cached(slice, slice.first_position() + slice.token_ids_size());
+  const auto before = [&](int64_t row) {
+    return absl::MakeConstSpan(tokens).first(slice.first_position() + static_cast<size_t>(row) + 1);
+  };
+  for (int row = 0; row < slice.scored_token_ids_size(); ++row) {
+    v1::TokenScore& score = *result->add_scored();
+    score.set_token_id(slice.scored_token_ids(row));
+    score.set_log_probability(
+        model.Score(before(row), static_cast<int32_t>(slice.scored_token_ids(row))));
+  }
+  if (slice.output() == v1::SLICE_OUTPUT_LOGITS) {
+    for (int row = 0; row < slice.token_ids_size(); ++row) {
+      const std::vector<float> logits = model.Logits(before(row));
+      result->mutable_logits()->append(reinterpret_cast<const char*>(logits.data()),
+                                       logits.size() * sizeof(float));
+    }
+  } else if (slice.output() == v1::SLICE_OUTPUT_SAMPLE) {
+    *result->add_sampled() = ToProto(model.Next(tokens, slice.sampling()));
+  } else {
+    EXPECT_EQ(slice.output(), v1::SLICE_OUTPUT_NONE);
+  }
 }
 
 absl::Status FakePipeline::Send(v1::Step step) {
@@ -102,14 +138,13 @@ v1::Step FakePipeline::Take() {
   return step;
 }
 
-void FakePipeline::MarkHome(const v1::Step& step) {
+void FakePipeline::MarkHome() {
   MutexLock lock(&mu_);
   --steps_in_flight_;
-  for (const v1::SequenceSlice& slice : step.slices()) in_flight_.erase(slice.sequence_id());
 }
 
 absl::Status FakePipeline::Deliver(PipelineDriver* driver, v1::Step step) {
-  MarkHome(step);
+  MarkHome();
   return driver->Receive(std::move(step));
 }
 
@@ -150,23 +185,9 @@ void FakePipeline::WaitUntilClosed() {
   while (!closed_) changed_.Wait(&mu_);
 }
 
-int64_t FakePipeline::UsedBlocksLocked() const {
-  int64_t blocks = 0;
-  for (const auto& [id, tokens] : cache_) {
-    const auto count = static_cast<int64_t>(tokens.size());
-    blocks += (count + options_.kv_block_tokens - 1) / options_.kv_block_tokens;
-  }
-  return blocks;
-}
-
-int64_t FakePipeline::used_blocks() const {
+int64_t FakePipeline::blocks_written() const {
   MutexLock lock(&mu_);
-  return UsedBlocksLocked();
-}
-
-int64_t FakePipeline::max_used_blocks() const {
-  MutexLock lock(&mu_);
-  return max_used_blocks_;
+  return static_cast<int64_t>(blocks_.size());
 }
 
 int FakePipeline::max_slices_in_a_step() const {
@@ -176,9 +197,7 @@ int FakePipeline::max_slices_in_a_step() const {
 
 std::set<uint64_t> FakePipeline::sequences_seen() const {
   MutexLock lock(&mu_);
-  std::set<uint64_t> seen = freed_;
-  for (const auto& [id, tokens] : cache_) seen.insert(id);
-  return seen;
+  return sequences_seen_;
 }
 
 }  // namespace caravan

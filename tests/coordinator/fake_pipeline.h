@@ -2,7 +2,8 @@
 #define CARAVAN_TESTS_COORDINATOR_FAKE_PIPELINE_H_
 
 // All stages of a pipeline in one object: holds each step to the protocol as workers would, answers
-// it with the toy model, and keeps it until the test lets it home.
+// it with the toy model from the tokens that its blocks hold, and keeps it until the test lets it
+// home.
 
 #include <cstdint>
 #include <deque>
@@ -45,7 +46,7 @@ class FakePipeline {
   /// Deliver.
   v1::Step Take();
   /// The answered step has left the last stage.
-  void MarkHome(const v1::Step& step);
+  void MarkHome();
   /// MarkHome, and the step goes to `driver`, with whatever the test made of it.
   absl::Status Deliver(PipelineDriver* driver, v1::Step step);
 
@@ -69,8 +70,8 @@ class FakePipeline {
   /// Waits until the driver's end of the first hop has closed.
   void WaitUntilClosed();
 
-  int64_t used_blocks() const;
-  int64_t max_used_blocks() const;
+  /// Different ones, since the beginning.
+  int64_t blocks_written() const;
   int max_slices_in_a_step() const;
   std::set<uint64_t> sequences_seen() const;
 
@@ -81,7 +82,14 @@ class FakePipeline {
   void Deliveries(PipelineDriver* driver);  // a player's life
   void Close();
   v1::Step AnswerLocked(v1::Step step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  int64_t UsedBlocksLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  /// Puts the slice's tokens into its blocks, which are added to `written`.
+  void Write(const v1::SequenceSlice& slice, std::set<uint32_t>& written)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  /// The first `length` tokens of the slice's sequence, read from its blocks.
+  std::vector<int32_t> Cached(const v1::SequenceSlice& slice, int64_t length) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Answer(const v1::SequenceSlice& slice, v1::SliceResult* result) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const Options options_;
 
@@ -93,10 +101,9 @@ class FakePipeline {
   std::deque<v1::Step> answered_ ABSL_GUARDED_BY(mu_);
   uint64_t last_step_id_ ABSL_GUARDED_BY(mu_) = 0;
   int steps_in_flight_ ABSL_GUARDED_BY(mu_) = 0;
-  std::map<uint64_t, std::vector<int32_t>> cache_ ABSL_GUARDED_BY(mu_);  // by sequence id
-  std::set<uint64_t> in_flight_ ABSL_GUARDED_BY(mu_);
-  std::set<uint64_t> freed_ ABSL_GUARDED_BY(mu_);
-  int64_t max_used_blocks_ ABSL_GUARDED_BY(mu_) = 0;
+  // By block and place in it, the token whose keys and values would lie there.
+  std::map<uint32_t, std::map<int64_t, int32_t>> blocks_ ABSL_GUARDED_BY(mu_);
+  std::set<uint64_t> sequences_seen_ ABSL_GUARDED_BY(mu_);
   int max_slices_in_a_step_ ABSL_GUARDED_BY(mu_) = 0;
 };
 

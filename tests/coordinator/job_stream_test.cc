@@ -1,6 +1,8 @@
 #include "coordinator/job_stream.h"
 
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -12,10 +14,30 @@ using ::testing::ElementsAre;
 
 constexpr absl::Duration kForever = absl::InfiniteDuration();
 
+JobUpdate Token(int32_t token_id, float log_probability = 0) {
+  JobUpdate update;
+  update.tokens.push_back({token_id, log_probability, {}});
+  return update;
+}
+
+JobUpdate Stop() {
+  JobUpdate update;
+  update.finished = true;
+  update.reason = v1::FINISH_REASON_STOP;
+  return update;
+}
+
+JobUpdate Logits(int64_t first_position, std::vector<float> logits) {
+  JobUpdate update;
+  update.first_logits_position = first_position;
+  update.logits = std::move(logits);
+  return update;
+}
+
 TEST(JobStreamTest, GathersWhatCameSinceTheLastLook) {
   JobStream stream;
-  stream.AddToken({5, -1});
-  stream.AddToken({6, -2});
+  stream.Add(Token(5, -1));
+  stream.Add(Token(6, -2));
   auto update = stream.Next(kForever);
   ASSERT_TRUE(update.ok());
   ASSERT_EQ(update->tokens.size(), 2u);
@@ -34,8 +56,8 @@ TEST(JobStreamTest, GivesAnEmptyUpdateWhenTimePasses) {
 
 TEST(JobStreamTest, FinishesAgainAndAgain) {
   JobStream stream;
-  stream.AddToken({5, 0});
-  stream.Finish(v1::FINISH_REASON_STOP);
+  stream.Add(Token(5));
+  stream.Add(Stop());
   stream.Fail(absl::InternalError("too late"));
   auto first = stream.Next(kForever);
   ASSERT_TRUE(first.ok());
@@ -50,9 +72,9 @@ TEST(JobStreamTest, FinishesAgainAndAgain) {
 
 TEST(JobStreamTest, GivesTokensBeforeTheError) {
   JobStream stream;
-  stream.AddToken({5, 0});
+  stream.Add(Token(5));
   stream.Fail(absl::UnavailableError("gone"));
-  stream.Finish(v1::FINISH_REASON_STOP);
+  stream.Add(Stop());
   auto update = stream.Next(kForever);
   ASSERT_TRUE(update.ok());
   EXPECT_EQ(update->tokens.size(), 1u);
@@ -63,10 +85,10 @@ TEST(JobStreamTest, GivesTokensBeforeTheError) {
 
 TEST(JobStreamTest, JoinsLogitsOfConsecutivePositions) {
   JobStream stream;
-  stream.AddLogits(0, {1, 2});
+  stream.Add(Logits(0, {1, 2}));
   EXPECT_THAT(stream.Next(kForever)->logits, ElementsAre(1, 2));
-  stream.AddLogits(1, {3, 4});
-  stream.AddLogits(2, {5, 6});
+  stream.Add(Logits(1, {3, 4}));
+  stream.Add(Logits(2, {5, 6}));
   auto update = stream.Next(kForever);
   EXPECT_EQ(update->first_logits_position, 1);
   EXPECT_THAT(update->logits, ElementsAre(3, 4, 5, 6));
@@ -74,11 +96,36 @@ TEST(JobStreamTest, JoinsLogitsOfConsecutivePositions) {
 
 TEST(JobStreamTest, WakesAReaderThatWaits) {
   JobStream stream;
-  std::thread writer([&] { stream.AddToken({7, 0}); });
+  std::thread writer([&] { stream.Add(Token(7)); });
   auto update = stream.Next(kForever);
   writer.join();
   ASSERT_TRUE(update.ok());
   EXPECT_EQ(update->tokens.size(), 1u);
+}
+
+TEST(JobStreamTest, TellsItsListenerOfNewsAndNotAgainBeforeItIsRead) {
+  JobStream stream;
+  int news = 0;
+  stream.SetListener([&] { ++news; });
+  EXPECT_EQ(news, 0);
+  stream.Add(Token(1));
+  stream.Add(Token(2));
+  EXPECT_EQ(news, 1);
+  EXPECT_EQ(stream.Next(absl::ZeroDuration())->tokens.size(), 2u);
+  stream.Add(Token(3));
+  EXPECT_EQ(news, 2);
+  stream.Fail(absl::UnavailableError("gone"));
+  EXPECT_EQ(news, 2);
+  EXPECT_EQ(stream.Next(absl::ZeroDuration())->tokens.size(), 1u);
+  EXPECT_FALSE(stream.Next(absl::ZeroDuration()).ok());
+}
+
+TEST(JobStreamTest, TellsAListenerThatComesLateAtOnce) {
+  JobStream stream;
+  stream.Fail(absl::UnavailableError("gone"));
+  int news = 0;
+  stream.SetListener([&] { ++news; });
+  EXPECT_EQ(news, 1);
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 #include "coordinator/scheduler.h"
 
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,7 +14,6 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-using ::testing::IsEmpty;
 
 Scheduler::Options SmallOptions() {
   Scheduler::Options options;
@@ -34,15 +34,14 @@ class Bench {
       : scheduler_(options), workers_(WorkersFor(options)) {}
 
   Sequence* Add(const JobSpec& spec) {
-    sequences_.push_back(std::make_unique<Sequence>(sequences_.size() + 1, spec));
+    // One a second.
+    const uint64_t id = sequences_.size() + 1;
+    sequences_.push_back(std::make_unique<Sequence>(id, spec, absl::Seconds(id)));
     scheduler_.Enqueue(sequences_.back().get());
     return sequences_.back().get();
   }
 
-  void Cancel(Sequence* sequence) {
-    sequence->Cancel();
-    scheduler_.Release(sequence);
-  }
+  void Cancel(Sequence* sequence) { scheduler_.Cancel(sequence); }
 
   /// The next step, answered; fails the test if none is due.
   v1::Step Next(bool admit = true) {
@@ -54,8 +53,9 @@ class Bench {
   bool NothingDue() { return !scheduler_.NextStep(true).has_value(); }
 
   void Home(const v1::Step& step) {
-    workers_.MarkHome(step);
+    workers_.MarkHome();
     ASSERT_TRUE(scheduler_.TakeIn(step).ok());
+    scheduler_.blocks().CheckInvariants();
   }
 
   /// Steps until nothing is left to do.
@@ -104,7 +104,8 @@ TEST(SchedulerTest, CutsAPromptIntoChunks) {
     EXPECT_EQ(step.slices(0).output(), rows == 8 ? v1::SLICE_OUTPUT_NONE : v1::SLICE_OUTPUT_SAMPLE);
     bench.Home(step);
   }
-  EXPECT_THAT(Ids(bench.Next()), IsEmpty());
+  EXPECT_TRUE(bench.NothingDue());
+  EXPECT_TRUE(bench.scheduler().Idle());
 }
 
 TEST(SchedulerTest, NumbersStepsFromOneAndNamesThePlan) {
@@ -118,50 +119,222 @@ TEST(SchedulerTest, NumbersStepsFromOneAndNamesThePlan) {
   }
 }
 
-TEST(SchedulerTest, LeavesRowsToDecodingSequencesBeforeItFillsAChunk) {
+JobSpec Bulk(JobSpec spec) {
+  spec.priority = JobPriority::kBulk;
+  return spec;
+}
+
+TEST(SchedulerTest, LeavesRowsToPromptsWhileOthersDecode) {
   Scheduler::Options options = SmallOptions();
   options.max_step_tokens = 8;
   Bench bench(options);
-  bench.Add(ToyJob(2, 10));
-  bench.Add(ToyJob(2, 10));
-  const v1::Step step = bench.Next();
-  bench.Add(ToyJob(20, 1));
-  EXPECT_TRUE(bench.NothingDue());  // but the newcomer is first in line now
+  for (int i = 0; i < 8; ++i) bench.Add(ToyJob(1, 10, i));
+  bench.Home(bench.Next());
+  bench.Add(ToyJob(20, 1, 9));
+  // Six of the eight rows are for those who decode, in turn.
+  v1::Step step = bench.Next();
+  EXPECT_THAT(Ids(step), ElementsAre(1, 2, 3, 4, 5, 6, 9));
+  EXPECT_THAT(Rows(step), ElementsAre(1, 1, 1, 1, 1, 1, 2));
   bench.Home(step);
-  EXPECT_THAT(Rows(bench.Next()), ElementsAre(6, 1, 1));
+  step = bench.Next();
+  EXPECT_THAT(Ids(step), ElementsAre(7, 8, 1, 2, 3, 4, 9));
+  bench.Home(step);
 }
 
-TEST(SchedulerTest, StarvesNobodyWhenDecodingFillsTheStep) {
+TEST(SchedulerTest, AStreamWaitsForNoMoreThanAChunk) {
+  Bench bench(SmallOptions());
+  bench.Add(ToyJob(1, 30));
+  bench.Home(bench.Next());
+  for (int i = 1; i < 4; ++i) bench.Add(ToyJob(40, 1, i));
+  // Every step takes it along, while three long prompts wait.
+  for (int i = 0; i < 8; ++i) {
+    const v1::Step step = bench.Next();
+    EXPECT_EQ(step.slices(0).sequence_id(), 1u);
+    bench.Home(step);
+  }
+}
+
+TEST(SchedulerTest, PrefillsInteractivePromptsFirst) {
   Scheduler::Options options = SmallOptions();
-  options.max_step_tokens = 4;
+  options.max_step_tokens = 8;
   Bench bench(options);
-  for (int i = 0; i < 6; ++i) bench.Add(ToyJob(1, 24, i));
-  for (int i = 0; i < 2; ++i) bench.Home(bench.Next());
-  Sequence* late = bench.Add(ToyJob(6, 1));
-  // Every other step reaches it at least, with one row at least.
-  for (int i = 0; i < 12; ++i) bench.Home(bench.Next());
-  EXPECT_EQ(late->state(), SequenceState::kFinished);
+  bench.Add(Bulk(ToyJob(20, 1)));
+  bench.Home(bench.Next());
+  bench.Add(ToyJob(12, 1, 1));
+  v1::Step step = bench.Next();
+  EXPECT_THAT(Ids(step), ElementsAre(2));
+  bench.Home(step);
+  step = bench.Next();
+  EXPECT_THAT(Ids(step), ElementsAre(2, 1));
+  EXPECT_THAT(Rows(step), ElementsAre(4, 4));
+  bench.Home(step);
 }
 
-TEST(SchedulerTest, AdmitsInOrderAsFarAsBlocksGo) {
+TEST(SchedulerTest, SendsChunksOfAPromptBehindEachOther) {
+  Scheduler::Options options = SmallOptions();
+  options.num_stages = 3;
+  Bench bench(options);
+  Sequence* sequence = bench.Add(ToyJob(20, 3));
+  std::vector<v1::Step> steps;
+  for (const int rows : {8, 8, 4}) {
+    steps.push_back(bench.Next());
+    EXPECT_THAT(Rows(steps.back()), ElementsAre(rows));
+  }
+  EXPECT_TRUE(bench.NothingDue());
+  for (const v1::Step& step : steps) bench.Home(step);
+  EXPECT_EQ(sequence->state(), SequenceState::kDecoding);
+  bench.Drain();
+  EXPECT_EQ(sequence->state(), SequenceState::kFinished);
+}
+
+TEST(SchedulerTest, SpreadsDecodingSequencesOverAsManyStepsAsStages) {
+  Scheduler::Options options = SmallOptions();
+  options.num_stages = 3;
+  Bench bench(options);
+  for (int i = 0; i < 7; ++i) bench.Add(ToyJob(1, 5, i));
+  bench.Home(bench.Next());
+  const v1::Step first = bench.Next();
+  EXPECT_THAT(Ids(first), ElementsAre(1, 2, 3));
+  EXPECT_THAT(Ids(bench.Next()), ElementsAre(4, 5, 6));
+  EXPECT_THAT(Ids(bench.Next()), ElementsAre(7));
+  EXPECT_TRUE(bench.NothingDue()) << "a fourth step for three stages";
+  bench.Home(first);
+  EXPECT_THAT(Ids(bench.Next()), ElementsAre(1, 2, 3));
+}
+
+TEST(SchedulerTest, AdmitsByRankAsFarAsBlocksGo) {
   Scheduler::Options options = SmallOptions();
   options.kv_blocks = 10;
+  options.max_step_tokens = 64;
+  options.prefill_chunk = 64;
   Bench bench(options);
-  Sequence* first = bench.Add(ToyJob(4, 20));   // 6 blocks
-  Sequence* second = bench.Add(ToyJob(8, 12));  // 5 blocks: does not fit beside it
-  Sequence* third = bench.Add(ToyJob(1, 1));    // would fit, but stands behind
+  Sequence* first = bench.Add(ToyJob(24, 1, 1));   // 6 blocks
+  Sequence* second = bench.Add(ToyJob(16, 1, 2));  // 4 blocks, and one to grow for the first
+  Sequence* third = bench.Add(ToyJob(1, 1, 3));    // would fit, but stands behind
   const v1::Step step = bench.Next();
   EXPECT_THAT(Ids(step), ElementsAre(1));
-  EXPECT_EQ(bench.scheduler().free_blocks(), 4);
+  EXPECT_EQ(bench.scheduler().blocks().free_blocks(), 4);
   EXPECT_EQ(second->state(), SequenceState::kQueued);
   EXPECT_EQ(third->state(), SequenceState::kQueued);
   bench.Cancel(first);
-  EXPECT_TRUE(bench.NothingDue());
+  EXPECT_EQ(bench.scheduler().blocks().free_blocks(), 10) << "at once, though it is in flight";
   bench.Home(step);
-  const v1::Step next = bench.Next();
-  EXPECT_THAT(next.freed_sequence_ids(), ElementsAre(1));
-  EXPECT_THAT(Ids(next), ElementsAre(2, 3));
-  EXPECT_EQ(bench.scheduler().free_blocks(), 4);
+  EXPECT_THAT(Ids(bench.Next()), ElementsAre(2, 3));
+}
+
+TEST(SchedulerTest, AdmitsInteractiveJobsBeforeBulkJobsThatAreNotMuchOlder) {
+  Scheduler::Options options = SmallOptions();
+  options.max_step_tokens = 1;
+  Bench bench(options);
+  Sequence* old_bulk = bench.Add(Bulk(ToyJob(1, 1, 1)));  // at second 1
+  for (int i = 0; i < 59; ++i) bench.Cancel(bench.Add(ToyJob(1, 1)));
+  Sequence* bulk = bench.Add(Bulk(ToyJob(1, 1, 2)));  // at second 61
+  Sequence* interactive = bench.Add(ToyJob(1, 1, 3));
+  std::vector<uint64_t> order;
+  for (int i = 0; i < 3; ++i) {
+    const v1::Step step = bench.Next();
+    order.push_back(Ids(step).at(0));
+    bench.Home(step);
+  }
+  EXPECT_THAT(order, ElementsAre(old_bulk->id(), interactive->id(), bulk->id()));
+}
+
+TEST(SchedulerTest, TheYoungestBulkSequenceGivesItsBlocksBackAndIsPrefilledAgain) {
+  Scheduler::Options options = SmallOptions();
+  options.kv_blocks = 9;
+  options.max_step_tokens = 64;
+  Bench bench(options);
+  Sequence* interactive = bench.Add(ToyJob(4, 24, 1));  // 7 blocks at its end
+  Sequence* bulk = bench.Add(Bulk(ToyJob(4, 16, 2)));   // 5 blocks
+  Sequence* young = bench.Add(Bulk(ToyJob(4, 16, 3)));
+  bool gave_way = false;
+  std::vector<Sequence*> ended;
+  while (auto step = bench.scheduler().NextStep(true)) {
+    gave_way = gave_way || (young->state() == SequenceState::kQueued && bulk->running());
+    bench.Home(bench.workers().Answer(*std::move(step)));
+    for (Sequence* each : {interactive, bulk, young}) {
+      if (each->state() == SequenceState::kFinished &&
+          std::find(ended.begin(), ended.end(), each) == ended.end()) {
+        ended.push_back(each);
+      }
+    }
+  }
+  EXPECT_TRUE(gave_way);
+  EXPECT_GT(bench.scheduler().counters().preemptions, 0);
+  EXPECT_THAT(ended, ElementsAre(bulk, interactive, young));
+  EXPECT_EQ(young->generated_tokens(), 16);
+  EXPECT_EQ(bench.scheduler().blocks().free_blocks(), 9);
+}
+
+TEST(SchedulerTest, AnInteractiveJobThatDoesNotFitHasBulkJobsGiveWay) {
+  Scheduler::Options options = SmallOptions();
+  options.kv_blocks = 8;
+  options.max_step_tokens = 64;
+  options.prefill_chunk = 64;
+  Bench bench(options);
+  Sequence* bulk = bench.Add(Bulk(ToyJob(20, 8, 1)));  // 5 blocks
+  bench.Home(bench.Next());
+  Sequence* interactive = bench.Add(ToyJob(20, 8, 2));
+  const v1::Step step = bench.Next();
+  EXPECT_THAT(Ids(step), ElementsAre(2));
+  EXPECT_EQ(bulk->state(), SequenceState::kQueued);
+  bench.Home(step);
+  bench.Drain();
+  EXPECT_EQ(interactive->state(), SequenceState::kFinished);
+  EXPECT_EQ(bulk->state(), SequenceState::kFinished);
+}
+
+TEST(SchedulerTest, ForgetsSlicesOfARunThatWasPreempted) {
+  Scheduler::Options options = SmallOptions();
+  options.num_stages = 2;
+  options.kv_blocks = 8;
+  options.max_step_tokens = 64;
+  options.prefill_chunk = 64;
+  Bench bench(options);
+  Sequence* bulk = bench.Add(Bulk(ToyJob(20, 4, 1)));
+  const v1::Step stale = bench.Next();
+  Sequence* interactive = bench.Add(ToyJob(20, 1, 2));
+  const v1::Step urgent = bench.Next();
+  EXPECT_EQ(bulk->state(), SequenceState::kQueued);
+  bench.Home(stale);
+  EXPECT_EQ(bulk->state(), SequenceState::kQueued);
+  EXPECT_EQ(bulk->generated_tokens(), 0);
+  bench.Home(urgent);
+  EXPECT_EQ(interactive->state(), SequenceState::kFinished);
+  bench.Drain();
+  EXPECT_EQ(bulk->state(), SequenceState::kFinished);
+}
+
+TEST(SchedulerTest, SharesTheBlocksOfACommonBeginning) {
+  Bench bench(SmallOptions());
+  bench.Add(ToyJob(14, 1));
+  bench.Drain();
+  // Three whole blocks are shared; of the fourth a copy is made.
+  Sequence* longer = bench.Add(ToyJob(20, 1));
+  const v1::Step step = bench.Next();
+  EXPECT_EQ(step.slices(0).first_position(), 14u);
+  ASSERT_EQ(step.block_copies_size(), 1);
+  EXPECT_EQ(step.slices(0).kv_blocks(3), step.block_copies(0).to());
+  bench.Home(step);
+  EXPECT_EQ(longer->reused_tokens(), 14);
+  EXPECT_EQ(bench.scheduler().counters().prefix_hit_tokens, 14);
+}
+
+TEST(SchedulerTest, ReadsNoPromptFromTheCacheWhoseEveryRowIsWanted) {
+  Bench bench(SmallOptions());
+  bench.Add(ToyJob(14, 1));
+  bench.Drain();
+  for (const bool logits : {true, false}) {
+    JobSpec spec = ToyJob(14, 0);
+    spec.prompt_logits = logits;
+    spec.score_prompt = !logits;
+    Sequence* sequence = bench.Add(spec);
+    const v1::Step step = bench.Next();
+    EXPECT_EQ(step.slices(0).first_position(), 0u);
+    bench.Home(step);
+    bench.Drain();
+    EXPECT_EQ(sequence->state(), SequenceState::kFinished);
+  }
 }
 
 TEST(SchedulerTest, LetsNobodyInWhileToldNotTo) {
@@ -177,93 +350,11 @@ TEST(SchedulerTest, RefusesWhatCanNeverFit) {
   Scheduler::Options options = SmallOptions();
   options.kv_blocks = 10;
   Scheduler scheduler(options);
-  EXPECT_TRUE(scheduler.CheckFits(Sequence(1, ToyJob(10, 30))).ok());
-  const absl::Status status = scheduler.CheckFits(Sequence(1, ToyJob(10, 31)));
+  EXPECT_TRUE(scheduler.CheckFits(Sequence(1, ToyJob(10, 30), {})).ok());
+  const absl::Status status = scheduler.CheckFits(Sequence(1, ToyJob(10, 31), {}));
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(status.message()),
               HasSubstr("41 tokens, that is 11 KV blocks of 4; the cluster has 10"));
-}
-
-TEST(SchedulerTest, SpreadsSequencesOverAsManyStepsAsStages) {
-  Scheduler::Options options = SmallOptions();
-  options.num_stages = 3;
-  Bench bench(options);
-  for (int i = 0; i < 7; ++i) bench.Add(ToyJob(1, 5, i));
-  const v1::Step first = bench.Next();
-  EXPECT_THAT(Ids(first), ElementsAre(1, 2, 3));
-  EXPECT_THAT(Ids(bench.Next()), ElementsAre(4, 5, 6));
-  EXPECT_THAT(Ids(bench.Next()), ElementsAre(7));
-  EXPECT_TRUE(bench.NothingDue()) << "a fourth step for three stages";
-  bench.Home(first);
-  EXPECT_THAT(Ids(bench.Next()), ElementsAre(1, 2, 3));
-}
-
-TEST(SchedulerTest, HoldsReadySequencesBackWhileEveryStageIsBusy) {
-  Scheduler::Options options = SmallOptions();
-  options.num_stages = 2;
-  Bench bench(options);
-  bench.Add(ToyJob(1, 5));
-  const v1::Step first = bench.Next();
-  bench.Add(ToyJob(1, 5));
-  bench.Next();
-  bench.Add(ToyJob(1, 5));
-  bench.Add(ToyJob(1, 5));
-  EXPECT_TRUE(bench.NothingDue());
-  bench.Home(first);
-  EXPECT_THAT(Ids(bench.Next()), ElementsAre(3, 4)) << "in line before sequence 1";
-}
-
-TEST(SchedulerTest, SendsFreesAloneWhenNothingElseIsDue) {
-  Bench bench(SmallOptions());
-  bench.Add(ToyJob(3, 1));
-  bench.Home(bench.Next());
-  EXPECT_FALSE(bench.scheduler().Idle());
-  const v1::Step frees = bench.Next();
-  EXPECT_THAT(frees.freed_sequence_ids(), ElementsAre(1));
-  EXPECT_EQ(frees.slices_size(), 0);
-  bench.Home(frees);
-  EXPECT_TRUE(bench.NothingDue());
-  EXPECT_TRUE(bench.scheduler().Idle());
-  EXPECT_EQ(bench.scheduler().free_blocks(), 64);
-}
-
-TEST(SchedulerTest, FreesACancelledSequenceWhenItsSliceIsHome) {
-  Scheduler::Options options = SmallOptions();
-  options.num_stages = 2;
-  Bench bench(options);
-  Sequence* sequence = bench.Add(ToyJob(4, 4));
-  const v1::Step step = bench.Next();
-  bench.Cancel(sequence);
-  EXPECT_TRUE(bench.NothingDue());
-  EXPECT_EQ(bench.scheduler().free_blocks(), 62);
-  bench.Home(step);
-  EXPECT_EQ(bench.scheduler().free_blocks(), 64);
-  EXPECT_THAT(bench.Next().freed_sequence_ids(), ElementsAre(1));
-}
-
-TEST(SchedulerTest, FreesACancelledSequenceBetweenItsSlicesAtOnce) {
-  Bench bench(SmallOptions());
-  Sequence* sequence = bench.Add(ToyJob(4, 4));
-  bench.Home(bench.Next());
-  bench.Cancel(sequence);
-  EXPECT_THAT(bench.Next().freed_sequence_ids(), ElementsAre(1));
-}
-
-TEST(SchedulerTest, DoesNotTellWorkersOfSequencesTheyNeverSaw) {
-  Scheduler::Options options = SmallOptions();
-  options.max_step_tokens = 1;
-  Bench bench(options);
-  bench.Add(ToyJob(1, 1));
-  Sequence* admitted = bench.Add(ToyJob(1, 1));
-  const v1::Step step = bench.Next();
-  EXPECT_EQ(admitted->state(), SequenceState::kPrefilling);
-  Sequence* queued = bench.Add(ToyJob(1, 1));
-  bench.Cancel(admitted);
-  bench.Cancel(queued);
-  bench.Home(step);
-  bench.Drain();
-  EXPECT_THAT(bench.workers().sequences_seen(), ElementsAre(1));
-  EXPECT_EQ(bench.scheduler().free_blocks(), 64);
 }
 
 TEST(SchedulerTest, FailsAndFreesTheSequencesOfAFailedStep) {
@@ -271,21 +362,20 @@ TEST(SchedulerTest, FailsAndFreesTheSequencesOfAFailedStep) {
   options.num_stages = 2;
   Bench bench(options);
   Sequence* failing = bench.Add(ToyJob(4, 4));
-  Sequence* other = bench.Add(ToyJob(4, 4));
   v1::Step step = bench.Next();
+  Sequence* other = bench.Add(ToyJob(4, 4));
   step.clear_results();
   step.mutable_error()->set_code(8);
-  bench.workers().MarkHome(step);
+  bench.workers().MarkHome();
   auto returned = bench.scheduler().TakeIn(step);
   ASSERT_TRUE(returned.ok());
   ASSERT_EQ(returned->size(), 1u);
   EXPECT_EQ(returned->front().sequence, failing);
   EXPECT_EQ(returned->front().result, nullptr);
   EXPECT_EQ(failing->state(), SequenceState::kFailed);
-  const v1::Step next = bench.Next();
-  EXPECT_THAT(next.freed_sequence_ids(), ElementsAre(1));
-  EXPECT_THAT(Ids(next), ElementsAre(2));
-  EXPECT_TRUE(other->running());
+  bench.Drain();
+  EXPECT_EQ(other->state(), SequenceState::kFinished);
+  EXPECT_EQ(bench.scheduler().blocks().free_blocks(), 64);
 }
 
 TEST(SchedulerTest, BoundsTheLogitsOfASlice) {
@@ -296,7 +386,7 @@ TEST(SchedulerTest, BoundsTheLogitsOfASlice) {
   Scheduler scheduler(options);
   JobSpec spec = ToyJob(40, 0);
   spec.prompt_logits = true;
-  Sequence sequence(1, spec);
+  Sequence sequence(1, spec, {});
   scheduler.Enqueue(&sequence);
   EXPECT_THAT(Rows(*scheduler.NextStep(true)), ElementsAre(16));
 }
@@ -306,8 +396,8 @@ TEST(SchedulerTest, TakesInTheOldestStepOnly) {
   options.num_stages = 2;
   Bench bench(options);
   bench.Add(ToyJob(1, 4));
-  bench.Add(ToyJob(1, 4));
   const v1::Step first = bench.Next();
+  bench.Add(ToyJob(1, 4, 1));
   const v1::Step second = bench.Next();
   const absl::Status lost = bench.scheduler().TakeIn(second).status();
   EXPECT_EQ(lost.code(), absl::StatusCode::kFailedPrecondition);
@@ -339,8 +429,11 @@ TEST(SchedulerTest, RefusesResultsThatDoNotAnswerTheSlices) {
   bad.mutable_results()->SwapElements(0, 1);
   expect_refused(bad, "a result of sequence 2 for a slice of sequence 1");
   bad = good;
-  bad.mutable_results(0)->set_token_id(97);
+  bad.mutable_results(0)->mutable_sampled(0)->set_token_id(97);
   expect_refused(bad, "token id 97, outside the vocabulary of 97");
+  bad = good;
+  bad.mutable_results(0)->clear_sampled();
+  expect_refused(bad, "0 sampled and 0 scored tokens instead of 1 and 0");
   bad = good;
   bad.mutable_results(1)->mutable_logits()->pop_back();
   expect_refused(bad, "1163 bytes of logits instead of 1164");

@@ -27,7 +27,13 @@ struct ToyModel {
   ScoredToken Next(absl::Span<const int32_t> prefix, const v1::SamplingParams& sampling) const {
     const uint64_t hash = Hash(prefix, sampling.temperature() > 0 ? sampling.seed() : 0);
     return {static_cast<int32_t>(hash % static_cast<uint64_t>(vocab_size)),
-            -static_cast<float>(hash % 1024) / 64};
+            -static_cast<float>(hash % 1024) / 64,
+            {}};
+  }
+
+  /// The log-probability of `token_id` after `prefix`.
+  float Score(absl::Span<const int32_t> prefix, int32_t token_id) const {
+    return -static_cast<float>(Hash(prefix, static_cast<uint64_t>(token_id)) % 1024) / 64;
   }
 
   /// [vocab_size], of the prefix's last position.
@@ -59,6 +65,15 @@ struct ToyModel {
       all.insert(all.end(), row.begin(), row.end());
     }
     return all;
+  }
+
+  std::vector<ScoredToken> PromptScores(const JobSpec& spec) const {
+    std::vector<ScoredToken> scores;
+    for (size_t i = 1; i < spec.prompt.size(); ++i) {
+      const int32_t token_id = spec.prompt[i];
+      scores.push_back({token_id, Score(absl::MakeConstSpan(spec.prompt).first(i), token_id), {}});
+    }
+    return scores;
   }
 };
 

@@ -1,0 +1,266 @@
+// Pipelines that come, go and break, and what becomes of the jobs then.
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/bounded_queue.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/coordinator/driver_testing.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+TEST(PipelineDriverPlanTest, AHandleMayOutliveTheDriver) {
+  std::unique_ptr<JobHandle> handle;
+  {
+    FakePipeline workers;
+    PipelineDriver driver(SmallDriver());
+    driver.Attach(workers.Connect());
+    handle = MustSubmit(&driver, ToyJob(3, 10));
+    workers.Take();
+  }
+  handle->Cancel();
+  EXPECT_EQ(handle->Next().status(), absl::UnavailableError("the coordinator is shutting down"));
+}
+
+TEST(PipelineDriverPlanTest, ShutdownEndsAllJobsAndRefusesNewOnes) {
+  FakePipeline workers;
+  PipelineDriver driver(SmallDriver());
+  auto queued = MustSubmit(&driver, ToyJob(3, 10));
+  driver.Shutdown();
+  driver.Attach(workers.Connect());
+  EXPECT_EQ(queued->Next().status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(driver.Submit(ToyJob(3, 10)).status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(PipelineDriverPlanTest, DetachFailsRunningJobsAndKeepsQueuedOnes) {
+  FakePipeline first(Stages(1, 1));
+  FakePipeline second(Stages(2, 2));
+  PipelineDriver driver(SmallDriver());
+  driver.Attach(first.Connect());
+  const JobSpec running_spec = ToyJob(8, 12);
+  const JobSpec queued_spec = ToyJob(7, 9);
+  auto running = MustSubmit(&driver, running_spec);
+  ASSERT_TRUE(first.Deliver(&driver, first.Take()).ok());
+  driver.PauseAdmission();
+  auto queued = MustSubmit(&driver, queued_spec);
+  const v1::Step lost = first.Take();
+
+  const absl::Status why = absl::UnavailableError("worker b is gone");
+  driver.Detach(why);
+  driver.Detach(why);
+  first.WaitUntilClosed();
+  const Outcome outcome = ReadToEnd(running.get());
+  EXPECT_EQ(outcome.status, why);
+  EXPECT_EQ(outcome.token_ids.size(), 1u) << "what was generated before is read";
+  ASSERT_EQ(driver.List().size(), 1u);
+  EXPECT_EQ(driver.List()[0].state(), v1::JOB_STATE_QUEUED);
+  EXPECT_EQ(first.Deliver(&driver, lost).code(), absl::StatusCode::kAborted);
+
+  driver.Attach(second.Connect());
+  driver.ResumeAdmission();
+  EXPECT_EQ(driver.Receive(lost).code(), absl::StatusCode::kAborted) << "another plan's step";
+  FakePipeline::Player player(&second, &driver);
+  EXPECT_EQ(ReadToEnd(queued.get()).token_ids, kModel.Reply(queued_spec));
+}
+
+TEST(PipelineDriverPlanTest, QueuedJobsGiveUpWhenNoPipelineComes) {
+  SimulatedClock clock;
+  PipelineDriver::Options options = SmallDriver();
+  options.clock = &clock;
+  PipelineDriver driver(options);
+  driver.SetWaitingReason("waiting for 1 more worker");
+  clock.Advance(absl::Seconds(100));
+  auto first = MustSubmit(&driver, ToyJob(3, 3));
+  clock.Advance(absl::Seconds(30));
+  auto second = MustSubmit(&driver, ToyJob(3, 3));
+  clock.Advance(absl::Seconds(29));
+  driver.Tick();
+  EXPECT_EQ(driver.List().size(), 2u);
+  clock.Advance(absl::Seconds(1));
+  driver.Tick();
+  EXPECT_EQ(
+      first->Next().status(),
+      absl::UnavailableError("no pipeline came to be within 60 s: waiting for 1 more worker"));
+  ASSERT_EQ(driver.List().size(), 1u);
+  EXPECT_EQ(driver.List()[0].job_id(), second->id());
+}
+
+TEST(PipelineDriverPlanTest, TheWaitForAPipelineStartsWhenThePipelineGoes) {
+  SimulatedClock clock;
+  PipelineDriver::Options options = SmallDriver();
+  options.clock = &clock;
+  FakePipeline workers;
+  PipelineDriver driver(options);
+  driver.PauseAdmission();
+  driver.Attach(workers.Connect());
+  auto handle = MustSubmit(&driver, ToyJob(3, 3));
+  clock.Advance(absl::Seconds(1000));
+  driver.Tick();
+  driver.Detach(absl::UnavailableError("gone"));
+  clock.Advance(absl::Seconds(59));
+  driver.Tick();
+  EXPECT_EQ(driver.List().size(), 1u);
+  clock.Advance(absl::Seconds(1));
+  driver.Tick();
+  EXPECT_EQ(handle->Next().status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(PipelineDriverPlanTest, LooksAtTheRealClockByItself) {
+  PipelineDriver::Options options = SmallDriver();
+  options.pipeline_timeout = absl::Milliseconds(2);
+  PipelineDriver driver(options);
+  auto handle = MustSubmit(&driver, ToyJob(3, 3));
+  EXPECT_EQ(handle->Next().status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST(PipelineDriverPlanTest, AStepErrorFailsThatStepsJobsOnly) {
+  FakePipeline workers(Stages(2));
+  PipelineDriver driver(SmallDriver());
+  driver.Attach(workers.Connect());
+  auto failing = MustSubmit(&driver, ToyJob(3, 3));
+  v1::Step step = workers.Take();
+  const JobSpec other_spec = ToyJob(3, 3, 1);
+  auto other = MustSubmit(&driver, other_spec);
+  step.clear_results();
+  step.mutable_error()->set_code(15);
+  step.mutable_error()->set_message("stage 1 on worker b: short read");
+  ASSERT_TRUE(workers.Deliver(&driver, step).ok());
+  EXPECT_EQ(failing->Next().status(), absl::DataLossError("stage 1 on worker b: short read"));
+  FakePipeline::Player player(&workers, &driver);
+  EXPECT_EQ(ReadToEnd(other.get()).token_ids, kModel.Reply(other_spec));
+}
+
+TEST(PipelineDriverPlanTest, AStepErrorWithoutACodeIsInternal) {
+  FakePipeline workers;
+  PipelineDriver driver(SmallDriver());
+  driver.Attach(workers.Connect());
+  auto handle = MustSubmit(&driver, ToyJob(3, 3));
+  v1::Step step = workers.Take();
+  step.mutable_error()->set_message("what");
+  ASSERT_TRUE(workers.Deliver(&driver, step).ok());
+  EXPECT_EQ(handle->Next().status(), absl::InternalError("what"));
+  Drain(&driver, &workers);
+}
+
+struct Broken {
+  uint64_t plan_version;
+  absl::Status why;
+};
+
+TEST(PipelineDriverPlanTest, AnswersThatMakeNoSenseBreakThePipeline) {
+  BoundedQueue<Broken> told(4);
+  PipelineDriver::Options options = SmallDriver();
+  options.on_pipeline_broken = [&](uint64_t plan_version, const absl::Status& why) {
+    told.Push({plan_version, why});
+  };
+  FakePipeline workers(Stages(1, 7));
+  FakePipeline next(Stages(1, 8));
+  PipelineDriver driver(options);
+  driver.Attach(workers.Connect());
+  auto handle = MustSubmit(&driver, ToyJob(3, 3));
+  v1::Step step = workers.Take();
+  step.mutable_results(0)->mutable_sampled(0)->set_token_id(97);
+  const absl::Status refused = workers.Deliver(&driver, step);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kInternal);
+  EXPECT_EQ(handle->Next().status(), refused);
+  const std::optional<Broken> broken = told.Pop();
+  EXPECT_EQ(broken->plan_version, 7u);
+  EXPECT_EQ(broken->why, refused);
+  workers.WaitUntilClosed();
+
+  driver.Attach(next.Connect());
+  FakePipeline::Player player(&next, &driver);
+  EXPECT_TRUE(ReadToEnd(MustSubmit(&driver, ToyJob(3, 3)).get()).status.ok());
+}
+
+TEST(PipelineDriverPlanTest, ALostStepBreaksThePipeline) {
+  FakePipeline workers(Stages(2));
+  PipelineDriver driver(SmallDriver());
+  driver.Attach(workers.Connect());
+  auto first = MustSubmit(&driver, ToyJob(3, 3));
+  workers.Take();
+  auto second = MustSubmit(&driver, ToyJob(3, 3));
+  EXPECT_EQ(workers.Deliver(&driver, workers.Take()).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_FALSE(first->Next().ok());
+  EXPECT_FALSE(second->Next().ok());
+}
+
+TEST(PipelineDriverPlanTest, AFirstHopThatFailsBreaksThePipeline) {
+  BoundedQueue<Broken> told(4);
+  PipelineDriver* driver_in_callback = nullptr;
+  FakePipeline workers(Stages(1, 7));
+  FakePipeline next(Stages(1, 8));
+  PipelineDriver::Options options = SmallDriver();
+  options.on_pipeline_broken = [&](uint64_t plan_version, const absl::Status& why) {
+    // What a controller would do: the callback may call back.
+    driver_in_callback->Detach(why);
+    driver_in_callback->Attach(next.Connect());
+    told.Push({plan_version, why});
+  };
+  PipelineDriver driver(options);
+  driver_in_callback = &driver;
+  workers.BreakFirstHop(absl::UnavailableError("connection reset"));
+  driver.Attach(workers.Connect());
+  auto handle = MustSubmit(&driver, ToyJob(3, 3));
+  const absl::Status failed = handle->Next().status();
+  EXPECT_EQ(failed.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(failed.message()), HasSubstr("first stage: connection reset"));
+  EXPECT_EQ(told.Pop()->plan_version, 7u);
+  FakePipeline::Player player(&next, &driver);
+  EXPECT_TRUE(ReadToEnd(MustSubmit(&driver, ToyJob(3, 3)).get()).status.ok());
+}
+
+TEST(PipelineDriverPlanTest, PausedAdmissionLetsThePipelineRunDry) {
+  FakePipeline first(Stages(1, 1));
+  FakePipeline second(Stages(1, 2));
+  PipelineDriver driver(SmallDriver());
+  driver.Attach(first.Connect());
+  auto running = MustSubmit(&driver, ToyJob(3, 3));
+  v1::Step step = first.Take();
+  driver.PauseAdmission();
+  const JobSpec spec = ToyJob(4, 4);
+  auto queued = MustSubmit(&driver, spec);
+  EXPECT_FALSE(driver.Idle());
+  ASSERT_TRUE(first.Deliver(&driver, step).ok());
+  FakePipeline::Player first_player(&first, &driver);
+  EXPECT_TRUE(ReadToEnd(running.get()).status.ok());
+  EXPECT_TRUE(driver.Idle());
+  EXPECT_EQ(driver.List()[0].state(), v1::JOB_STATE_QUEUED);
+
+  driver.Detach(absl::AbortedError("a new plan"));
+  driver.Attach(second.Connect());
+  FakePipeline::Player player(&second, &driver);
+  driver.ResumeAdmission();
+  EXPECT_EQ(ReadToEnd(queued.get()).token_ids, kModel.Reply(spec));
+  EXPECT_THAT(first.sequences_seen(), ElementsAre(running->id()));
+}
+
+TEST(PipelineDriverPlanTest, CountsOverAllPlans) {
+  FakePipeline first(Stages(1, 1));
+  FakePipeline second(Stages(1, 2));
+  PipelineDriver driver(SmallDriver());
+  EXPECT_FALSE(driver.stats().serving);
+  driver.Attach(first.Connect());
+  EXPECT_TRUE(driver.stats().serving);
+  EXPECT_EQ(driver.stats().kv_blocks, 64);
+  {
+    FakePipeline::Player player(&first, &driver);
+    ReadToEnd(MustSubmit(&driver, ToyJob(3, 3)).get());
+  }
+  driver.Detach(absl::AbortedError("a new plan"));
+  EXPECT_EQ(driver.stats().kv_blocks, 0);
+  driver.Attach(second.Connect());
+  FakePipeline::Player player(&second, &driver);
+  ReadToEnd(MustSubmit(&driver, ToyJob(3, 2)).get());
+  EXPECT_EQ(driver.stats().counters.steps, 3 + 2);
+}
+
+}  // namespace
+}  // namespace caravan
