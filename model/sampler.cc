@@ -7,8 +7,11 @@
 #include <numeric>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/status_macros.h"
 
 namespace caravan {
 namespace {
@@ -22,7 +25,7 @@ uint64_t Mix(uint64_t z) {
 }
 
 /// Uniform in [0, 1): output `position` of the splitmix64 sequence that starts at the seed's hash.
-double Draw(uint64_t seed, int64_t position) {
+double Uniform(uint64_t seed, int64_t position) {
   const uint64_t step = 0x9e3779b97f4a7c15;
   const uint64_t bits = Mix(Mix(seed) + (static_cast<uint64_t>(position) + 1) * step);
   return static_cast<double>(bits >> 11) * 0x1p-53;
@@ -65,14 +68,58 @@ class Logits {
   int32_t best_ = 0;
 };
 
-float LogProbability(const Logits& logits, int32_t token) {
+/// Logarithm of the sum of exp(BelowBest).
+double LogSum(const Logits& logits) {
   double sum = 0;
   for (int32_t id = 0; id < logits.size(); ++id) sum += std::exp(logits.BelowBest(id));
-  return static_cast<float>(logits.BelowBest(token) - std::log(sum));
+  return std::log(sum);
 }
 
-/// The token, by temperature, top_k and top_p. REQUIRES: temperature > 0.
-int32_t DrawToken(const Logits& logits, const v1::SamplingParams& params, int64_t position) {
+/// The `count` highest-ranking, best first.
+std::vector<int32_t> Best(const Logits& logits, size_t count) {
+  std::vector<int32_t> best;
+  if (count == 0) return best;
+  const auto before = [&](int32_t a, int32_t b) { return logits.Before(a, b); };
+  // Few of a long vocabulary ever pass the last one that is kept.
+  for (int32_t id = 0; id < logits.size(); ++id) {
+    if (best.size() == count) {
+      if (!logits.Before(id, best.back())) continue;
+      best.pop_back();
+    }
+    best.insert(std::upper_bound(best.begin(), best.end(), id, before), id);
+  }
+  return best;
+}
+
+bool HasPenalties(const v1::SamplingParams& params) {
+  return params.frequency_penalty() != 0 || params.presence_penalty() != 0 ||
+         (params.repetition_penalty() != 0 && params.repetition_penalty() != 1);
+}
+
+/// What the draw sees of the logits: biases are added, then what repeats is made less likely.
+std::vector<float> Adjusted(absl::Span<const float> logits, const v1::SamplingParams& params,
+                            const v1::SamplingHistory& history) {
+  std::vector<float> adjusted(logits.begin(), logits.end());
+  for (const v1::LogitBias& bias : params.logit_biases()) {
+    adjusted[bias.token_id()] += bias.bias();
+  }
+  if (!HasPenalties(params)) return adjusted;
+  absl::flat_hash_map<uint32_t, int> uses_in_reply;  // of every token that prompt or reply has
+  for (const uint32_t id : history.prompt_token_ids()) uses_in_reply.try_emplace(id, 0);
+  for (const uint32_t id : history.reply_token_ids()) ++uses_in_reply[id];
+  const float repetition = params.repetition_penalty() == 0 ? 1 : params.repetition_penalty();
+  for (const auto& [id, uses] : uses_in_reply) {
+    float& logit = adjusted[id];
+    logit = logit > 0 ? logit / repetition : logit * repetition;
+    if (uses == 0) continue;
+    logit -= static_cast<float>(uses) * params.frequency_penalty() + params.presence_penalty();
+  }
+  return adjusted;
+}
+
+/// By temperature, top_k, top_p and min_p.
+int32_t Draw(const Logits& logits, const v1::SamplingParams& params, int64_t position) {
+  if (params.temperature() == 0) return logits.best();
   const double temperature = params.temperature();
   const auto weight = [&](int32_t id) { return std::exp(logits.BelowBest(id) / temperature); };
   const auto before = [&](int32_t a, int32_t b) { return logits.Before(a, b); };
@@ -98,7 +145,15 @@ int32_t DrawToken(const Logits& logits, const v1::SamplingParams& params, int64_
     kept.erase(kept.begin(), heap_end);  // The nucleus lies behind the heap, likeliest last.
     total = std::accumulate(kept.begin(), kept.end(), 0.0, add_weight);
   }
-  const double target = Draw(params.seed(), position) * total;
+  if (params.min_p() > 0) {
+    // The likeliest one's weight is 1, so it stays.
+    const double least = params.min_p();
+    kept.erase(
+        std::remove_if(kept.begin(), kept.end(), [&](int32_t id) { return weight(id) < least; }),
+        kept.end());
+    total = std::accumulate(kept.begin(), kept.end(), 0.0, add_weight);
+  }
+  const double target = Uniform(params.seed(), position) * total;
   double reached = 0;
   for (const int32_t id : kept) {
     reached += weight(id);
@@ -107,29 +162,79 @@ int32_t DrawToken(const Logits& logits, const v1::SamplingParams& params, int64_
   return logits.best();  // Not reached: `reached` ends at `total`, which is above `target`.
 }
 
-}  // namespace
+/// Written so that NaN fails.
+absl::Status CheckRange(absl::string_view name, double value, double least, double most) {
+  if (value >= least && value <= most) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(name, ": must be from ", least, " to ", most, ", is ", value));
+}
 
-absl::Status CheckSamplingParams(const v1::SamplingParams& params) {
-  // Written so that NaN fails.
-  if (!(params.temperature() >= 0 && params.temperature() <= 100)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("temperature: must be from 0 to 100, is ", params.temperature()));
+absl::Status CheckLogitBiases(const v1::SamplingParams& params, std::optional<int64_t> vocab_size) {
+  if (params.logit_biases_size() > kMaxLogitBiases) {
+    return absl::InvalidArgumentError(absl::StrCat("logit_bias: must name at most ",
+                                                   kMaxLogitBiases, " tokens, names ",
+                                                   params.logit_biases_size()));
   }
-  if (!(params.top_p() >= 0 && params.top_p() <= 1)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("top_p: must be from 0 to 1, is ", params.top_p()));
+  absl::flat_hash_set<uint32_t> seen;
+  for (const v1::LogitBias& bias : params.logit_biases()) {
+    CARAVAN_RETURN_IF_ERROR(
+        CheckRange(absl::StrCat("logit_bias of token ", bias.token_id()), bias.bias(), -100, 100));
+    if (vocab_size.has_value() && bias.token_id() >= *vocab_size) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "logit_bias: token ", bias.token_id(), " is outside the vocabulary of ", *vocab_size));
+    }
+    if (!seen.insert(bias.token_id()).second) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("logit_bias: names token ", bias.token_id(), " twice"));
+    }
   }
   return absl::OkStatus();
 }
 
-ScoredToken SampleToken(absl::Span<const float> logits, const v1::SamplingParams& params,
-                        int64_t position) {
+}  // namespace
+
+absl::Status CheckSamplingParams(const v1::SamplingParams& params,
+                                 std::optional<int64_t> vocab_size) {
+  CARAVAN_RETURN_IF_ERROR(CheckRange("temperature", params.temperature(), 0, 100));
+  CARAVAN_RETURN_IF_ERROR(CheckRange("top_p", params.top_p(), 0, 1));
+  CARAVAN_RETURN_IF_ERROR(CheckRange("min_p", params.min_p(), 0, 1));
+  CARAVAN_RETURN_IF_ERROR(CheckRange("frequency_penalty", params.frequency_penalty(), -2, 2));
+  CARAVAN_RETURN_IF_ERROR(CheckRange("presence_penalty", params.presence_penalty(), -2, 2));
+  CARAVAN_RETURN_IF_ERROR(CheckRange("repetition_penalty", params.repetition_penalty(), 0, 100));
+  CARAVAN_RETURN_IF_ERROR(
+      CheckRange("num_alternatives", params.num_alternatives(), 0, kMaxAlternatives));
+  return CheckLogitBiases(params, vocab_size);
+}
+
+int32_t DrawToken(absl::Span<const float> logits, const v1::SamplingParams& params,
+                  const v1::SamplingHistory& history, int64_t position) {
   CARAVAN_CHECK(!logits.empty());
+  if (HasPenalties(params) || !params.logit_biases().empty()) {
+    return Draw(Logits(Adjusted(logits, params, history)), params, position);
+  }
+  return Draw(Logits(logits), params, position);
+}
+
+ScoredToken ScoreToken(absl::Span<const float> logits, int32_t token_id, int num_alternatives) {
+  CARAVAN_CHECK(token_id >= 0 && static_cast<size_t>(token_id) < logits.size());
   const Logits ranked(logits);
-  ScoredToken sampled;
-  sampled.token_id = params.temperature() > 0 ? DrawToken(ranked, params, position) : ranked.best();
-  sampled.log_probability = LogProbability(ranked, sampled.token_id);
-  return sampled;
+  const double log_sum = LogSum(ranked);
+  const auto log_probability = [&](int32_t id) {
+    return static_cast<float>(ranked.BelowBest(id) - log_sum);
+  };
+  ScoredToken scored;
+  scored.token_id = token_id;
+  scored.log_probability = log_probability(token_id);
+  for (const int32_t id : Best(ranked, static_cast<size_t>(num_alternatives))) {
+    scored.alternatives.push_back({id, log_probability(id)});
+  }
+  return scored;
+}
+
+ScoredToken SampleToken(absl::Span<const float> logits, const v1::SamplingParams& params,
+                        const v1::SamplingHistory& history, int64_t position) {
+  return ScoreToken(logits, DrawToken(logits, params, history, position),
+                    static_cast<int>(params.num_alternatives()));
 }
 
 }  // namespace caravan

@@ -1,9 +1,14 @@
 #ifndef CARAVAN_MODEL_SAMPLER_H_
 #define CARAVAN_MODEL_SAMPLER_H_
 
-// Draws the next token from its logits.
+// Draws the next token from its logits, and says how likely a token was. docs/model.md has the
+// mathematics.
+//
+// What is said of any logits: NaN counts as -inf, and where the largest is infinite, all that equal
+// it share the probability evenly. Equal logits rank by id, the lower first.
 
 #include <cstdint>
+#include <optional>
 
 #include "absl/status/status.h"
 #include "absl/types/span.h"
@@ -12,17 +17,34 @@
 
 namespace caravan {
 
-/// Errors: InvalidArgument - names the field: temperature negative, not finite or past 100; top_p
-///         outside [0, 1] or not a number.
-absl::Status CheckSamplingParams(const v1::SamplingParams& params);
+// OpenAI's limit of top_logprobs.
+inline constexpr int kMaxAlternatives = 20;
+// Every step of a sequence carries them all.
+inline constexpr int kMaxLogitBiases = 1024;
 
-/// `position` is that of the token to be drawn: with `params.seed` it fixes the draw, whatever the
-/// batch. Equal logits go to the lower id. Order of the filters: temperature, top_k, top_p.
-/// Any logits give a token within range: NaN counts as -inf, and where the largest is infinite, all
-/// that equal it share the probability evenly.
-/// REQUIRES: logits is not empty; CheckSamplingParams(params) is OK.
+/// Limits: temperature [0, 100]; top_p, min_p [0, 1]; frequency_penalty, presence_penalty [-2, 2];
+/// repetition_penalty [0, 100]; at most kMaxLogitBiases logit_biases, each in [-100, 100], each
+/// token once and within the vocabulary (where `vocab_size` is given); num_alternatives up to
+/// kMaxAlternatives. Nothing may be NaN.
+/// Errors: InvalidArgument - begins with the field's name.
+absl::Status CheckSamplingParams(const v1::SamplingParams& params,
+                                 std::optional<int64_t> vocab_size = std::nullopt);
+
+/// The next token. `position` is its own: with `params.seed` it fixes the draw, whatever the batch.
+/// `history` is read when `params` has penalties.
+/// REQUIRES: logits is not empty; CheckSamplingParams(params, logits.size()) is OK; the history's
+/// tokens are within the vocabulary.
+int32_t DrawToken(absl::Span<const float> logits, const v1::SamplingParams& params,
+                  const v1::SamplingHistory& history, int64_t position);
+
+/// How likely `token_id` is by the logits as given, and the `num_alternatives` likeliest (fewer in
+/// a smaller vocabulary), whether it is among them or not. REQUIRES: 0 <= token_id < logits.size();
+/// num_alternatives >= 0.
+ScoredToken ScoreToken(absl::Span<const float> logits, int32_t token_id, int num_alternatives);
+
+/// DrawToken's token with its score.
 ScoredToken SampleToken(absl::Span<const float> logits, const v1::SamplingParams& params,
-                        int64_t position);
+                        const v1::SamplingHistory& history, int64_t position);
 
 }  // namespace caravan
 
