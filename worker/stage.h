@@ -1,13 +1,14 @@
 #ifndef CARAVAN_WORKER_STAGE_H_
 #define CARAVAN_WORKER_STAGE_H_
 
-// One stage at work: takes a step, keeps its KV cache in order, runs its layers, and leaves in the
-// step what the next hop needs.
+// One stage at work: takes a step, runs its layers over the KV blocks that the step names, and
+// leaves in the step what the next hop needs.
 //
 // Used by one thread at a time.
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +22,7 @@
 #include "model/tensor_source.h"
 #include "worker/kv_cache.h"
 #include "worker/layer.h"
+#include "worker/output_head.h"
 #include "worker/stage_weights.h"
 
 namespace caravan {
@@ -42,9 +44,9 @@ class Stage {
                                                        const Options& options,
                                                        const StageWeights::Progress& progress);
 
-  /// Frees what step.freed_sequence_ids names, then runs the slices: from token ids or activations
-  /// to activations or results. A step that cannot be run comes back with `error` set, and with
-  /// neither; one that comes with `error` only has its frees applied.
+  /// Copies the blocks that the step says, then runs its slices: from token ids or activations to
+  /// activations or results. A step that cannot be run (see CheckStep) touches no block and comes
+  /// back with `error` set, and with neither; one that comes with `error` passes untouched.
   v1::Step Run(v1::Step step);
 
   const StageSpec& spec() const { return spec_; }
@@ -57,11 +59,11 @@ class Stage {
         const Options& options);
 
   absl::Status Apply(v1::Step& step);
+  absl::Status Check(const v1::Step& step) const;
   /// Fills hidden_ [num_rows, hidden_size] from the step.
-  absl::Status TakeInput(const v1::Step& step, int64_t num_rows);
-  void RunLayers(const v1::Step& step, int64_t num_rows);
-  /// Final norm, projection, sampling: fills step.results.
-  void Finish(v1::Step& step);
+  void TakeInput(const v1::Step& step);
+  void RunLayers(const v1::Step& step);
+  size_t HiddenBytes(int64_t num_rows) const;
 
   const ModelConfig config_;
   const StageSpec spec_;
@@ -70,9 +72,8 @@ class Stage {
   const std::unique_ptr<StageWeights> weights_;
   const std::unique_ptr<KvCache> kv_cache_;
   LayerRunner layer_runner_;
-  std::vector<float> hidden_;  // [max_step_tokens, hidden_size]
-  std::vector<float> normed_;  // [kHeadRows, hidden_size], if the stage has the head
-  std::vector<float> logits_;  // [kHeadRows, vocab_size], if the stage has the head
+  std::optional<OutputHead> head_;  // if the stage has the head
+  std::vector<float> hidden_;       // [max_step_tokens, hidden_size]
 };
 
 }  // namespace caravan

@@ -267,6 +267,7 @@ TEST(GoldenPipelineTest, ReferenceBackendAgrees) {
     for (const int32_t id : GoldenValues<int32_t>(*golden, "ids_1")) {
       slice.add_token_ids(static_cast<uint32_t>(id));
     }
+    slice.add_kv_blocks(0);
     step = (*stage)->Run(std::move(step));
     ASSERT_FALSE(step.has_error()) << step.error().message();
     std::vector<float> logits(step.results(0).logits().size() / sizeof(float));

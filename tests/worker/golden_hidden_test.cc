@@ -59,6 +59,7 @@ TEST_P(GoldenHiddenTest, EveryLayerLeavesWhatTheReferenceLeaves) {
   v1::SequenceSlice& slice = *step.add_slices();
   slice.set_output(v1::SLICE_OUTPUT_NONE);
   for (const int32_t id : ids) slice.add_token_ids(static_cast<uint32_t>(id));
+  for (uint32_t block = 0; block < 4; ++block) slice.add_kv_blocks(block);
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
     const auto stage = LoadStage(*checkpoint, {layer, layer + 1, layer == 0, false});
     if (layer == 0) {

@@ -1,14 +1,19 @@
-// Steps that cannot be run, and what a stage reads.
+// What slices ask for and get, and what a stage reads.
 
 #include "worker/stage.h"
 
+#include <algorithm>
+#include <cstring>
 #include <memory>
 #include <set>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "model/sampler.h"
 #include "tests/support/golden.h"
 
 namespace caravan {
@@ -41,21 +46,50 @@ class StageTest : public ::testing::Test {
       const StageWeights::Progress& progress = [](int64_t, int64_t) { return true; }) {
     Stage::Options options;
     options.name = "worker 2 (box-b)";
-    // Two blocks of the 4 layers at most.
-    options.kv_budget_bytes = 2 * 4 * 64 * checkpoint_->config().Mla().kv_width() * 4;
+    // Four blocks of the 4 layers at most.
+    options.kv_budget_bytes = 4 * 4 * 64 * checkpoint_->config().Mla().kv_width() * 4;
     options.max_step_tokens = 8;
     return Stage::Create(checkpoint_->config(), spec, source, *MakeCpuBackend({}), options,
                          progress);
   }
 
-  static v1::Step MakeStep(uint64_t sequence, uint32_t first_position, int tokens) {
+  /// A step of one slice, of tokens 5, 6, ... in KV block `block`.
+  static v1::Step MakeStep(uint64_t sequence, uint32_t first_position, int tokens,
+                           uint32_t block = 0) {
     v1::Step step;
     v1::SequenceSlice& slice = *step.add_slices();
     slice.set_sequence_id(sequence);
     slice.set_first_position(first_position);
-    for (int i = 0; i < tokens; ++i) slice.add_token_ids(5);
+    for (int i = 0; i < tokens; ++i) slice.add_token_ids(5 + static_cast<uint32_t>(i));
     slice.set_output(v1::SLICE_OUTPUT_SAMPLE);
+    slice.add_kv_blocks(block);
     return step;
+  }
+
+  /// The result of the only slice.
+  static v1::SliceResult RunOne(Stage& stage, v1::Step step) {
+    step = stage.Run(std::move(step));
+    EXPECT_FALSE(step.has_error()) << step.error().message();
+    EXPECT_EQ(step.results_size(), 1);
+    return step.results(0);
+  }
+
+  /// The logits of every row, [rows, vocab_size].
+  static std::vector<float> LogitsOf(Stage& stage, v1::Step step) {
+    step.mutable_slices(0)->set_output(v1::SLICE_OUTPUT_LOGITS);
+    const std::string bytes = RunOne(stage, std::move(step)).logits();
+    std::vector<float> logits(bytes.size() / sizeof(float));
+    std::memcpy(logits.data(), bytes.data(), bytes.size());
+    return logits;
+  }
+
+  /// All that the cache holds.
+  static std::vector<float> Contents(const Stage& stage) {
+    const KvCache& cache = stage.kv_cache();
+    const float* const begin = cache.LayerOfBlock(0, 0);
+    const int64_t layer_floats = cache.LayerOfBlock(0, 1) - begin;
+    return std::vector<float>(
+        begin, begin + cache.num_blocks() * stage.spec().num_layers() * layer_floats);
   }
 
   static void ExpectError(const v1::Step& step, const std::string& says) {
@@ -69,22 +103,21 @@ class StageTest : public ::testing::Test {
       MustOpenCheckpoint(SmallGoldenModel("v3-like").directory);
 };
 
-TEST_F(StageTest, StepsThatCannotBeRunComeBackWithTheReason) {
+TEST_F(StageTest, AStepThatCannotBeRunTouchesNothingAndSaysWhy) {
   const auto stage = *Create(*checkpoint_, {0, 4, true, true});
-  ExpectError(stage->Run(MakeStep(1, 0, 9)), "at most 8");
-  ExpectError(stage->Run(MakeStep(1, 3, 1)), "sequence 1: tokens come for position 3");
-  ExpectError(stage->Run(MakeStep(1, 0, 0)), "no tokens");
-  v1::Step twice = MakeStep(1, 0, 1);
-  *twice.add_slices() = twice.slices(0);
-  ExpectError(stage->Run(twice), "two slices");
-  v1::Step freed = MakeStep(2, 0, 1);
-  freed.add_freed_sequence_ids(1);
-  freed.mutable_slices(0)->set_token_ids(0, 320);
-  ExpectError(stage->Run(freed), "token 320 is outside the vocabulary of 320");
-  // After all that it still works.
-  const v1::Step good = stage->Run(MakeStep(3, 0, 2));
-  EXPECT_FALSE(good.has_error()) << good.error().message();
-  EXPECT_EQ(good.results_size(), 1);
+  ASSERT_FALSE(stage->Run(MakeStep(1, 0, 8)).has_error());
+  const std::vector<float> before = Contents(*stage);
+  v1::Step bad = MakeStep(2, 0, 2, 1);
+  bad.mutable_slices(0)->set_token_ids(1, 320);
+  v1::BlockCopy& copy = *bad.add_block_copies();
+  copy.set_from(0);
+  copy.set_to(2);
+  const v1::Step answer = stage->Run(bad);
+  ExpectError(answer, "sequence 2: token 320 is outside the vocabulary of 320");
+  EXPECT_EQ(answer.error().code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+  EXPECT_EQ(Contents(*stage), before);
+  // After that it still works.
+  EXPECT_EQ(RunOne(*stage, MakeStep(3, 0, 2)).sampled_size(), 1);
 }
 
 TEST_F(StageTest, ActivationsOfAWrongSizeAreRefused) {
@@ -94,27 +127,114 @@ TEST_F(StageTest, ActivationsOfAWrongSizeAreRefused) {
   ExpectError(stage->Run(step), "activations of 17 bytes");
 }
 
-TEST_F(StageTest, AFailedStepOnlyFreesAndPassesOn) {
+TEST_F(StageTest, AFailedStepPassesUntouched) {
   const auto stage = *Create(*checkpoint_, {0, 4, true, true});
-  const int64_t all = stage->kv_cache().free_blocks();
   ASSERT_FALSE(stage->Run(MakeStep(1, 0, 8)).has_error());
-  EXPECT_LT(stage->kv_cache().free_blocks(), all);
-  v1::Step failed = MakeStep(2, 0, 1);
-  failed.add_freed_sequence_ids(1);
+  const std::vector<float> before = Contents(*stage);
+  v1::Step failed = MakeStep(2, 0, 1, 1);
+  failed.add_block_copies()->set_to(2);
   failed.mutable_error()->set_message("stage 0 failed");
   const v1::Step passed = stage->Run(failed);
-  EXPECT_EQ(passed.error().message(), "stage 0 failed");
-  EXPECT_EQ(passed.results_size(), 0);
-  EXPECT_EQ(stage->kv_cache().free_blocks(), all);
+  EXPECT_EQ(passed.SerializeAsString(), failed.SerializeAsString());
+  EXPECT_EQ(Contents(*stage), before);
 }
 
-TEST_F(StageTest, RunsOutOfCacheByName) {
+TEST_F(StageTest, ASequenceGoesOnWhereItsBlocksAre) {
   const auto stage = *Create(*checkpoint_, {0, 4, true, true});
-  ASSERT_FALSE(stage->Run(MakeStep(1, 0, 1)).has_error());
-  ASSERT_FALSE(stage->Run(MakeStep(2, 0, 1)).has_error());
-  const v1::Step full = stage->Run(MakeStep(3, 0, 1));
-  ExpectError(full, "KV blocks");
-  EXPECT_EQ(full.error().code(), static_cast<int>(absl::StatusCode::kResourceExhausted));
+  // A sequence of 70 tokens in blocks 3 and 1, eight tokens a step, and the same in 0 and 2.
+  const auto run = [&](uint32_t first_block, uint32_t second_block) {
+    std::vector<float> logits;
+    for (uint32_t position = 0; position < 70; position += 8) {
+      v1::Step step = MakeStep(1, position, static_cast<int>(std::min(8u, 70 - position)));
+      step.mutable_slices(0)->set_kv_blocks(0, first_block);
+      if (position + 8 > 64) step.mutable_slices(0)->add_kv_blocks(second_block);
+      logits = LogitsOf(*stage, step);
+    }
+    return logits;
+  };
+  const std::vector<float> logits = run(3, 1);
+  EXPECT_EQ(logits.size(), 6u * 320);
+  EXPECT_EQ(logits, run(0, 2));
+}
+
+TEST_F(StageTest, ACopiedBlockGoesOnByItself) {
+  const auto stage = *Create(*checkpoint_, {0, 4, true, true});
+  const std::vector<float> whole = LogitsOf(*stage, MakeStep(1, 0, 6, 0));
+  ASSERT_FALSE(stage->Run(MakeStep(2, 0, 5, 1)).has_error());
+  // Sequence 3 begins as 2 does. Its first token of its own goes into a copy, and 2 goes on in the
+  // same step: neither sees the other.
+  v1::Step step = MakeStep(3, 5, 1, 2);
+  step.mutable_slices(0)->set_token_ids(0, 99);
+  step.mutable_slices(0)->set_output(v1::SLICE_OUTPUT_LOGITS);
+  v1::BlockCopy& copy = *step.add_block_copies();
+  copy.set_from(1);
+  copy.set_to(2);
+  *step.add_slices() = MakeStep(2, 5, 1, 1).slices(0);
+  step.mutable_slices(1)->set_token_ids(0, 10);
+  step.mutable_slices(1)->set_output(v1::SLICE_OUTPUT_LOGITS);
+  step = stage->Run(step);
+  ASSERT_EQ(step.results_size(), 2) << step.error().message();
+  const std::string last_row(reinterpret_cast<const char*>(whole.data() + 5 * 320), 320 * 4);
+  EXPECT_EQ(step.results(1).logits(), last_row);
+  EXPECT_NE(step.results(0).logits(), last_row);
+  EXPECT_EQ(step.results(0).sequence_id(), 3u);
+  EXPECT_EQ(step.results(1).sequence_id(), 2u);
+}
+
+TEST_F(StageTest, AStepMayOnlyCopy) {
+  const auto stage = *Create(*checkpoint_, {0, 4, true, true});
+  const std::vector<float> expected = LogitsOf(*stage, MakeStep(1, 0, 6, 0));
+  ASSERT_FALSE(stage->Run(MakeStep(1, 0, 5, 1)).has_error());
+  v1::Step copies;
+  for (const auto& [from, to] : {std::pair{1, 2}, {2, 3}}) {  // in order
+    v1::BlockCopy& copy = *copies.add_block_copies();
+    copy.set_from(static_cast<uint32_t>(from));
+    copy.set_to(static_cast<uint32_t>(to));
+  }
+  EXPECT_FALSE(stage->Run(copies).has_error());
+  v1::Step next = MakeStep(1, 5, 1, 3);
+  next.mutable_slices(0)->set_token_ids(0, 10);
+  EXPECT_EQ(LogitsOf(*stage, next), std::vector<float>(expected.begin() + 5 * 320, expected.end()));
+}
+
+TEST_F(StageTest, ASliceMayAskForAnyMix) {
+  const auto stage = *Create(*checkpoint_, {0, 4, true, true});
+  const std::vector<float> logits = LogitsOf(*stage, MakeStep(1, 0, 5));
+  const auto row = [&](int i) { return absl::MakeConstSpan(logits).subspan(i * 320, 320); };
+  for (const v1::SliceOutput output :
+       {v1::SLICE_OUTPUT_NONE, v1::SLICE_OUTPUT_SAMPLE, v1::SLICE_OUTPUT_LOGITS}) {
+    for (const int num_scored : {0, 2, 5}) {
+      v1::Step step = MakeStep(1, 0, 5);
+      v1::SequenceSlice& slice = *step.mutable_slices(0);
+      slice.set_output(output);
+      slice.mutable_sampling()->set_temperature(1);
+      slice.mutable_sampling()->set_seed(3);
+      slice.mutable_sampling()->set_num_alternatives(4);
+      for (int i = 0; i < num_scored; ++i) slice.add_scored_token_ids(100);
+      const v1::SliceResult result = RunOne(*stage, step);
+      ASSERT_EQ(result.scored_size(), num_scored);
+      for (int i = 0; i < num_scored; ++i) {
+        EXPECT_EQ(FromProto(result.scored(i)), ScoreToken(row(i), 100, 4)) << i;
+      }
+      EXPECT_EQ(result.logits().size(),
+                output == v1::SLICE_OUTPUT_LOGITS ? logits.size() * sizeof(float) : 0);
+      ASSERT_EQ(result.sampled_size(), output == v1::SLICE_OUTPUT_SAMPLE ? 1 : 0);
+      if (output == v1::SLICE_OUTPUT_SAMPLE) {
+        EXPECT_EQ(FromProto(result.sampled(0)), SampleToken(row(4), slice.sampling(), {}, 5));
+      }
+    }
+  }
+}
+
+TEST_F(StageTest, PenaltiesSeeTheHistory) {
+  const auto stage = *Create(*checkpoint_, {0, 4, true, true});
+  v1::Step step = MakeStep(1, 0, 5);
+  const uint32_t likeliest = RunOne(*stage, step).sampled(0).token_id();
+  v1::SequenceSlice& slice = *step.mutable_slices(0);
+  slice.mutable_sampling()->set_repetition_penalty(100);
+  EXPECT_EQ(RunOne(*stage, step).sampled(0).token_id(), likeliest);
+  slice.mutable_history()->add_prompt_token_ids(likeliest);
+  EXPECT_NE(RunOne(*stage, step).sampled(0).token_id(), likeliest);
 }
 
 TEST_F(StageTest, LoadsItsOwnTensorsAndNoOthers) {
