@@ -379,7 +379,8 @@ TEST(PipelineDriverTest, RandomJobsAndCancelsLeaveNothingBehind) {
       const std::vector<int32_t> reply = kModel.Reply(job.spec);
       if (outcome.status.ok()) {
         EXPECT_EQ(outcome.token_ids, reply);
-        if (job.spec.score_prompt) EXPECT_EQ(outcome.prompt_scores, kModel.PromptScores(job.spec));
+        EXPECT_EQ(outcome.prompt_scores, job.spec.score_prompt ? kModel.PromptScores(job.spec)
+                                                               : std::vector<ScoredToken>());
         EXPECT_EQ(outcome.logits,
                   job.spec.prompt_logits ? kModel.PromptLogits(job.spec) : std::vector<float>());
       } else {
