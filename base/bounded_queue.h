@@ -32,6 +32,15 @@ class BoundedQueue {
     return true;
   }
 
+  /// As Push, but where there is no room it drops `item` and returns false too.
+  bool TryPush(T item) {
+    MutexLock lock(&mu_);
+    if (closed_ || items_.size() >= capacity_) return false;
+    items_.push_back(std::move(item));
+    changed_.SignalAll();
+    return true;
+  }
+
   /// Waits for an item. Returns nullopt once the queue is closed and empty.
   std::optional<T> Pop() { return PopWithTimeout(absl::InfiniteDuration()); }
 

@@ -27,6 +27,9 @@ class GrpcChannel : public ActivationChannel {
   ~GrpcChannel() override { Close(); }
 
   absl::Status WaitUntilOpen() {
+    const std::stop_callback give_up(options_.stop, [this] {
+      End(absl::CancelledError(absl::StrCat(label_, ": opening it was stopped")));
+    });
     MutexLock lock(&mu_);
     const absl::Duration deadline = SteadyClock().Now() + options_.connect_timeout;
     while (!open_ && status_.ok()) {

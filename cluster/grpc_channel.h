@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <stop_token>
 #include <string>
 
 #include "absl/status/statusor.h"
@@ -27,6 +28,7 @@ struct GrpcChannelOptions {
   uint64_t expected_incarnation = 0;                   // whom to find there
   absl::Duration connect_timeout = absl::Seconds(10);  // for connection and first reply together
   std::string name = "next hop";                       // for messages
+  std::stop_token stop;                                // gives up opening
 
   /// Called at most once, by the channel's own thread, when the open link breaks of itself: perhaps
   /// before OpenGrpcChannel has returned, never after Close has. It must not call Close.
@@ -40,7 +42,8 @@ struct GrpcChannelOptions {
 ///         kMaxStepBytes, which ends the stream.
 ///
 /// Errors of opening: Unavailable - nobody answers there, or not in time; Aborted - another
-///         incarnation answers, or the far end refused; Unimplemented - no Caravan there.
+///         incarnation answers, or the far end refused; Unimplemented - no Caravan there;
+///         Cancelled - a stop was requested.
 absl::StatusOr<std::unique_ptr<ActivationChannel>> OpenGrpcChannel(
     const GrpcChannelOptions& options);
 

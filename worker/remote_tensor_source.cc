@@ -22,11 +22,13 @@ constexpr absl::Duration kReadTimeout = absl::Minutes(10);
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RemoteTensorSource>> RemoteTensorSource::Connect(
-    const std::string& coordinator_address, uint64_t fingerprint, absl::Duration timeout) {
+    const std::string& coordinator_address, uint64_t fingerprint, absl::Duration timeout,
+    std::stop_token stop) {
   std::unique_ptr<RemoteTensorSource> source(new RemoteTensorSource(
-      v1::ModelFiles::NewStub(MakeGrpcChannel(coordinator_address)), fingerprint));
+      v1::ModelFiles::NewStub(MakeGrpcChannel(coordinator_address)), fingerprint, stop));
 
   grpc::ClientContext context;
+  const std::stop_callback cancel(std::move(stop), [&context] { context.TryCancel(); });
   context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
   v1::ListTensorsRequest request;
   request.set_fingerprint(fingerprint);
@@ -64,6 +66,7 @@ const TensorInfo* RemoteTensorSource::Find(absl::string_view name) const {
 
 absl::Status RemoteTensorSource::Read(absl::string_view name, absl::Span<std::byte> out) const {
   grpc::ClientContext context;
+  const std::stop_callback cancel(stop_, [&context] { context.TryCancel(); });
   context.set_deadline(absl::ToChronoTime(absl::Now() + kReadTimeout));
   v1::ReadTensorRequest request;
   request.set_fingerprint(fingerprint_);

@@ -4,7 +4,9 @@
 // The coordinator's checkpoint, read over the network by a worker that has no copy.
 
 #include <memory>
+#include <stop_token>
 #include <string>
+#include <utility>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
@@ -14,24 +16,27 @@
 
 namespace caravan {
 
-/// Thread-safe.
+/// Thread-safe. A stop request ends every call that is under way or comes later, with Cancelled.
 class RemoteTensorSource : public TensorSource {
  public:
   /// Asks which tensors there are.
   /// Errors: Unavailable, DeadlineExceeded - the coordinator does not answer; Aborted - it serves
   ///         another model by now; InvalidArgument - it sends what no checkpoint holds.
   static absl::StatusOr<std::unique_ptr<RemoteTensorSource>> Connect(
-      const std::string& coordinator_address, uint64_t fingerprint, absl::Duration timeout);
+      const std::string& coordinator_address, uint64_t fingerprint, absl::Duration timeout,
+      std::stop_token stop);
 
   const TensorInfo* Find(absl::string_view name) const override;
   absl::Status Read(absl::string_view name, absl::Span<std::byte> out) const override;
 
  private:
-  RemoteTensorSource(std::unique_ptr<v1::ModelFiles::Stub> stub, uint64_t fingerprint)
-      : stub_(std::move(stub)), fingerprint_(fingerprint) {}
+  RemoteTensorSource(std::unique_ptr<v1::ModelFiles::Stub> stub, uint64_t fingerprint,
+                     std::stop_token stop)
+      : stub_(std::move(stub)), fingerprint_(fingerprint), stop_(std::move(stop)) {}
 
   const std::unique_ptr<v1::ModelFiles::Stub> stub_;
   const uint64_t fingerprint_;
+  const std::stop_token stop_;
   absl::flat_hash_map<std::string, TensorInfo> tensors_;
 };
 

@@ -59,15 +59,23 @@ class Session {
     environment.name = absl::StrCat("worker ", options_.name);
     environment.make_backend = options_.make_backend;
     environment.show_progress = options_.show_progress;
-    environment.open_model = [this](const v1::ModelReference& model) { return OpenModel(model); };
+    environment.open_model = [this](const v1::ModelReference& model, std::stop_token stop) {
+      return OpenModel(model, std::move(stop));
+    };
     environment.open_next_hop = [this](const v1::LoadStage& order,
-                                       std::function<void(absl::Status)> on_broken) {
-      return OpenNextHop(order, std::move(on_broken));
+                                       std::function<void(absl::Status)> on_broken,
+                                       std::stop_token stop) {
+      return OpenNextHop(order, std::move(on_broken), std::move(stop));
     };
-    environment.report = [this](v1::WorkerReport report) {
-      (void)reports_.Push(std::move(report));
-    };
+    environment.report = [this](v1::WorkerReport report) { Enqueue(std::move(report)); };
     return environment;
+  }
+
+  /// Never waits. Where the link takes no reports any more, progress can be missed; anything else
+  /// can not, and ends the session.
+  void Enqueue(v1::WorkerReport report) {
+    const bool dispensable = report.has_progress();
+    if (!reports_.TryPush(std::move(report)) && !dispensable) reports_.Close();
   }
 
   absl::Status Listen() {
@@ -84,7 +92,7 @@ class Session {
     const std::unique_ptr<v1::Cluster::Stub> stub = v1::Cluster::NewStub(channel);
     grpc::ClientContext context;
     const std::unique_ptr<AttendStream> stream = stub->Attend(&context);
-    (void)reports_.Push(MakeRegistration());
+    Enqueue(MakeRegistration());
 
     v1::WorkerOrder order;
     absl::Status status;
@@ -94,7 +102,7 @@ class Session {
       std::stop_callback leave(stop_, [this] {
         v1::WorkerReport farewell;
         farewell.mutable_departure();
-        (void)reports_.Push(std::move(farewell));
+        Enqueue(std::move(farewell));
         reports_.Close();
       });
       bool dismissed = false;
@@ -123,6 +131,7 @@ class Session {
 
   absl::Status WaitUntilConnected(grpc::Channel& channel) {
     const absl::Time deadline = absl::Now() + options_.connect_timeout;
+    bool said = false;
     // In short waits, so that a stop request is heeded.
     while (!stop_.stop_requested()) {
       const absl::Time until = std::min(deadline, absl::Now() + absl::Milliseconds(200));
@@ -131,6 +140,9 @@ class Session {
         return absl::DeadlineExceededError(
             absl::StrCat("no coordinator answers at ", options_.coordinator, " within ",
                          absl::FormatDuration(options_.connect_timeout)));
+      }
+      if (!std::exchange(said, true)) {
+        LogInfo("waiting_for_coordinator", {{"coordinator", options_.coordinator}});
       }
     }
     return absl::CancelledError("stopped");
@@ -178,7 +190,8 @@ class Session {
     stream.WritesDone();
   }
 
-  absl::StatusOr<std::unique_ptr<TensorSource>> OpenModel(const v1::ModelReference& model) {
+  absl::StatusOr<std::unique_ptr<TensorSource>> OpenModel(const v1::ModelReference& model,
+                                                          std::stop_token stop) {
     if (!options_.model_directory.empty()) {
       CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> local,
                                Checkpoint::Open(options_.model_directory));
@@ -193,16 +206,22 @@ class Session {
     if (FileExists(JoinPath(model.directory(), "config.json"))) {
       absl::StatusOr<std::unique_ptr<Checkpoint>> local = Checkpoint::Open(model.directory());
       if (local.ok() && (*local)->fingerprint() == model.fingerprint()) return *std::move(local);
+      LogWarning("local_copy_skipped",
+                 {{"directory", model.directory()},
+                  {"why", local.ok() ? "it is not the coordinator's model"
+                                     : std::string(local.status().message())}});
     }
     LogInfo("reading_weights_from_coordinator", {{"coordinator", options_.coordinator}});
     return RemoteTensorSource::Connect(options_.coordinator, model.fingerprint(),
-                                       options_.connect_timeout);
+                                       options_.connect_timeout, std::move(stop));
   }
 
   absl::StatusOr<std::unique_ptr<ActivationChannel>> OpenNextHop(
-      const v1::LoadStage& order, std::function<void(absl::Status)> on_broken) {
+      const v1::LoadStage& order, std::function<void(absl::Status)> on_broken,
+      std::stop_token stop) {
     GrpcChannelOptions channel;
     channel.on_broken = std::move(on_broken);
+    channel.stop = std::move(stop);
     if (order.next_address().empty()) {
       channel.address = options_.coordinator;
       channel.name = "coordinator";

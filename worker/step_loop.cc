@@ -1,20 +1,11 @@
 #include "worker/step_loop.h"
 
-#include <pthread.h>
-
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 
 namespace caravan {
-namespace {
-
-// Steps that may wait here. The coordinator keeps about one a stage in flight, so they can all wait
-// before the slowest one without blocking a link.
-constexpr size_t kQueuedSteps = 64;
-
-}  // namespace
 
 StepLoop::StepLoop(uint64_t plan_version, std::unique_ptr<Stage> stage,
                    std::unique_ptr<ActivationChannel> next,
@@ -24,12 +15,14 @@ StepLoop::StepLoop(uint64_t plan_version, std::unique_ptr<Stage> stage,
       next_(std::move(next)),
       on_broken_(std::move(on_broken)),
       queue_(kQueuedSteps),
-      thread_([this] { Run(); }) {}
+      thread_("step-loop", [this] { Run(); }) {}
 
-StepLoop::~StepLoop() {
+StepLoop::~StepLoop() { Stop(); }
+
+void StepLoop::Stop() {
   queue_.Close();
   next_->Close();
-  thread_.join();
+  thread_.Join();
 }
 
 absl::Status StepLoop::Receive(v1::Step step) {
@@ -37,20 +30,17 @@ absl::Status StepLoop::Receive(v1::Step step) {
     return absl::AbortedError(absl::StrCat("a step of plan ", step.plan_version(),
                                            " came to a stage of plan ", plan_version_));
   }
-  {
-    MutexLock lock(&mu_);
-    if (step.step_id() <= last_step_id_) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("step ", step.step_id(), " came after step ", last_step_id_));
-    }
-    last_step_id_ = step.step_id();
+  MutexLock lock(&intake_mu_);
+  if (step.step_id() <= last_step_id_) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("step ", step.step_id(), " came after step ", last_step_id_));
   }
+  last_step_id_ = step.step_id();
   if (!queue_.Push(std::move(step))) return absl::UnavailableError("the stage is ending");
   return absl::OkStatus();
 }
 
 void StepLoop::Run() {
-  pthread_setname_np(pthread_self(), "step-loop");
   while (std::optional<v1::Step> step = queue_.Pop()) {
     if (queue_.closed()) return;
     const absl::Status sent = next_->Send(stage_->Run(*std::move(step)));

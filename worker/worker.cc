@@ -1,8 +1,7 @@
 #include "worker/worker.h"
 
-#include <pthread.h>
-
 #include <algorithm>
+#include <atomic>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -27,7 +26,9 @@ Worker::~Worker() { Drop(); }
 void Worker::Handle(const v1::WorkerOrder& order) {
   if (order.has_load_stage()) {
     Drop();
-    loader_ = std::thread([this, load = order.load_stage()] { Load(load); });
+    stop_loading_ = std::stop_source();
+    loader_.emplace("stage-loader", [this, load = order.load_stage(),
+                                     stop = stop_loading_.get_token()] { Load(load, stop); });
   } else if (order.has_drop_stage()) {
     Drop();
     LogInfo("stage_dropped", {{"plan", order.drop_stage().plan_version()}});
@@ -35,13 +36,15 @@ void Worker::Handle(const v1::WorkerOrder& order) {
 }
 
 void Worker::Drop() {
-  stop_loading_ = true;
-  if (loader_.joinable()) loader_.join();
-  stop_loading_ = false;
+  stop_loading_.request_stop();
+  loader_.reset();
   std::shared_ptr<StepLoop> old;
-  MutexLock lock(&mu_);
-  old.swap(loop_);
-  // `old` is declared before the lock, so the loop's thread is joined after the lock is gone.
+  {
+    MutexLock lock(&mu_);
+    old.swap(loop_);
+  }
+  // Whoever is inside Receive keeps the loop alive, but not at work.
+  if (old != nullptr) old->Stop();
 }
 
 absl::Status Worker::Receive(v1::Step step) {
@@ -57,12 +60,12 @@ absl::Status Worker::Receive(v1::Step step) {
   return loop->Receive(std::move(step));
 }
 
-void Worker::Load(const v1::LoadStage& order) {
-  pthread_setname_np(pthread_self(), "stage-loader");
+void Worker::Load(const v1::LoadStage& order, const std::stop_token& stop) {
+  const TellFailure tell_failure = MakeTellFailure(order.plan_version());
   v1::StageReady ready;
-  absl::StatusOr<std::shared_ptr<StepLoop>> loop = TryLoad(order, ready);
+  absl::StatusOr<std::shared_ptr<StepLoop>> loop = TryLoad(order, stop, tell_failure, ready);
   if (!loop.ok()) {
-    if (!stop_loading_) ReportFailure(order.plan_version(), loop.status());
+    if (!stop.stop_requested()) tell_failure(loop.status());
     return;
   }
   {
@@ -79,13 +82,15 @@ void Worker::Load(const v1::LoadStage& order) {
 }
 
 absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& order,
+                                                          const std::stop_token& stop,
+                                                          const TellFailure& tell_failure,
                                                           v1::StageReady& ready) {
   CARAVAN_ASSIGN_OR_RETURN(
       const ModelConfig config,
       ParseModelConfig(order.model().config_json(), "the coordinator's config.json"));
   CARAVAN_ASSIGN_OR_RETURN(const StageSpec spec, StageFromProto(order.stage()));
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TensorSource> source,
-                           environment_.open_model(order.model()));
+                           environment_.open_model(order.model(), stop));
 
   Stage::Options options;
   options.name = environment_.name;
@@ -102,7 +107,7 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
       report.mutable_progress()->set_total_bytes(static_cast<uint64_t>(total_bytes));
       environment_.report(std::move(report));
     }
-    return !stop_loading_;
+    return !stop.stop_requested();
   };
   CARAVAN_ASSIGN_OR_RETURN(
       std::unique_ptr<Stage> stage,
@@ -112,23 +117,27 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
       static_cast<uint32_t>(std::min<int64_t>(stage->kv_cache().num_blocks(), UINT32_MAX)));
   ready.set_kv_block_tokens(static_cast<uint32_t>(stage->kv_cache().block_tokens()));
 
-  const auto on_broken = [this, version = order.plan_version()](const absl::Status& status) {
-    ReportFailure(version, Annotate(status, "the next hop is lost"));
+  const auto on_broken = [tell_failure](const absl::Status& status) {
+    tell_failure(Annotate(status, "the next hop is lost"));
   };
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<ActivationChannel> next,
-                           environment_.open_next_hop(order, on_broken));
+                           environment_.open_next_hop(order, on_broken, stop));
   return std::make_shared<StepLoop>(order.plan_version(), std::move(stage), std::move(next),
                                     on_broken);
 }
 
-void Worker::ReportFailure(uint64_t plan_version, const absl::Status& status) {
-  LogWarning("stage_failed", {{"plan", plan_version}, {"error", status.message()}});
-  v1::WorkerReport report;
-  v1::StageFailure& failure = *report.mutable_failure();
-  failure.set_plan_version(plan_version);
-  failure.set_code(static_cast<int32_t>(status.code()));
-  failure.set_message(absl::StrCat(environment_.name, ": ", status.message()));
-  environment_.report(std::move(report));
+Worker::TellFailure Worker::MakeTellFailure(uint64_t plan_version) const {
+  const auto told = std::make_shared<std::atomic<bool>>(false);
+  return [this, plan_version, told](const absl::Status& status) {
+    if (told->exchange(true)) return;
+    LogWarning("stage_failed", {{"plan", plan_version}, {"error", status.message()}});
+    v1::WorkerReport report;
+    v1::StageFailure& failure = *report.mutable_failure();
+    failure.set_plan_version(plan_version);
+    failure.set_code(static_cast<int32_t>(status.code()));
+    failure.set_message(absl::StrCat(environment_.name, ": ", status.message()));
+    environment_.report(std::move(report));
+  };
 }
 
 }  // namespace caravan

@@ -8,16 +8,18 @@
 //      ^                      |  StageFailure          | DropStage, LoadStage, lost next hop
 //      '----------------------'------------------------'
 
-#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <stop_token>
 #include <string>
-#include <thread>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "base/mutex.h"
+#include "base/named_thread.h"
 #include "caravan/v1/cluster.pb.h"
 #include "cluster/activation_channel.h"
 #include "kernels/backend.h"
@@ -30,15 +32,19 @@ namespace caravan {
 /// Handle and Drop are called by one thread; Receive by any.
 class Worker {
  public:
-  /// The outside world. Everything but `report` is called by the loading thread.
+  /// The outside world. Everything but `report` is called by the loading thread. What opens
+  /// something gives up soon after `stop` is requested.
   struct Environment {
     std::string name;  // for errors and logs
     std::function<std::unique_ptr<Backend>()> make_backend;
-    std::function<absl::StatusOr<std::unique_ptr<TensorSource>>(const v1::ModelReference&)>
+    /// The source's reads heed `stop` too.
+    std::function<absl::StatusOr<std::unique_ptr<TensorSource>>(const v1::ModelReference&,
+                                                                std::stop_token stop)>
         open_model;
     /// `on_broken` as in StepLoop, for a link that breaks while nothing is sent.
     std::function<absl::StatusOr<std::unique_ptr<ActivationChannel>>(
-        const v1::LoadStage& order, std::function<void(absl::Status)> on_broken)>
+        const v1::LoadStage& order, std::function<void(absl::Status)> on_broken,
+        std::stop_token stop)>
         open_next_hop;
     /// Progress of loading, for people.
     std::function<void(int64_t loaded_bytes, int64_t total_bytes)> show_progress;
@@ -54,7 +60,7 @@ class Worker {
   /// drops it. Other orders are the session's.
   void Handle(const v1::WorkerOrder& order);
 
-  /// Stops loading, drops the stage.
+  /// Stops loading, drops the stage; whoever waits in Receive returns.
   void Drop();
 
   /// StepReceiver for the present stage.
@@ -62,14 +68,20 @@ class Worker {
   absl::Status Receive(v1::Step step);
 
  private:
-  void Load(const v1::LoadStage& order);
+  /// Reports that a stage cannot go on, once: a lost link can show in several places.
+  using TellFailure = std::function<void(const absl::Status&)>;
+
+  void Load(const v1::LoadStage& order, const std::stop_token& stop);
   absl::StatusOr<std::shared_ptr<StepLoop>> TryLoad(const v1::LoadStage& order,
+                                                    const std::stop_token& stop,
+                                                    const TellFailure& tell_failure,
                                                     v1::StageReady& ready);
-  void ReportFailure(uint64_t plan_version, const absl::Status& status);
+  TellFailure MakeTellFailure(uint64_t plan_version) const;
 
   const Environment environment_;
-  std::thread loader_;  // joined by Handle and Drop
-  std::atomic<bool> stop_loading_{false};
+  // Of the thread that calls Handle and Drop.
+  std::stop_source stop_loading_;  // one a load
+  std::optional<NamedThread> loader_;
 
   Mutex mu_;
   std::shared_ptr<StepLoop> loop_ ABSL_GUARDED_BY(mu_);

@@ -15,6 +15,17 @@ TEST(BoundedQueueTest, IsFirstInFirstOut) {
   for (int i = 0; i < 3; ++i) EXPECT_EQ(queue.Pop(), i);
 }
 
+TEST(BoundedQueueTest, TryPushTakesNoMoreThanThereIsRoomFor) {
+  BoundedQueue<int> queue(1);
+  EXPECT_TRUE(queue.TryPush(1));
+  EXPECT_FALSE(queue.TryPush(2));
+  EXPECT_EQ(queue.Pop(), 1);
+  EXPECT_TRUE(queue.TryPush(3));
+  EXPECT_EQ(queue.Pop(), 3);
+  queue.Close();
+  EXPECT_FALSE(queue.TryPush(4));
+}
+
 TEST(BoundedQueueTest, HandsOutWhatIsInsideAfterClose) {
   BoundedQueue<std::unique_ptr<int>> queue(2);
   EXPECT_TRUE(queue.Push(std::make_unique<int>(7)));

@@ -169,6 +169,38 @@ TEST(GrpcChannelTest, GivesUpOnAnAddressThatAcceptsButNeverAnswers) {
   server->Shutdown(std::chrono::system_clock::now());
 }
 
+TEST(GrpcChannelTest, AStopEndsTheOpening) {
+  // A service whose Flow says nothing.
+  class Mute : public v1::Pipeline::Service {
+   public:
+    BoundedQueue<int> entered{1};
+
+   private:
+    grpc::Status Flow(grpc::ServerContext*,
+                      grpc::ServerReaderWriter<v1::FlowReply, v1::Step>* stream) override {
+      entered.Push(0);
+      v1::Step step;
+      while (stream->Read(&step)) {
+      }
+      return grpc::Status::OK;
+    }
+  } mute;
+  const GrpcServer started = *StartGrpcServer("127.0.0.1:0", {&mute});
+  GrpcChannelOptions options;
+  options.address = absl::StrCat("127.0.0.1:", started.port);
+  options.connect_timeout = absl::Hours(1);
+  std::stop_source stop;
+  options.stop = stop.get_token();
+  absl::Status status;
+  std::thread opener([&] { status = OpenGrpcChannel(options).status(); });
+  mute.entered.Pop();
+  stop.request_stop();
+  opener.join();
+  EXPECT_EQ(status.code(), absl::StatusCode::kCancelled);
+  EXPECT_EQ(OpenGrpcChannel(options).status().code(), absl::StatusCode::kCancelled);
+  started.server->Shutdown(std::chrono::system_clock::now());
+}
+
 TEST(GrpcChannelTest, BringsTheReceiversErrorToTheSender) {
   for (const absl::Status& error :
        {absl::AbortedError("plan 1 is over"), absl::FailedPreconditionError("step 4 after step 5"),

@@ -1,0 +1,255 @@
+#include "worker/worker.h"
+
+#include <atomic>
+#include <functional>
+#include <future>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "tests/support/golden.h"
+#include "tests/worker/fake_hop.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::HasSubstr;
+
+/// A checkpoint that the fixture owns, as a source of one load.
+class BorrowedSource : public TensorSource {
+ public:
+  explicit BorrowedSource(const TensorSource& source) : source_(source) {}
+  const TensorInfo* Find(absl::string_view name) const override { return source_.Find(name); }
+  absl::Status Read(absl::string_view name, absl::Span<std::byte> out) const override {
+    return source_.Read(name, out);
+  }
+
+ private:
+  const TensorSource& source_;
+};
+
+void WaitForStop(const std::stop_token& stop) {
+  std::promise<void> stopped;
+  const std::stop_callback tell(stop, [&stopped] { stopped.set_value(); });
+  stopped.get_future().wait();
+}
+
+/// A worker in a world of fakes, which `open_model` and `open_next_hop` may change.
+class WorkerTest : public ::testing::Test {
+ protected:
+  using OpenModel = std::function<absl::StatusOr<std::unique_ptr<TensorSource>>(
+      const v1::ModelReference&, std::stop_token)>;
+  using OpenNextHop = std::function<absl::StatusOr<std::unique_ptr<ActivationChannel>>(
+      const v1::LoadStage&, std::function<void(absl::Status)>, std::stop_token)>;
+
+  Worker& worker() {
+    if (worker_ != nullptr) return *worker_;
+    Worker::Environment environment;
+    environment.name = "worker box-a";
+    environment.make_backend = [] { return *MakeCpuBackend({}); };
+    environment.open_model = open_model_;
+    environment.open_next_hop = open_next_hop_;
+    environment.show_progress = [](int64_t, int64_t) {};
+    environment.report = [this](v1::WorkerReport report) {
+      EXPECT_TRUE(reports_.TryPush(std::move(report)));
+    };
+    worker_ = std::make_unique<Worker>(std::move(environment));
+    return *worker_;
+  }
+
+  v1::WorkerOrder LoadOrder(uint64_t plan) const {
+    v1::WorkerOrder order;
+    v1::LoadStage& load = *order.mutable_load_stage();
+    load.set_plan_version(plan);
+    load.mutable_stage()->set_end_layer(1);
+    load.mutable_stage()->set_embeds(true);
+    load.mutable_model()->set_config_json(checkpoint_->config_json());
+    load.set_kv_budget_bytes(1 << 20);
+    load.set_max_step_tokens(8);
+    return order;
+  }
+
+  /// The next report that is no progress.
+  v1::WorkerReport NextReport() {
+    while (true) {
+      v1::WorkerReport report = *reports_.Pop();
+      if (!report.has_progress()) return report;
+    }
+  }
+  void ExpectNoReport() { EXPECT_FALSE(reports_.PopWithTimeout(absl::ZeroDuration()).has_value()); }
+
+  void LoadAndWait(uint64_t plan) {
+    worker().Handle(LoadOrder(plan));
+    const v1::WorkerReport report = NextReport();
+    ASSERT_TRUE(report.has_ready()) << report.failure().message();
+    EXPECT_EQ(report.ready().plan_version(), plan);
+  }
+
+  static v1::Step MakeStep(uint64_t plan, uint64_t id) {
+    v1::Step step;
+    step.set_plan_version(plan);
+    step.set_step_id(id);
+    return step;
+  }
+
+  const std::unique_ptr<Checkpoint> checkpoint_ =
+      MustOpenCheckpoint(SmallGoldenModel("v3-like").directory);
+  FakeHop hop_;
+  std::function<void(absl::Status)> on_broken_;  // of the last hop; set before StageReady
+  BoundedQueue<v1::WorkerReport> reports_{1000};
+  OpenModel open_model_ = [this](const v1::ModelReference&, std::stop_token) {
+    return std::make_unique<BorrowedSource>(*checkpoint_);
+  };
+  OpenNextHop open_next_hop_ =
+      [this](const v1::LoadStage&, std::function<void(absl::Status)> on_broken, std::stop_token) {
+        on_broken_ = std::move(on_broken);
+        return hop_.Connect();
+      };
+  std::unique_ptr<Worker> worker_;  // last: its threads use all of the above
+};
+
+TEST_F(WorkerTest, LoadsItsStageReportsAndRunsSteps) {
+  worker().Handle(LoadOrder(7));
+  uint64_t loaded = 0;
+  v1::WorkerReport report = *reports_.Pop();
+  for (; report.has_progress(); report = *reports_.Pop()) {
+    EXPECT_EQ(report.progress().plan_version(), 7u);
+    EXPECT_GE(report.progress().loaded_bytes(), loaded);
+    loaded = report.progress().loaded_bytes();
+    EXPECT_LE(loaded, report.progress().total_bytes());
+  }
+  EXPECT_GT(loaded, 0u);
+  ASSERT_TRUE(report.has_ready()) << report.failure().message();
+  EXPECT_EQ(report.ready().plan_version(), 7u);
+  EXPECT_GT(report.ready().kv_blocks(), 0u);
+  EXPECT_EQ(report.ready().kv_block_tokens(), kKvBlockTokens);
+  ASSERT_TRUE(worker().Receive(MakeStep(7, 1)).ok());
+  EXPECT_EQ(hop_.Take().step_id(), 1u);
+}
+
+TEST_F(WorkerTest, WithoutAStageStepsAreAborted) {
+  EXPECT_EQ(worker().Receive(MakeStep(7, 1)).code(), absl::StatusCode::kAborted);
+  LoadAndWait(7);
+  EXPECT_EQ(worker().Receive(MakeStep(6, 1)).code(), absl::StatusCode::kAborted);
+  v1::WorkerOrder drop;
+  drop.mutable_drop_stage()->set_plan_version(7);
+  worker().Handle(drop);
+  EXPECT_EQ(worker().Receive(MakeStep(7, 1)).code(), absl::StatusCode::kAborted);
+}
+
+TEST_F(WorkerTest, AFailedLoadIsReportedWithItsCode) {
+  open_model_ = [](const v1::ModelReference&, std::stop_token) {
+    return absl::NotFoundError("/models/r1: no such directory");
+  };
+  worker().Handle(LoadOrder(7));
+  const v1::WorkerReport report = NextReport();
+  EXPECT_EQ(report.failure().plan_version(), 7u);
+  EXPECT_EQ(report.failure().code(), static_cast<int>(absl::StatusCode::kNotFound));
+  EXPECT_EQ(report.failure().message(), "worker box-a: /models/r1: no such directory");
+  worker().Drop();
+  ExpectNoReport();
+}
+
+TEST_F(WorkerTest, AConfigThatCannotBeReadIsAFailure) {
+  v1::WorkerOrder order = LoadOrder(7);
+  order.mutable_load_stage()->mutable_model()->set_config_json("{");
+  worker().Handle(order);
+  EXPECT_THAT(NextReport().failure().message(), HasSubstr("the coordinator's config.json"));
+}
+
+TEST_F(WorkerTest, DropStopsALoadThatWaitsAndReportsNothing) {
+  std::promise<void> begun;
+  open_model_ = [&](const v1::ModelReference&,
+                    std::stop_token stop) -> absl::StatusOr<std::unique_ptr<TensorSource>> {
+    begun.set_value();
+    WaitForStop(stop);
+    return absl::CancelledError("stopped");
+  };
+  worker().Handle(LoadOrder(7));
+  begun.get_future().wait();
+  worker().Drop();
+  ExpectNoReport();
+}
+
+TEST_F(WorkerTest, DropStopsALoadThatOpensItsNextHop) {
+  std::promise<void> begun;
+  open_next_hop_ = [&](const v1::LoadStage&, std::function<void(absl::Status)>,
+                       std::stop_token stop) -> absl::StatusOr<std::unique_ptr<ActivationChannel>> {
+    begun.set_value();
+    WaitForStop(stop);
+    return absl::CancelledError("stopped");
+  };
+  worker().Handle(LoadOrder(7));
+  begun.get_future().wait();
+  worker().Drop();
+  while (std::optional<v1::WorkerReport> report = reports_.PopWithTimeout(absl::ZeroDuration())) {
+    EXPECT_TRUE(report->has_progress());
+  }
+}
+
+TEST_F(WorkerTest, ASecondLoadStageReplacesTheFirst) {
+  std::promise<void> begun;
+  std::atomic<bool> first{true};
+  open_model_ = [&](const v1::ModelReference&,
+                    std::stop_token stop) -> absl::StatusOr<std::unique_ptr<TensorSource>> {
+    if (first.exchange(false)) {
+      begun.set_value();
+      WaitForStop(stop);
+      return absl::CancelledError("stopped");
+    }
+    return std::make_unique<BorrowedSource>(*checkpoint_);
+  };
+  worker().Handle(LoadOrder(7));
+  begun.get_future().wait();
+  LoadAndWait(8);  // while 7 was loading
+  EXPECT_TRUE(worker().Receive(MakeStep(8, 1)).ok());
+  LoadAndWait(9);  // while 8 runs
+  EXPECT_EQ(worker().Receive(MakeStep(8, 2)).code(), absl::StatusCode::kAborted);
+}
+
+TEST_F(WorkerTest, ALostHopIsReportedOnceWhoeverNoticesIt) {
+  LoadAndWait(7);
+  hop_.Break(absl::UnavailableError("worker b is gone"));
+  on_broken_(absl::UnavailableError("worker b is gone"));
+  ASSERT_TRUE(worker().Receive(MakeStep(7, 1)).ok());
+  EXPECT_EQ(NextReport().failure().message(),
+            "worker box-a: the next hop is lost: worker b is gone");
+  worker().Drop();
+  ExpectNoReport();
+}
+
+TEST_F(WorkerTest, AHopThatBreaksWhileItIsOpenedIsReportedOnce) {
+  open_next_hop_ = [](const v1::LoadStage&, std::function<void(absl::Status)> on_broken,
+                      std::stop_token) -> absl::StatusOr<std::unique_ptr<ActivationChannel>> {
+    on_broken(absl::UnavailableError("worker b is gone"));
+    return absl::UnavailableError("worker b is gone");
+  };
+  worker().Handle(LoadOrder(7));
+  EXPECT_THAT(NextReport().failure().message(), HasSubstr("worker b is gone"));
+  worker().Drop();
+  ExpectNoReport();
+}
+
+TEST_F(WorkerTest, DropReleasesWhoeverWaitsToBringAStep) {
+  LoadAndWait(7);
+  hop_.Hold();
+  ASSERT_TRUE(worker().Receive(MakeStep(7, 1)).ok());
+  hop_.WaitForASendThatWaits();
+  absl::Status refused;
+  std::atomic<uint64_t> id{1};
+  std::thread sender([&] {
+    while (refused.ok()) refused = worker().Receive(MakeStep(7, ++id));
+  });
+  // One is being sent, the queue is full, and this one waits.
+  while (id < StepLoop::kQueuedSteps + 2) std::this_thread::yield();
+  worker().Drop();
+  sender.join();
+  EXPECT_THAT(refused.code(),
+              ::testing::AnyOf(absl::StatusCode::kUnavailable, absl::StatusCode::kAborted));
+}
+
+}  // namespace
+}  // namespace caravan
