@@ -1,10 +1,11 @@
 #include "base/json.h"
 
-#include <cmath>
+#include <algorithm>
 #include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_set.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "base/status_macros.h"
@@ -16,6 +17,27 @@ using nlohmann::json;
 
 // Far past any config or tensor header; keeps what walks the tree recursively safe.
 constexpr int kMaxDepth = 64;
+
+/// What is wrong and where, in place of nlohmann's "[json.exception.parse_error.101] parse error at
+/// line 1, column 8: syntax error while parsing value - invalid literal; last read: ...".
+std::string Describe(const json::parse_error& error, absl::string_view text) {
+  const absl::string_view before = text.substr(0, error.byte > 0 ? error.byte - 1 : 0);
+  const size_t line_begin = before.rfind('\n') + 1;  // npos + 1 is 0
+  // Of a text of one line the origin most often is a line already.
+  std::string where;
+  if (absl::StrContains(text, "\n")) {
+    where = absl::StrCat("line ", std::count(before.begin(), before.end(), '\n') + 1, ", ");
+  }
+  absl::string_view what = error.what();
+  if (const size_t at = what.find("; last read: "); at != absl::string_view::npos) {
+    what = what.substr(0, at);
+  }
+  if (const size_t at = what.find(" - "); at != absl::string_view::npos) {
+    what = what.substr(at + 3);
+  }
+  return absl::StrCat("not valid JSON at ", where, "column ", before.size() - line_begin + 1, ": ",
+                      what);
+}
 
 }  // namespace
 
@@ -41,8 +63,11 @@ absl::StatusOr<json> ParseJson(absl::string_view text, absl::string_view origin)
     json value = json::parse(text.begin(), text.end(), watch);
     if (!refused.empty()) return absl::InvalidArgumentError(absl::StrCat(origin, ": ", refused));
     return value;
-  } catch (const json::exception& error) {
-    return absl::InvalidArgumentError(absl::StrCat(origin, ": not valid JSON: ", error.what()));
+  } catch (const json::parse_error& error) {
+    return absl::InvalidArgumentError(absl::StrCat(origin, ": ", Describe(error, text)));
+  } catch (const json::exception&) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(origin, ": not valid JSON: a number is too large"));
   }
 }
 

@@ -35,6 +35,16 @@ TEST(ParseJsonTest, NamesTheOriginOfWhatIsNotJson) {
   }
 }
 
+TEST(ParseJsonTest, SaysWhereAndWhatInOneSentence) {
+  EXPECT_EQ(ErrorOf(ParseJson("{\n \"a\": nul}", "f").status()),
+            "f: not valid JSON at line 2, column 10: invalid literal");
+  EXPECT_EQ(ErrorOf(ParseJson("{\"a\": 1", "f").status()),
+            "f: not valid JSON at column 8: unexpected end of input; expected '}'");
+  EXPECT_EQ(ErrorOf(ParseJson("[\"\xff - ; last read: \"]", "f").status()),
+            "f: not valid JSON at column 3: invalid string: ill-formed UTF-8 byte");
+  EXPECT_EQ(ErrorOf(ParseJson("1e999", "f").status()), "f: not valid JSON: a number is too large");
+}
+
 TEST(ParseJsonTest, RefusesARepeatedKeyInOneObjectOnly) {
   EXPECT_THAT(ErrorOf(ParseJson(R"({"a": {"k": 1, "k": 2}})", "f").status()),
               HasSubstr("key \"k\" is repeated"));
