@@ -19,6 +19,22 @@ bool SameStages(const PipelinePlan& a, const PipelinePlan& b) {
                     });
 }
 
+/// Whether a worker that failed to load with `code` would fail again: the fault lies in what it has
+/// or was asked for, not in somebody who was away.
+bool IsPermanent(absl::StatusCode code) {
+  switch (code) {
+    case absl::StatusCode::kDataLoss:
+    case absl::StatusCode::kFailedPrecondition:
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kPermissionDenied:
+    case absl::StatusCode::kResourceExhausted:
+      return true;
+    default:
+      return false;
+  }
+}
+
 }  // namespace
 
 ClusterController::ClusterController(Options options, PipelineDriver* driver,
@@ -68,13 +84,28 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
   if (report.has_progress() && report.progress().plan_version() == version) {
     state.loaded_bytes = report.progress().loaded_bytes();
   } else if (report.has_ready() && report.ready().plan_version() == version) {
+    if (report.ready().kv_block_tokens() != kKvBlockTokens || report.ready().kv_blocks() == 0) {
+      LeaveOut(worker, absl::InvalidArgumentError(absl::StrCat(
+                           DescribeWorker(*membership_.Find(worker)), " offers ",
+                           report.ready().kv_blocks(), " KV blocks of ",
+                           report.ready().kv_block_tokens(), " tokens, and a block must be of ",
+                           kKvBlockTokens, ": is it of another version?")));
+      return absl::OkStatus();
+    }
     state.ready = report.ready();
     const bool all_ready =
         std::all_of(active_->stages.begin(), active_->stages.end(),
                     [](const StageState& each) { return each.ready.has_value(); });
     if (all_ready && !active_->serving) StartServing();
   } else if (report.has_failure() && report.failure().plan_version() == version) {
-    PipelineBroken(version, absl::UnavailableError(report.failure().message()));
+    const absl::Status why = absl::UnavailableError(report.failure().message());
+    // Once loaded, a stage fails by its next hop.
+    if (!state.ready.has_value() &&
+        IsPermanent(static_cast<absl::StatusCode>(report.failure().code()))) {
+      LeaveOut(worker, why);
+    } else {
+      PipelineBroken(version, why);
+    }
   }
   return absl::OkStatus();
 }
@@ -94,6 +125,7 @@ void ClusterController::Lose(const Member& member, const std::string& why) {
     link->second.hang_up();
     links_.erase(link);
   }
+  left_out_.erase(member.id);
   // Now it is known why a link broke, if one did: nothing is gained by waiting.
   plan_is_due_ = true;
   plan_not_before_ = -absl::InfiniteDuration();
@@ -102,6 +134,22 @@ void ClusterController::Lose(const Member& member, const std::string& why) {
   EndPlan(absl::UnavailableError(absl::StrCat(
       DescribeWorker(member), " was lost (",
       DescribeStage(active_->plan.stages[static_cast<size_t>(stage)].stage), "): ", why)));
+}
+
+void ClusterController::LeaveOut(WorkerId worker, const absl::Status& why) {
+  LogWarning("worker_left_out",
+             {{"worker", DescribeWorker(*membership_.Find(worker))}, {"why", why.message()}});
+  left_out_[worker] = std::string(why.message());
+  EndPlan(why);
+  plan_is_due_ = true;
+  plan_not_before_ = -absl::InfiniteDuration();
+  Tick();
+}
+
+std::vector<Member> ClusterController::Usable() const {
+  std::vector<Member> usable = membership_.Members();
+  std::erase_if(usable, [this](const Member& member) { return left_out_.contains(member.id); });
+  return usable;
 }
 
 void ClusterController::PipelineBroken(uint64_t plan_version, const absl::Status& why) {
@@ -124,7 +172,7 @@ void ClusterController::Tick() {
 
 void ClusterController::MaybePlan() {
   const int missing =
-      (planned_once_ ? 1 : options_.min_workers) - static_cast<int>(membership_.Members().size());
+      (planned_once_ ? 1 : options_.min_workers) - static_cast<int>(Usable().size());
   if (missing > 0) {
     waiting_reason_ =
         absl::StrCat("waiting for ", missing, " more worker", missing == 1 ? "" : "s", " to join");
@@ -157,7 +205,7 @@ void ClusterController::MaybePlan() {
 
 absl::StatusOr<PipelinePlan> ClusterController::MakePlan() const {
   std::vector<PlannerWorker> workers;
-  for (const Member& member : membership_.Members()) {
+  for (const Member& member : Usable()) {
     workers.push_back({member.id, DescribeWorker(member),
                        static_cast<int64_t>(member.registration.memory_budget_bytes())});
   }
@@ -261,10 +309,14 @@ std::string ClusterController::DescribeWorker(const Member& member) const {
 }
 
 std::string ClusterController::PipelineState() const {
-  if (!active_.has_value()) {
-    return waiting_reason_.empty() ? "waiting for workers to join" : waiting_reason_;
+  std::string state;
+  if (active_.has_value()) {
+    state = active_->serving ? "serving" : "loading";
+  } else {
+    state = waiting_reason_.empty() ? "waiting for workers to join" : waiting_reason_;
   }
-  return active_->serving ? "serving" : "loading";
+  for (const auto& [id, why] : left_out_) absl::StrAppend(&state, "; left out: ", why);
+  return state;
 }
 
 v1::GetStatusResponse ClusterController::Status() const {

@@ -50,7 +50,8 @@ class ClusterController {
     const Clock* clock = &SteadyClock();
   };
 
-  /// How to reach one worker. Copied; called by the controller's thread; must not block.
+  /// How to reach one worker. Copied; called by the controller's thread; must not block: what
+  /// cannot take an order ends the Attend call instead.
   struct WorkerLink {
     std::function<void(v1::WorkerOrder)> order;
     std::function<void()> hang_up;  // ends its Attend call
@@ -99,6 +100,11 @@ class ClusterController {
   };
 
   void Lose(const Member& member, const std::string& why);
+  /// The stage that `worker` was to load cannot be had there, and trying again would not help: it
+  /// gets none any more.
+  void LeaveOut(WorkerId worker, const absl::Status& why);
+  /// The workers that plans may use, in order of joining.
+  std::vector<Member> Usable() const;
   /// Makes the plan that the present members call for, unless they have it.
   void MaybePlan();
   absl::StatusOr<PipelinePlan> MakePlan() const;
@@ -117,6 +123,7 @@ class ClusterController {
   const OpenFirstHop open_first_hop_;
   Membership membership_;
   std::map<WorkerId, WorkerLink> links_;
+  std::map<WorkerId, std::string> left_out_;  // members that plans do not use, and why
   std::optional<ActivePlan> active_;
   uint64_t last_version_ = 0;
   bool leaving_ = false;

@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
@@ -11,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/bounded_queue.h"
 #include "base/named_thread.h"
+#include "base/status_macros.h"
 #include "cluster/grpc_status.h"
 
 namespace caravan {
@@ -19,7 +21,7 @@ namespace {
 // Orders that may wait for one worker's link; a plan sends each worker a few.
 constexpr size_t kQueuedOrders = 64;
 
-using OrderQueue = BoundedQueue<v1::WorkerOrder>;
+absl::Status Leaving() { return absl::UnavailableError("the coordinator is leaving"); }
 
 /// The host of a gRPC peer such as "ipv4:10.0.0.2:51234" or "ipv6:%5B::1%5D:51234", as HOST is
 /// written in HOST:PORT.
@@ -42,49 +44,71 @@ void FillHost(const std::string& peer, v1::Registration& registration) {
 
 }  // namespace
 
-grpc::Status ClusterService::Attend(
-    grpc::ServerContext* context,
-    grpc::ServerReaderWriter<v1::WorkerOrder, v1::WorkerReport>* stream) {
-  v1::WorkerReport report;
-  if (!stream->Read(&report) || !report.has_registration()) {
-    return ToGrpcStatus(absl::InvalidArgumentError("the first report must be a registration"));
-  }
-  const uint64_t incarnation = report.incarnation();
-  v1::Registration registration = report.registration();
-  FillHost(context->peer(), registration);
+/// The controller's way to one worker, which it may keep for longer than the call lasts.
+struct ClusterService::Link {
+  BoundedQueue<v1::WorkerOrder> orders{kQueuedOrders};
+  std::atomic<bool> overflowed{false};  // the worker takes no orders
+};
 
-  // Shared with the controller, which may hold the link for longer than this call lasts.
-  const auto orders = std::make_shared<OrderQueue>(kQueuedOrders);
-  ClusterController::WorkerLink link;
-  link.order = [orders](v1::WorkerOrder order) { (void)orders->Push(std::move(order)); };
-  link.hang_up = [orders] { orders->Close(); };
-  const absl::StatusOr<WorkerId> id = loop_->Call<absl::StatusOr<WorkerId>>(
-      [&] { return controller_->Join(incarnation, registration, link); },
-      absl::UnavailableError("the coordinator is leaving"));
-  if (!id.ok()) return ToGrpcStatus(id.status());
-
+grpc::Status ClusterService::Attend(grpc::ServerContext* context, AttendStream* stream) {
+  const auto link = std::make_shared<Link>();
+  std::atomic<bool> heard_out{false};
   NamedThread writer("order-writer", [&] {
-    while (std::optional<v1::WorkerOrder> order = orders->Pop()) {
+    // The first order, Welcome, follows a registration at once.
+    std::optional<v1::WorkerOrder> order = link->orders.PopWithTimeout(registration_timeout_);
+    for (; order.has_value(); order = link->orders.Pop()) {
       if (!stream->Write(*order)) return;
     }
-    // The controller hung up, or the worker ended the stream; Read returns either way.
-    context->TryCancel();
+    // Nobody registered, or the controller hung up: a Read that waits has to return.
+    if (!heard_out) context->TryCancel();
   });
-  absl::Status status;
-  while (status.ok() && stream->Read(&report)) {
-    status = loop_->Call<absl::Status>([&] { return controller_->Report(*id, report); },
-                                       absl::UnavailableError("the coordinator is leaving"));
+  const absl::StatusOr<Attendee> worker = Register(context->peer(), *stream, link);
+  const absl::Status status = worker.ok() ? HearReports(*worker, *stream, *link) : worker.status();
+  heard_out = true;
+  if (worker.ok()) {
+    // The worker may end the stream only after Departure or Dismissal; else it is lost.
+    (void)loop_->Call<bool>(
+        [&] {
+          controller_->Gone(worker->id, worker->incarnation);
+          return true;
+        },
+        false);
   }
-  // The worker may end the stream only after Departure or Dismissal; else it is lost.
-  (void)loop_->Call<bool>(
-      [&] {
-        controller_->Gone(*id, incarnation);
-        return true;
-      },
-      false);
-  orders->Close();
+  // A write that waits for a worker that does not read would wait for ever.
+  if (link->overflowed) context->TryCancel();
+  link->orders.Close();
   writer.Join();
   return ToGrpcStatus(status);
+}
+
+absl::StatusOr<ClusterService::Attendee> ClusterService::Register(
+    const std::string& peer, AttendStream& stream, const std::shared_ptr<Link>& link) {
+  v1::WorkerReport report;
+  if (!stream.Read(&report) || !report.has_registration()) {
+    return absl::InvalidArgumentError("the first report must be a registration");
+  }
+  v1::Registration registration = report.registration();
+  FillHost(peer, registration);
+  ClusterController::WorkerLink controls;
+  controls.order = [link](v1::WorkerOrder order) {
+    if (!link->orders.TryPush(std::move(order)) && !link->orders.closed()) link->overflowed = true;
+  };
+  controls.hang_up = [link] { link->orders.Close(); };
+  const absl::StatusOr<WorkerId> id = loop_->Call<absl::StatusOr<WorkerId>>(
+      [&] { return controller_->Join(report.incarnation(), registration, controls); }, Leaving());
+  if (!id.ok()) return id.status();
+  return Attendee{*id, report.incarnation()};
+}
+
+absl::Status ClusterService::HearReports(const Attendee& worker, AttendStream& stream,
+                                         const Link& link) {
+  v1::WorkerReport report;
+  while (stream.Read(&report)) {
+    CARAVAN_RETURN_IF_ERROR(loop_->Call<absl::Status>(
+        [&] { return controller_->Report(worker.id, report); }, Leaving()));
+    if (link.overflowed) return absl::UnavailableError("the worker takes no orders");
+  }
+  return absl::OkStatus();
 }
 
 grpc::Status ClusterService::GetStatus(grpc::ServerContext* /*context*/,
@@ -95,7 +119,7 @@ grpc::Status ClusterService::GetStatus(grpc::ServerContext* /*context*/,
         *response = controller_->Status();
         return absl::OkStatus();
       },
-      absl::UnavailableError("the coordinator is leaving")));
+      Leaving()));
 }
 
 }  // namespace caravan

@@ -89,17 +89,19 @@ class FakeCluster {
     report.mutable_heartbeat();
     EXPECT_TRUE(Report(worker, report).ok());
   }
-  void Ready(const FakeWorker* worker, uint64_t plan_version, uint32_t kv_blocks = 8) {
+  void Ready(const FakeWorker* worker, uint64_t plan_version, uint32_t kv_blocks = 8,
+             uint32_t kv_block_tokens = kKvBlockTokens) {
     v1::WorkerReport report;
     report.mutable_ready()->set_plan_version(plan_version);
     report.mutable_ready()->set_kv_blocks(kv_blocks);
-    report.mutable_ready()->set_kv_block_tokens(kKvBlockTokens);
+    report.mutable_ready()->set_kv_block_tokens(kv_block_tokens);
     EXPECT_TRUE(Report(worker, report).ok());
   }
-  void Fail(const FakeWorker* worker, uint64_t plan_version, const std::string& message) {
+  void Fail(const FakeWorker* worker, uint64_t plan_version, const std::string& message,
+            absl::StatusCode code = absl::StatusCode::kUnavailable) {
     v1::WorkerReport report;
     report.mutable_failure()->set_plan_version(plan_version);
-    report.mutable_failure()->set_code(static_cast<int>(absl::StatusCode::kDataLoss));
+    report.mutable_failure()->set_code(static_cast<int>(code));
     report.mutable_failure()->set_message(message);
     EXPECT_TRUE(Report(worker, report).ok());
   }
@@ -358,6 +360,74 @@ TEST(ClusterControllerTest, AFailedStageIsTriedAgainAfterADelay) {
   pair.cluster.Advance(absl::Nanoseconds(1));
   EXPECT_EQ(OnlyLoad(pair.a->TakeOrders()).plan_version(), 2u);
   EXPECT_EQ(OnlyLoad(pair.b->TakeOrders()).plan_version(), 2u);
+}
+
+TEST(ClusterControllerTest, AWorkerThatCannotLoadIsLeftOutUntilItJoinsAnew) {
+  for (const absl::StatusCode code :
+       {absl::StatusCode::kInvalidArgument, absl::StatusCode::kNotFound,
+        absl::StatusCode::kFailedPrecondition, absl::StatusCode::kResourceExhausted,
+        absl::StatusCode::kPermissionDenied, absl::StatusCode::kDataLoss}) {
+    FakeCluster cluster(2);
+    FakeWorker* const a = cluster.Join("box-a");
+    FakeWorker* const b = cluster.Join("box-b");
+    a->TakeOrders();
+    b->TakeOrders();
+    cluster.Fail(b, 1, "worker box-b: no such directory", code);
+    // At once, and whole, to the other one.
+    ASSERT_EQ(a->orders.size(), 2u) << absl::StatusCodeToString(code);
+    EXPECT_EQ(*StageFromProto(a->orders[1].load_stage().stage()), (StageSpec{0, 4, true, true}));
+    EXPECT_EQ(OnlyDrop(b->TakeOrders()), 1u);
+    cluster.Ready(a, 2);
+    EXPECT_EQ(cluster.Status().pipeline_state(),
+              "serving; left out: worker box-b: no such directory");
+    EXPECT_EQ(cluster.Status().workers(1).state(), v1::WORKER_STATE_SPARE);
+    cluster.Heartbeat(b);
+    cluster.Advance(absl::Seconds(9));
+    EXPECT_TRUE(b->TakeOrders().empty());
+    cluster.Gone(b);
+    EXPECT_EQ(cluster.Status().pipeline_state(), "serving");
+    FakeWorker* const again = cluster.Join("box-b");
+    EXPECT_EQ(again->TakeOrders().size(), 2u);  // Welcome, LoadStage
+  }
+}
+
+TEST(ClusterControllerTest, WithEveryWorkerLeftOutAnotherOneIsWaitedFor) {
+  FakeCluster cluster;
+  FakeWorker* const a = cluster.Join("box-a");
+  cluster.Fail(a, 1, "worker box-a: not the model", absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(cluster.Status().pipeline_state(),
+            "waiting for 1 more worker to join; left out: worker box-a: not the model");
+  FakeWorker* const b = cluster.Join("box-b");
+  b->orders.erase(b->orders.begin());  // Welcome
+  EXPECT_EQ(OnlyLoad(b->TakeOrders()).plan_version(), 2u);
+}
+
+TEST(ClusterControllerTest, AWorkerThatMayLoadTheNextTimeIsTriedAgain) {
+  FakeCluster cluster;
+  FakeWorker* const a = cluster.Join("box-a");
+  a->TakeOrders();
+  cluster.Fail(a, 1, "the coordinator is slow", absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(OnlyDrop(a->TakeOrders()), 1u);
+  cluster.Advance(absl::Seconds(5));
+  EXPECT_EQ(OnlyLoad(a->TakeOrders()).plan_version(), 2u);
+  // A loaded stage that fails lost its next hop, whatever that one said.
+  cluster.Ready(a, 2);
+  cluster.Fail(a, 2, "the next hop is lost", absl::StatusCode::kFailedPrecondition);
+  a->TakeOrders();
+  cluster.Advance(absl::Seconds(5));
+  EXPECT_EQ(OnlyLoad(a->TakeOrders()).plan_version(), 3u);
+}
+
+TEST(ClusterControllerTest, KvBlocksOfAnotherSizeAreRefused) {
+  FakeCluster cluster;
+  FakeWorker* const a = cluster.Join("box-a");
+  cluster.Ready(a, 1, 8, kKvBlockTokens / 2);
+  EXPECT_FALSE(cluster.Status().serving());
+  EXPECT_THAT(cluster.Status().pipeline_state(),
+              HasSubstr("worker 1 (box-a) offers 8 KV blocks of 32 tokens"));
+  FakeWorker* const b = cluster.Join("box-b");
+  cluster.Ready(b, 2, 0);
+  EXPECT_FALSE(cluster.Status().serving());
 }
 
 TEST(ClusterControllerTest, ALostWorkerEndsTheDelayThatItsNeighbourBegan) {
