@@ -42,19 +42,23 @@ class Server final : public CoordinatorServer {
       : options_(options),
         checkpoint_(std::move(checkpoint)),
         text_(std::move(text)),
-        driver_(DriverOptions(controller_options)),
+        driver_(std::make_unique<PipelineDriver>(DriverOptions(controller_options))),
         controller_(
-            controller_options, &driver_,
+            controller_options, driver_.get(),
             [this](const std::string& address, uint64_t incarnation, const std::string& name,
                    uint64_t version) { return OpenFirstHop(address, incarnation, name, version); }),
         loop_(kTickInterval, [this] { controller_.Tick(); }),
         cluster_service_(&controller_, &loop_),
-        job_service_(text_.get(), &driver_, &SteadyClock()),
+        job_service_(text_.get(), driver_.get(), &SteadyClock()),
         model_files_service_(checkpoint_.get()),
         pipeline_service_(controller_options.incarnation,
-                          [this](v1::Step step) { return driver_.Receive(std::move(step)); }) {}
+                          [this](v1::Step step) { return driver_->Receive(std::move(step)); }) {}
 
-  ~Server() override { Stop(); }
+  ~Server() override {
+    Stop();
+    // Its thread, which posts to loop_, ends here.
+    driver_.reset();
+  }
 
   absl::Status Listen() {
     CARAVAN_ASSIGN_OR_RETURN(
@@ -77,7 +81,7 @@ class Server final : public CoordinatorServer {
           return true;
         },
         false);
-    driver_.Shutdown();
+    driver_->Shutdown();
     if (server_ != nullptr) server_->Shutdown(absl::ToChronoTime(absl::Now() + kFarewell));
     loop_.Stop();
   }
@@ -118,7 +122,7 @@ class Server final : public CoordinatorServer {
   const CoordinatorOptions options_;
   const std::unique_ptr<Checkpoint> checkpoint_;
   const std::unique_ptr<TextModel> text_;
-  PipelineDriver driver_;
+  std::unique_ptr<PipelineDriver> driver_;
   ClusterController controller_;  // lives on loop_
   ControlLoop loop_;
   ClusterService cluster_service_;
@@ -149,9 +153,9 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
   controller.min_workers = options.min_workers;
   const int64_t model_context = checkpoint->config().max_position_embeddings;
   if (options.context_tokens < 0 || options.context_tokens > model_context) {
-    return absl::InvalidArgumentError(absl::StrCat("--context ", options.context_tokens,
-                                                   ": the model allows 1 to ", model_context,
-                                                   " tokens"));
+    return absl::InvalidArgumentError(absl::StrCat("a context of ", options.context_tokens,
+                                                   " tokens cannot be: the model allows 1 to ",
+                                                   model_context));
   }
   controller.context_tokens = options.context_tokens == 0 ? model_context : options.context_tokens;
   controller.kv_tokens = std::max(
