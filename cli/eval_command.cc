@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <deque>
-#include <fstream>
 #include <map>
 #include <memory>
 #include <string>
@@ -12,6 +11,8 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "base/file.h"
 #include "base/json.h"
 #include "base/status_macros.h"
 #include "cli/commands.h"
@@ -21,13 +22,14 @@
 namespace caravan {
 namespace {
 
+// Of a file of tasks; far more than anybody asks.
+constexpr int64_t kMaxTasksBytes = int64_t{1} << 30;
+
 struct EvalFlags {
-  std::string model;
+  LocalPipelineFlags pipeline;
   std::string tasks;
-  int workers = 1;
   int jobs = 8;
   int64_t max_tokens = 512;
-  int threads = 0;
 };
 
 struct Task {
@@ -42,11 +44,11 @@ struct Score {
 };
 
 absl::StatusOr<std::vector<Task>> ReadTasks(const std::string& path) {
-  std::ifstream in(path);
-  if (!in) return absl::NotFoundError(absl::StrCat(path, ": cannot be read"));
+  CARAVAN_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxTasksBytes));
   std::vector<Task> tasks;
-  std::string line;
-  for (int number = 1; std::getline(in, line); ++number) {
+  int number = 0;
+  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
+    ++number;
     if (absl::StripAsciiWhitespace(line).empty()) continue;
     const std::string origin = absl::StrCat(path, ":", number);
     CARAVAN_ASSIGN_OR_RETURN(const nlohmann::json json, ParseJson(line, origin));
@@ -110,12 +112,10 @@ void PrintScore(const std::string& name, const Score& score) {
 absl::Status Eval(const EvalFlags& flags) {
   CARAVAN_ASSIGN_OR_RETURN(const std::vector<Task> tasks, ReadTasks(flags.tasks));
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
-                           Checkpoint::Open(flags.model));
+                           Checkpoint::Open(flags.pipeline.model));
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TextModel> text,
-                           TextModel::Load(flags.model, checkpoint->config()));
-  LocalPipeline::Options options;
-  options.num_workers = flags.workers;
-  options.num_threads = flags.threads;
+                           TextModel::Load(flags.pipeline.model, checkpoint->config()));
+  LocalPipeline::Options options = flags.pipeline.Options();
   options.kv_tokens = flags.jobs * checkpoint->config().max_position_embeddings;
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<LocalPipeline> pipeline,
                            LocalPipeline::Create(*checkpoint, options));
@@ -137,25 +137,17 @@ void AddEvalCommand(CLI::App& app, CommandBody& body) {
       app.add_subcommand("eval", "Print the exact-match accuracy of a model's answers by task");
   const auto flags = std::make_shared<EvalFlags>();
   AddConfigOption(*command);
-  command->add_option("--model", flags->model, "Model directory in Hugging Face's layout")
-      ->required();
+  flags->pipeline.AddTo(*command);
   command
       ->add_option("--tasks", flags->tasks,
                    "JSON lines with task, question and answer; what the reply says after </think>, "
                    "without space around, must equal the answer")
       ->required();
-  command->add_option("--workers", flags->workers, "Split the layers over so many stages")
-      ->capture_default_str();
   command->add_option("--jobs", flags->jobs, "Questions asked at once")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   command->add_option("--max-tokens", flags->max_tokens, "Longest reply, in tokens")
       ->check(CLI::Range(1, 1 << 24))
-      ->capture_default_str();
-  command
-      ->add_option("--threads", flags->threads,
-                   "CPU threads, of all stages together; 0: one a core")
-      ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   command->callback([flags, &body] { body = [flags] { return ReportStatus(Eval(*flags)); }; });
 }

@@ -110,6 +110,23 @@ LocalPipeline::~LocalPipeline() {
   for (std::unique_ptr<StepLoop>& worker : workers_) worker.reset();
 }
 
+void LocalPipelineFlags::AddTo(CLI::App& command) {
+  command.add_option("--model", model, "Model directory in Hugging Face's layout")->required();
+  command.add_option("--workers", workers, "Split the layers over so many stages")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  command.add_option("--threads", threads, "CPU threads, of all stages together; 0: one a core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+}
+
+LocalPipeline::Options LocalPipelineFlags::Options() const {
+  LocalPipeline::Options options;
+  options.num_workers = workers;
+  options.num_threads = threads;
+  return options;
+}
+
 absl::StatusOr<std::vector<float>> ScorePrompt(PipelineDriver& driver,
                                                std::vector<int32_t> prompt) {
   JobSpec spec;

@@ -7,8 +7,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
+#include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
 #include "coordinator/pipeline_driver.h"
 #include "kernels/cpu/row_ops.h"
@@ -42,6 +44,17 @@ class LocalPipeline {
 
   std::unique_ptr<PipelineDriver> driver_;
   std::vector<std::unique_ptr<StepLoop>> workers_;  // by stage
+};
+
+/// The options --model, --workers and --threads of the commands that run a pipeline of their own.
+struct LocalPipelineFlags {
+  std::string model;
+  int workers = 1;
+  int threads = 0;
+
+  void AddTo(CLI::App& command);
+  /// What else there is keeps its default.
+  LocalPipeline::Options Options() const;
 };
 
 /// The logits of every position of `prompt`, f32 [prompt.size(), vocab_size].

@@ -10,6 +10,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/status_macros.h"
 #include "cli/commands.h"
 #include "cli/local_pipeline.h"
@@ -19,12 +20,10 @@ namespace caravan {
 namespace {
 
 struct VerifyFlags {
-  std::string model;
+  LocalPipelineFlags pipeline;
   std::string golden;
-  int workers = 1;
   int64_t chunk = 512;
   double tolerance = 1e-4;
-  int threads = 0;
 };
 
 /// One list of tokens, and the logits that a reference has for its last rows.
@@ -75,25 +74,33 @@ double RelativeError(absl::Span<const float> a, absl::Span<const float> b) {
   return std::isfinite(error) ? error : std::numeric_limits<double>::infinity();
 }
 
+/// Such as "F32 [16, 320]".
+std::string Describe(const TensorInfo& info) {
+  return absl::StrCat(DTypeName(info.dtype), " [", absl::StrJoin(info.shape, ", "), "]");
+}
+
 /// The relative error of one list.
 absl::StatusOr<double> CompareList(const SafetensorsFile& golden, const GoldenList& list,
                                    const ModelConfig& config, PipelineDriver& driver) {
   const TensorInfo& ids_info = *golden.Find(list.ids_name);
   const TensorInfo& logits_info = *golden.Find(list.logits_name);
+  const std::string origin = absl::StrCat(golden.path(), ": ");
   if (ids_info.dtype != DType::kI32 || ids_info.shape.size() != 1) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(golden.path(), ": ", list.ids_name, " must be I32 of one dimension"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        origin, list.ids_name, " is ", Describe(ids_info), " and must be I32 [tokens]"));
   }
+  const int64_t num_tokens = ids_info.shape[0];
   if (logits_info.dtype != DType::kF32 || logits_info.shape.size() != 2 ||
-      logits_info.shape[0] > ids_info.shape[0] || logits_info.shape[1] != config.vocab_size) {
-    return absl::InvalidArgumentError(absl::StrCat(golden.path(), ": ", list.logits_name,
-                                                   " must be F32 [at most ", ids_info.shape[0],
-                                                   ", ", config.vocab_size, "]"));
+      logits_info.shape[0] > num_tokens || logits_info.shape[1] != config.vocab_size) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        origin, list.logits_name, " is ", Describe(logits_info), " and must be F32 [at most ",
+        num_tokens, ", ", config.vocab_size, "] for this model and ", list.ids_name));
   }
-  CARAVAN_ASSIGN_OR_RETURN(const std::vector<float> logits,
-                           ScorePrompt(driver, Values<int32_t>(golden, list.ids_name)));
+  const absl::StatusOr<std::vector<float>> logits =
+      ScorePrompt(driver, Values<int32_t>(golden, list.ids_name));
+  if (!logits.ok()) return Annotate(logits.status(), absl::StrCat(origin, list.ids_name));
   const std::vector<float> expected = Values<float>(golden, list.logits_name);
-  return RelativeError(absl::MakeConstSpan(logits).last(expected.size()), expected);
+  return RelativeError(absl::MakeConstSpan(*logits).last(expected.size()), expected);
 }
 
 absl::StatusOr<bool> Verify(const VerifyFlags& flags) {
@@ -101,10 +108,8 @@ absl::StatusOr<bool> Verify(const VerifyFlags& flags) {
                            SafetensorsFile::Open(flags.golden));
   CARAVAN_ASSIGN_OR_RETURN(const std::vector<GoldenList> lists, FindLists(*golden));
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
-                           Checkpoint::Open(flags.model));
-  LocalPipeline::Options options;
-  options.num_workers = flags.workers;
-  options.num_threads = flags.threads;
+                           Checkpoint::Open(flags.pipeline.model));
+  LocalPipeline::Options options = flags.pipeline.Options();
   options.prefill_chunk = flags.chunk;
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<LocalPipeline> pipeline,
                            LocalPipeline::Create(*checkpoint, options));
@@ -131,24 +136,16 @@ void AddVerifyCommand(CLI::App& app, CommandBody& body) {
       app.add_subcommand("verify", "Compare a model's logits with a reference's, list by list");
   const auto flags = std::make_shared<VerifyFlags>();
   AddConfigOption(*command);
-  command->add_option("--model", flags->model, "Model directory in Hugging Face's layout")
-      ->required();
+  flags->pipeline.AddTo(*command);
   command
       ->add_option("--golden", flags->golden,
                    "Safetensors file with ids_i [tokens] I32 and logits_i [tokens, vocab] F32, or "
                    "ids and last_logits")
       ->required();
-  command->add_option("--workers", flags->workers, "Split the layers over so many stages")
-      ->capture_default_str();
   command->add_option("--chunk", flags->chunk, "Prefill in chunks of so many tokens")
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   command->add_option("--tolerance", flags->tolerance, "Largest ||a-b||/||b|| that passes")
-      ->capture_default_str();
-  command
-      ->add_option("--threads", flags->threads,
-                   "CPU threads, of all stages together; 0: one a core")
-      ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   command->callback([flags, &body] {
     body = [flags] {

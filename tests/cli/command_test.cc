@@ -49,7 +49,7 @@ TEST(CommandTest, WrongFlagsGetASentenceThatNamesThem) {
        2,
        "\"garbage\" is not HOST:PORT"},
       {{"coordinator", "--model", kModel, "--listen", "127.0.0.1:99999"}, 2, "from 0 to 65535"},
-      {{"coordinator", "--model", kModel, "--context", "5000"}, 2, "--context 5000"},
+      {{"coordinator", "--model", kModel, "--context", "5000"}, 2, "a context of 5000 tokens"},
       {{"coordinator", "--model", kModel, "--prefill-chunk", "0"}, 2, "--prefill-chunk"},
       {{"worker"}, 2, "--coordinator is required"},
       {{"worker", "--coordinator", "nowhere"}, 2, "--coordinator: \"nowhere\" is not HOST:PORT"},
@@ -74,6 +74,19 @@ TEST(CommandTest, NobodyThereIsSaidWithTheAddress) {
     arguments.insert(arguments.end(), {"--coordinator", "127.0.0.1:1", "--connect-timeout", "0.3"});
     ExpectRefusal(cluster, {arguments, 3, "no coordinator answers at 127.0.0.1:1 within"});
   }
+}
+
+TEST(CommandTest, AWorkerThatIsEarlySaysThatItWaits) {
+  TestCluster cluster;
+  cluster.StartCoordinator({});
+  const std::string address = cluster.address();
+  cluster.coordinator().Signal(SIGTERM);
+  EXPECT_EQ(cluster.coordinator().Wait(), 0);
+  TestProcess& worker =
+      cluster.Launch("worker", {"worker", "--coordinator", address, "--ram", "1MiB"});
+  worker.WaitForErr(absl::StrCat("waiting_for_coordinator coordinator=", address));
+  worker.Signal(SIGTERM);
+  EXPECT_EQ(worker.Wait(), 0);
 }
 
 TEST(CommandTest, WrongFilesGetASentenceThatNamesThem) {
@@ -108,11 +121,21 @@ TEST(CommandTest, WrongFilesGetASentenceThatNamesThem) {
   ExpectRefusal(cluster, {{"eval", "--model", kModel, "--tasks", tasks},
                           2,
                           tasks + ":2: field \"question\" must be a string"});
+  WriteText(tasks, "\n{\"question\": }\n");
+  ExpectRefusal(cluster, {{"eval", "--model", kModel, "--tasks", tasks},
+                          2,
+                          tasks + ":2: not valid JSON at column 14: unexpected '}'"});
+  ExpectRefusal(cluster, {{"eval", "--model", kModel, "--tasks", tasks + ".none"},
+                          2,
+                          tasks + ".none: No such file or directory"});
+  ExpectRefusal(cluster, {{"eval", "--model", kModel, "--tasks", cluster.dir().path()},
+                          2,
+                          cluster.dir().path() + ": not a regular file"});
   ExpectRefusal(cluster, {{"verify", "--model", kModel, "--golden", tasks}, 2, tasks});
   ExpectRefusal(cluster, {{"verify", "--model", kModel, "--golden",
                            absl::StrCat(kGoldens, "v3-like/golden.safetensors")},
                           2,
-                          "logits_0 must be F32"});
+                          "v3-like/golden.safetensors: logits_0 is F32 ["});
   ExpectRefusal(cluster, {{"coordinator", "--model", kModel, "--listen", "127.0.0.1:0",
                            "--address-file", "/nonexistent/file"},
                           2,

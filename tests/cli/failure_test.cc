@@ -151,6 +151,18 @@ TEST(FailureTest, ARunWithoutWorkersFailsWithWhatIsMissing) {
   ExpectUnavailable(cluster.StartRun("hi"), "0.5 s: waiting for 1 more worker to join");
 }
 
+TEST(FailureTest, AWorkerWithoutTheModelIsLeftOutAndTheRestServes) {
+  TestCluster cluster;
+  cluster.StartCoordinator({"--workers", "2"});
+  cluster.StartWorker("good");
+  cluster.StartWorker("bad", {"--model", "/nowhere"});
+  cluster.WaitForStatus([](const std::string& status) {
+    return absl::StrContains(status, "serving; left out: worker bad: /nowhere/config.json");
+  });
+  EXPECT_THAT(cluster.Status(), ContainsRegex("bad .* spare "));
+  cluster.ExpectAnswers();
+}
+
 TEST(FailureTest, TooLittleMemoryIsSaidInNumbers) {
   TestCluster cluster;
   cluster.StartCoordinator({"--worker-timeout", "0.5"});
