@@ -247,8 +247,8 @@ absl::StatusOr<std::vector<Scheduler::ReturnedSlice>> Scheduler::TakeIn(const v1
                                         : absl::StrCat("step ", in_flight_.front().step_id),
                      " was due"));
   }
+  if (!step.has_error()) CARAVAN_RETURN_IF_ERROR(CheckResults(in_flight_.front(), step));
   const SentStep sent = std::move(in_flight_.front());
-  if (!step.has_error()) CARAVAN_RETURN_IF_ERROR(CheckResults(sent, step));
   in_flight_.pop_front();
 
   std::vector<ReturnedSlice> returned;

@@ -241,7 +241,7 @@ TEST(SchedulerTest, AdmitsInteractiveJobsBeforeBulkJobsThatAreNotMuchOlder) {
 
 TEST(SchedulerTest, TheYoungestBulkSequenceGivesItsBlocksBackAndIsPrefilledAgain) {
   Scheduler::Options options = SmallOptions();
-  options.kv_blocks = 9;
+  options.kv_blocks = 12;
   options.max_step_tokens = 64;
   Bench bench(options);
   Sequence* interactive = bench.Add(ToyJob(4, 24, 1));  // 7 blocks at its end
@@ -263,7 +263,7 @@ TEST(SchedulerTest, TheYoungestBulkSequenceGivesItsBlocksBackAndIsPrefilledAgain
   EXPECT_GT(bench.scheduler().counters().preemptions, 0);
   EXPECT_THAT(ended, ElementsAre(bulk, interactive, young));
   EXPECT_EQ(young->generated_tokens(), 16);
-  EXPECT_EQ(bench.scheduler().blocks().free_blocks(), 9);
+  EXPECT_EQ(bench.scheduler().blocks().free_blocks(), 12);
 }
 
 TEST(SchedulerTest, AnInteractiveJobThatDoesNotFitHasBulkJobsGiveWay) {
