@@ -17,6 +17,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "tests/support/sanitized.h"
 #include "tests/support/test_cluster.h"
 
 namespace caravan {
@@ -178,13 +179,6 @@ TEST(ClusterTest, AWorkerWithAnotherModelSaysSo) {
   EXPECT_THAT(worker.Err(), HasSubstr(why));
   cluster.WaitForStatus(why);
 }
-
-// A sanitizer's shadow memory counts as the process's.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
 
 /// A worker's peak of resident memory, in bytes.
 int64_t PeakMemory(pid_t pid) {

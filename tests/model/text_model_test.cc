@@ -21,9 +21,9 @@ ModelConfig TinyConfig() {
 TEST(TextModelTest, SplitsAReplyIntoThoughtAndAnswer) {
   const auto text = TextModel::Load(kTinyDirectory, TinyConfig());
   ASSERT_TRUE(text.ok()) << text.status();
-  std::vector<int32_t> reply = *(*text)->tokenizer().Encode("1 + 1</think>2");
+  std::vector<int32_t> reply = *(*text)->tokenizer().Encode("<think>1 + 1</think>2");
   reply.push_back((*text)->stop_token_ids().front());
-  ReplyStream stream = (*text)->NewReply();  // the prompt of the chat form ended with <think>
+  ReplyStream stream = (*text)->NewReply();
   std::string thought;
   std::string answer;
   for (const int32_t token : reply) {
