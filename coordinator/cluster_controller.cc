@@ -77,6 +77,7 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
     Tick();
     return absl::OkStatus();
   }
+  if (report.has_heartbeat()) loads_[worker] = report.heartbeat().load();
   const int stage = StageOf(worker);
   if (stage < 0) return absl::OkStatus();  // of a plan that is over
   StageState& state = active_->stages[static_cast<size_t>(stage)];
@@ -126,6 +127,7 @@ void ClusterController::Lose(const Member& member, const std::string& why) {
     links_.erase(link);
   }
   left_out_.erase(member.id);
+  loads_.erase(member.id);
   // Now it is known why a link broke, if one did: nothing is gained by waiting.
   plan_is_due_ = true;
   plan_not_before_ = -absl::InfiniteDuration();
@@ -333,6 +335,9 @@ v1::GetStatusResponse ClusterController::Status() const {
     worker.set_device(member.registration.device());
     worker.set_memory_budget_bytes(member.registration.memory_budget_bytes());
     worker.set_state(v1::WORKER_STATE_SPARE);
+    if (const auto load = loads_.find(member.id); load != loads_.end()) {
+      *worker.mutable_load() = load->second;
+    }
     const int stage = StageOf(member.id);
     if (stage < 0) continue;
     const StagePlan& plan = active_->plan.stages[static_cast<size_t>(stage)];
@@ -345,6 +350,8 @@ v1::GetStatusResponse ClusterController::Status() const {
     if (state.ready.has_value()) {
       worker.set_kv_blocks(state.ready->kv_blocks());
       worker.set_kv_block_tokens(state.ready->kv_block_tokens());
+      worker.set_kv_bytes(uint64_t{state.ready->kv_blocks()} * state.ready->kv_block_tokens() *
+                          static_cast<uint64_t>(options_.cost.Of(plan.stage).kv_bytes_per_token));
     }
   }
   return response;

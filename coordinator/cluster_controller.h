@@ -124,6 +124,7 @@ class ClusterController {
   Membership membership_;
   std::map<WorkerId, WorkerLink> links_;
   std::map<WorkerId, std::string> left_out_;  // members that plans do not use, and why
+  std::map<WorkerId, v1::WorkerLoad> loads_;  // of the last heartbeat that came
   std::optional<ActivePlan> active_;
   uint64_t last_version_ = 0;
   bool leaving_ = false;

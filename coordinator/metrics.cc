@@ -1,0 +1,264 @@
+#include "coordinator/metrics.h"
+
+#include <sstream>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "prometheus/text_serializer.h"
+
+namespace caravan {
+namespace {
+
+using ::prometheus::ClientMetric;
+using ::prometheus::MetricFamily;
+using ::prometheus::MetricType;
+using Buckets = ::prometheus::Histogram::BucketBoundaries;
+using Labels = std::vector<ClientMetric::Label>;
+
+// A tiny model answers within milliseconds; a long prompt of a 671B model takes minutes.
+const Buckets kFirstTokenSeconds = {0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1,  2.5,
+                                    5,    10,    30,   60,  120,  300, 600};
+const Buckets kBetweenTokensSeconds = {0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1,
+                                       0.25,  0.5,    1,     2.5,  5,     10,   30};
+// Bulk jobs may wait for a night.
+const Buckets kJobSeconds = {0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 14400, 43200};
+const Buckets kStepRows = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048};
+const Buckets kStepSeconds = kBetweenTokensSeconds;
+
+const char* Name(JobPriority priority) {
+  return priority == JobPriority::kBulk ? "bulk" : "interactive";
+}
+
+const char* Name(JobOutcome outcome) {
+  switch (outcome) {
+    case JobOutcome::kFinished:
+      return "finished";
+    case JobOutcome::kCancelled:
+      return "cancelled";
+    case JobOutcome::kFailed:
+      return "failed";
+  }
+  return "?";
+}
+
+/// One family of plain numbers, built up sample by sample.
+class Numbers {
+ public:
+  Numbers(MetricType type, const char* name, const char* help) {
+    family_.type = type;
+    family_.name = name;
+    family_.help = help;
+  }
+
+  void Add(double value, Labels labels = {}) {
+    ClientMetric& metric = family_.metric.emplace_back();
+    metric.label = std::move(labels);
+    (family_.type == MetricType::Counter ? metric.counter.value : metric.gauge.value) = value;
+  }
+  void Add(int64_t value, Labels labels = {}) {
+    Add(static_cast<double>(value), std::move(labels));
+  }
+
+  MetricFamily Take() { return std::move(family_); }
+
+ private:
+  MetricFamily family_;
+};
+
+/// A family of one number without labels.
+MetricFamily One(MetricType type, const char* name, const char* help, int64_t value) {
+  Numbers numbers(type, name, help);
+  numbers.Add(value);
+  return numbers.Take();
+}
+
+void AppendPipeline(const PipelineStats& stats, std::vector<MetricFamily>& out) {
+  constexpr MetricType kCounter = MetricType::Counter;
+  out.push_back(One(kCounter, "caravan_prompt_tokens_total",
+                    "Prompt tokens that were prefilled or found in the KV cache.",
+                    stats.prompt_tokens));
+  out.push_back(One(kCounter, "caravan_generated_tokens_total", "Tokens that jobs were given.",
+                    stats.generated_tokens));
+  out.push_back(One(kCounter, "caravan_prefix_cache_query_tokens_total",
+                    "Prompt tokens that were looked up in the KV cache.",
+                    stats.prefix_cache_query_tokens));
+  out.push_back(One(kCounter, "caravan_prefix_cache_hit_tokens_total",
+                    "Prompt tokens that were found in the KV cache.",
+                    stats.prefix_cache_hit_tokens));
+  out.push_back(One(kCounter, "caravan_preemptions_total",
+                    "Sequences that gave their KV blocks back, to be prefilled again.",
+                    stats.preemptions));
+  out.push_back(
+      One(kCounter, "caravan_steps_total", "Steps that went round the ring.", stats.steps));
+  out.push_back(One(kCounter, "caravan_draft_tokens_total",
+                    "Tokens that were drafted and then verified.", stats.draft_tokens));
+  out.push_back(One(kCounter, "caravan_draft_accepted_tokens_total",
+                    "Drafted tokens that the model would have chosen as well.",
+                    stats.draft_accepted_tokens));
+  out.push_back(One(MetricType::Gauge, "caravan_steps_in_flight", "Steps on their way round.",
+                    stats.steps_in_flight));
+
+  Numbers jobs(MetricType::Gauge, "caravan_jobs", "Jobs that wait or run.");
+  for (const auto& [counts, priority] : {std::pair{stats.interactive, JobPriority::kInteractive},
+                                         std::pair{stats.bulk, JobPriority::kBulk}}) {
+    jobs.Add(counts.queued, {{"priority", Name(priority)}, {"state", "queued"}});
+    jobs.Add(counts.running, {{"priority", Name(priority)}, {"state", "running"}});
+  }
+  out.push_back(jobs.Take());
+
+  Numbers blocks(MetricType::Gauge, "caravan_kv_blocks",
+                 "KV blocks of the stage that has fewest, by what they hold.");
+  blocks.Add(stats.kv_blocks_used, {{"state", "used"}});
+  blocks.Add(stats.kv_blocks_cached, {{"state", "cached"}});
+  blocks.Add(stats.kv_blocks_total - stats.kv_blocks_used - stats.kv_blocks_cached,
+             {{"state", "free"}});
+  out.push_back(blocks.Take());
+}
+
+/// A worker's name, with its number where the name alone would stand for two: every time series
+/// may occur only once.
+std::string WorkerLabel(const v1::GetStatusResponse& cluster, const v1::WorkerStatus& worker) {
+  int same_name = 0;
+  for (const v1::WorkerStatus& each : cluster.workers()) same_name += each.name() == worker.name();
+  return same_name == 1 ? worker.name() : absl::StrCat(worker.name(), " ", worker.worker_id());
+}
+
+/// The worker's place in the ring, counted from 0; "spare" without one.
+std::string StageLabel(const v1::GetStatusResponse& cluster, const v1::WorkerStatus& worker) {
+  if (!worker.has_stage()) return "spare";
+  int before = 0;
+  for (const v1::WorkerStatus& each : cluster.workers()) {
+    before += each.has_stage() && each.stage().first_layer() < worker.stage().first_layer();
+  }
+  return absl::StrCat(before);
+}
+
+void AppendCluster(const Metrics::Snapshot& snapshot, std::vector<MetricFamily>& out) {
+  const v1::GetStatusResponse& cluster = snapshot.cluster;
+  out.push_back(One(MetricType::Gauge, "caravan_pipeline_serving",
+                    "1 while a full pipeline serves, else 0.", cluster.serving() ? 1 : 0));
+
+  std::map<v1::WorkerState, int64_t> in_state;
+  for (const v1::WorkerStatus& worker : cluster.workers()) ++in_state[worker.state()];
+  Numbers workers(MetricType::Gauge, "caravan_workers", "Workers that are here.");
+  workers.Add(in_state[v1::WORKER_STATE_SPARE], {{"state", "spare"}});
+  workers.Add(in_state[v1::WORKER_STATE_LOADING], {{"state", "loading"}});
+  workers.Add(in_state[v1::WORKER_STATE_READY], {{"state", "ready"}});
+  out.push_back(workers.Take());
+
+  Numbers busy(MetricType::Counter, "caravan_worker_busy_seconds_total",
+               "Time in which a worker worked on a step.");
+  Numbers ready(MetricType::Counter, "caravan_worker_ready_seconds_total",
+                "Time in which a worker's stage was ready, working or waiting for steps.");
+  Numbers rows(MetricType::Counter, "caravan_worker_rows_total",
+               "Tokens that went through a worker's stage.");
+  Numbers idle(MetricType::Gauge, "caravan_worker_idle_ratio",
+               "Share of the last seconds in which a worker's stage waited for steps.");
+  Numbers weights(MetricType::Gauge, "caravan_worker_weight_bytes",
+                  "Weights of a worker's stage that are loaded.");
+  Numbers kv(MetricType::Gauge, "caravan_worker_kv_bytes", "Memory of a worker's KV blocks.");
+  Numbers budget(MetricType::Gauge, "caravan_worker_memory_budget_bytes",
+                 "What a worker's weights and KV blocks may take together.");
+  for (const v1::WorkerStatus& worker : cluster.workers()) {
+    const Labels labels = {{"stage", StageLabel(cluster, worker)},
+                           {"worker", WorkerLabel(cluster, worker)}};
+    busy.Add(worker.load().busy_s(), labels);
+    ready.Add(worker.load().total_s(), labels);
+    rows.Add(static_cast<int64_t>(worker.load().rows()), labels);
+    const auto share = snapshot.busy_shares.find(worker.worker_id());
+    if (share != snapshot.busy_shares.end()) idle.Add(1 - share->second, labels);
+    weights.Add(static_cast<int64_t>(worker.loaded_bytes()), labels);
+    kv.Add(static_cast<int64_t>(worker.kv_bytes()), labels);
+    budget.Add(static_cast<int64_t>(worker.memory_budget_bytes()), labels);
+  }
+  for (Numbers* numbers : {&busy, &ready, &rows, &idle, &weights, &kv, &budget}) {
+    out.push_back(numbers->Take());
+  }
+}
+
+}  // namespace
+
+Metrics::Metrics()
+    : time_to_first_token_(AddByPriority("caravan_time_to_first_token_seconds",
+                                         "From a job's submission to its first token.",
+                                         kFirstTokenSeconds)),
+      time_between_tokens_(AddByPriority("caravan_time_between_tokens_seconds",
+                                         "From one token of a job to its next.",
+                                         kBetweenTokensSeconds)),
+      job_duration_(AddByPriority("caravan_job_duration_seconds",
+                                  "From a job's submission to its end, whatever the end.",
+                                  kJobSeconds)),
+      step_rows_(AddHistogram("caravan_step_rows", "Tokens that a step carried.", kStepRows)),
+      step_round_trip_(AddHistogram("caravan_step_round_trip_seconds",
+                                    "From the sending of a step to its coming home.",
+                                    kStepSeconds)),
+      jobs_(&prometheus::BuildCounter()
+                 .Name("caravan_jobs_total")
+                 .Help("Jobs that came to an end.")
+                 .Register(registry_)),
+      http_requests_(&prometheus::BuildCounter()
+                          .Name("caravan_http_requests_total")
+                          .Help("HTTP requests that were answered.")
+                          .Register(registry_)),
+      http_connections_(&prometheus::BuildGauge()
+                             .Name("caravan_http_connections")
+                             .Help("Open HTTP connections.")
+                             .Register(registry_)
+                             .Add({})) {
+  // There from the first reading on, so that rates do not miss the first event.
+  for (const JobPriority priority : {JobPriority::kInteractive, JobPriority::kBulk}) {
+    for (const JobOutcome outcome :
+         {JobOutcome::kFinished, JobOutcome::kCancelled, JobOutcome::kFailed}) {
+      jobs_->Add({{"priority", Name(priority)}, {"outcome", Name(outcome)}});
+    }
+  }
+}
+
+Metrics::ByPriority Metrics::AddByPriority(const std::string& name, const std::string& help,
+                                           const Buckets& buckets) {
+  HistogramFamily& family = prometheus::BuildHistogram().Name(name).Help(help).Register(registry_);
+  return {&family.Add({{"priority", Name(JobPriority::kInteractive)}}, buckets),
+          &family.Add({{"priority", Name(JobPriority::kBulk)}}, buckets)};
+}
+
+prometheus::Histogram* Metrics::AddHistogram(const std::string& name, const std::string& help,
+                                             const Buckets& buckets) {
+  return &prometheus::BuildHistogram().Name(name).Help(help).Register(registry_).Add({}, buckets);
+}
+
+void Metrics::OnFirstToken(JobPriority priority, absl::Duration since_submit) {
+  time_to_first_token_.Of(priority).Observe(absl::ToDoubleSeconds(since_submit));
+}
+
+void Metrics::OnTokenGap(JobPriority priority, absl::Duration gap) {
+  time_between_tokens_.Of(priority).Observe(absl::ToDoubleSeconds(gap));
+}
+
+void Metrics::OnJobEnded(JobPriority priority, JobOutcome outcome, absl::Duration since_submit) {
+  jobs_->Add({{"priority", Name(priority)}, {"outcome", Name(outcome)}}).Increment();
+  job_duration_.Of(priority).Observe(absl::ToDoubleSeconds(since_submit));
+}
+
+void Metrics::OnStepReturned(int64_t rows, absl::Duration round_trip) {
+  step_rows_->Observe(static_cast<double>(rows));
+  step_round_trip_->Observe(absl::ToDoubleSeconds(round_trip));
+}
+
+void Metrics::CountHttpRequest(absl::string_view path, int code) {
+  http_requests_->Add({{"path", std::string(path)}, {"code", absl::StrCat(code)}}).Increment();
+}
+
+std::vector<MetricFamily> Metrics::Collect(const Snapshot& snapshot) const {
+  std::vector<MetricFamily> families = registry_.Collect();
+  AppendPipeline(snapshot.pipeline, families);
+  AppendCluster(snapshot, families);
+  return families;
+}
+
+std::string Metrics::Render(const Snapshot& snapshot) const {
+  std::ostringstream out;
+  prometheus::TextSerializer().Serialize(out, Collect(snapshot));
+  return out.str();
+}
+
+}  // namespace caravan
