@@ -1,0 +1,204 @@
+#include "coordinator/metrics.h"
+
+#include <fstream>
+#include <map>
+#include <regex>
+#include <set>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_split.h"
+#include "base/json.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::ContainerEq;
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+
+v1::WorkerStatus Worker(uint32_t id, const std::string& name, uint32_t first_layer,
+                        uint32_t end_layer) {
+  v1::WorkerStatus worker;
+  worker.set_worker_id(id);
+  worker.set_name(name);
+  worker.set_state(v1::WORKER_STATE_READY);
+  worker.mutable_stage()->set_first_layer(first_layer);
+  worker.mutable_stage()->set_end_layer(end_layer);
+  return worker;
+}
+
+/// A cluster in which nothing is missing, so that every metric has a sample.
+Metrics::Snapshot FullSnapshot() {
+  Metrics::Snapshot snapshot;
+  snapshot.cluster.set_serving(true);
+  *snapshot.cluster.add_workers() = Worker(1, "box-a", 0, 5);
+  *snapshot.cluster.add_workers() = Worker(2, "box-b", 5, 9);
+  snapshot.busy_shares = {{1, 0.75}, {2, 0.5}};
+  return snapshot;
+}
+
+/// "type label,label" by metric.
+using Described = std::map<std::string, std::string>;
+
+Described Exported() {
+  Metrics metrics;
+  metrics.CountHttpRequest("/health", 200);
+  Described described;
+  for (const prometheus::MetricFamily& family : metrics.Collect(FullSnapshot())) {
+    std::set<std::string> labels;
+    for (const prometheus::ClientMetric& metric : family.metric) {
+      for (const auto& label : metric.label) labels.insert(label.name);
+    }
+    const char* type = family.type == prometheus::MetricType::Counter ? "counter"
+                       : family.type == prometheus::MetricType::Gauge ? "gauge"
+                                                                      : "histogram";
+    EXPECT_EQ(described.count(family.name), 0u) << family.name << " is exported twice";
+    described[family.name] = std::string(type) + " " + absl::StrJoin(labels, ",");
+  }
+  return described;
+}
+
+std::string ReadSource(const std::string& path) {
+  std::ifstream in(std::string(CARAVAN_SOURCE_DIR "/") + path);
+  EXPECT_TRUE(in.is_open()) << path;
+  std::ostringstream text;
+  text << in.rdbuf();
+  return text.str();
+}
+
+TEST(MetricsTest, ThePageListsExactlyWhatIsExported) {
+  Described page;
+  const std::regex row("^\\| `(caravan_[a-z_]+)` \\| ([a-z]+) \\| (.*?) ?\\| [^|]+\\|$");
+  for (const std::string line : absl::StrSplit(ReadSource("docs/metrics.md"), '\n')) {
+    std::smatch match;
+    if (!std::regex_match(line, match, row)) {
+      EXPECT_THAT(line, Not(testing::StartsWith("| `caravan_")));
+      continue;
+    }
+    std::set<std::string> labels;
+    const std::string cell = match[3];
+    const std::regex label("`([a-z_]+)`");
+    for (std::sregex_iterator it(cell.begin(), cell.end(), label), end; it != end; ++it) {
+      labels.insert((*it)[1]);
+    }
+    page[match[1]] = match[2].str() + " " + absl::StrJoin(labels, ",");
+  }
+  EXPECT_THAT(page, ContainerEq(Exported()));
+}
+
+TEST(MetricsTest, NamesFollowTheRules) {
+  for (const auto& [name, described] : Exported()) {
+    EXPECT_TRUE(std::regex_match(name, std::regex("caravan(_[a-z]+)+"))) << name;
+    const bool counter = described.rfind("counter", 0) == 0;
+    EXPECT_EQ(std::regex_match(name, std::regex(".*_total")), counter) << name;
+    for (const char* unit : {"_ms", "_millis", "_kb", "_mb", "_percent"}) {
+      EXPECT_THAT(name, Not(HasSubstr(unit)));
+    }
+  }
+}
+
+TEST(MetricsTest, TheGrafanaDashboardUsesOnlyWhatIsExported) {
+  const Described exported = Exported();
+  const absl::StatusOr<nlohmann::json> dashboard =
+      ReadJsonFile(CARAVAN_SOURCE_DIR "/deploy/grafana/caravan.json");
+  ASSERT_TRUE(dashboard.ok()) << dashboard.status().ToString();
+  std::vector<std::string> unknown;
+  int used = 0;
+  const std::regex metric("caravan_[a-z_]+");
+  for (const nlohmann::json& panel : dashboard->at("panels")) {
+    for (const nlohmann::json& target : panel.value("targets", nlohmann::json::array())) {
+      const std::string expression = target.at("expr");
+      for (std::sregex_iterator it(expression.begin(), expression.end(), metric), end; it != end;
+           ++it) {
+        ++used;
+        const std::string name = it->str();
+        const std::string base = std::regex_replace(name, std::regex("_(bucket|sum|count)$"), "");
+        const bool histogram = exported.count(base) > 0 && base != name &&
+                               exported.at(base).rfind("histogram", 0) == 0;
+        if (exported.count(name) == 0 && !histogram) unknown.push_back(name);
+      }
+    }
+  }
+  EXPECT_THAT(unknown, IsEmpty());
+  EXPECT_GT(used, 10);
+}
+
+TEST(MetricsTest, RendersWhatWasObserved) {
+  Metrics metrics;
+  metrics.OnFirstToken(JobPriority::kInteractive, absl::Milliseconds(200));
+  metrics.OnTokenGap(JobPriority::kBulk, absl::Milliseconds(20));
+  metrics.OnJobEnded(JobPriority::kBulk, JobOutcome::kCancelled, absl::Seconds(3));
+  metrics.OnStepReturned(48, absl::Milliseconds(70));
+  metrics.CountHttpRequest("/v1/models", 401);
+  metrics.OnHttpConnectionOpened();
+  metrics.OnHttpConnectionOpened();
+  metrics.OnHttpConnectionClosed();
+  const std::string text = metrics.Render({});
+  for (const char* line : {
+           "caravan_time_to_first_token_seconds_bucket{priority=\"interactive\",le=\"0.1\"} 0",
+           "caravan_time_to_first_token_seconds_bucket{priority=\"interactive\",le=\"0.25\"} 1",
+           "caravan_time_between_tokens_seconds_count{priority=\"bulk\"} 1",
+           "caravan_job_duration_seconds_sum{priority=\"bulk\"} 3",
+           "caravan_jobs_total{outcome=\"cancelled\",priority=\"bulk\"} 1",
+           "caravan_jobs_total{outcome=\"finished\",priority=\"bulk\"} 0",
+           "caravan_step_rows_bucket{le=\"32\"} 0",
+           "caravan_step_rows_bucket{le=\"64\"} 1",
+           "caravan_step_round_trip_seconds_count 1",
+           "caravan_http_requests_total{code=\"401\",path=\"/v1/models\"} 1",
+           "caravan_http_connections 1",
+       }) {
+    EXPECT_THAT(text, HasSubstr(std::string(line) + "\n"));
+  }
+}
+
+TEST(MetricsTest, RendersWhatTheSnapshotSays) {
+  Metrics::Snapshot snapshot = FullSnapshot();
+  snapshot.pipeline.generated_tokens = 12345678901;
+  snapshot.pipeline.interactive.running = 3;
+  snapshot.pipeline.bulk.queued = 7;
+  snapshot.pipeline.kv_blocks_total = 10;
+  snapshot.pipeline.kv_blocks_used = 4;
+  snapshot.pipeline.kv_blocks_cached = 1;
+  snapshot.cluster.mutable_workers(1)->mutable_load()->set_busy_s(1.5);
+  const std::string text = Metrics().Render(snapshot);
+  for (const char* line : {
+           "caravan_generated_tokens_total 12345678901",
+           "caravan_jobs{priority=\"interactive\",state=\"running\"} 3",
+           "caravan_jobs{priority=\"bulk\",state=\"queued\"} 7",
+           "caravan_kv_blocks{state=\"free\"} 5",
+           "caravan_pipeline_serving 1",
+           "caravan_workers{state=\"ready\"} 2",
+           "caravan_worker_busy_seconds_total{stage=\"1\",worker=\"box-b\"} 1.5",
+           "caravan_worker_idle_ratio{stage=\"0\",worker=\"box-a\"} 0.25",
+       }) {
+    EXPECT_THAT(text, HasSubstr(std::string(line) + "\n"));
+  }
+}
+
+TEST(MetricsTest, WorkersOfOneNameAreTold) {
+  Metrics::Snapshot snapshot;
+  for (const uint32_t id : {4u, 9u}) {
+    v1::WorkerStatus& worker = *snapshot.cluster.add_workers();
+    worker.set_worker_id(id);
+    worker.set_name("box");
+    worker.set_state(v1::WORKER_STATE_SPARE);
+  }
+  const std::string text = Metrics().Render(snapshot);
+  EXPECT_THAT(text, HasSubstr("caravan_worker_rows_total{stage=\"spare\",worker=\"box 4\"} 0\n"));
+  EXPECT_THAT(text, HasSubstr("caravan_worker_rows_total{stage=\"spare\",worker=\"box 9\"} 0\n"));
+}
+
+TEST(MetricsTest, AWorkersNameCannotBreakTheFormat) {
+  Metrics::Snapshot snapshot;
+  *snapshot.cluster.add_workers() = Worker(1, "a\"} 1\nevil 2", 0, 9);
+  EXPECT_THAT(Metrics().Render(snapshot), Not(HasSubstr("\nevil")));
+}
+
+}  // namespace
+}  // namespace caravan
