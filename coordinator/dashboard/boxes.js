@@ -1,0 +1,87 @@
+// The row of boxes: which layers each holds, what fills its tiers, and how busy it is.
+
+import { byId, keyed, make, setText } from './dom.js';
+import * as format from './format.js';
+
+const list = byId('boxes');
+
+function stageText(box) {
+  if (!box.stage) return 'no stage';
+  const { first_layer: first, end_layer: end, embeds, has_head: head } = box.stage;
+  const layers = end - first === 1 ? `layer ${first}` : `layers ${first}–${end - 1}`;
+  return [embeds ? 'embedding' : '', layers, head ? 'head' : ''].filter(Boolean).join(', ');
+}
+
+function stateText(box) {
+  if (box.state === 'loading') return `loading ${format.percent(box.loaded_share)}`;
+  return box.state;
+}
+
+function createTier() {
+  return make('div', { className: 'tier' }, make('span', { className: 'tier-name' }),
+    make('span', { className: 'tier-text' }), make('div', { className: 'fill', role: 'img' }));
+}
+
+function updateTier(element, tier) {
+  const [name, text, fill] = element.children;
+  const used = tier.parts.reduce((sum, part) => sum + part.bytes, 0);
+  setText(name, tier.tier);
+  setText(text, `${format.bytes(used)} of ${format.bytes(tier.total_bytes)}`);
+  const said = tier.parts.map((part) => `${part.what} ${format.bytes(part.bytes)}`).join(', ');
+  fill.setAttribute('aria-label', `${tier.tier}: ${said}`);
+  fill.title = said;
+  keyed(fill, tier.parts, (part) => part.what,
+    (part) => make('i', { className: part.what.toLowerCase().replaceAll(' ', '-') }),
+    (bar, part) => {
+      const share = tier.total_bytes > 0 ? part.bytes / tier.total_bytes : 0;
+      bar.style.flexBasis = `${100 * share}%`;
+    });
+}
+
+function createBox() {
+  return make('li', { className: 'box' },
+    make('div', { className: 'box-head' }, make('span', { className: 'stage-number' }),
+      make('h3'), make('span', { className: 'box-state' })),
+    make('p', { className: 'box-stage' }),
+    make('p', { className: 'box-address note' }),
+    make('div', { className: 'tiers' }),
+    make('div', { className: 'busy' }, make('span', {}, 'Busy'), make('b'),
+      make('div', { className: 'fill', ariaHidden: 'true' }, make('i', { className: 'busy-bar' }))));
+}
+
+function updateBox(element, box, index) {
+  element.dataset.state = box.state;
+  const [head, stage, address, tiers, busy] = element.children;
+  setText(head.children[0], box.stage ? String(index) : '');
+  setText(head.children[1], box.name);
+  setText(head.children[2], stateText(box));
+  setText(stage, stageText(box));
+  setText(address, `${box.device} · ${box.address}`);
+  head.children[1].title = box.name;
+  address.title = address.textContent;
+  keyed(tiers, box.tiers, (tier) => tier.tier, createTier, updateTier);
+  const share = box.busy_share ?? 0;
+  setText(busy.children[1], format.percent(box.busy_share));
+  busy.children[2].firstElementChild.style.flexBasis = `${100 * share}%`;
+}
+
+function placeholder(text) {
+  const existing = list.querySelector('.placeholder');
+  if (existing) {
+    setText(existing.firstElementChild, text);
+    return;
+  }
+  list.replaceChildren(make('li', { className: 'placeholder' }, make('p', { className: 'empty' }, text)));
+}
+
+/** `data` is null before the first answer. */
+export function showBoxes(data) {
+  if (!data) return placeholder('Waiting for the coordinator');
+  if (data.boxes.length === 0) {
+    return placeholder(`No boxes yet. The coordinator is ${data.state}; start one with: caravan worker --coordinator HOST:PORT`);
+  }
+  list.querySelector('.placeholder')?.remove();
+  let index = 0;
+  keyed(list, data.boxes, (box) => box.worker_id, createBox,
+    (element, box) => updateBox(element, box, box.stage ? index++ : -1));
+}
