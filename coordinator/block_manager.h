@@ -42,8 +42,9 @@ class BlockManager {
   BlockManager(int64_t num_blocks, int64_t block_tokens);
 
   int64_t num_blocks() const { return static_cast<int64_t>(blocks_.size()); }
-  /// Blocks that nobody uses; some of them may still be findable.
+  /// Blocks that nobody uses, and those of them that are still findable.
   int64_t free_blocks() const { return static_cast<int64_t>(blank_.size() + unused_.size()); }
+  int64_t cached_blocks() const { return static_cast<int64_t>(unused_.size()); }
   int64_t BlocksFor(int64_t num_tokens) const {
     return (num_tokens + block_tokens_ - 1) / block_tokens_;
   }

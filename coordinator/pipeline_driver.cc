@@ -76,12 +76,40 @@ PipelineDriver::~PipelineDriver() {
 
 void PipelineDriver::Tell(std::vector<News> news) {
   for (News& each : news) {
+    if (options_.observer != nullptr) Report(each, *options_.observer);
     if (each.update.ok()) {
       each.stream->Add(*std::move(each.update));
     } else {
       each.stream->Fail(each.update.status());
     }
   }
+}
+
+void PipelineDriver::Report(const News& news, PipelineObserver& observer) {
+  if (!news.update.ok()) {
+    const bool cancelled = absl::IsCancelled(news.update.status());
+    observer.OnJobEnded(news.priority, cancelled ? JobOutcome::kCancelled : JobOutcome::kFailed,
+                        news.since_submit);
+    return;
+  }
+  for (size_t i = 0; i < news.update->tokens.size(); ++i) {
+    if (i > 0) {
+      observer.OnTokenGap(news.priority, absl::ZeroDuration());
+    } else if (news.gap.has_value()) {
+      observer.OnTokenGap(news.priority, *news.gap);
+    } else {
+      observer.OnFirstToken(news.priority, news.since_submit);
+    }
+  }
+  if (news.update->finished) {
+    observer.OnJobEnded(news.priority, JobOutcome::kFinished, news.since_submit);
+  }
+}
+
+PipelineDriver::News PipelineDriver::MakeNewsLocked(const Job& job,
+                                                    absl::StatusOr<JobUpdate> update) const {
+  const absl::Duration age = options_.clock->Now() - job.sequence.submitted_at();
+  return {job.stream, std::move(update), job.sequence.spec().priority, age, std::nullopt};
 }
 
 void PipelineDriver::Shutdown() {
@@ -113,15 +141,15 @@ void PipelineDriver::Attach(Pipeline pipeline) {
     scheduling.max_step_tokens = pipeline.max_step_tokens;
     scheduling.prefill_chunk = options_.prefill_chunk;
     scheduling.vocab_size = options_.vocab_size;
-    pipeline_.emplace(ServingPipeline{pipeline.plan_version, Scheduler(scheduling),
-                                      std::move(pipeline.first_hop)});
+    pipeline_.emplace(ServingPipeline{
+        pipeline.plan_version, Scheduler(scheduling), std::move(pipeline.first_hop), {}});
     for (auto it = jobs_.begin(); it != jobs_.end();) {
       Job& job = it->second;
       if (const absl::Status fits = pipeline_->scheduler.CheckFits(job.sequence); fits.ok()) {
         pipeline_->scheduler.Enqueue(&job.sequence);
         ++it;
       } else {
-        news.push_back({job.stream, fits});
+        news.push_back(MakeNewsLocked(job, fits));
         it = jobs_.erase(it);
       }
     }
@@ -171,7 +199,7 @@ void PipelineDriver::FailJobsLocked(bool queued_too, const absl::Status& why,
                                     std::vector<News>& news) {
   for (auto it = jobs_.begin(); it != jobs_.end();) {
     if (queued_too || it->second.sequence.running()) {
-      news.push_back({it->second.stream, why});
+      news.push_back(MakeNewsLocked(it->second, why));
       it = jobs_.erase(it);
     } else {
       ++it;
@@ -181,6 +209,7 @@ void PipelineDriver::FailJobsLocked(bool queued_too, const absl::Status& why,
 
 absl::Status PipelineDriver::Receive(v1::Step step) {
   absl::Status broken;
+  absl::Duration round_trip;
   std::vector<News> news;
   {
     MutexLock lock(&mu_);
@@ -195,21 +224,32 @@ absl::Status PipelineDriver::Receive(v1::Step step) {
       for (const Scheduler::ReturnedSlice& slice : *returned) {
         news.push_back(TakeInLocked(step, slice));
       }
+      round_trip = options_.clock->Now() - pipeline_->sent_at.front();
+      pipeline_->sent_at.pop_front();
       changed_.SignalAll();
     } else {
       broken = returned.status();
     }
   }
+  if (!broken.ok()) {
+    Break(step.plan_version(), broken);
+    return broken;
+  }
   Tell(std::move(news));
-  if (!broken.ok()) Break(step.plan_version(), broken);
-  return broken;
+  if (options_.observer != nullptr) {
+    int64_t rows = 0;
+    for (const v1::SequenceSlice& slice : step.slices()) rows += slice.token_ids_size();
+    options_.observer->OnStepReturned(rows, round_trip);
+  }
+  return absl::OkStatus();
 }
 
 PipelineDriver::News PipelineDriver::TakeInLocked(const v1::Step& step,
                                                   const Scheduler::ReturnedSlice& returned) {
   const Sequence& sequence = *returned.sequence;
   const auto it = jobs_.find(sequence.id());
-  News news{it->second.stream, JobUpdate{}};
+  Job& job = it->second;
+  News news = MakeNewsLocked(job, JobUpdate{});
   if (returned.result == nullptr) {
     news.update = ToStatus(step.error());
   } else {
@@ -228,6 +268,16 @@ PipelineDriver::News PipelineDriver::TakeInLocked(const v1::Step& step,
     if (sequence.state() == SequenceState::kFinished) {
       update.finished = true;
       update.reason = sequence.finish_reason();
+    }
+    if (!update.tokens.empty()) {
+      const absl::Duration now = options_.clock->Now();
+      if (job.last_token_at.has_value()) {
+        news.gap = now - *job.last_token_at;
+      } else {
+        prompt_tokens_ += sequence.prompt_tokens();
+      }
+      job.last_token_at = now;
+      generated_tokens_ += static_cast<int64_t>(update.tokens.size());
     }
   }
   if (!sequence.running()) jobs_.erase(it);
@@ -278,19 +328,20 @@ absl::StatusOr<std::unique_ptr<JobHandle>> PipelineDriver::Submit(JobSpec spec) 
 }
 
 absl::Status PipelineDriver::Cancel(uint64_t job_id) {
-  std::shared_ptr<JobStream> stream;
+  std::vector<News> news;
   {
     MutexLock lock(&mu_);
     const auto it = jobs_.find(job_id);
     if (it == jobs_.end()) {
       return absl::NotFoundError(absl::StrCat("no job ", job_id, " is queued or running"));
     }
-    stream = it->second.stream;
+    news.push_back(MakeNewsLocked(
+        it->second, absl::CancelledError(absl::StrCat("job ", job_id, " was cancelled"))));
     if (pipeline_.has_value()) pipeline_->scheduler.Cancel(&it->second.sequence);
     jobs_.erase(it);
     changed_.SignalAll();
   }
-  stream->Fail(absl::CancelledError(absl::StrCat("job ", job_id, " was cancelled")));
+  Tell(std::move(news));
   return absl::OkStatus();
 }
 
@@ -308,22 +359,35 @@ std::vector<v1::JobSummary> PipelineDriver::List() const {
   return summaries;
 }
 
-PipelineDriver::Stats PipelineDriver::stats() const {
+PipelineStats PipelineDriver::stats() const {
   MutexLock lock(&mu_);
-  Stats stats;
-  stats.counters = past_counters_;
+  PipelineStats stats;
+  Scheduler::Counters counters = past_counters_;
   if (pipeline_.has_value()) {
-    const Scheduler& scheduler = pipeline_->scheduler;
-    stats.serving = true;
-    stats.kv_blocks = scheduler.blocks().num_blocks();
-    stats.kv_blocks_used = stats.kv_blocks - scheduler.blocks().free_blocks();
-    stats.counters += scheduler.counters();
+    const BlockManager& blocks = pipeline_->scheduler.blocks();
+    counters += pipeline_->scheduler.counters();
+    stats.steps_in_flight = static_cast<int64_t>(pipeline_->sent_at.size());
+    stats.kv_blocks_total = blocks.num_blocks();
+    stats.kv_blocks_used = blocks.num_blocks() - blocks.free_blocks();
+    stats.kv_blocks_cached = blocks.cached_blocks();
   }
+  stats.prompt_tokens = prompt_tokens_;
+  stats.generated_tokens = generated_tokens_;
+  stats.prefix_cache_query_tokens = counters.prefix_query_tokens;
+  stats.prefix_cache_hit_tokens = counters.prefix_hit_tokens;
+  stats.preemptions = counters.preemptions;
+  stats.steps = counters.steps;
   for (const auto& [id, job] : jobs_) {
-    const auto priority = static_cast<size_t>(job.sequence.spec().priority);
-    ++(job.sequence.running() ? stats.jobs_running : stats.jobs_queued)[priority];
+    const bool bulk = job.sequence.spec().priority == JobPriority::kBulk;
+    JobCounts& counts = bulk ? stats.bulk : stats.interactive;
+    ++(job.sequence.running() ? counts.running : counts.queued);
   }
   return stats;
+}
+
+bool PipelineDriver::serving() const {
+  MutexLock lock(&mu_);
+  return pipeline_.has_value();
 }
 
 void PipelineDriver::PauseAdmission() {
@@ -372,10 +436,11 @@ absl::Duration PipelineDriver::ExpireLocked(std::vector<News>& news) {
       ++it;
       continue;
     }
-    news.push_back({it->second.stream, absl::UnavailableError(absl::StrCat(
-                                           "no pipeline came to be within ",
-                                           absl::ToDoubleSeconds(options_.pipeline_timeout), " s",
-                                           waiting_reason_.empty() ? "" : ": ", waiting_reason_))});
+    news.push_back(MakeNewsLocked(
+        it->second,
+        absl::UnavailableError(absl::StrCat(
+            "no pipeline came to be within ", absl::ToDoubleSeconds(options_.pipeline_timeout),
+            " s", waiting_reason_.empty() ? "" : ": ", waiting_reason_))));
     it = jobs_.erase(it);
   }
   return next;
@@ -413,6 +478,7 @@ PipelineDriver::Work PipelineDriver::WaitForWork() {
       work.step = pipeline_->scheduler.NextStep(/*admit=*/!paused_);
       if (work.step.has_value()) {
         work.first_hop = pipeline_->first_hop;
+        pipeline_->sent_at.push_back(options_.clock->Now());
         return work;
       }
     }

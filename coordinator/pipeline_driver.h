@@ -10,6 +10,7 @@
 //       Detach, or a pipeline that broke
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
@@ -30,6 +31,8 @@
 #include "cluster/activation_channel.h"
 #include "coordinator/job.h"
 #include "coordinator/job_stream.h"
+#include "coordinator/pipeline_observer.h"
+#include "coordinator/pipeline_stats.h"
 #include "coordinator/scheduler.h"
 #include "coordinator/sequence.h"
 
@@ -85,6 +88,7 @@ class PipelineDriver {
     absl::Duration pipeline_timeout = absl::Seconds(60);  // how long a job waits for a pipeline
     uint64_t first_job_id = 1;                            // of the jobs without an id of their own
     const Clock* clock = &SteadyClock();
+    PipelineObserver* observer = nullptr;  // outlives the driver
     /// The pipeline of this plan is of no more use, and detached: its first hop broke, or what came
     /// home made no sense. Not called for a Detach.
     std::function<void(uint64_t plan_version, const absl::Status& why)> on_pipeline_broken;
@@ -129,16 +133,10 @@ class PipelineDriver {
   /// Queued and running jobs, by id.
   std::vector<v1::JobSummary> List() const;
 
-  /// Numbers of the moment, and counters over all plans.
-  struct Stats {
-    bool serving = false;  // a pipeline is attached
-    int64_t kv_blocks = 0;
-    int64_t kv_blocks_used = 0;
-    int64_t jobs_queued[2] = {0, 0};  // by JobPriority; those that were preempted among them
-    int64_t jobs_running[2] = {0, 0};
-    Scheduler::Counters counters;
-  };
-  Stats stats() const;
+  PipelineStats stats() const;
+
+  /// A pipeline is attached.
+  bool serving() const;
 
   /// An id that no other job gets.
   uint64_t NewJobId();
@@ -166,20 +164,25 @@ class PipelineDriver {
         : sequence(id, std::move(spec), submitted_at) {}
     Sequence sequence;
     const std::shared_ptr<JobStream> stream = std::make_shared<JobStream>();
+    std::optional<absl::Duration> last_token_at;
   };
   struct ServingPipeline {
     uint64_t plan_version;
     Scheduler scheduler;
     std::shared_ptr<ActivationChannel> first_hop;  // shared with a Send under way
+    std::deque<absl::Duration> sent_at;            // of the steps in flight, oldest first
   };
   struct Breakage {
     uint64_t plan_version;
     absl::Status why;
   };
-  /// What a job's reader is to be told, once no lock is held.
+  /// What a job's reader and the observer are to be told, once no lock is held.
   struct News {
     std::shared_ptr<JobStream> stream;
     absl::StatusOr<JobUpdate> update;
+    JobPriority priority;
+    absl::Duration since_submit;
+    std::optional<absl::Duration> gap;  // between the first new token and the one before it
   };
   /// What the thread does next, without a lock.
   struct Work {
@@ -195,7 +198,10 @@ class PipelineDriver {
   void Break(uint64_t plan_version, const absl::Status& why);
   std::shared_ptr<ActivationChannel> DetachLocked(const absl::Status& why, std::vector<News>& news)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  static void Tell(std::vector<News> news);
+  void Tell(std::vector<News> news);
+  static void Report(const News& news, PipelineObserver& observer);
+  News MakeNewsLocked(const Job& job, absl::StatusOr<JobUpdate> update) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   News TakeInLocked(const v1::Step& step, const Scheduler::ReturnedSlice& returned)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Duration TimeToExpiryLocked(const Job& job) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -213,6 +219,8 @@ class PipelineDriver {
   uint64_t next_job_id_ ABSL_GUARDED_BY(mu_) = 1;
   std::optional<ServingPipeline> pipeline_ ABSL_GUARDED_BY(mu_);
   Scheduler::Counters past_counters_ ABSL_GUARDED_BY(mu_);  // of the plans before
+  int64_t prompt_tokens_ ABSL_GUARDED_BY(mu_) = 0;          // of jobs that gave their first token
+  int64_t generated_tokens_ ABSL_GUARDED_BY(mu_) = 0;
   absl::Duration without_pipeline_since_ ABSL_GUARDED_BY(mu_);
   std::string waiting_reason_ ABSL_GUARDED_BY(mu_);
   std::vector<Breakage> breakages_ ABSL_GUARDED_BY(mu_);  // to be told

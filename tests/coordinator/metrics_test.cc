@@ -75,7 +75,8 @@ std::string ReadSource(const std::string& path) {
 TEST(MetricsTest, ThePageListsExactlyWhatIsExported) {
   Described page;
   const std::regex row("^\\| `(caravan_[a-z_]+)` \\| ([a-z]+) \\| (.*?) ?\\| [^|]+\\|$");
-  for (const std::string line : absl::StrSplit(ReadSource("docs/metrics.md"), '\n')) {
+  const std::vector<std::string> lines = absl::StrSplit(ReadSource("docs/metrics.md"), '\n');
+  for (const std::string& line : lines) {
     std::smatch match;
     if (!std::regex_match(line, match, row)) {
       EXPECT_THAT(line, Not(testing::StartsWith("| `caravan_")));

@@ -246,20 +246,20 @@ TEST(PipelineDriverPlanTest, CountsOverAllPlans) {
   FakePipeline first(Stages(1, 1));
   FakePipeline second(Stages(1, 2));
   PipelineDriver driver(SmallDriver());
-  EXPECT_FALSE(driver.stats().serving);
+  EXPECT_FALSE(driver.serving());
   driver.Attach(first.Connect());
-  EXPECT_TRUE(driver.stats().serving);
-  EXPECT_EQ(driver.stats().kv_blocks, 64);
+  EXPECT_TRUE(driver.serving());
+  EXPECT_EQ(driver.stats().kv_blocks_total, 64);
   {
     FakePipeline::Player player(&first, &driver);
     ReadToEnd(MustSubmit(&driver, ToyJob(3, 3)).get());
   }
   driver.Detach(absl::AbortedError("a new plan"));
-  EXPECT_EQ(driver.stats().kv_blocks, 0);
+  EXPECT_EQ(driver.stats().kv_blocks_total, 0);
   driver.Attach(second.Connect());
   FakePipeline::Player player(&second, &driver);
   ReadToEnd(MustSubmit(&driver, ToyJob(3, 2)).get());
-  EXPECT_EQ(driver.stats().counters.steps, 3 + 2);
+  EXPECT_EQ(driver.stats().steps, 3 + 2);
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "base/bounded_queue.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -15,6 +16,7 @@
 namespace caravan {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::ElementsAreArray;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
@@ -290,13 +292,15 @@ TEST(PipelineDriverTest, ASecondJobWithTheSamePromptPrefillsItsLastTokenOnly) {
   FakePipeline::Player player(&workers, &driver);
   const JobSpec spec = ToyJob(19, 4);
   ReadToEnd(MustSubmit(&driver, spec).get());
-  const int64_t rows = driver.stats().counters.rows;
+  EXPECT_EQ(driver.stats().steps, 3 + 3);
   const Outcome second = ReadToEnd(MustSubmit(&driver, spec).get());
   EXPECT_EQ(second.token_ids, kModel.Reply(spec));
   EXPECT_EQ(second.cached_prompt_tokens, 18);
-  EXPECT_EQ(driver.stats().counters.rows - rows, 1 + 3);
-  EXPECT_EQ(driver.stats().counters.prefix_hit_tokens, 18);
-  EXPECT_EQ(driver.stats().counters.prefix_query_tokens, 2 * 19);
+  EXPECT_EQ(driver.stats().steps, 6 + 1 + 3) << "one chunk instead of three";
+  EXPECT_EQ(driver.stats().prompt_tokens, 2 * 19);
+  EXPECT_EQ(driver.stats().generated_tokens, 2 * 4);
+  EXPECT_EQ(driver.stats().prefix_cache_hit_tokens, 18);
+  EXPECT_EQ(driver.stats().prefix_cache_query_tokens, 2 * 19);
 }
 
 TEST(PipelineDriverTest, TellsListenersWithoutALock) {
@@ -312,6 +316,51 @@ TEST(PipelineDriverTest, TellsListenersWithoutALock) {
   handle->Cancel();
   EXPECT_TRUE(handle->Next(absl::ZeroDuration()).ok());
   EXPECT_FALSE(handle->Next(absl::ZeroDuration()).ok());
+}
+
+class RecordingObserver final : public PipelineObserver {
+ public:
+  void OnFirstToken(JobPriority /*priority*/, absl::Duration since_submit) override {
+    events.push_back(absl::StrCat("first ", absl::FormatDuration(since_submit)));
+  }
+  void OnTokenGap(JobPriority /*priority*/, absl::Duration gap) override {
+    events.push_back(absl::StrCat("gap ", absl::FormatDuration(gap)));
+  }
+  void OnJobEnded(JobPriority priority, JobOutcome outcome, absl::Duration since_submit) override {
+    events.push_back(absl::StrCat(priority == JobPriority::kBulk ? "bulk" : "interactive",
+                                  outcome == JobOutcome::kFinished ? " finished " : " cancelled ",
+                                  absl::FormatDuration(since_submit)));
+  }
+  void OnStepReturned(int64_t rows, absl::Duration round_trip) override {
+    events.push_back(absl::StrCat("step ", rows, " ", absl::FormatDuration(round_trip)));
+  }
+  std::vector<std::string> events;
+};
+
+TEST(PipelineDriverTest, TellsItsObserverHowLongThingsTook) {
+  SimulatedClock clock;
+  RecordingObserver observer;
+  PipelineDriver::Options options = SmallDriver();
+  options.clock = &clock;
+  options.observer = &observer;
+  FakePipeline workers;
+  PipelineDriver driver(options);
+  auto handle = MustSubmit(&driver, ToyJob(3, 2));
+  clock.Advance(absl::Seconds(1));
+  driver.Attach(workers.Connect());
+  v1::Step step = workers.Take();
+  clock.Advance(absl::Seconds(2));
+  ASSERT_TRUE(workers.Deliver(&driver, step).ok());
+  step = workers.Take();
+  clock.Advance(absl::Seconds(4));
+  ASSERT_TRUE(workers.Deliver(&driver, step).ok());
+  JobSpec bulk = ToyJob(3, 2);
+  bulk.priority = JobPriority::kBulk;
+  driver.PauseAdmission();
+  MustSubmit(&driver, bulk)->Cancel();
+  EXPECT_THAT(observer.events,
+              ElementsAre("first 3s", "step 3 2s", "gap 4s", "interactive finished 7s", "step 1 4s",
+                          "bulk cancelled 0"));
 }
 
 TEST(PipelineDriverTest, NeverGivesAnIdTwice) {
@@ -394,8 +443,8 @@ TEST(PipelineDriverTest, RandomJobsAndCancelsLeaveNothingBehind) {
     EXPECT_TRUE(driver.List().empty());
     player.reset();
     Drain(&driver, &workers);
-    preemptions += driver.stats().counters.preemptions;
-    hits += driver.stats().counters.prefix_hit_tokens;
+    preemptions += driver.stats().preemptions;
+    hits += driver.stats().prefix_cache_hit_tokens;
   }
   EXPECT_GT(preemptions, 0);
   EXPECT_GT(hits, 0);
