@@ -40,11 +40,21 @@ export function seconds(value) {
   return `${number(value)} s`;
 }
 
-/** How old something is: 12 s, 4 min, 3 h 20 min, 2 d. */
+/** A number at an axis: no more digits than it has. */
+export function tick(value) {
+  return value >= 10000 ? `${Number((value / 1000).toPrecision(3))}k` : String(Number(value.toPrecision(3)));
+}
+
+/** A time at an axis that ends at `top`: all of its ticks in one unit. */
+export function secondsTick(value, top) {
+  return top < 1 ? `${tick(1000 * value)} ms` : `${tick(value)} s`;
+}
+
+/** How old something is: 12 s, 4 min, 3 h, 2 d. */
 export function age(value) {
   if (!isNumber(value)) return DASH;
   if (value < 60) return `${Math.floor(value)} s`;
-  if (value < 3600) return `${Math.floor(value / 60)} min`;
-  if (value < 86400) return `${Math.floor(value / 3600)} h ${Math.floor((value % 3600) / 60)} min`;
+  if (value < 7200) return `${Math.floor(value / 60)} min`;
+  if (value < 172800) return `${Math.floor(value / 3600)} h`;
   return `${Math.floor(value / 86400)} d`;
 }

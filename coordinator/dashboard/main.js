@@ -16,7 +16,7 @@ const plots = [
   new Plot(byId('plot-tokens'), cursor, {
     title: 'Tokens per second',
     format: format.number,
-    tick: format.number,
+    tick: format.tick,
     least: 0.5,
     series: [
       { name: 'generated', field: 'generated_tokens_per_s' },
@@ -26,7 +26,7 @@ const plots = [
   new Plot(byId('plot-jobs'), cursor, {
     title: 'Jobs',
     format: format.count,
-    tick: format.count,
+    tick: format.tick,
     least: 1,
     series: [
       { name: 'running', field: 'running_jobs' },
@@ -36,8 +36,8 @@ const plots = [
   new Plot(byId('plot-first-token'), cursor, {
     title: 'Time to first token',
     format: format.seconds,
-    tick: format.seconds,
-    least: 0.0005,
+    tick: format.secondsTick,
+    least: 0.005,
     series: [
       { name: 'p50', field: 'first_token_p50_s' },
       { name: 'p99', field: 'first_token_p99_s' },
@@ -96,6 +96,7 @@ async function poll() {
     }
   }
   asking = false;
+  byId('main').hidden = false;
   if (wait !== null) timer = setTimeout(poll, wait);
 }
 
@@ -120,6 +121,7 @@ document.addEventListener('visibilitychange', poll);
 window.addEventListener('online', poll);
 cursor.onMove(showCursorTime);
 
+// Nothing is shown before the first answer, so that nothing moves when it comes.
 showBoxes(null);
 showJobs(null);
 startChat();

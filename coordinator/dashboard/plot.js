@@ -5,7 +5,7 @@ import { make, setText } from './dom.js';
 
 const SVG = 'http://www.w3.org/2000/svg';
 const HEIGHT = 148;
-const MARGIN = { top: 8, right: 10, bottom: 20, left: 44 };
+const MARGIN = { top: 8, right: 10, bottom: 20, left: 46 };
 
 function draw(parent, tag, attributes, text) {
   const element = document.createElementNS(SVG, tag);
@@ -38,8 +38,8 @@ export class Cursor {
 
 export class Plot {
   /**
-   * `title`; `format(value)` with its unit for the legend, `tick(value)` for the axis, whose `unit`
-   * stands in the title; `least`: smallest step of the axis; `series`: [{ name, field }] of the
+   * `title`; `format(value)` with its unit for the legend, `tick(value, top)` for the axis, which
+   * ends at `top`; `least`: smallest step of the axis; `series`: [{ name, field }] of the
    * history, the first one drawn as an area.
    */
   constructor(figure, cursor, options) {
@@ -63,7 +63,7 @@ export class Plot {
     this.empty = make('p', { className: 'empty' }, 'Waiting for the first samples');
     figure.append(caption, this.svg, this.empty);
 
-    new ResizeObserver(() => this.#resize()).observe(figure);
+    new ResizeObserver(([entry]) => this.#resize(entry.contentRect.width)).observe(figure);
     this.svg.addEventListener('pointermove', (event) => this.#point(event));
     this.svg.addEventListener('pointerdown', (event) => this.#point(event));
     this.svg.addEventListener('pointerleave', () => cursor.move(null));
@@ -81,12 +81,10 @@ export class Plot {
     return this.history ? this.history.age_s.length : 0;
   }
 
-  #resize() {
-    const width = Math.floor(this.figure.clientWidth);
-    if (width === this.width) return;
-    this.width = width;
-    this.svg.setAttribute('width', width);
-    this.svg.setAttribute('viewBox', `0 0 ${width} ${HEIGHT}`);
+  #resize(width) {
+    this.width = Math.floor(width);
+    this.svg.setAttribute('width', this.width);
+    this.svg.setAttribute('viewBox', `0 0 ${this.width} ${HEIGHT}`);
     this.#render();
   }
 
@@ -114,7 +112,7 @@ export class Plot {
       const y = Math.round(this.#y(value)) + 0.5;
       const line = { x1: MARGIN.left, x2: this.width - MARGIN.right, y1: y, y2: y };
       draw(this.svg, 'line', { ...line, class: value === 0 ? 'axis' : 'grid' });
-      draw(this.svg, 'text', { x: MARGIN.left - 6, y: y + 3.5, 'text-anchor': 'end' }, tick(value));
+      draw(this.svg, 'text', { x: MARGIN.left - 6, y: y + 3.5, 'text-anchor': 'end' }, tick(value, this.top));
     }
     const minutes = Math.round(this.history.window_s / 60);
     for (let minute = 0; minute <= minutes; ++minute) {
