@@ -56,7 +56,10 @@ class LoadHistory final : public PipelineObserver {
   std::vector<Sample> Samples() const;  // oldest first
   /// Of the newest sample.
   std::map<uint32_t, double> BusyShares() const;
-  absl::Duration interval() const { return options_.interval; }
+  /// How far back the samples may reach.
+  absl::Duration window() const {
+    return options_.interval * static_cast<int64_t>(options_.num_samples);
+  }
 
   void OnFirstToken(JobPriority priority, absl::Duration since_submit) override;
   void OnTokenGap(JobPriority /*priority*/, absl::Duration /*gap*/) override {}
