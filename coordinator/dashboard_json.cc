@@ -31,7 +31,7 @@ json StageJson(const v1::WorkerStatus& worker) {
           {"has_head", stage.has_head()}};
 }
 
-json RamJson(const v1::WorkerStatus& worker, const PipelineDriver::Stats& pipeline) {
+json RamJson(const v1::WorkerStatus& worker, const PipelineStats& pipeline) {
   json parts = json::array();
   if (worker.loaded_bytes() > 0) {
     parts.push_back({{"what", "weights"}, {"bytes", worker.loaded_bytes()}});

@@ -25,7 +25,7 @@
 #include "caravan/v1/cluster.pb.h"
 #include "caravan/v1/jobs.pb.h"
 #include "coordinator/load_history.h"
-#include "coordinator/pipeline_driver.h"
+#include "coordinator/pipeline_stats.h"
 #include "nlohmann/json.hpp"
 
 namespace caravan {
@@ -33,7 +33,7 @@ namespace caravan {
 struct DashboardInputs {
   std::string model;
   v1::GetStatusResponse cluster;
-  PipelineDriver::Stats pipeline;
+  PipelineStats pipeline;
   std::vector<v1::JobSummary> jobs;
   std::vector<LoadHistory::Sample> history;  // oldest first
   absl::Duration window;                     // how far back the history may reach
