@@ -90,6 +90,8 @@ absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Load(const std::stri
   std::unique_ptr<ChatTemplate> chat(new ChatTemplate(tokenizer));
   CARAVAN_ASSIGN_OR_RETURN(chat->bos_token_, TokenText(file, fields, "bos_token", tokenizer));
   CARAVAN_ASSIGN_OR_RETURN(chat->eos_token_, TokenText(file, fields, "eos_token", tokenizer));
+  chat->bos_token_id_ = *tokenizer.AddedToken(chat->bos_token_);
+  CARAVAN_ASSIGN_OR_RETURN(chat->text_begins_with_bos_, fields.Bool("add_bos_token", true));
   chat->eos_token_id_ = *tokenizer.AddedToken(chat->eos_token_);
   // V3's kind remembers whether a system text is the first, to put blank lines between them.
   chat->system_separator_ = absl::StrContains(jinja, "is_first_sp") ? "\n\n" : "";

@@ -44,6 +44,11 @@ class ChatTemplate {
   /// Whether the prompt ends with `<think>`, so that the reply begins within the thought.
   bool reply_starts_in_thought() const { return reply_starts_in_thought_; }
 
+  /// The token that begins every prompt of Render's.
+  int32_t bos_token_id() const { return bos_token_id_; }
+  /// Whether plain text, that is no conversation, begins with it too (add_bos_token).
+  bool text_begins_with_bos() const { return text_begins_with_bos_; }
+
   /// The token that ends a reply.
   int32_t eos_token_id() const { return eos_token_id_; }
 
@@ -53,7 +58,9 @@ class ChatTemplate {
   const Tokenizer& tokenizer_;
   std::string bos_token_;
   std::string eos_token_;
+  int32_t bos_token_id_ = 0;
   int32_t eos_token_id_ = 0;
+  bool text_begins_with_bos_ = true;
   std::string system_separator_;  // between two system texts
   bool reply_starts_in_thought_ = false;
 };

@@ -27,4 +27,11 @@ absl::StatusOr<std::unique_ptr<TextModel>> TextModel::Load(const std::string& di
   return text;
 }
 
+bool TextModel::BeginText(std::vector<int32_t>& ids) const {
+  const int32_t bos = chat_->bos_token_id();
+  if (!chat_->text_begins_with_bos() || (!ids.empty() && ids[0] == bos)) return false;
+  ids.insert(ids.begin(), bos);
+  return true;
+}
+
 }  // namespace caravan

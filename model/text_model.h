@@ -30,6 +30,10 @@ class TextModel {
   /// What ends a reply: config.json's eos_token_id and the chat form's.
   const std::vector<int32_t>& stop_token_ids() const { return stop_token_ids_; }
 
+  /// Puts the token that begins texts before `ids`, where the model was trained so and it is not
+  /// there; returns whether it did. Prompts of chat()'s have it already.
+  bool BeginText(std::vector<int32_t>& ids) const;
+
   /// For one reply to a prompt of chat()'s. Borrows this object.
   ReplyStream NewReply() const {
     return ReplyStream(*tokenizer_, stop_token_ids_, chat_->reply_starts_in_thought());
