@@ -15,6 +15,7 @@ v1::Stage ToProto(const StageSpec& stage) {
   proto.set_end_layer(static_cast<uint32_t>(stage.end_layer));
   proto.set_embeds(stage.embeds);
   proto.set_has_head(stage.has_head);
+  proto.set_drafts(stage.drafts);
   return proto;
 }
 
@@ -24,7 +25,7 @@ absl::StatusOr<StageSpec> StageFromProto(const v1::Stage& stage) {
                                                    stage.end_layer(), ") cannot be"));
   }
   return StageSpec{static_cast<int>(stage.first_layer()), static_cast<int>(stage.end_layer()),
-                   stage.embeds(), stage.has_head()};
+                   stage.embeds(), stage.has_head(), stage.drafts()};
 }
 
 }  // namespace caravan

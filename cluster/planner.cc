@@ -19,7 +19,9 @@ constexpr double kImpossible = std::numeric_limits<double>::infinity();
 class StageCosts {
  public:
   explicit StageCosts(const ModelCost& cost)
-      : embedding_bytes_(cost.embedding.weight_bytes), head_bytes_(cost.head.weight_bytes) {
+      : embedding_bytes_(cost.embedding.weight_bytes),
+        head_bytes_(cost.head.weight_bytes),
+        mtp_(cost.mtp) {
     for (const LayerCost& layer : cost.layers) {
       weights_.push_back(weights_.back() + layer.weight_bytes);
       kv_per_token_.push_back(kv_per_token_.back() + layer.kv_bytes_per_token);
@@ -28,18 +30,25 @@ class StageCosts {
 
   int num_layers() const { return static_cast<int>(weights_.size()) - 1; }
 
-  /// Of the stage with layers [begin, end).
+  /// The stage with layers [begin, end).
+  StageSpec Stage(int begin, int end) const {
+    const bool is_last = end == num_layers();
+    return {begin, end, begin == 0, is_last, is_last && mtp_.has_value()};
+  }
   int64_t WeightBytes(int begin, int end) const {
-    return weights_[end] - weights_[begin] + (begin == 0 ? embedding_bytes_ : 0) +
-           (end == num_layers() ? head_bytes_ : 0);
+    const StageSpec stage = Stage(begin, end);
+    return weights_[end] - weights_[begin] + (stage.embeds || stage.drafts ? embedding_bytes_ : 0) +
+           (stage.has_head ? head_bytes_ : 0) + (stage.drafts ? mtp_->weight_bytes : 0);
   }
   int64_t KvBytesPerToken(int begin, int end) const {
-    return kv_per_token_[end] - kv_per_token_[begin];
+    return kv_per_token_[end] - kv_per_token_[begin] +
+           (Stage(begin, end).drafts ? mtp_->kv_bytes_per_token : 0);
   }
 
  private:
   const int64_t embedding_bytes_;
   const int64_t head_bytes_;
+  const std::optional<LayerCost> mtp_;
   // Of layers [0, i).
   std::vector<int64_t> weights_{0};
   std::vector<int64_t> kv_per_token_{0};
@@ -131,10 +140,9 @@ absl::Status DoesNotFit(const StageCosts& costs, absl::Span<const PlannerWorker>
                           costs.KvBytesPerToken(layer, layer + 1) * context_tokens;
     if (bytes <= largest->memory_budget_bytes) continue;
     return absl::FailedPreconditionError(
-        absl::StrCat(needs, "and ", offer, ", but ",
-                     DescribeStage({layer, layer + 1, layer == 0, layer + 1 == n}), " alone needs ",
-                     FormatByteSize(bytes), " and the largest worker, ", largest->name, ", has ",
-                     FormatByteSize(largest->memory_budget_bytes)));
+        absl::StrCat(needs, "and ", offer, ", but ", DescribeStage(costs.Stage(layer, layer + 1)),
+                     " alone needs ", FormatByteSize(bytes), " and the largest worker, ",
+                     largest->name, ", has ", FormatByteSize(largest->memory_budget_bytes)));
   }
   return absl::FailedPreconditionError(
       absl::StrCat(needs, "and ", offer, ", but no split into whole layers fits every worker"));
@@ -184,7 +192,7 @@ absl::StatusOr<PipelinePlan> PlanStages(const ModelCost& cost,
     const int end = (*ends)[i];
     StagePlan stage;
     stage.worker = candidates[i]->id;
-    stage.stage = {begin, end, begin == 0, end == costs.num_layers()};
+    stage.stage = costs.Stage(begin, end);
     stage.weight_bytes = costs.WeightBytes(begin, end);
     stage.kv_bytes = std::min(candidates[i]->memory_budget_bytes - stage.weight_bytes,
                               costs.KvBytesPerToken(begin, end) * tokens);

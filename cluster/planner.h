@@ -31,7 +31,8 @@ struct PlannerOptions {
 
 /// Every layer goes to one worker; stages are contiguous and follow the order of `workers`. The
 /// first also embeds, the last has the head, and each fits its worker: its weights and the KV cache
-/// of context_tokens. The rest of a budget goes to the KV cache, up to kv_tokens.
+/// of context_tokens. The rest of a budget goes to the KV cache, up to kv_tokens. Where `cost` has
+/// multi-token prediction, the last stage drafts.
 ///
 /// Chosen is the split whose largest share (a stage's weights / its worker's budget) is least, so
 /// that a box with twice the memory takes twice the bytes; among those the one whose squared shares

@@ -32,11 +32,12 @@ void Add(const LayerCost& cost, LayerCost& sum) {
   sum.kv_bytes_per_token += cost.kv_bytes_per_token;
 }
 
+/// Of a layer with these tensors.
 absl::StatusOr<LayerCost> CostOfLayer(const ModelConfig& config, const TensorSource& source,
-                                      int layer) {
+                                      std::vector<TensorSpec> tensors) {
   std::vector<TensorSpec> always;
   std::vector<TensorSpec> routed;
-  for (TensorSpec& spec : LayerTensors(config, layer)) {
+  for (TensorSpec& spec : tensors) {
     (spec.tensor_class == TensorClass::kRoutedExpert ? routed : always).push_back(std::move(spec));
   }
   CARAVAN_ASSIGN_OR_RETURN(LayerCost cost, AlwaysActive(source, always));
@@ -56,24 +57,36 @@ absl::StatusOr<LayerCost> CostOfLayer(const ModelConfig& config, const TensorSou
 
 LayerCost ModelCost::Of(const StageSpec& stage) const {
   LayerCost sum;
-  if (stage.embeds) Add(embedding, sum);
+  if (stage.embeds || stage.drafts) Add(embedding, sum);
   for (int layer = stage.first_layer; layer < stage.end_layer; ++layer) {
     Add(layers[static_cast<size_t>(layer)], sum);
   }
   if (stage.has_head) Add(head, sum);
+  if (stage.drafts) Add(*mtp, sum);
   return sum;
 }
 
-absl::StatusOr<ModelCost> ComputeModelCost(const ModelConfig& config, const TensorSource& source) {
+absl::StatusOr<ModelCost> ComputeModelCost(const ModelConfig& config, const TensorSource& source,
+                                           bool speculate) {
   ModelCost cost;
   CARAVAN_ASSIGN_OR_RETURN(cost.embedding, AlwaysActive(source, EmbeddingTensors(config)));
   cost.embedding.active_bytes_per_token = cost.embedding.weight_bytes / config.vocab_size;  // a row
   cost.embedding.flops_per_token = 0;
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
-    CARAVAN_ASSIGN_OR_RETURN(LayerCost layer_cost, CostOfLayer(config, source, layer));
+    CARAVAN_ASSIGN_OR_RETURN(LayerCost layer_cost,
+                             CostOfLayer(config, source, LayerTensors(config, layer)));
     cost.layers.push_back(layer_cost);
   }
   CARAVAN_ASSIGN_OR_RETURN(cost.head, AlwaysActive(source, HeadTensors(config)));
+  if (!speculate) return cost;
+  if (config.num_nextn_predict_layers == 0) {
+    return absl::FailedPreconditionError(
+        "the model has no layer of multi-token prediction: num_nextn_predict_layers is 0");
+  }
+  CARAVAN_ASSIGN_OR_RETURN(LayerCost mtp, CostOfLayer(config, source, MtpTensors(config)));
+  mtp.active_bytes_per_token += cost.head.active_bytes_per_token;
+  mtp.flops_per_token += cost.head.flops_per_token;
+  cost.mtp = mtp;
   return cost;
 }
 

@@ -4,6 +4,7 @@
 // What a part of the model costs: the one table of costs that planner, status and benchmarks share.
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -13,7 +14,7 @@
 
 namespace caravan {
 
-/// Of one layer, of the embedding, or of the head.
+/// Of one layer, of the embedding, of the head, or of multi-token prediction.
 struct LayerCost {
   int64_t weight_bytes = 0;  // all of its tensors
   int64_t active_bytes_per_token =
@@ -26,13 +27,19 @@ struct ModelCost {
   LayerCost embedding;
   std::vector<LayerCost> layers;
   LayerCost head;
+  // Where the last stage drafts: its layer of multi-token prediction, with one more pass through
+  // the head's projection. (That stage holds the embedding too.)
+  std::optional<LayerCost> mtp;
 
-  LayerCost Of(const StageSpec& stage) const;  // The sum.
+  /// The sum. REQUIRES: mtp is set, if the stage drafts.
+  LayerCost Of(const StageSpec& stage) const;
 };
 
-/// From the tensors' true types and sizes.
-/// Errors: InvalidArgument - as CheckTensors: a tensor is missing or wrong.
-absl::StatusOr<ModelCost> ComputeModelCost(const ModelConfig& config, const TensorSource& source);
+/// From the tensors' true types and sizes. With `mtp` where `speculate`.
+/// Errors: InvalidArgument - as CheckTensors: a tensor is missing or wrong;
+///         FailedPrecondition - `speculate`, but the model has no layer of multi-token prediction.
+absl::StatusOr<ModelCost> ComputeModelCost(const ModelConfig& config, const TensorSource& source,
+                                           bool speculate = false);
 
 }  // namespace caravan
 

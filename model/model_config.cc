@@ -43,6 +43,8 @@ absl::Status ParseSizes(const json& object, const JsonFields& fields, ModelConfi
                            fields.Int("intermediate_size", 1, kMaxIntermediate));
   CARAVAN_ASSIGN_OR_RETURN(config.num_hidden_layers,
                            fields.Int("num_hidden_layers", 1, kMaxLayers));
+  CARAVAN_ASSIGN_OR_RETURN(config.num_nextn_predict_layers,
+                           fields.Int("num_nextn_predict_layers", 0, kMaxLayers, 0));
   CARAVAN_ASSIGN_OR_RETURN(config.num_attention_heads,
                            fields.Int("num_attention_heads", 1, kMaxHeads));
   CARAVAN_ASSIGN_OR_RETURN(config.q_lora_rank,

@@ -33,6 +33,7 @@ struct ModelConfig {
   int64_t intermediate_size = 0;      // of a dense layer's FFN
   int64_t moe_intermediate_size = 0;  // of one expert
   int num_hidden_layers = 0;
+  int num_nextn_predict_layers = 0;  // of multi-token prediction, after the others
   int64_t num_attention_heads = 0;
   int64_t n_shared_experts = 0;
   int64_t n_routed_experts = 0;  // 0: every layer is dense

@@ -117,49 +117,66 @@ std::vector<float> Adjusted(absl::Span<const float> logits, const v1::SamplingPa
   return adjusted;
 }
 
+struct Candidate {
+  int32_t id = 0;
+  double weight = 0;  // its probability / that of the likeliest
+};
+
+double TotalWeight(const std::vector<Candidate>& candidates) {
+  return std::accumulate(candidates.begin(), candidates.end(), 0.0,
+                         [](double sum, const Candidate& each) { return sum + each.weight; });
+}
+
+/// All of the vocabulary, or the `top_k` likeliest.
+std::vector<Candidate> TopK(const Logits& logits, uint32_t top_k, double temperature) {
+  std::vector<int32_t> ids(static_cast<size_t>(logits.size()));
+  std::iota(ids.begin(), ids.end(), 0);
+  if (top_k > 0 && top_k < ids.size()) {
+    std::partial_sort(ids.begin(), ids.begin() + top_k, ids.end(),
+                      [&](int32_t a, int32_t b) { return logits.Before(a, b); });
+    ids.resize(top_k);
+  }
+  std::vector<Candidate> candidates;
+  candidates.reserve(ids.size());
+  for (const int32_t id : ids) {
+    candidates.push_back({id, std::exp(logits.BelowBest(id) / temperature)});
+  }
+  return candidates;
+}
+
+/// The fewest likeliest that reach `top_p` of the whole.
+void KeepNucleus(const Logits& logits, double top_p, std::vector<Candidate>& candidates) {
+  const double total = TotalWeight(candidates);
+  const double wanted = total * top_p;
+  // All that weigh less than an even share of the rest weigh less than the rest together, so the
+  // others reach what is wanted: they are few, and only they need be sorted.
+  const double least = (total - wanted) / static_cast<double>(candidates.size());
+  std::erase_if(candidates, [&](const Candidate& each) { return each.weight < least; });
+  std::sort(candidates.begin(), candidates.end(),
+            [&](const Candidate& a, const Candidate& b) { return logits.Before(a.id, b.id); });
+  double reached = 0;
+  const auto end = std::find_if(candidates.begin(), candidates.end(), [&](const Candidate& each) {
+    if (reached >= wanted) return true;
+    reached += each.weight;
+    return false;
+  });
+  candidates.erase(end, candidates.end());
+}
+
 /// By temperature, top_k, top_p and min_p.
 int32_t Draw(const Logits& logits, const v1::SamplingParams& params, int64_t position) {
   if (params.temperature() == 0) return logits.best();
-  const double temperature = params.temperature();
-  const auto weight = [&](int32_t id) { return std::exp(logits.BelowBest(id) / temperature); };
-  const auto before = [&](int32_t a, int32_t b) { return logits.Before(a, b); };
-  const auto add_weight = [&](double sum, int32_t id) { return sum + weight(id); };
-
-  std::vector<int32_t> kept(static_cast<size_t>(logits.size()));
-  std::iota(kept.begin(), kept.end(), 0);
-  if (params.top_k() > 0 && params.top_k() < kept.size()) {
-    std::partial_sort(kept.begin(), kept.begin() + params.top_k(), kept.end(), before);
-    kept.resize(params.top_k());
-  }
-  double total = std::accumulate(kept.begin(), kept.end(), 0.0, add_weight);
-  if (params.top_p() > 0 && params.top_p() < 1) {
-    // A heap hands out the likeliest first, and most of the vocabulary is never sorted.
-    const auto after = [&](int32_t a, int32_t b) { return logits.Before(b, a); };
-    std::make_heap(kept.begin(), kept.end(), after);
-    const double wanted = total * params.top_p();
-    auto heap_end = kept.end();
-    for (total = 0; total < wanted && heap_end != kept.begin(); --heap_end) {
-      total += weight(kept.front());
-      std::pop_heap(kept.begin(), heap_end, after);
-    }
-    kept.erase(kept.begin(), heap_end);  // The nucleus lies behind the heap, likeliest last.
-    total = std::accumulate(kept.begin(), kept.end(), 0.0, add_weight);
-  }
-  if (params.min_p() > 0) {
-    // The likeliest one's weight is 1, so it stays.
-    const double least = params.min_p();
-    kept.erase(
-        std::remove_if(kept.begin(), kept.end(), [&](int32_t id) { return weight(id) < least; }),
-        kept.end());
-    total = std::accumulate(kept.begin(), kept.end(), 0.0, add_weight);
-  }
-  const double target = Uniform(params.seed(), position) * total;
+  std::vector<Candidate> kept = TopK(logits, params.top_k(), params.temperature());
+  if (params.top_p() > 0 && params.top_p() < 1) KeepNucleus(logits, params.top_p(), kept);
+  // The likeliest one's weight is 1, so it stays.
+  std::erase_if(kept, [&](const Candidate& each) { return each.weight < params.min_p(); });
+  const double target = Uniform(params.seed(), position) * TotalWeight(kept);
   double reached = 0;
-  for (const int32_t id : kept) {
-    reached += weight(id);
-    if (reached > target) return id;
+  for (const Candidate& each : kept) {
+    reached += each.weight;
+    if (reached > target) return each.id;
   }
-  return logits.best();  // Not reached: `reached` ends at `total`, which is above `target`.
+  return logits.best();  // Not reached: `reached` ends at the total, which is above `target`.
 }
 
 /// Written so that NaN fails.

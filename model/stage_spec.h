@@ -14,8 +14,11 @@ struct StageSpec {
   int end_layer = 0;      // one past the last
   bool embeds = false;    // turns token ids into hidden states first
   bool has_head = false;  // ends with the final norm, the projection and sampling
+  bool drafts = false;    // with the head: holds the layer of multi-token prediction, and drafts
 
   int num_layers() const { return end_layer - first_layer; }
+  /// Layers with keys and values; that of multi-token prediction is the last.
+  int num_kv_layers() const { return num_layers() + (drafts ? 1 : 0); }
   friend bool operator==(const StageSpec&, const StageSpec&) = default;
 };
 
@@ -25,7 +28,8 @@ inline std::string DescribeStage(const StageSpec& stage) {
                       stage.embeds && stage.has_head ? " with embedding and head"
                       : stage.embeds                 ? " with embedding"
                       : stage.has_head               ? " with head"
-                                                     : "");
+                                                     : "",
+                      stage.drafts ? " and MTP layer" : "");
 }
 
 }  // namespace caravan

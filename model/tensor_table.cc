@@ -57,6 +57,30 @@ void AddAttention(const ModelConfig& c, SpecList& list) {
            TensorClass::kAttention);
 }
 
+/// A transformer layer's own tensors.
+void AddLayer(const ModelConfig& config, int layer, SpecList& list) {
+  const int64_t hidden = config.hidden_size;
+  list.Add("input_layernorm.weight", {hidden}, TensorClass::kNorm);
+  AddAttention(config, list);
+  list.Add("post_attention_layernorm.weight", {hidden}, TensorClass::kNorm);
+  if (!config.IsMoeLayer(layer)) {
+    list.AddFfn("mlp", hidden, config.intermediate_size, TensorClass::kDenseFfn);
+    return;
+  }
+  list.Add("mlp.gate.weight", {config.n_routed_experts, hidden}, TensorClass::kRouter);
+  if (config.router.topk_method == TopkMethod::kNoauxTc) {
+    list.Add("mlp.gate.e_score_correction_bias", {config.n_routed_experts}, TensorClass::kNorm);
+  }
+  if (config.n_shared_experts > 0) {
+    list.AddFfn("mlp.shared_experts", hidden,
+                config.moe_intermediate_size * config.n_shared_experts, TensorClass::kSharedExpert);
+  }
+  for (int64_t expert = 0; expert < config.n_routed_experts; ++expert) {
+    list.AddFfn(absl::StrCat("mlp.experts.", expert), hidden, config.moe_intermediate_size,
+                TensorClass::kRoutedExpert);
+  }
+}
+
 absl::Status Wrong(absl::string_view name, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat("tensor ", name, ": ", what));
 }
@@ -109,27 +133,21 @@ absl::StatusOr<int64_t> CheckTensor(const TensorSource& source, const TensorSpec
 
 std::vector<TensorSpec> LayerTensors(const ModelConfig& config, int layer) {
   CARAVAN_CHECK(layer >= 0 && layer < config.num_hidden_layers);
-  const int64_t hidden = config.hidden_size;
   SpecList list(absl::StrCat("model.layers.", layer, "."));
-  list.Add("input_layernorm.weight", {hidden}, TensorClass::kNorm);
-  AddAttention(config, list);
-  list.Add("post_attention_layernorm.weight", {hidden}, TensorClass::kNorm);
-  if (!config.IsMoeLayer(layer)) {
-    list.AddFfn("mlp", hidden, config.intermediate_size, TensorClass::kDenseFfn);
-    return list.Take();
-  }
-  list.Add("mlp.gate.weight", {config.n_routed_experts, hidden}, TensorClass::kRouter);
-  if (config.router.topk_method == TopkMethod::kNoauxTc) {
-    list.Add("mlp.gate.e_score_correction_bias", {config.n_routed_experts}, TensorClass::kNorm);
-  }
-  if (config.n_shared_experts > 0) {
-    list.AddFfn("mlp.shared_experts", hidden,
-                config.moe_intermediate_size * config.n_shared_experts, TensorClass::kSharedExpert);
-  }
-  for (int64_t expert = 0; expert < config.n_routed_experts; ++expert) {
-    list.AddFfn(absl::StrCat("mlp.experts.", expert), hidden, config.moe_intermediate_size,
-                TensorClass::kRoutedExpert);
-  }
+  AddLayer(config, layer, list);
+  return list.Take();
+}
+
+std::vector<TensorSpec> MtpTensors(const ModelConfig& config) {
+  CARAVAN_CHECK(config.num_nextn_predict_layers > 0);
+  const int64_t hidden = config.hidden_size;
+  const int layer = config.num_hidden_layers;
+  SpecList list(absl::StrCat("model.layers.", layer, "."));
+  list.Add("enorm.weight", {hidden}, TensorClass::kNorm);
+  list.Add("hnorm.weight", {hidden}, TensorClass::kNorm);
+  list.Add("eh_proj.weight", {hidden, 2 * hidden}, TensorClass::kMtpProjection);
+  AddLayer(config, layer, list);
+  list.Add("shared_head.norm.weight", {hidden}, TensorClass::kNorm);
   return list.Take();
 }
 
@@ -150,13 +168,16 @@ std::vector<TensorSpec> StageTensors(const ModelConfig& config, const StageSpec&
     all.insert(all.end(), std::make_move_iterator(specs.begin()),
                std::make_move_iterator(specs.end()));
   };
-  if (stage.embeds) append(EmbeddingTensors(config));
+  if (stage.embeds || stage.drafts) append(EmbeddingTensors(config));
   for (int layer = stage.first_layer; layer < stage.end_layer; ++layer) {
     append(LayerTensors(config, layer));
   }
+  if (stage.drafts) append(MtpTensors(config));
   if (stage.has_head) append(HeadTensors(config));
   // Tied, the projection is the embedding, which is listed already.
-  if (stage.embeds && stage.has_head && config.tie_word_embeddings) all.pop_back();
+  if ((stage.embeds || stage.drafts) && stage.has_head && config.tie_word_embeddings) {
+    all.pop_back();
+  }
   return all;
 }
 

@@ -24,6 +24,7 @@ enum class TensorClass {
   kSharedExpert,
   kRoutedExpert,
   kHead,
+  kMtpProjection,  // eh_proj
 };
 
 struct TensorSpec {
@@ -33,13 +34,18 @@ struct TensorSpec {
 };
 
 /// Layer `layer`'s tensors. FP8 scales ("..._scale_inv") are not listed: they go with their matrix.
-/// The layers of multi-token prediction, at and past num_hidden_layers, are not part of the model.
 /// REQUIRES: 0 <= layer < config.num_hidden_layers.
 std::vector<TensorSpec> LayerTensors(const ModelConfig& config, int layer);
 std::vector<TensorSpec> EmbeddingTensors(const ModelConfig& config);
 /// The final norm, and the output projection (the embedding again when they are tied).
 std::vector<TensorSpec> HeadTensors(const ModelConfig& config);
-/// Each tensor once, even when the stage embeds, has the head, and the two are tied.
+/// The first layer of multi-token prediction, model.layers.<num_hidden_layers>. Its embedding and
+/// its head's projection are the model's (DeepSeek-V3, arXiv:2412.19437, section 2.2), so the
+/// copies of them that checkpoints have are not listed. REQUIRES: config.num_nextn_predict_layers >
+/// 0.
+std::vector<TensorSpec> MtpTensors(const ModelConfig& config);
+/// Each tensor once, even when the stage embeds, has the head, and the two are tied. A stage that
+/// drafts needs the embedding too.
 std::vector<TensorSpec> StageTensors(const ModelConfig& config, const StageSpec& stage);
 
 /// The name of the scales that go with an FP8 matrix.

@@ -2,13 +2,15 @@
 #define CARAVAN_WORKER_OUTPUT_HEAD_H_
 
 // The end of the last stage: final norm, projection, and what the slices of a step ask of the
-// logits.
+// logits. Decides which drafts are accepted.
 //
 // Used by one thread at a time.
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/types/span.h"
 #include "caravan/v1/pipeline.pb.h"
 #include "kernels/backend.h"
@@ -25,20 +27,21 @@ class OutputHead {
 
   /// Adds a result for each slice. hidden [num_rows, hidden_size]: the slices' rows in order, as
   /// the last layer leaves them. REQUIRES: CheckStep(step) is OK.
+  ///
+  /// Drafts are accepted row by row: each row is sampled as if it stood alone, and the next one is
+  /// looked at if its draft is what was sampled. So the tokens are those that steps without drafts
+  /// give, whatever the temperature.
   void Run(const float* hidden, v1::Step& step);
 
+  /// logits = lm_head RMSNorm(hidden[rows[i]], norm), handed out in order of i.
+  using TakeLogits = absl::FunctionRef<void(size_t i, absl::Span<const float> logits)>;
+  void Project(const float* hidden, absl::Span<const int64_t> rows, const float* norm,
+               TakeLogits take);
+
  private:
-  /// A row whose logits somebody wants.
-  struct WantedRow {
-    int slice = 0;
-    int row_of_slice = 0;
-    int64_t row = 0;  // of the step
-  };
-  static std::vector<WantedRow> RowsWantedOf(const v1::Step& step);
-  /// Fills logits_ for at most kHeadRows rows.
-  void Project(const float* hidden, absl::Span<const WantedRow> rows);
-  static void Answer(absl::Span<const float> logits, const v1::SequenceSlice& slice,
-                     int row_of_slice, v1::SliceResult& result);
+  /// What the slice asks of the logits of its row `row`.
+  static void Answer(absl::Span<const float> logits, const v1::SequenceSlice& slice, int row,
+                     v1::SliceResult& result);
 
   const ModelConfig& config_;
   const StageWeights& weights_;
@@ -46,6 +49,12 @@ class OutputHead {
   std::vector<float> normed_;  // [kHeadRows, hidden_size]
   std::vector<float> logits_;  // [kHeadRows, vocab_size]
 };
+
+/// Adds a row of logits to those of a result.
+void AppendLogits(absl::Span<const float> logits, std::string& bytes);
+
+/// The slice's history, with the tokens that were sampled so far.
+v1::SamplingHistory HistoryAfter(const v1::SequenceSlice& slice, const v1::SliceResult& result);
 
 }  // namespace caravan
 

@@ -16,6 +16,11 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
                                                      std::unique_ptr<Backend> backend,
                                                      const Options& options,
                                                      const StageWeights::Progress& progress) {
+  if (spec.drafts && (!spec.has_head || config.num_nextn_predict_layers == 0)) {
+    return absl::InvalidArgumentError(absl::StrCat("no such stage: ", DescribeStage(spec),
+                                                   ", of a model with ",
+                                                   config.num_nextn_predict_layers, " MTP layers"));
+  }
   if (spec.first_layer < 0 || spec.first_layer >= spec.end_layer ||
       spec.end_layer > config.num_hidden_layers || options.max_step_tokens < 1) {
     return absl::InvalidArgumentError(absl::StrCat("no such stage: ", DescribeStage(spec), " of ",
@@ -23,7 +28,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
                                                    options.max_step_tokens, " tokens"));
   }
   KvCache::Options kv_options;
-  kv_options.num_layers = spec.num_layers();
+  kv_options.num_layers = spec.num_kv_layers();
   kv_options.width = config.Mla().kv_width();
   kv_options.block_tokens = kKvBlockTokens;
   kv_options.budget_bytes = options.kv_budget_bytes;
@@ -46,6 +51,9 @@ Stage::Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<B
       layer_runner_(config_, *backend_, options.max_step_tokens),
       hidden_(static_cast<size_t>(options.max_step_tokens * config.hidden_size)) {
   if (spec_.has_head) head_.emplace(config_, *weights_, *backend_);
+  if (spec_.drafts) {
+    drafter_.emplace(config_, *weights_, *backend_, layer_runner_, *head_, options.max_step_tokens);
+  }
 }
 
 v1::Step Stage::Run(v1::Step step) {
@@ -72,6 +80,9 @@ absl::Status Stage::Apply(v1::Step& step) {
   if (head_.has_value()) {
     step.clear_activations();
     head_->Run(hidden_.data(), step);
+    if (drafter_.has_value()) {
+      drafter_->Run(hidden_.data(), *kv_cache_, spec_.num_layers(), step);
+    }
   } else {
     step.set_activations(hidden_.data(), HiddenBytes(CountRows(step)));
   }
@@ -86,6 +97,13 @@ absl::Status Stage::Check(const v1::Step& step) const {
   limits.kv_blocks = kv_cache_->num_blocks();
   limits.block_tokens = kv_cache_->block_tokens();
   CARAVAN_RETURN_IF_ERROR(CheckStep(step, limits));
+  if (spec_.has_head && !spec_.drafts) {
+    for (const v1::SequenceSlice& slice : step.slices()) {
+      if (!slice.draft()) continue;
+      return absl::InvalidArgumentError(absl::StrCat(
+          "sequence ", slice.sequence_id(), ": asks for drafts, but no MTP layer is here"));
+    }
+  }
   const int64_t num_rows = CountRows(step);
   const size_t expected = spec_.embeds ? 0 : HiddenBytes(num_rows);
   if (step.activations().size() == expected) return absl::OkStatus();

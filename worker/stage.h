@@ -22,6 +22,7 @@
 #include "model/tensor_source.h"
 #include "worker/kv_cache.h"
 #include "worker/layer.h"
+#include "worker/mtp_drafter.h"
 #include "worker/output_head.h"
 #include "worker/stage_weights.h"
 
@@ -72,8 +73,9 @@ class Stage {
   const std::unique_ptr<StageWeights> weights_;
   const std::unique_ptr<KvCache> kv_cache_;
   LayerRunner layer_runner_;
-  std::optional<OutputHead> head_;  // if the stage has the head
-  std::vector<float> hidden_;       // [max_step_tokens, hidden_size]
+  std::optional<OutputHead> head_;     // if the stage has the head
+  std::optional<MtpDrafter> drafter_;  // if the stage drafts
+  std::vector<float> hidden_;          // [max_step_tokens, hidden_size]
 };
 
 }  // namespace caravan

@@ -159,6 +159,17 @@ LayerWeights MakeLayer(const ModelConfig& config, int layer, const LoadedTensors
   return weights;
 }
 
+MtpWeights MakeMtp(const ModelConfig& config, const LoadedTensors& tensors) {
+  const std::string prefix = absl::StrCat("model.layers.", config.num_hidden_layers, ".");
+  MtpWeights weights;
+  weights.enorm = tensors.VectorOf(prefix + "enorm.weight");
+  weights.hnorm = tensors.VectorOf(prefix + "hnorm.weight");
+  weights.eh_proj = tensors.MatrixOf(prefix + "eh_proj.weight");
+  weights.layer = MakeLayer(config, config.num_hidden_layers, tensors);
+  weights.head_norm = tensors.VectorOf(prefix + "shared_head.norm.weight");
+  return weights;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<StageWeights>> StageWeights::Load(const ModelConfig& config,
@@ -180,7 +191,9 @@ absl::StatusOr<std::unique_ptr<StageWeights>> StageWeights::Load(const ModelConf
   progress(total_bytes, total_bytes);
 
   const LoadedTensors tensors(placed, memory);
-  weights->embedding = stage.embeds ? tensors.MatrixOf("model.embed_tokens.weight") : Matrix{};
+  if (stage.embeds || stage.drafts) {
+    weights->embedding = tensors.MatrixOf("model.embed_tokens.weight");
+  }
   for (int layer = stage.first_layer; layer < stage.end_layer; ++layer) {
     weights->layers.push_back(MakeLayer(config, layer, tensors));
   }
@@ -189,6 +202,7 @@ absl::StatusOr<std::unique_ptr<StageWeights>> StageWeights::Load(const ModelConf
     weights->lm_head = tensors.MatrixOf(config.tie_word_embeddings ? "model.embed_tokens.weight"
                                                                    : "lm_head.weight");
   }
+  if (stage.drafts) weights->mtp = MakeMtp(config, tensors);
   return weights;
 }
 

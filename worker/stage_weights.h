@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -39,6 +40,16 @@ struct LayerWeights {
   std::vector<FfnWeights> experts;                 // MoE layers: by id
 };
 
+/// The layer of multi-token prediction, beside the embedding and the head that it shares with the
+/// model.
+struct MtpWeights {
+  const float* enorm = nullptr;  // [hidden_size]
+  const float* hnorm = nullptr;  // [hidden_size]
+  Matrix eh_proj;                // [hidden_size, 2 * hidden_size]
+  LayerWeights layer;
+  const float* head_norm = nullptr;  // [hidden_size]
+};
+
 class StageWeights {
  public:
   /// Called now and then while loading; false stops it.
@@ -54,10 +65,11 @@ class StageWeights {
                                                             const TensorSource& source,
                                                             const Progress& progress);
 
-  Matrix embedding;                        // [vocab_size, hidden_size], if the stage embeds
-  std::vector<LayerWeights> layers;        // by layer - stage.first_layer
+  Matrix embedding;                  // [vocab_size, hidden_size], if the stage embeds or drafts
+  std::vector<LayerWeights> layers;  // by layer - stage.first_layer
   const float* final_layernorm = nullptr;  // [hidden_size], if the stage has the head
   Matrix lm_head;                          // [vocab_size, hidden_size], if the stage has the head
+  std::optional<MtpWeights> mtp;           // if the stage drafts
 
   int64_t num_bytes() const { return memory_.size(); }
 

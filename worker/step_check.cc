@@ -31,6 +31,17 @@ absl::Status CheckSlice(const v1::SequenceSlice& slice, const StepLimits& limits
         &slice.history().reply_token_ids()}) {
     CARAVAN_RETURN_IF_ERROR(CheckTokenIds(*ids, limits.vocab_size));
   }
+  if (slice.next_token_id() >= limits.vocab_size) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "token ", slice.next_token_id(), " is outside the vocabulary of ", limits.vocab_size));
+  }
+  const uint32_t num_drafts = slice.num_draft_tokens();
+  if (num_drafts > 0 && (slice.output() != v1::SLICE_OUTPUT_SAMPLE ||
+                         num_drafts >= static_cast<uint32_t>(slice.token_ids_size()))) {
+    return absl::InvalidArgumentError(absl::StrCat("has ", num_drafts, " drafts among ",
+                                                   slice.token_ids_size(), " tokens, output ",
+                                                   v1::SliceOutput_Name(slice.output())));
+  }
   if (slice.scored_token_ids_size() > slice.token_ids_size()) {
     return absl::InvalidArgumentError(absl::StrCat("asks for ", slice.scored_token_ids_size(),
                                                    " scores after ", slice.token_ids_size(),

@@ -24,9 +24,10 @@ int64_t CountRows(const v1::Step& step);
 
 /// Errors: InvalidArgument - names the sequence, or the block copy, and what is wrong: more rows
 ///         than max_rows; a sequence with two slices, without tokens, or with an unknown output; a
-///         token outside the vocabulary; a position past the model's; a block that is not there; a
-///         table that ends before the last row; a block that is written twice; sampling parameters
-///         that CheckSamplingParams refuses.
+///         token outside the vocabulary; drafts where nothing is sampled, or without the token
+///         before them; a position past the model's; a block that is not there; a table that ends
+///         before the last row; a block that is written twice; sampling parameters that
+///         CheckSamplingParams refuses.
 absl::Status CheckStep(const v1::Step& step, const StepLimits& limits);
 
 }  // namespace caravan

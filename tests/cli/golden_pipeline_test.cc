@@ -3,7 +3,6 @@
 
 #include <bit>
 #include <cstring>
-#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
@@ -12,8 +11,8 @@
 #include "cli/local_pipeline.h"
 #include "gtest/gtest.h"
 #include "kernels/reference/reference_backend.h"
-#include "nlohmann/json.hpp"
 #include "tests/support/golden.h"
+#include "tests/support/golden_replies.h"
 
 namespace caravan {
 namespace {
@@ -141,23 +140,6 @@ TEST(GoldenPipelineTest, ThreadsDoNotShow) {
   }
 }
 
-struct GoldenReply {
-  std::vector<int32_t> prompt;
-  std::vector<int32_t> reply;
-};
-
-std::vector<GoldenReply> ReadReplies() {
-  std::ifstream in(CARAVAN_SOURCE_DIR "/tests/data/goldens/tiny-r1-replies.jsonl");
-  std::vector<GoldenReply> replies;
-  for (std::string line; std::getline(in, line);) {
-    const nlohmann::json json = nlohmann::json::parse(line);
-    replies.push_back({json["prompt_ids"].get<std::vector<int32_t>>(),
-                       json["reply_ids"].get<std::vector<int32_t>>()});
-  }
-  CARAVAN_CHECK(!replies.empty());
-  return replies;
-}
-
 JobSpec MakeJob(const Checkpoint& checkpoint, const std::vector<int32_t>& prompt) {
   JobSpec spec;
   spec.prompt = prompt;
@@ -168,7 +150,7 @@ JobSpec MakeJob(const Checkpoint& checkpoint, const std::vector<int32_t>& prompt
 
 TEST(GoldenPipelineTest, GreedyRepliesAreTokenForTokenTheReference) {
   const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(kTinyR1.directory);
-  const std::vector<GoldenReply> golden = ReadReplies();
+  const std::vector<GoldenReply> golden = ReadGoldenReplies();
   for (const int workers : {1, 2, 3}) {
     LocalPipeline::Options options;
     options.num_workers = workers;
@@ -207,7 +189,7 @@ Outcome ReadOutcome(JobHandle& job) {
 
 TEST(GoldenPipelineTest, AJobDoesNotFeelItsNeighbours) {
   const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(kTinyR1.directory);
-  const std::vector<GoldenReply> golden = ReadReplies();
+  const std::vector<GoldenReply> golden = ReadGoldenReplies();
   std::vector<JobSpec> specs;
   for (size_t i = 0; i < 8; ++i) {
     // Every fifth line: prompts of different lengths. Odd jobs are sampled.

@@ -9,8 +9,9 @@ namespace caravan {
 namespace {
 
 TEST(PipelinePlanTest, CarriesAStageOverTheWire) {
-  for (const StageSpec& stage : {StageSpec{0, 6, true, true}, StageSpec{2, 3, false, false},
-                                 StageSpec{3, 61, false, true}}) {
+  for (const StageSpec& stage :
+       {StageSpec{0, 6, true, true}, StageSpec{2, 3, false, false}, StageSpec{3, 61, false, true},
+        StageSpec{3, 61, false, true, true}}) {
     const absl::StatusOr<StageSpec> back = StageFromProto(ToProto(stage));
     ASSERT_TRUE(back.ok()) << back.status();
     EXPECT_EQ(*back, stage);

@@ -74,6 +74,28 @@ TEST(PlannerTest, CountsTheEmbeddingFirstAndTheHeadLast) {
   EXPECT_EQ(plan->stages[1].weight_bytes, 40);
 }
 
+TEST(PlannerTest, CountsMultiTokenPredictionOnTheLastStage) {
+  ModelCost cost = MakeCost({10, 10, 10, 10, 10, 10}, 2, 20, 10);
+  cost.mtp.emplace();
+  cost.mtp->weight_bytes = 15;
+  cost.mtp->kv_bytes_per_token = 2;
+  const auto plan =
+      PlanStages(cost, MakeWorkers({1000, 1000}), {.context_tokens = 8, .kv_tokens = 10});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  // 20 + 40 and 20 + 20 + 10 + 15: the last stage needs the embedding for its drafts.
+  EXPECT_THAT(Split(*plan), ElementsAre(Stage{1, 4}, Stage{2, 6}));
+  EXPECT_EQ(plan->stages[0].stage, (StageSpec{0, 4, true, false, false}));
+  EXPECT_EQ(plan->stages[1].stage, (StageSpec{4, 6, false, true, true}));
+  EXPECT_EQ(plan->stages[1].weight_bytes, 65);
+  EXPECT_EQ(plan->stages[0].kv_bytes, 4 * 2 * 10);
+  EXPECT_EQ(plan->stages[1].kv_bytes, 3 * 2 * 10);
+  // On one worker the embedding is there already.
+  const auto alone = PlanStages(cost, MakeWorkers({1000}), {});
+  ASSERT_TRUE(alone.ok()) << alone.status();
+  EXPECT_EQ(alone->stages[0].stage, (StageSpec{0, 6, true, true, true}));
+  EXPECT_EQ(alone->stages[0].weight_bytes, 105);
+}
+
 TEST(PlannerTest, GivesTwiceTheMemoryTwiceTheBytes) {
   const auto plan =
       PlanStages(MakeCost(std::vector<int64_t>(12, 10)), MakeWorkers({200, 100, 300}), {});

@@ -78,6 +78,38 @@ TEST_F(LayerCostTest, AddsUpAStage) {
   EXPECT_EQ(cost->Of({}).weight_bytes, 0);
 }
 
+TEST_F(LayerCostTest, CountsMultiTokenPredictionWhereItIsAskedFor) {
+  EXPECT_FALSE(ComputeModelCost(config_, source_)->mtp.has_value());
+  // The config has it; the checkpoint may not.
+  EXPECT_EQ(ComputeModelCost(config_, source_, true).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  source_.Add(MtpTensors(config_), DType::kBF16);
+  const absl::StatusOr<ModelCost> cost = ComputeModelCost(config_, source_, true);
+  ASSERT_TRUE(cost.ok()) << cost.status();
+  ASSERT_TRUE(cost->mtp.has_value());
+  const int64_t joined = 2 * 7168 * 7168;
+  EXPECT_EQ(cost->mtp->weight_bytes, cost->layers[60].weight_bytes + 2 * (joined + 3 * 7168));
+  EXPECT_EQ(cost->mtp->flops_per_token,
+            cost->layers[60].flops_per_token + 2 * (joined + kVocabMatrix));
+  EXPECT_EQ(cost->mtp->kv_bytes_per_token, 4 * 576);
+
+  const StageSpec last = {.first_layer = 30, .end_layer = 61, .embeds = false, .has_head = true};
+  StageSpec drafting = last;
+  drafting.drafts = true;
+  EXPECT_EQ(cost->Of(drafting).weight_bytes,
+            cost->Of(last).weight_bytes + cost->mtp->weight_bytes + cost->embedding.weight_bytes);
+  EXPECT_EQ(cost->Of(drafting).kv_bytes_per_token, 32 * 4 * 576);
+}
+
+TEST_F(LayerCostTest, AModelWithoutMultiTokenPredictionSaysSo) {
+  nlohmann::json json = DeepSeekR1Config();
+  json["num_nextn_predict_layers"] = 0;
+  const ModelConfig config = *ParseModelConfig(json.dump(), "config.json");
+  EXPECT_EQ(ComputeModelCost(config, source_, true).status(),
+            absl::FailedPreconditionError(
+                "the model has no layer of multi-token prediction: num_nextn_predict_layers is 0"));
+}
+
 TEST_F(LayerCostTest, CountsTheFixturesTrueBytes) {
   const auto checkpoint = Checkpoint::Open(CARAVAN_SOURCE_DIR "/models/tiny-r1");
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();

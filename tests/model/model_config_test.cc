@@ -59,6 +59,7 @@ TEST(ModelConfigTest, ReadsDeepSeekR1) {
   EXPECT_EQ(c.intermediate_size, 18432);
   EXPECT_EQ(c.moe_intermediate_size, 2048);
   EXPECT_EQ(c.num_hidden_layers, 61);
+  EXPECT_EQ(c.num_nextn_predict_layers, 1);
   EXPECT_EQ(c.num_attention_heads, 128);
   EXPECT_EQ(c.n_shared_experts, 1);
   EXPECT_EQ(c.n_routed_experts, 256);

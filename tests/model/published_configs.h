@@ -36,7 +36,7 @@ inline nlohmann::json KimiK2Config() {
     "model_type": "kimi_k2", "bos_token_id": 163584, "eos_token_id": [163585, 163586],
     "first_k_dense_replace": 1, "max_position_embeddings": 131072, "n_group": 1, "topk_group": 1,
     "n_routed_experts": 384, "num_attention_heads": 64, "num_key_value_heads": 64,
-    "rope_theta": 50000.0, "rope_scaling": {"beta_fast": 1.0, "factor": 32.0},
+    "num_nextn_predict_layers": 0, "rope_theta": 50000.0, "rope_scaling": {"beta_fast": 1.0, "factor": 32.0},
     "routed_scaling_factor": 2.827, "vocab_size": 163840})json"));
   return config;
 }

@@ -67,6 +67,23 @@ TEST(TensorTableTest, ClassesTheWeightsOfR1) {
   EXPECT_EQ(elements.count(TensorClass::kRoutedExpert), 0u);
 }
 
+TEST(TensorTableTest, CountsTheLayerOfMultiTokenPrediction) {
+  const ModelConfig config = Parse(DeepSeekR1Config());
+  ASSERT_EQ(config.num_nextn_predict_layers, 1);
+  const std::vector<TensorSpec> mtp = MtpTensors(config);
+  EXPECT_EQ(NumElements(mtp), NumElements(LayerTensors(config, 60)) + 2 * 7168 * 7168 + 3 * 7168);
+  for (const TensorSpec& spec : mtp) {
+    EXPECT_TRUE(absl::StartsWith(spec.name, "model.layers.61.")) << spec.name;
+  }
+  // A stage that drafts has them, and the embedding, beside its own.
+  const StageSpec last = {.first_layer = 60, .end_layer = 61, .embeds = false, .has_head = true};
+  StageSpec drafting = last;
+  drafting.drafts = true;
+  EXPECT_EQ(NumElements(StageTensors(config, drafting)), NumElements(StageTensors(config, last)) +
+                                                             NumElements(mtp) +
+                                                             NumElements(EmbeddingTensors(config)));
+}
+
 TEST(TensorTableTest, NamesWhatEachVariantHas) {
   std::set<std::string> r1;
   for (const TensorSpec& spec : LayerTensors(Parse(DeepSeekR1Config()), 3)) r1.insert(spec.name);
@@ -93,6 +110,13 @@ TEST(TensorTableTest, ListsATiedProjectionOnce) {
   EXPECT_EQ(names.count("model.embed_tokens.weight"), 1u);
   EXPECT_EQ(names.count("model.norm.weight"), 1u);
   EXPECT_EQ(names.count("lm_head.weight"), 0u);
+  // So does a last stage that drafts with it.
+  names.clear();
+  for (const TensorSpec& spec : StageTensors(config, {60, 61, false, true, true})) {
+    names.insert(spec.name);
+  }
+  EXPECT_EQ(names.count("model.embed_tokens.weight"), 1u);
+  EXPECT_EQ(names.count("model.norm.weight"), 1u);
 }
 
 TEST(TensorTableTest, SplitsAStageAtItsBounds) {
@@ -117,13 +141,22 @@ TEST(TensorTableTest, CoversTheFixturesExactly) {
     const std::vector<TensorSpec> specs = StageTensors(config, WholeModel(config));
     const absl::StatusOr<int64_t> bytes = CheckTensors(**checkpoint, specs);
     ASSERT_TRUE(bytes.ok()) << bytes.status();
-    // All that the file holds, but for the layer of multi-token prediction.
+    // All that the file holds, but for the layer of multi-token prediction; with drafts that too,
+    // but for its copies of embedding and head.
     const std::string mtp = absl::StrCat("model.layers.", config.num_hidden_layers, ".");
     int64_t expected = 0;
+    int64_t expected_mtp = 0;
     for (const std::string& name : (*checkpoint)->TensorNames()) {
-      if (!absl::StartsWith(name, mtp)) expected += (*checkpoint)->Find(name)->num_bytes();
+      if (name == mtp + "embed_tokens.weight" || name == mtp + "shared_head.head.weight") continue;
+      (absl::StartsWith(name, mtp) ? expected_mtp : expected) +=
+          (*checkpoint)->Find(name)->num_bytes();
     }
     EXPECT_EQ(*bytes, expected) << directory;
+    if (config.num_nextn_predict_layers == 0) continue;
+    StageSpec drafting = WholeModel(config);
+    drafting.drafts = true;
+    EXPECT_EQ(*CheckTensors(**checkpoint, StageTensors(config, drafting)), expected + expected_mtp)
+        << directory;
   }
 }
 

@@ -98,6 +98,13 @@ INSTANTIATE_TEST_SUITE_P(
                   s.add_scored_token_ids(1);
                 },
                 "sequence 2: asks for 2 scores after 1 tokens"},
+        BadStep{"UnknownNextToken", [](v1::Step&, Slice& s) { s.set_next_token_id(100); },
+                "sequence 2: token 100 is outside the vocabulary of 100"},
+        BadStep{"NothingButDrafts", [](v1::Step&, Slice& s) { s.set_num_draft_tokens(1); },
+                "sequence 2: has 1 drafts among 1 tokens, output SLICE_OUTPUT_SAMPLE"},
+        BadStep{"DraftsWithoutSampling",
+                [](v1::Step& step, Slice&) { step.mutable_slices(0)->set_num_draft_tokens(2); },
+                "sequence 1: has 2 drafts among 5 tokens, output SLICE_OUTPUT_NONE"},
         BadStep{"PastTheContext", [](v1::Step&, Slice& s) { s.set_first_position(24); },
                 "sequence 2: has a token at position 24; the model has 24"},
         BadStep{"FarPastTheContext", [](v1::Step&, Slice& s) { s.set_first_position(UINT32_MAX); },
@@ -117,11 +124,12 @@ INSTANTIATE_TEST_SUITE_P(
         BadStep{"CopyToNowhere",
                 [](v1::Step& step, Slice&) { step.mutable_block_copies(0)->set_to(8); },
                 "a copy of KV block 7 to 8; there are 8"},
-        BadStep{"Sampling",
-                [](v1::Step&, Slice& s) {
-                  s.mutable_sampling()->set_top_p(std::numeric_limits<float>::quiet_NaN());
-                },
-                "sequence 2: top_p: must be from 0 to 1, is nan"},
+        BadStep{
+            "Sampling",
+            [](v1::Step&,
+               Slice&
+                   s) { s.mutable_sampling()->set_top_p(std::numeric_limits<float>::quiet_NaN()); },
+            "sequence 2: top_p: must be from 0 to 1, is nan"},
         BadStep{"BiasedToken",
                 [](v1::Step&,
                    Slice& s) { s.mutable_sampling()->add_logit_biases()->set_token_id(100); },
