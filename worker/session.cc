@@ -182,7 +182,7 @@ class Session {
       std::optional<v1::WorkerReport> report = reports_.PopWithTimeout(interval);
       if (!report.has_value()) {
         if (reports_.closed()) break;
-        report.emplace().mutable_heartbeat();
+        *report.emplace().mutable_heartbeat()->mutable_load() = worker_.load();
       }
       report->set_incarnation(incarnation_);
       if (!stream.Write(*report)) return;

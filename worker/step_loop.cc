@@ -4,6 +4,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
+#include "worker/step_check.h"
 
 namespace caravan {
 
@@ -15,6 +17,7 @@ StepLoop::StepLoop(uint64_t plan_version, std::unique_ptr<Stage> stage,
       next_(std::move(next)),
       on_broken_(std::move(on_broken)),
       queue_(kQueuedSteps),
+      meter_(SteadyClock()),
       thread_("step-loop", [this] { Run(); }) {}
 
 StepLoop::~StepLoop() { Stop(); }
@@ -43,7 +46,10 @@ absl::Status StepLoop::Receive(v1::Step step) {
 void StepLoop::Run() {
   while (std::optional<v1::Step> step = queue_.Pop()) {
     if (queue_.closed()) return;
-    const absl::Status sent = next_->Send(stage_->Run(*std::move(step)));
+    meter_.BeginStep();
+    v1::Step done = stage_->Run(*std::move(step));
+    meter_.EndStep(done.has_error() ? 0 : CountRows(done));
+    const absl::Status sent = next_->Send(std::move(done));
     if (sent.ok()) continue;
     const bool ending = queue_.closed();
     queue_.Close();

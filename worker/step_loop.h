@@ -16,6 +16,7 @@
 #include "base/named_thread.h"
 #include "caravan/v1/pipeline.pb.h"
 #include "cluster/activation_channel.h"
+#include "worker/load_meter.h"
 #include "worker/stage.h"
 
 namespace caravan {
@@ -41,6 +42,9 @@ class StepLoop {
 
   uint64_t plan_version() const { return plan_version_; }
 
+  /// What the stage has done since it was ready. Any thread.
+  v1::WorkerLoad load() const { return meter_.Read(); }
+
   /// Takes a step in; waits while several are queued. Steps run in the order of their ids, whoever
   /// brings them.
   /// Errors: Aborted - of another plan; FailedPrecondition - step_id went back; Unavailable -
@@ -56,6 +60,7 @@ class StepLoop {
   const std::function<void(const absl::Status&)> on_broken_;
 
   BoundedQueue<v1::Step> queue_;  // own synchronisation
+  LoadMeter meter_;               // own synchronisation
 
   Mutex intake_mu_;  // held while a step waits for room, so that no other overtakes it
   uint64_t last_step_id_ ABSL_GUARDED_BY(intake_mu_) = 0;

@@ -41,6 +41,7 @@ void Worker::Drop() {
   std::shared_ptr<StepLoop> old;
   {
     MutexLock lock(&mu_);
+    if (loop_ != nullptr) AddLoad(loop_->load(), past_load_);
     old.swap(loop_);
   }
   // Whoever is inside Receive keeps the loop alive, but not at work.
@@ -58,6 +59,13 @@ absl::Status Worker::Receive(v1::Step step) {
         absl::StrCat(environment_.name, " holds no stage of plan ", step.plan_version()));
   }
   return loop->Receive(std::move(step));
+}
+
+v1::WorkerLoad Worker::load() const {
+  MutexLock lock(&mu_);
+  v1::WorkerLoad sum = past_load_;
+  if (loop_ != nullptr) AddLoad(loop_->load(), sum);
+  return sum;
 }
 
 void Worker::Load(const v1::LoadStage& order, const std::stop_token& stop) {

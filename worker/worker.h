@@ -29,7 +29,7 @@
 
 namespace caravan {
 
-/// Handle and Drop are called by one thread; Receive by any.
+/// Handle and Drop are called by one thread; Receive and load by any.
 class Worker {
  public:
   /// The outside world. Everything but `report` is called by the loading thread. What opens
@@ -67,6 +67,9 @@ class Worker {
   /// Errors: Aborted - there is no stage of the step's plan; else as StepLoop::Receive.
   absl::Status Receive(v1::Step step);
 
+  /// What all stages together have done.
+  v1::WorkerLoad load() const;
+
  private:
   /// Reports that a stage cannot go on, once: a lost link can show in several places.
   using TellFailure = std::function<void(const absl::Status&)>;
@@ -83,8 +86,9 @@ class Worker {
   std::stop_source stop_loading_;  // one a load
   std::optional<NamedThread> loader_;
 
-  Mutex mu_;
+  mutable Mutex mu_;
   std::shared_ptr<StepLoop> loop_ ABSL_GUARDED_BY(mu_);
+  v1::WorkerLoad past_load_ ABSL_GUARDED_BY(mu_);  // of stages that were dropped
 };
 
 }  // namespace caravan

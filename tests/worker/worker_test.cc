@@ -210,6 +210,30 @@ TEST_F(WorkerTest, ASecondLoadStageReplacesTheFirst) {
   EXPECT_EQ(worker().Receive(MakeStep(8, 2)).code(), absl::StatusCode::kAborted);
 }
 
+TEST_F(WorkerTest, ItsLoadOutlivesItsStages) {
+  EXPECT_EQ(worker().load().total_s(), 0);
+  LoadAndWait(7);
+  v1::Step step = MakeStep(7, 1);
+  v1::SequenceSlice& slice = *step.add_slices();
+  slice.add_token_ids(5);
+  slice.add_token_ids(6);
+  slice.add_kv_blocks(0);
+  slice.set_output(v1::SLICE_OUTPUT_NONE);
+  ASSERT_TRUE(worker().Receive(std::move(step)).ok());
+  const v1::Step done = hop_.Take();
+  EXPECT_FALSE(done.has_error()) << done.error().message();
+  const v1::WorkerLoad load = worker().load();
+  EXPECT_EQ(load.steps(), 1u);
+  EXPECT_EQ(load.rows(), 2u);
+  EXPECT_GT(load.busy_s(), 0);
+  EXPECT_GE(load.total_s(), load.busy_s());
+  worker().Drop();
+  const v1::WorkerLoad after = worker().load();
+  EXPECT_EQ(after.steps(), 1u);
+  EXPECT_GE(after.total_s(), load.total_s());
+  EXPECT_EQ(worker().load().total_s(), after.total_s());  // without a stage it stands still
+}
+
 TEST_F(WorkerTest, ALostHopIsReportedOnceWhoeverNoticesIt) {
   LoadAndWait(7);
   hop_.Break(absl::UnavailableError("worker b is gone"));

@@ -1,0 +1,41 @@
+#include "worker/load_meter.h"
+
+namespace caravan {
+
+void LoadMeter::BeginStep() {
+  const absl::Duration now = clock_.Now();
+  MutexLock lock(&mu_);
+  in_step_ = true;
+  step_start_ = now;
+}
+
+void LoadMeter::EndStep(int64_t rows) {
+  const absl::Duration now = clock_.Now();
+  MutexLock lock(&mu_);
+  in_step_ = false;
+  busy_ += now - step_start_;
+  ++steps_;
+  rows_ += rows;
+}
+
+v1::WorkerLoad LoadMeter::Read() const {
+  v1::WorkerLoad load;
+  MutexLock lock(&mu_);
+  // Under the lock, so that the step in work did not begin later.
+  const absl::Duration now = clock_.Now();
+  load.set_total_s(absl::ToDoubleSeconds(now - start_));
+  load.set_busy_s(
+      absl::ToDoubleSeconds(busy_ + (in_step_ ? now - step_start_ : absl::ZeroDuration())));
+  load.set_steps(static_cast<uint64_t>(steps_));
+  load.set_rows(static_cast<uint64_t>(rows_));
+  return load;
+}
+
+void AddLoad(const v1::WorkerLoad& load, v1::WorkerLoad& sum) {
+  sum.set_busy_s(sum.busy_s() + load.busy_s());
+  sum.set_total_s(sum.total_s() + load.total_s());
+  sum.set_steps(sum.steps() + load.steps());
+  sum.set_rows(sum.rows() + load.rows());
+}
+
+}  // namespace caravan
