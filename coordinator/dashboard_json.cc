@@ -39,10 +39,15 @@ json RamJson(const v1::WorkerStatus& worker, const PipelineStats& pipeline) {
   if (worker.kv_blocks() > 0) {
     // Every stage uses as many blocks; one with more of them has more to spare.
     const uint64_t block_bytes = worker.kv_bytes() / worker.kv_blocks();
-    const uint64_t used_bytes =
-        std::min(block_bytes * static_cast<uint64_t>(pipeline.kv_blocks_used), worker.kv_bytes());
-    parts.push_back({{"what", "KV in use"}, {"bytes", used_bytes}});
-    parts.push_back({{"what", "KV free"}, {"bytes", worker.kv_bytes() - used_bytes}});
+    uint64_t free_bytes = worker.kv_bytes();
+    for (const auto& [what, blocks] : {std::pair{"KV in use", pipeline.kv_blocks_used},
+                                       std::pair{"KV cached", pipeline.kv_blocks_cached}}) {
+      // The numbers are of different moments, so they may not fit together.
+      const uint64_t bytes = std::min(block_bytes * static_cast<uint64_t>(blocks), free_bytes);
+      parts.push_back({{"what", what}, {"bytes", bytes}});
+      free_bytes -= bytes;
+    }
+    parts.push_back({{"what", "KV free"}, {"bytes", free_bytes}});
   }
   return {
       {"tier", "RAM"}, {"total_bytes", worker.memory_budget_bytes()}, {"parts", std::move(parts)}};

@@ -13,7 +13,8 @@
 //          "state": "spare" | "loading" | "ready", "loaded_share": 0.42,
 //          "stage": {"first_layer": 0, "end_layer": 5, "embeds": true, "has_head": false} | null,
 //          "tiers": [{"tier": "RAM", "total_bytes": 123,
-//                     "parts": [{"what": "weights" | "KV in use" | "KV free", "bytes": 12}...]}],
+//                     "parts": [{"what": "weights" | "KV in use" | "KV cached" | "KV free",
+//                                "bytes": 12}...]}],
 //          "busy_share": 0.7 | null}
 //   JOB = {"id": 17, "state": "queued" | "running", "prompt_tokens": 12, "completion_tokens": 3,
 //          "age_s": 1.5}
