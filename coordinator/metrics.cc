@@ -244,8 +244,9 @@ void Metrics::OnStepReturned(int64_t rows, absl::Duration round_trip) {
   step_round_trip_->Observe(absl::ToDoubleSeconds(round_trip));
 }
 
-void Metrics::CountHttpRequest(absl::string_view path, int code) {
-  http_requests_->Add({{"path", std::string(path)}, {"code", absl::StrCat(code)}}).Increment();
+void Metrics::OnAnswered(absl::string_view route, int status) {
+  const std::string path(route.empty() ? "other" : route);
+  http_requests_->Add({{"path", path}, {"code", absl::StrCat(status)}}).Increment();
 }
 
 std::vector<MetricFamily> Metrics::Collect(const Snapshot& snapshot) const {

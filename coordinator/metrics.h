@@ -14,6 +14,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "caravan/v1/cluster.pb.h"
+#include "coordinator/http/http_observer.h"
 #include "coordinator/pipeline_observer.h"
 #include "coordinator/pipeline_stats.h"
 #include "prometheus/counter.h"
@@ -26,7 +27,7 @@
 namespace caravan {
 
 /// Thread-safe.
-class Metrics final : public PipelineObserver {
+class Metrics final : public PipelineObserver, public HttpObserver {
  public:
   /// What goes with Render's text.
   static constexpr char kContentType[] = "text/plain; version=0.0.4; charset=utf-8";
@@ -45,11 +46,9 @@ class Metrics final : public PipelineObserver {
   void OnJobEnded(JobPriority priority, JobOutcome outcome, absl::Duration since_submit) override;
   void OnStepReturned(int64_t rows, absl::Duration round_trip) override;
 
-  /// An HTTP request was answered, or its stream began, with status `code`. `path` is a route's
-  /// pattern, never what a client made up: every path is a time series of its own.
-  void CountHttpRequest(absl::string_view path, int code);
-  void OnHttpConnectionOpened() { http_connections_->Increment(); }
-  void OnHttpConnectionClosed() { http_connections_->Decrement(); }
+  void OnConnectionOpened() override { http_connections_->Increment(); }
+  void OnConnectionClosed() override { http_connections_->Decrement(); }
+  void OnAnswered(absl::string_view route, int status) override;
 
   /// Everything.
   std::vector<prometheus::MetricFamily> Collect(const Snapshot& snapshot) const;

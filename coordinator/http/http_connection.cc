@@ -299,9 +299,15 @@ void HttpConnection::BeginAnswer() {
   ReadAhead();  // learns when the client goes
 }
 
+void HttpConnection::TellAnswered(int status) {
+  if (context_->observer == nullptr) return;
+  context_->observer->OnAnswered(route_ == nullptr ? "" : route_->pattern, status);
+}
+
 void HttpConnection::Send(const HttpResponse& response) {
   if (answer_.begun) return;
   answer_.begun = true;
+  TellAnswered(response.status);
   Write(ResponseText(response, answer_.framing, answer_.cors_headers));
   EndAnswer();
 }
@@ -309,6 +315,7 @@ void HttpConnection::Send(const HttpResponse& response) {
 void HttpConnection::StartStream(const HttpResponse& head) {
   if (answer_.begun) return;
   answer_.begun = answer_.stream = true;
+  TellAnswered(head.status);
   // HTTP/1.0 has no chunks: the connection's end is the body's.
   if (answer_.framing.version < 11) answer_.framing.keep_alive = false;
   answer_.pings = absl::StartsWith(head.content_type, "text/event-stream");
@@ -342,6 +349,7 @@ void HttpConnection::EndAnswer() {
   // Destroyed on leaving: they may own what called us, and that may own a lot.
   const std::function<void()> on_gone = std::exchange(answer_.on_gone, nullptr);
   const std::function<void()> on_drained = std::exchange(answer_.on_drained, nullptr);
+  route_ = nullptr;
   if (writer_.unsent_bytes() == 0) OnWritten();
 }
 

@@ -24,6 +24,7 @@
 #include "coordinator/http/deadline.h"
 #include "coordinator/http/http_limits.h"
 #include "coordinator/http/http_message.h"
+#include "coordinator/http/http_observer.h"
 #include "coordinator/http/http_text.h"
 #include "coordinator/http/router.h"
 #include "coordinator/http/socket_writer.h"
@@ -34,6 +35,7 @@ namespace caravan {
 struct HttpConnectionContext {
   const Router* router = nullptr;
   const AccessPolicy* access = nullptr;
+  HttpObserver* observer = nullptr;  // may be null
   HttpLimits limits;
   std::atomic<int64_t> bodies_bytes{0};  // of requests that are being read
   std::atomic<bool> stopping{false};     // answers under way may end, nothing else begins
@@ -95,6 +97,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
   // Answering. REQUIRES: the answer is under way.
   void BeginAnswer();
+  void TellAnswered(int status);
   void Send(const HttpResponse& response);
   void StartStream(const HttpResponse& head);
   void WritePiece(const std::string& bytes);
@@ -122,7 +125,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   bool reading_ahead_ = false;
   std::optional<Parser> parser_;
   HttpRequest request_;
-  const Router::Route* route_ = nullptr;
+  const Router::Route* route_ = nullptr;  // null: none serves the request
   int64_t counted_body_bytes_ = 0;
   Answer answer_;
 };

@@ -82,6 +82,7 @@ class Server final : public HttpServer {
         accept_timer_(acceptor_.get_executor()) {
     context_.router = &router_;
     context_.access = &access_;
+    context_.observer = options_.observer;
     context_.limits = options_.limits;
     context_.limits.max_connections = std::max<int64_t>(
         1, std::min(RaiseFileLimit() - kOtherFiles, options_.limits.max_connections));
@@ -168,6 +169,7 @@ class Server final : public HttpServer {
       *on_closed = connection.get();
       connections_.emplace(connection.get(), connection);
     }
+    if (context_.observer != nullptr) context_.observer->OnConnectionOpened();
     if (refused) {
       connection->StartRefused(
           ErrorResponse(503, "too many connections are open", "too_many_connections"));
@@ -177,6 +179,7 @@ class Server final : public HttpServer {
   }
 
   void Forget(HttpConnection* connection) {
+    if (context_.observer != nullptr) context_.observer->OnConnectionClosed();
     MutexLock lock(&mu_);
     connections_.erase(connection);
     changed_.SignalAll();

@@ -12,6 +12,7 @@
 #include "absl/time/time.h"
 #include "coordinator/http/api_keys.h"
 #include "coordinator/http/http_limits.h"
+#include "coordinator/http/http_observer.h"
 #include "coordinator/http/router.h"
 
 namespace caravan {
@@ -23,6 +24,7 @@ class HttpServer {
     std::string listen;           // HOST:PORT; port 0: any free one
     std::optional<ApiKeys> keys;  // without: loopback only
     int num_threads = 2;
+    HttpObserver* observer = nullptr;  // outlives the server; may be null
     HttpLimits limits;
   };
 

@@ -66,7 +66,8 @@ absl::StatusOr<std::string> PercentDecode(absl::string_view text) {
 
 void Router::Handle(absl::string_view method, absl::string_view pattern, HttpHandler handler,
                     RouteOptions options) {
-  routes_.push_back({std::string(method), Segments(pattern), std::move(handler), options});
+  routes_.push_back(
+      {std::string(method), std::string(pattern), Segments(pattern), std::move(handler), options});
 }
 
 Router::Match Router::Find(absl::string_view method, absl::string_view path) const {

@@ -29,7 +29,8 @@ class Router {
  public:
   struct Route {
     std::string method;
-    std::vector<std::string> segments;
+    std::string pattern;
+    std::vector<std::string> segments;  // of the pattern
     HttpHandler handler;
     RouteOptions options;
   };

@@ -48,7 +48,7 @@ using Described = std::map<std::string, std::string>;
 
 Described Exported() {
   Metrics metrics;
-  metrics.CountHttpRequest("/health", 200);
+  metrics.OnAnswered("/health", 200);
   Described described;
   for (const prometheus::MetricFamily& family : metrics.Collect(FullSnapshot())) {
     std::set<std::string> labels;
@@ -136,10 +136,11 @@ TEST(MetricsTest, RendersWhatWasObserved) {
   metrics.OnTokenGap(JobPriority::kBulk, absl::Milliseconds(20));
   metrics.OnJobEnded(JobPriority::kBulk, JobOutcome::kCancelled, absl::Seconds(3));
   metrics.OnStepReturned(48, absl::Milliseconds(70));
-  metrics.CountHttpRequest("/v1/models", 401);
-  metrics.OnHttpConnectionOpened();
-  metrics.OnHttpConnectionOpened();
-  metrics.OnHttpConnectionClosed();
+  metrics.OnAnswered("/v1/models/{}", 404);
+  metrics.OnAnswered("", 401);
+  metrics.OnConnectionOpened();
+  metrics.OnConnectionOpened();
+  metrics.OnConnectionClosed();
   const std::string text = metrics.Render({});
   for (const char* line : {
            "caravan_time_to_first_token_seconds_bucket{priority=\"interactive\",le=\"0.1\"} 0",
@@ -151,7 +152,8 @@ TEST(MetricsTest, RendersWhatWasObserved) {
            "caravan_step_rows_bucket{le=\"32\"} 0",
            "caravan_step_rows_bucket{le=\"64\"} 1",
            "caravan_step_round_trip_seconds_count 1",
-           "caravan_http_requests_total{code=\"401\",path=\"/v1/models\"} 1",
+           "caravan_http_requests_total{code=\"404\",path=\"/v1/models/{}\"} 1",
+           "caravan_http_requests_total{code=\"401\",path=\"other\"} 1",
            "caravan_http_connections 1",
        }) {
     EXPECT_THAT(text, HasSubstr(std::string(line) + "\n"));
