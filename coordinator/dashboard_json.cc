@@ -101,6 +101,7 @@ json JobsJson(const DashboardInputs& inputs) {
                       {"state", job.state() == v1::JOB_STATE_RUNNING ? "running" : "queued"},
                       {"prompt_tokens", job.prompt_tokens()},
                       {"completion_tokens", job.completion_tokens()},
+                      {"max_tokens", job.max_tokens()},
                       {"age_s", job.age_s()}});
   }
   return {{"running", running},

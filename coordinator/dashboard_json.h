@@ -17,7 +17,7 @@
 //                                "bytes": 12}...]}],
 //          "busy_share": 0.7 | null}
 //   JOB = {"id": 17, "state": "queued" | "running", "prompt_tokens": 12, "completion_tokens": 3,
-//          "age_s": 1.5}
+//          "max_tokens": 100, "age_s": 1.5}
 
 #include <string>
 #include <vector>

@@ -354,6 +354,7 @@ std::vector<v1::JobSummary> PipelineDriver::List() const {
     summary.set_state(job.sequence.running() ? v1::JOB_STATE_RUNNING : v1::JOB_STATE_QUEUED);
     summary.set_prompt_tokens(static_cast<uint32_t>(job.sequence.prompt_tokens()));
     summary.set_completion_tokens(static_cast<uint32_t>(job.sequence.generated_tokens()));
+    summary.set_max_tokens(static_cast<uint32_t>(job.sequence.spec().max_new_tokens));
     summary.set_age_s(absl::ToDoubleSeconds(options_.clock->Now() - job.sequence.submitted_at()));
   }
   return summaries;

@@ -11,7 +11,7 @@ function createRow(job) {
   button.setAttribute('aria-label', `Cancel job ${job.id}`);
   button.addEventListener('click', () => cancel(job.id, button));
   const generated = make('td', { className: 'generated' }, make('span'),
-    make('progress', { max: 1, value: 0 }));
+    make('progress'));
   return make('tr', {}, make('th', { scope: 'row' }, String(job.id)), make('td'), make('td'),
     generated, make('td'), make('td', {}, button));
 }
@@ -21,13 +21,12 @@ function updateRow(row, job) {
   row.dataset.state = job.state;
   setText(state, job.state);
   setText(prompt, format.count(job.prompt_tokens));
-  const known = job.max_tokens > 0;
-  const counted = format.count(job.completion_tokens);
-  setText(generated.firstElementChild, known ? `${counted} / ${format.count(job.max_tokens)}` : counted);
+  const counted = `${format.count(job.completion_tokens)} / ${format.count(job.max_tokens)}`;
+  setText(generated.firstElementChild, counted);
   const bar = generated.lastElementChild;
-  bar.hidden = !known;
-  bar.value = known ? job.completion_tokens / job.max_tokens : 0;
-  bar.setAttribute('aria-label', `Job ${job.id}: generated ${generated.firstElementChild.textContent}`);
+  bar.max = Math.max(job.max_tokens, 1);  // a job that scores generates nothing
+  bar.value = job.completion_tokens;
+  bar.setAttribute('aria-label', `Job ${job.id}: generated ${counted}`);
   setText(age, format.age(job.age_s));
   const button = action.firstElementChild;
   button.disabled = cancelling.has(String(job.id));

@@ -96,7 +96,8 @@ async function poll() {
     }
   }
   asking = false;
-  byId('main').hidden = false;
+  // Without a key there is nothing to show yet.
+  byId('main').hidden = wait === null && data === null;
   if (wait !== null) timer = setTimeout(poll, wait);
 }
 

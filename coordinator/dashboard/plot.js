@@ -116,6 +116,8 @@ export class Plot {
     }
     const minutes = Math.round(this.history.window_s / 60);
     for (let minute = 0; minute <= minutes; ++minute) {
+      // On a phone it would touch its neighbour.
+      if (minute === minutes - 1 && this.width < 340) continue;
       const x = this.#x(60 * minute);
       const anchor = minute === 0 ? 'end' : minute === minutes ? 'start' : 'middle';
       const text = minute === 0 ? 'now' : minute === minutes ? `−${minute} min` : `−${minute}`;

@@ -86,6 +86,7 @@ const checks = {
     await page.click('#jobs tr:first-child button');
     await until(page, '#jobs-count', '0 running, 1 queued');
     assert.equal(await text(page, '#jobs th'), '2');
+    assert.equal(await text(page, '.generated span'), '0 / 10');
   },
 
   async phone(page) {

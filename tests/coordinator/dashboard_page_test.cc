@@ -158,7 +158,7 @@ class DashboardPageTest : public ::testing::Test {
     options.stderr_path = output;
     absl::StatusOr<Subprocess> process = Subprocess::Start(options);
     ASSERT_TRUE(process.ok()) << process.status();
-    EXPECT_EQ(process->Wait(kDeadline), 0) << ReadFile(output).value_or("");
+    EXPECT_EQ(process->Wait(kDeadline), 0) << ReadFile(output, 1 << 20).value_or("");
   }
 
   TempDir dir_;
