@@ -116,7 +116,9 @@ TEST(DashboardFilesTest, NothingComesFromElsewhere) {
   for (const DashboardFile& file : DashboardFiles()) {
     const std::string text(file.contents);
     EXPECT_THAT(text, Not(HasSubstr("https://"))) << file.name;
-    if (file.name == "index.html") EXPECT_THAT(text, Not(HasSubstr(" style="))) << file.name;
+    if (file.name == "index.html") {
+      EXPECT_THAT(text, Not(HasSubstr(" style="))) << file.name;
+    }
   }
 }
 
