@@ -83,7 +83,10 @@ class StreamReader {
     if (growth["logprobs"].is_object()) {
       for (const auto& [name, list] : growth["logprobs"].items()) {
         json& all = choice["logprobs"][name];
-        if (list.is_array()) all.insert(all.end(), list.begin(), list.end());
+        if (all.is_null())
+          all = list;
+        else if (list.is_array())
+          all.insert(all.end(), list.begin(), list.end());
       }
     }
     if (api_ == kCompletion) {

@@ -91,10 +91,9 @@ class OpenAiServiceTest : public ::testing::Test {
       : pipeline_(PipelineOptions()),
         driver_(DriverOptions()),
         service_({TinyModel(), [this](JobSpec spec) { return driver_.Submit(std::move(spec)); },
-                  [this] {
-                    return driver_.serving() ? absl::OkStatus()
-                                             : absl::UnavailableError("waiting for workers");
-                  }}) {}
+                  [this] { return driver_.CheckServing(); }}) {
+    driver_.SetWaitingReason("waiting for workers");
+  }
   ~OpenAiServiceTest() override {
     if (server_ != nullptr) server_->Stop(absl::ZeroDuration());
     service_.Stop();
