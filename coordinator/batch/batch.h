@@ -20,24 +20,18 @@ struct FileObject {
   int64_t created_at = 0;
 };
 
-//                 a line that is none
-//   kValidating ----------------------> kFailed
-//        |   \                           .
-//        |    `--------------------------+---> kCancelling ---> kCancelled
-//        v               CancelBatch     |
-//   kInProgress -------------------------'
-//        | every line has ended
-//        v
-//   kFinalizing ---> kCompleted
-enum class BatchStatus {
-  kValidating,
-  kFailed,
-  kInProgress,
-  kFinalizing,
-  kCompleted,
-  kCancelling,
-  kCancelled
-};
+//               a line that is none
+//   kValidating --------------------> kFailed
+//     |     |     CancelBatch
+//     |     +---------------------+-> kCancelling ---> kCancelled
+//     v                           |
+//   kInProgress ------------------+
+//     | every line has ended
+//     v
+//   kCompleted
+//
+// OpenAI's "finalizing" lasts no time here: output and error file grow with the lines.
+enum class BatchStatus { kValidating, kFailed, kInProgress, kCompleted, kCancelling, kCancelled };
 
 /// As OpenAI spells it: "validating", "in_progress", ...
 const char* BatchStatusName(BatchStatus status);

@@ -23,8 +23,8 @@ namespace caravan {
 class JobStore;
 
 /// Thread-safe. Every call may wait for the disk: keep it from threads that serve streams. Errors
-/// of all: Internal - the database failed, and names its file; ResourceExhausted - the disk is
-/// full. InvalidArgument names the field as ParamError does.
+/// of all, which name the file: ResourceExhausted - the disk is full; DataLoss - the database is
+/// damaged; Internal - it failed otherwise. InvalidArgument names the field as ParamError does.
 class BatchBook {
  public:
   struct NewFile {
@@ -90,22 +90,23 @@ class BatchBook {
   // The runner's side.
 
   /// `on_work` is called when a batch was created or is to be cancelled: by the caller of that,
-  /// without a lock; it must not block. nullptr: nobody is told any more, and no call is under way
-  /// once this returns.
+  /// without a lock; it must not block, and may still be called once after it was replaced.
   void SetListener(std::function<void()> on_work);
   /// Something of the batch has changed in the store.
   void Changed(const std::string& id);
 
  private:
+  void TellRunner();
+  uint64_t VersionOf(const std::string& id) const;
+  uint64_t VersionLocked(const std::string& id) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   JobStore* const store_;
 
   mutable Mutex mu_;
   mutable CondVar changed_;
   uint64_t last_version_ ABSL_GUARDED_BY(mu_) = 1;
   std::map<std::string, uint64_t> versions_ ABSL_GUARDED_BY(mu_);  // by batch; 1 if not there
-
-  Mutex listener_mu_;  // held while it is called
-  std::function<void()> on_work_ ABSL_GUARDED_BY(listener_mu_);
+  std::function<void()> on_work_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace caravan
