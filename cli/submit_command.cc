@@ -48,7 +48,7 @@ class Submission {
 
   /// Whether every line succeeded, as far as that was waited for.
   absl::StatusOr<bool> Run() {
-    CARAVAN_ASSIGN_OR_RETURN(const std::string content, ReadFile(flags_.file, kMaxFileBytes));
+    CARAVAN_ASSIGN_OR_RETURN(const std::string content, ReadFile(flags_.file, kMaxUploadBytes));
     if (content.empty()) {
       return absl::InvalidArgumentError(absl::StrCat(flags_.file, ": the file is empty"));
     }
