@@ -13,12 +13,12 @@
 #include "base/status_macros.h"
 #include "cli/ask.h"
 #include "cli/chat_history.h"
+#include "cli/chat_reader.h"
 #include "cli/chat_signals.h"
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cli/conversation.h"
 #include "cli/generation_flags.h"
-#include "cli/line_reader.h"
 #include "cli/reply_printer.h"
 
 namespace caravan {
@@ -47,7 +47,7 @@ class ChatSession {
         channel_(std::move(channel)),
         jobs_(v1::Jobs::NewStub(channel_)),
         interactive_(::isatty(STDIN_FILENO) == 1 && ::isatty(STDOUT_FILENO) == 1),
-        reader_(interactive_ ? NewTerminalLineReader(signals) : NewPlainLineReader(signals)),
+        reader_(interactive_ ? NewTerminalChatReader(signals) : NewPlainChatReader(signals)),
         conversation_(flags.generation) {}
 
   /// The exit code.
@@ -60,12 +60,12 @@ class ChatSession {
     while (true) {
       std::string line;
       switch (ReadMessage(line)) {
-        case LineReader::Result::kEnd:
+        case ChatReader::Result::kEnd:
           return kExitOk;
-        case LineReader::Result::kInterrupted:
+        case ChatReader::Result::kInterrupted:
           if (signals_->Take().terminated || LeavesAfterInterrupt()) return kExitInterrupted;
           continue;
-        case LineReader::Result::kLine:
+        case ChatReader::Result::kLine:
           break;
       }
       interrupts_ = 0;
@@ -86,15 +86,15 @@ class ChatSession {
 
  private:
   /// Lines that end with a backslash go on with the next.
-  LineReader::Result ReadMessage(std::string& message) {
+  ChatReader::Result ReadMessage(std::string& message) {
     message.clear();
     std::string line;
     while (true) {
-      const LineReader::Result result =
+      const ChatReader::Result result =
           reader_->Read(message.empty() ? kPrompt : kContinuationPrompt, line);
-      if (result == LineReader::Result::kInterrupted) return result;
-      if (result == LineReader::Result::kEnd) {
-        return message.empty() ? result : LineReader::Result::kLine;
+      if (result == ChatReader::Result::kInterrupted) return result;
+      if (result == ChatReader::Result::kEnd) {
+        return message.empty() ? result : ChatReader::Result::kLine;
       }
       if (ParseChatInput(line).kind != ChatInputKind::kNothing) Remember(line);
       message += line;
@@ -177,7 +177,7 @@ class ChatSession {
   const std::shared_ptr<grpc::Channel> channel_;
   const std::unique_ptr<v1::Jobs::Stub> jobs_;
   const bool interactive_;
-  const std::unique_ptr<LineReader> reader_;
+  const std::unique_ptr<ChatReader> reader_;
   Conversation conversation_;
   std::optional<ChatHistory> history_;
   ReplyPrinter printer_;

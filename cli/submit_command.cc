@@ -77,6 +77,7 @@ class Submission {
     v1::BatchHeader header;
     header.set_filename(std::filesystem::path(flags_.file).filename().string());
     header.set_endpoint(flags_.endpoint);
+    header.set_content_bytes(content.size());
     const absl::StatusOr<v1::Batch> batch = client_->Submit(header, content);
     if (absl::IsCancelled(batch.status())) {
       return absl::CancelledError(

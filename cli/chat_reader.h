@@ -1,5 +1,5 @@
-#ifndef CARAVAN_CLI_LINE_READER_H_
-#define CARAVAN_CLI_LINE_READER_H_
+#ifndef CARAVAN_CLI_CHAT_READER_H_
+#define CARAVAN_CLI_CHAT_READER_H_
 
 // Lines from a person at a terminal, with editing and history, or from a file or pipe as they are.
 
@@ -11,11 +11,11 @@
 namespace caravan {
 
 /// Used by one thread.
-class LineReader {
+class ChatReader {
  public:
   enum class Result { kLine, kEnd, kInterrupted };
 
-  virtual ~LineReader() = default;
+  virtual ~ChatReader() = default;
 
   /// Waits for a line, without its line break; `prompt` is shown at a terminal only. kInterrupted:
   /// Ctrl-C or SIGTERM came meanwhile (and was taken); what was typed is dropped.
@@ -28,11 +28,11 @@ class LineReader {
 /// Edits UTF-8 by libedit: cursor keys, words, search with Ctrl-R, wide characters, and what
 /// ~/.editrc says. Sets the process's LC_CTYPE. REQUIRES: standard input and output are terminals;
 /// one such reader at a time. Borrows `signals`.
-std::unique_ptr<LineReader> NewTerminalLineReader(ChatSignals* signals);
+std::unique_ptr<ChatReader> NewTerminalChatReader(ChatSignals* signals);
 
 /// Reads standard input. Borrows `signals`.
-std::unique_ptr<LineReader> NewPlainLineReader(ChatSignals* signals);
+std::unique_ptr<ChatReader> NewPlainChatReader(ChatSignals* signals);
 
 }  // namespace caravan
 
-#endif  // CARAVAN_CLI_LINE_READER_H_
+#endif  // CARAVAN_CLI_CHAT_READER_H_

@@ -1,4 +1,4 @@
-// Lines of standard input as they are: the other side of line_reader.h.
+// Lines of standard input as they are: the other side of chat_reader.h.
 
 #include <poll.h>
 #include <unistd.h>
@@ -6,14 +6,14 @@
 #include <cerrno>
 #include <string>
 
-#include "cli/line_reader.h"
+#include "cli/chat_reader.h"
 
 namespace caravan {
 namespace {
 
-class PlainLineReader final : public LineReader {
+class PlainChatReader final : public ChatReader {
  public:
-  explicit PlainLineReader(ChatSignals* signals) : signals_(signals) {}
+  explicit PlainChatReader(ChatSignals* signals) : signals_(signals) {}
 
   Result Read(const std::string& /*prompt*/, std::string& line) override {
     while (true) {
@@ -56,8 +56,8 @@ class PlainLineReader final : public LineReader {
 
 }  // namespace
 
-std::unique_ptr<LineReader> NewPlainLineReader(ChatSignals* signals) {
-  return std::make_unique<PlainLineReader>(signals);
+std::unique_ptr<ChatReader> NewPlainChatReader(ChatSignals* signals) {
+  return std::make_unique<PlainChatReader>(signals);
 }
 
 }  // namespace caravan

@@ -1,4 +1,4 @@
-// libedit's side of line_reader.h.
+// libedit's side of chat_reader.h.
 
 #include <histedit.h>
 #include <langinfo.h>
@@ -15,7 +15,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/strings/strip.h"
 #include "base/check.h"
-#include "cli/line_reader.h"
+#include "cli/chat_reader.h"
 
 namespace caravan {
 namespace {
@@ -28,9 +28,9 @@ void UseUtf8() {
   if (std::strcmp(::nl_langinfo(CODESET), "UTF-8") != 0) std::setlocale(LC_CTYPE, "C.UTF-8");
 }
 
-class TerminalLineReader final : public LineReader {
+class TerminalChatReader final : public ChatReader {
  public:
-  explicit TerminalLineReader(ChatSignals* signals) : signals_(signals) {
+  explicit TerminalChatReader(ChatSignals* signals) : signals_(signals) {
     UseUtf8();
     editor_ = ::el_init("caravan", stdin, stdout, stderr);
     history_ = ::history_init();
@@ -50,7 +50,7 @@ class TerminalLineReader final : public LineReader {
     ::el_source(editor_, nullptr);
   }
 
-  ~TerminalLineReader() override {
+  ~TerminalChatReader() override {
     ::el_end(editor_);
     ::history_end(history_);
   }
@@ -84,10 +84,10 @@ class TerminalLineReader final : public LineReader {
     ::el_set(editor_, EL_BIND, key, command, nullptr);
   }
 
-  static TerminalLineReader* Self(EditLine* editor) {
+  static TerminalChatReader* Self(EditLine* editor) {
     void* self = nullptr;
     ::el_get(editor, EL_CLIENTDATA, &self);
-    return static_cast<TerminalLineReader*>(self);
+    return static_cast<TerminalChatReader*>(self);
   }
 
   static char* Prompt(EditLine* editor) { return Self(editor)->prompt_.data(); }
@@ -146,8 +146,8 @@ class TerminalLineReader final : public LineReader {
 
 }  // namespace
 
-std::unique_ptr<LineReader> NewTerminalLineReader(ChatSignals* signals) {
-  return std::make_unique<TerminalLineReader>(signals);
+std::unique_ptr<ChatReader> NewTerminalChatReader(ChatSignals* signals) {
+  return std::make_unique<TerminalChatReader>(signals);
 }
 
 }  // namespace caravan
