@@ -169,7 +169,7 @@ absl::Status BatchGrpcService::Wait(grpc::ServerContext& context, const std::str
     if (!writer.Write(response)) return absl::CancelledError("the client went away");
     if (HasEnded(batch.status)) return absl::OkStatus();
     const uint64_t told = batch.version;
-    while (batch.version == told) {
+    while (batch.version == told && !HasEnded(batch.status)) {
       if (stopping_) return Leaving();
       if (context.IsCancelled()) return absl::CancelledError("the client went away");
       CARAVAN_ASSIGN_OR_RETURN(batch, book_->WaitForChange(id, told, kClientCheckInterval));
