@@ -38,9 +38,9 @@ class ChatTest : public ::testing::Test {
   }
 
   TerminalProcess AtTerminal(const std::vector<std::string>& more = {}) {
-    return TerminalProcess(Command(more), {{"XDG_STATE_HOME", State()},
-                                           {"HOME", cluster_.dir().path()},
-                                           {"LANG", "C.UTF-8"}});
+    return TerminalProcess(
+        Command(more),
+        {{"XDG_STATE_HOME", State()}, {"HOME", cluster_.dir().path()}, {"LANG", "C.UTF-8"}});
   }
 
   std::string State() const { return cluster_.dir().File("state"); }
@@ -91,9 +91,11 @@ TEST_F(ChatTest, LinesAreEditedAndRemembered) {
     TerminalProcess chat = AtTerminal();
     chat.WaitFor("/help lists the commands");
     chat.WaitFor("> ");
-    // Two characters of two columns and one of three bytes are taken back; Ctrl-A, Ctrl-D and Ctrl-E
-    // mend the ends.
-    chat.Type("xWhat is 75 + 40你好\x7f\x7f\x01\x04\x05" "50?\r");
+    // Two characters of two columns and one of three bytes are taken back; Ctrl-A, Ctrl-D and
+    // Ctrl-E mend the ends.
+    chat.Type(
+        "xWhat is 75 + 40你好\x7f\x7f\x01\x04\x05"
+        "50?\r");
     chat.WaitFor("\033[2m");  // the thought is dim
     chat.WaitFor(kAnswer);
     chat.WaitFor("> ");

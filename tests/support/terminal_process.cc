@@ -71,9 +71,11 @@ int TerminalProcess::Wait() {
 
 bool TerminalProcess::ReadSome() {
   pollfd wait = {terminal_, POLLIN, 0};
-  if (::poll(&wait, 1, static_cast<int>(absl::ToInt64Milliseconds(kTestDeadline))) <= 0) return false;
+  if (::poll(&wait, 1, static_cast<int>(absl::ToInt64Milliseconds(kTestDeadline))) <= 0)
+    return false;
   char bytes[4096];
-  const ssize_t got = ::read(terminal_, bytes, sizeof(bytes));  // fails once nobody holds the other end
+  const ssize_t got =
+      ::read(terminal_, bytes, sizeof(bytes));  // fails once nobody holds the other end
   if (got <= 0) return false;
   screen_.append(bytes, static_cast<size_t>(got));
   return true;
