@@ -76,6 +76,8 @@ struct Batch {
 
 /// As many of its errors a batch keeps; as many as help, of a file that is wrong from end to end.
 inline constexpr int64_t kMaxBatchErrors = 100;
+/// Largest file that is taken from outside.
+inline constexpr int64_t kMaxUploadBytes = int64_t{128} << 20;
 // OpenAI's limits.
 inline constexpr int64_t kMaxBatchLines = 50'000;
 inline constexpr int64_t kMaxMetadataPairs = 16;
