@@ -190,6 +190,7 @@ absl::Status BatchRunner::ReloadBatches() {
   for (const OpenBatch& batch : batches_) {
     if (batch.status == BatchStatus::kCancelling) CARAVAN_RETURN_IF_ERROR(CancelLines(batch));
   }
+  std::erase_if(last_line_, [&](const auto& entry) { return FindBatch(entry.first) == nullptr; });
   reload_ = false;
   lines_left_ = true;
   return absl::OkStatus();
