@@ -93,6 +93,11 @@ void AddCoordinatorCommand(CLI::App& app, CommandBody& body) {
   command->add_option("--model-name", options.model_name,
                       "What HTTP clients call the model; without it the directory's name");
   command
+      ->add_option("--state", options.state,
+                   "Database of files and batches, which outlive the coordinator in it; one "
+                   "coordinator a file")
+      ->capture_default_str();
+  command
       ->add_option("--workers", options.min_workers,
                    "Make the first plan when N workers have joined")
       ->check(CLI::Range(1, 100000))

@@ -74,7 +74,7 @@ void BatchRunner::Run() {
   while (true) {
     const Inbox::News news = inbox_->Take(TimeToWork());
     reload_ |= news.batches;
-    for (const ChoiceRef choice : news.choices) ReadJob(choice);
+    for (const ChoiceRef& choice : news.choices) ReadJob(choice);
     if (news.stop) break;
     if (SteadyClock().Now() < work_at_) continue;
     const absl::Status done = Work();
@@ -190,6 +190,7 @@ absl::Status BatchRunner::ReloadBatches() {
   for (const OpenBatch& batch : batches_) {
     if (batch.status == BatchStatus::kCancelling) CARAVAN_RETURN_IF_ERROR(CancelLines(batch));
   }
+  std::erase_if(last_line_, [&](const auto& entry) { return FindBatch(entry.first) == nullptr; });
   reload_ = false;
   lines_left_ = true;
   return absl::OkStatus();
@@ -252,7 +253,7 @@ const OpenBatch* BatchRunner::FindBatch(int64_t number) const {
 absl::Status BatchRunner::Feed() {
   while (num_jobs_ < options_.max_jobs && (lines_left_ || !waiting_.empty())) {
     if (SteadyClock().Now() < feed_at_ || results_.size() >= kMaxUnrecorded) break;
-    if (!options_.driver->serving()) {
+    if (!options_.driver->CheckServing().ok()) {
       feed_at_ = SteadyClock().Now() + options_.record_interval;
     } else if (!waiting_.empty()) {
       const ChoiceRef choice = waiting_.front();

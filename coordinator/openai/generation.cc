@@ -32,6 +32,7 @@ Generation::Generation(GenerationRequest request, const ServedModel& model, uint
   frame_.model = model.name;
   frame_.created = absl::ToUnixSeconds(absl::Now());
   frame_.logprobs = request_.logprobs;
+  frame_.usage_at_end = request_.include_usage;
   frame_.tokenizer = &model.text->tokenizer();
   ReplyAssembler::Options options;
   options.is_chat = request_.api == GenerationApi::kChat;

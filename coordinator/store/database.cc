@@ -64,6 +64,8 @@ std::optional<std::string> Statement::OptionalText(int column) const {
 
 absl::StatusOr<std::unique_ptr<Database>> Database::Open(const std::string& path,
                                                          const Format& format) {
+  // To SQLite an empty path is a database in memory.
+  if (path.empty()) return absl::InvalidArgumentError("the path of the database is empty");
   sqlite3* connection = nullptr;
   const int code = sqlite3_open_v2(path.c_str(), &connection,
                                    SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX,

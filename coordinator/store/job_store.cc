@@ -13,7 +13,7 @@ constexpr int32_t kApplicationId = 0x4352564e;
 
 // From no table to version 1. Change nothing of it: add a migration.
 constexpr char kVersion1[] = R"sql(
-CREATE TABLE counters (
+CREATE TABLE numbers (
   name TEXT PRIMARY KEY,
   value INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
@@ -89,7 +89,7 @@ absl::StatusOr<uint64_t> JobStore::ReserveJobIds(uint64_t count) {
   MutexLock lock(&mu_);
   CARAVAN_ASSIGN_OR_RETURN(
       Statement next,
-      database_->Query("INSERT INTO counters VALUES ('next_job_id', 1 + ?1) "
+      database_->Query("INSERT INTO numbers VALUES ('next_job_id', 1 + ?1) "
                        "ON CONFLICT DO UPDATE SET value = value + ?1 RETURNING value",
                        static_cast<int64_t>(count)));
   CARAVAN_ASSIGN_OR_RETURN(const bool row, next.Step());
@@ -97,6 +97,18 @@ absl::StatusOr<uint64_t> JobStore::ReserveJobIds(uint64_t count) {
   // The statement commits with its last step.
   CARAVAN_RETURN_IF_ERROR(next.Step().status());
   return end - count;
+}
+
+absl::Status JobStore::UseModel(uint64_t fingerprint) {
+  MutexLock lock(&mu_);
+  CARAVAN_ASSIGN_OR_RETURN(Database::Transaction transaction,
+                           Database::Transaction::Begin(database_.get()));
+  CARAVAN_ASSIGN_OR_RETURN(const int64_t changed,
+                           database_->Run("INSERT INTO numbers VALUES ('model_fingerprint', ?1) "
+                                          "ON CONFLICT DO UPDATE SET value = ?1 WHERE value <> ?1",
+                                          static_cast<int64_t>(fingerprint)));
+  if (changed > 0) CARAVAN_RETURN_IF_ERROR(database_->Run("DELETE FROM growth").status());
+  return transaction.Commit();
 }
 
 absl::StatusOr<int64_t> JobStore::NumberOf(const char* table, const char* noun,

@@ -70,6 +70,10 @@ class JobStore {
 
   const std::string& path() const { return path_; }
 
+  /// What another model has generated is forgotten: its lines start over. `fingerprint` is the
+  /// model's that runs lines from now on.
+  absl::Status UseModel(uint64_t fingerprint);
+
   /// The first of `count` job ids that were never given before.
   absl::StatusOr<uint64_t> ReserveJobIds(uint64_t count);
 
