@@ -167,7 +167,8 @@ class BatchRunnerTest : public ::testing::Test {
         tokens.push_back(id);
       }
       update.finished = true;
-      const bool stopped = tokens.back() == kEos && !update.tokens.empty();
+      const bool stopped =
+          !update.tokens.empty() && tokens.back() == kEos && !spec.stop_token_ids.empty();
       update.reason = stopped ? v1::FINISH_REASON_STOP : v1::FINISH_REASON_LENGTH;
       EXPECT_TRUE((*running)->Push(i, update));
     }
@@ -293,8 +294,9 @@ TEST_F(BatchRunnerTest, GoesOnAfterARestartFromTheTokensThatItHad) {
   int64_t recorded = 0;
   {
     Life life(store_.get(), &book_);
-    batch = Submit({Body("first line", {{"max_tokens", 40}, {"temperature", 1}}),
-                    Body("second line", {{"max_tokens", 40}, {"n", 2}, {"logprobs", 3}})});
+    batch =
+        Submit({Body("first line", {{"max_tokens", 40}, {"temperature", 1}, {"ignore_eos", true}}),
+                Body("second line", {{"max_tokens", 40}, {"n", 2}, {"logprobs", 3}})});
     expected = ExpectedOf(WaitForLines(batch));
     for (const json& reply : expected) {
       total += reply["usage"]["completion_tokens"].get<int64_t>();
@@ -383,7 +385,8 @@ TEST_F(BatchRunnerTest, ACancelledBatchGivesItsJobsBackAndKeepsWhatWasDone) {
   WaitForLines(batch);
   FakePipeline& pipeline = life.Attach(/*plays=*/false);
   WaitForJobs(life, 2);
-  while (book_.GetBatch(batch.id)->counts.completed == 0) life.Deliver(pipeline, 1);
+  life.Deliver(pipeline, 1);  // all that the first line asks for
+  WaitFor(batch, [](const Batch& now) { return now.counts.completed == 1; });
   EXPECT_EQ(book_.CancelBatch(batch.id)->status, BatchStatus::kCancelling);
   const Batch ended = WaitForEnd(batch);
   EXPECT_EQ(ended.status, BatchStatus::kCancelled);
@@ -427,10 +430,7 @@ TEST_F(BatchRunnerTest, WaitsWhereOthersFillTheQueue) {
   Life life(store_.get(), &book_, 256, options);
   const Batch batch = Submit(std::vector<json>(6, Body("a")));
   const std::vector<json> expected = ExpectedOf(WaitForLines(batch));
-  JobSpec other;
-  other.prompt = {1, 2, 3};
-  other.max_new_tokens = 4;
-  const auto waiting = MustSubmit(&life.driver(), other);
+  const auto waiting = MustSubmit(&life.driver(), ToyJob(3, 4));
   life.Attach();
   ExpectReplies(WaitForEnd(batch), expected);
   EXPECT_TRUE(ReadToEnd(waiting.get()).status.ok());
