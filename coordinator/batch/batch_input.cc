@@ -1,5 +1,6 @@
 #include "coordinator/batch/batch_input.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"

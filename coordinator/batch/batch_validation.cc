@@ -1,5 +1,6 @@
 #include "coordinator/batch/batch_validation.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 #include <variant>
@@ -67,6 +68,9 @@ absl::Status BatchValidation::Finish() {
     errors_.push_back({"empty_file", "the input file has no lines", std::nullopt, std::nullopt});
   }
   if (errors_.empty()) return store_->BeginBatch(batch_.number, now);
+  std::stable_sort(errors_.begin(), errors_.end(), [](const BatchError& a, const BatchError& b) {
+    return a.line.value_or(0) < b.line.value_or(0);
+  });
   if (static_cast<int64_t>(errors_.size()) > kMaxBatchErrors) errors_.resize(kMaxBatchErrors);
   return store_->FailBatch(batch_.number, errors_, now);
 }
