@@ -12,18 +12,19 @@
 
 namespace caravan {
 
-ChatSignals::ChatSignals()
-    : fd_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-      thread_({SIGTERM, SIGINT, SIGWINCH, SIGCONT}, [this](int signal) { OnSignal(signal); }) {
-  CARAVAN_CHECK(fd_ >= 0);
+ChatSignals::EventFd::EventFd() : fd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+  CARAVAN_CHECK(fd >= 0);
 }
 
-ChatSignals::~ChatSignals() { ::close(fd_); }
+ChatSignals::EventFd::~EventFd() { ::close(fd); }
+
+ChatSignals::ChatSignals()
+    : thread_({SIGTERM, SIGINT, SIGWINCH, SIGCONT}, [this](int signal) { OnSignal(signal); }) {}
 
 ChatSignals::Events ChatSignals::Take() {
   MutexLock lock(&mu_);
   uint64_t count = 0;
-  (void)!::read(fd_, &count, sizeof(count));  // nothing there: nothing to clear
+  (void)!::read(wake_.fd, &count, sizeof(count));  // nothing there: nothing to clear
   const bool terminated = events_.terminated;
   Events taken = std::exchange(events_, {});
   events_.terminated = terminated;
@@ -48,7 +49,7 @@ void ChatSignals::OnSignal(int signal) {
     events_.continued = events_.continued || signal == SIGCONT;
     if (signal == SIGINT || signal == SIGTERM) stopped = scope_;
     const uint64_t one = 1;
-    (void)!::write(fd_, &one, sizeof(one));  // fails only when it is readable already
+    (void)!::write(wake_.fd, &one, sizeof(one));  // fails only when it is readable already
   }
   stopped.request_stop();  // runs callbacks, so outside the lock
 }

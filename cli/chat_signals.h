@@ -24,10 +24,11 @@ class ChatSignals {
   };
 
   ChatSignals();
-  ~ChatSignals();
+  ChatSignals(const ChatSignals&) = delete;
+  ChatSignals& operator=(const ChatSignals&) = delete;
 
   /// Readable, for poll, from an event on until Take.
-  int fd() const { return fd_; }
+  int fd() const { return wake_.fd; }
 
   /// What has happened since the last Take.
   Events Take();
@@ -37,13 +38,19 @@ class ChatSignals {
   std::stop_token NewScope();
 
  private:
+  struct EventFd {
+    EventFd();
+    ~EventFd();
+    const int fd;
+  };
+
   void OnSignal(int signal);
 
-  const int fd_;  // an eventfd
+  EventFd wake_;
   Mutex mu_;
   Events events_ ABSL_GUARDED_BY(mu_);
   std::stop_source scope_ ABSL_GUARDED_BY(mu_);
-  SignalThread thread_;
+  SignalThread thread_;  // first to go
 };
 
 }  // namespace caravan

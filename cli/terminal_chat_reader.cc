@@ -42,7 +42,7 @@ class TerminalChatReader final : public ChatReader {
     ::el_set(editor_, EL_EDITOR, "emacs");
     ::el_set(editor_, EL_PROMPT, &Prompt);
     ::el_set(editor_, EL_HIST, &::history, history_);
-    ::el_set(editor_, EL_GETCFN, &ReadCharacter);
+    ::el_set(editor_, EL_GETCFN, &GetCharacter);
     Bind("^R", "em-inc-search-prev");
     Bind("\\e[1;5C", "em-next-word");  // Ctrl and a cursor key
     Bind("\\e[1;5D", "ed-prev-word");
@@ -93,7 +93,7 @@ class TerminalChatReader final : public ChatReader {
   static char* Prompt(EditLine* editor) { return Self(editor)->prompt_.data(); }
 
   /// As libedit wants it: 1 with a character, 0 at the end, -1 when there will be none.
-  static int ReadCharacter(EditLine* editor, wchar_t* character) {
+  static int GetCharacter(EditLine* editor, wchar_t* character) {
     return Self(editor)->ReadCharacter(character);
   }
 

@@ -76,13 +76,14 @@ TEST(CommandTest, WrongFlagsGetASentenceThatNamesThem) {
 TEST(CommandTest, NobodyThereIsSaidWithTheAddress) {
   TestCluster cluster;
   // Port 1 is tcpmux, which no machine of ours runs.
-  for (const std::vector<std::string>& command : {std::vector<std::string>{"run", "hi"},
-                                                  {"status"},
-                                                  {"worker"},
-                                                  {"chat"},
-                                                  {"jobs"},
-                                                  {"cancel", "1"},
-                                                  {"submit", absl::StrCat(kModel, "/config.json")}}) {
+  for (const std::vector<std::string>& command :
+       {std::vector<std::string>{"run", "hi"},
+        {"status"},
+        {"worker"},
+        {"chat"},
+        {"jobs"},
+        {"cancel", "1"},
+        {"submit", absl::StrCat(kModel, "/config.json")}}) {
     std::vector<std::string> arguments = command;
     arguments.insert(arguments.end(), {"--coordinator", "127.0.0.1:1", "--connect-timeout", "0.3"});
     ExpectRefusal(cluster, {arguments, 3, "no coordinator answers at 127.0.0.1:1 within"});
@@ -152,7 +153,7 @@ TEST(CommandTest, WrongFilesGetASentenceThatNamesThem) {
   ExpectRefusal(cluster, {{"coordinator", "--model", kModel, "--listen", "127.0.0.1:0",
                            "--address-file", "/nonexistent/file"},
                           2,
-                          "--address-file /nonexistent/file"});
+                          "--address-file: /nonexistent/file: No such file or directory"});
 }
 
 TEST(CommandTest, ASecondServerOnAPortIsRefused) {
