@@ -60,6 +60,32 @@ function assertNear(actual, expected, what) {
   assert.ok(Math.abs(actual - expected) <= tolerance, `${what}: ${actual} instead of ${expected}`);
 }
 
+const jsonl = (name, text) => OpenAI.toFile(Buffer.from(text), name);
+
+/** A line of a batch. */
+const line = (id, body) =>
+  JSON.stringify({ custom_id: id, method: 'POST', url: '/v1/chat/completions', body: { model, ...body } });
+
+async function submit(lines, more) {
+  const file = await client.files.create(
+    { file: await jsonl('in.jsonl', lines.map((each) => `${each}\n`).join('')), purpose: 'batch' });
+  return client.batches.create(
+    { input_file_id: file.id, endpoint: '/v1/chat/completions', completion_window: '24h', ...more });
+}
+
+/** The batch as it is when nothing of it is left to do. */
+async function ended({ id }) {
+  let batch;
+  await until(async () => {
+    batch = await client.batches.retrieve(id);
+    return ['completed', 'failed', 'cancelled'].includes(batch.status);
+  });
+  return batch;
+}
+
+const lined = async (fileId) =>
+  (await (await client.files.content(fileId)).text()).trim().split('\n').map((each) => JSON.parse(each));
+
 /** What a stream's chunks come to. */
 async function collect(stream) {
   const all = { thought: '', answer: '', finishReason: null, usage: undefined, chunks: 0 };
@@ -291,6 +317,74 @@ const checks = {
     await assert.rejects(whole, OpenAI.APIUserAbortError);
     await until(async () => await running() === 0);
     assert.equal(await metric('caravan_jobs_total{outcome="cancelled",priority="interactive"}'), 4);
+  },
+
+  async files() {
+    const content = '{"custom_id": "ä"}\n';
+    const file = await client.files.create({ file: await jsonl('in.jsonl', content), purpose: 'batch' });
+    assert.equal(file.filename, 'in.jsonl');
+    assert.equal(file.bytes, Buffer.byteLength(content));
+    assert.equal((await client.files.retrieve(file.id)).id, file.id);
+    assert.equal(await (await client.files.content(file.id)).text(), content);
+    const ids = [file.id];
+    for (let i = 0; i < 4; i += 1) {
+      ids.unshift((await client.files.create({ file: await jsonl(`${i}.jsonl`, 'x'), purpose: 'batch' })).id);
+    }
+    const listed = [];
+    for await (const each of client.files.list({ limit: 2 })) listed.push(each.id); // page after page
+    assert.deepEqual(listed, ids);
+    assert.equal((await client.files.delete(file.id)).deleted, true);
+    await assert.rejects(client.files.retrieve(file.id), OpenAI.NotFoundError);
+    await assert.rejects(client.files.create({ file: await jsonl('in.jsonl', 'x'), purpose: 'fine-tune' }),
+      (error) => error instanceof OpenAI.BadRequestError && error.param === 'purpose');
+  },
+
+  async batches() {
+    const golden = goldenLines('tiny-r1-replies.jsonl').slice(0, 8);
+    const lines = golden.map(({ question }, i) => line(`line-${i}`, {
+      messages: [{ role: 'user', content: question }],
+      temperature: 0,
+    }));
+    lines.push(line('too-hot', { messages: [{ role: 'user', content: 'hi' }], temperature: -1 }));
+    const created = await submit(lines, { metadata: { night: '1' } });
+    assert.deepEqual(created.metadata, { night: '1' });
+    const batch = await ended(created);
+    assert.equal(batch.status, 'completed', JSON.stringify(batch));
+    assert.deepEqual(batch.request_counts, { total: 9, completed: 8, failed: 1 });
+    const replies = await lined(batch.output_file_id);
+    assert.deepEqual(replies.map((each) => each.custom_id), golden.map((_, i) => `line-${i}`));
+    replies.forEach(({ response, error }, i) => {
+      assert.equal(error, null);
+      assert.equal(response.status_code, 200);
+      const { message } = response.body.choices[0];
+      assert.equal(`<think>${message.reasoning_content}</think>${message.content}`, golden[i].reply);
+    });
+    const [failed] = await lined(batch.error_file_id);
+    assert.equal(failed.custom_id, 'too-hot');
+    assert.equal(failed.response.status_code, 400);
+    assert.equal(failed.response.body.error.param, 'temperature');
+
+    const wrong = await ended(await submit(['no JSON']));
+    assert.equal(wrong.status, 'failed');
+    assert.equal(wrong.errors.data[0].line, 1);
+
+    const long = await submit([line('long', {
+      messages: [{ role: 'user', content: 'hi' }],
+      n: 4,
+      temperature: 100,
+      ignore_eos: true,
+    })]);
+    await until(async () => (await client.batches.retrieve(long.id)).status === 'in_progress');
+    await client.batches.cancel(long.id);
+    assert.equal((await ended(long)).status, 'cancelled');
+    await until(async () => await metric('caravan_jobs{priority="bulk",state="running"}') === 0);
+
+    const listed = [];
+    for await (const each of client.batches.list({ limit: 1 })) listed.push(each.id);
+    assert.deepEqual(listed, [long.id, wrong.id, batch.id]);
+    await assert.rejects(client.batches.create(
+      { input_file_id: 'file-none', endpoint: '/v1/chat/completions', completion_window: '24h' }),
+    (error) => error.param === 'input_file_id');
   },
 };
 

@@ -62,5 +62,9 @@ TEST(OpenAiClientTest, IsToldToComeBackWhenTheQueueIsFull) {
 
 TEST(OpenAiClientTest, AbortsInMidStream) { Check("abort", 1); }
 
+TEST(OpenAiClientTest, KeepsFiles) { Check("files", 1); }
+
+TEST(OpenAiClientTest, RunsBatches) { Check("batches", 2); }
+
 }  // namespace
 }  // namespace caravan
