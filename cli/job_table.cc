@@ -45,8 +45,6 @@ std::string BatchStateName(v1::BatchState state) {
       return "failed";
     case v1::BATCH_STATE_IN_PROGRESS:
       return "in progress";
-    case v1::BATCH_STATE_FINALIZING:
-      return "finalizing";
     case v1::BATCH_STATE_COMPLETED:
       return "completed";
     case v1::BATCH_STATE_CANCELLING:

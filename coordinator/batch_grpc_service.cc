@@ -31,8 +31,6 @@ v1::BatchState ToProto(BatchStatus status) {
       return v1::BATCH_STATE_FAILED;
     case BatchStatus::kInProgress:
       return v1::BATCH_STATE_IN_PROGRESS;
-    case BatchStatus::kFinalizing:
-      return v1::BATCH_STATE_FINALIZING;
     case BatchStatus::kCompleted:
       return v1::BATCH_STATE_COMPLETED;
     case BatchStatus::kCancelling:

@@ -149,6 +149,7 @@ void BatchRunner::LoseJob(ChoiceRef choice) {
     waiting_.push_back(choice);
   } else {
     start_over_.push_back(active.line->where());
+    lines_left_ = true;
     DropJobs(active);
     active_.erase(id);
   }
@@ -192,7 +193,10 @@ absl::Status BatchRunner::ReloadBatches() {
   }
   std::erase_if(last_line_, [&](const auto& entry) { return FindBatch(entry.first) == nullptr; });
   reload_ = false;
-  lines_left_ = true;
+  lines_left_ = !start_over_.empty() ||
+                std::any_of(batches_.begin(), batches_.end(), [](const OpenBatch& batch) {
+                  return batch.status == BatchStatus::kInProgress;
+                });
   return absl::OkStatus();
 }
 

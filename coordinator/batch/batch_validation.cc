@@ -27,6 +27,13 @@ absl::StatusOr<bool> BatchValidation::Step() {
   bool at_end = false;
   while (lines.size() < kLinesAStep && bytes < kBytesAStep) {
     const absl::StatusOr<std::optional<std::string>> text = reader_.Next();
+    if (absl::IsNotFound(text.status())) {
+      // It was deleted just before there was a batch of it.
+      errors_.push_back(
+          {"file_not_found", std::string(text.status().message()), std::nullopt, std::nullopt});
+      at_end = true;
+      break;
+    }
     CARAVAN_RETURN_IF_ERROR(text.status());
     at_end = !text->has_value() || static_cast<int64_t>(errors_.size()) >= kMaxBatchErrors;
     if (at_end) break;
@@ -64,7 +71,7 @@ absl::StatusOr<bool> BatchValidation::Step() {
 
 absl::Status BatchValidation::Finish() {
   const int64_t now = absl::ToUnixSeconds(absl::Now());
-  if (num_lines_ == 0) {
+  if (num_lines_ == 0 && errors_.empty()) {
     errors_.push_back({"empty_file", "the input file has no lines", std::nullopt, std::nullopt});
   }
   if (errors_.empty()) return store_->BeginBatch(batch_.number, now);

@@ -124,9 +124,9 @@ class JobStore {
   absl::StatusOr<std::optional<BatchLine>> NextLine(int64_t batch, int64_t after) const;
   /// What was recorded of its choices, each in order of position.
   absl::StatusOr<std::vector<LineGrowth>> ReadGrowth(LineRef line) const;
-  /// Adds to what is known of running lines, and ends others: a result goes to the output or the
-  /// error file, in the place of its line, and the line with its growth is forgotten. A batch
-  /// whose last line ends is ended. One transaction.
+  /// Adds to what is known of running lines (what stood in the same place goes), and ends others: a
+  /// result goes to the output or the error file, in the place of its line, and the line with its
+  /// growth is forgotten. A batch whose last line ends is ended. One transaction.
   absl::Status Record(const std::vector<LineGrowth>& growth, const std::vector<LineResult>& results,
                       int64_t now);
 

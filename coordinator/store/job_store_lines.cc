@@ -51,9 +51,8 @@ absl::StatusOr<std::vector<LineGrowth>> JobStore::ReadGrowth(LineRef line) const
     each.where = line;
     each.choice = row.Int(0);
     each.position = row.Int(1);
-    if (!each.growth.ParseFromString(row.Text(2))) {
-      return absl::DataLossError(path_ + ": what was generated for a line cannot be read");
-    }
+    // What cannot be read is generated again.
+    if (!each.growth.ParseFromString(row.Text(2))) all.pop_back();
   }
 }
 
@@ -64,8 +63,8 @@ absl::Status JobStore::Record(const std::vector<LineGrowth>& growth,
                            Database::Transaction::Begin(database_.get()));
   for (const LineGrowth& each : growth) {
     CARAVAN_RETURN_IF_ERROR(database_
-                                ->Run("INSERT INTO growth VALUES (?, ?, ?, ?, ?)", each.where.batch,
-                                      each.where.line, each.choice, each.position,
+                                ->Run("INSERT OR REPLACE INTO growth VALUES (?, ?, ?, ?, ?)",
+                                      each.where.batch, each.where.line, each.choice, each.position,
                                       Blob{each.growth.SerializeAsString()})
                                 .status());
   }

@@ -94,6 +94,15 @@ TEST_F(BatchValidationTest, AnEmptyFileFails) {
   }
 }
 
+TEST_F(BatchValidationTest, AFileThatIsGoneFails) {
+  Batch batch;
+  batch.id = "batch_a";
+  batch.input_file_id = "file-x";
+  ASSERT_TRUE(store_->AddBatch(batch).ok());
+  EXPECT_TRUE(*BatchValidation(store_.get(), store_->OpenBatches()->back()).Step());
+  EXPECT_EQ(store_->GetBatch("batch_a")->errors[0].code, "file_not_found");
+}
+
 TEST_F(BatchValidationTest, OfAFileThatIsAllWrongSomeErrorsDo) {
   std::string content;
   for (int i = 0; i < 2000; ++i) content += "x\n";

@@ -201,6 +201,15 @@ TEST_F(JobStoreTest, GrowthIsKeptInOrderOfPosition) {
   EXPECT_THAT(*store_->ReadGrowth({number, 2}), IsEmpty());
 }
 
+TEST_F(JobStoreTest, GrowthTakesThePlaceOfWhatStoodThere) {
+  const int64_t number = BeginBatch("batch_a", 1);
+  Record({Growth({number, 1}, 0, 0, {5})}, {});
+  Record({Growth({number, 1}, 0, 0, {6, 7})}, {});
+  const auto growth = store_->ReadGrowth({number, 1});
+  ASSERT_EQ(growth->size(), 1u);
+  EXPECT_EQ((*growth)[0].growth.tokens_size(), 2);
+}
+
 TEST_F(JobStoreTest, ResultsStandInOrderOfTheirLinesAndEndTheBatch) {
   const int64_t number = BeginBatch("batch_a", 3);
   Record({Growth({number, 3}, 0, 0, {5})}, {});
