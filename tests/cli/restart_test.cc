@@ -161,7 +161,7 @@ TEST_F(RestartTest, ABatchSurvivesKillsAtRandomMoments) {
       ASSERT_TRUE(WaitUntil([&] { return Serves(); }));
     }
     if (moment >= 2) {
-      const int64_t tokens = GeneratedTokens() + static_cast<int64_t>(random() % 64);
+      const int64_t tokens = GeneratedTokens() + static_cast<int64_t>(random() % 128);
       ASSERT_TRUE(WaitUntil([&] { return GeneratedTokens() > tokens || submit.Ended(); }));
     }
     ASSERT_FALSE(submit.Ended()) << "the batch ended before kill " << kill;
