@@ -45,6 +45,7 @@ bool Sequence::Admit(BlockManager& blocks) {
     return false;
   }
   if (run_++ == 0) reused_tokens_ = std::min(reused, prompt_tokens());
+  adopted_tokens_ = reused;
   cached_tokens_ = reused;
   sent_tokens_ = reused;
   state_ = SequenceState::kPrefilling;
@@ -151,8 +152,9 @@ void Sequence::Finish(v1::FinishReason reason, BlockManager& blocks) {
 
 void Sequence::End(SequenceState state, BlockManager& blocks) {
   CARAVAN_CHECK(running() || state_ == SequenceState::kQueued);
-  // The next turn of a conversation begins with this one.
-  if (running()) blocks.Publish(CachedTokens(), table_);
+  // The next turn of a conversation begins with this one. Before a slice has come home, the copy of
+  // a block that the first one brings may not have been made.
+  if (running() && cached_tokens_ > adopted_tokens_) blocks.Publish(CachedTokens(), table_);
   blocks.Free(table_);
   state_ = state;
 }

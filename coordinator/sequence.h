@@ -112,8 +112,9 @@ class Sequence {
   v1::FinishReason finish_reason_ = v1::FINISH_REASON_UNSPECIFIED;
   uint64_t run_ = 0;
   std::vector<int32_t> token_ids_;  // the prompt, then what was generated
-  int64_t cached_tokens_ = 0;
-  int64_t sent_tokens_ = 0;  // cached_tokens_ and those in flight
+  int64_t adopted_tokens_ = 0;      // that this run found in the KV cache
+  int64_t cached_tokens_ = 0;       // adopted_tokens_, and those that came home
+  int64_t sent_tokens_ = 0;         // cached_tokens_ and those in flight
   int64_t reused_tokens_ = 0;
   std::vector<int32_t> drafts_;  // of the tokens behind token_ids_; while a slice is in flight none
   BlockTable table_;

@@ -262,6 +262,25 @@ TEST_F(SequenceTest, APreemptedOneForgetsItsDrafts) {
   EXPECT_THAT(sequence.TakeSlice(10, true).token_ids(), ElementsAre(50));
 }
 
+TEST_F(SequenceTest, ACopyThatWasNotMadeIsFoundByNobody) {
+  JobSpec spec = ToyJob(6, 10);
+  Sequence first(1, spec, {});
+  ASSERT_TRUE(first.Admit(blocks_));
+  first.TakeSlice(10);
+  first.CompleteSlice(6, Token(50), blocks_);  // a block of four tokens and one of two
+  first.Cancel(blocks_);
+  // The second copies the half block, and is gone before a step could say so to the workers.
+  Sequence second(2, ToyJob(9, 10), {});
+  ASSERT_TRUE(second.Admit(blocks_));
+  ASSERT_TRUE(second.table().pending_copy.has_value());
+  const uint32_t copy = second.table().pending_copy->to;
+  second.Cancel(blocks_);
+  BlockTable table;
+  EXPECT_EQ(blocks_.Adopt(ToyPrompt(9), table), 6);
+  ASSERT_TRUE(table.pending_copy.has_value());
+  EXPECT_NE(table.pending_copy->from, copy);
+}
+
 TEST_F(SequenceTest, BulkRanksAMinuteLater) {
   JobSpec bulk = ToyJob(1, 1);
   bulk.priority = JobPriority::kBulk;
