@@ -2,13 +2,9 @@
 // costs.
 
 #include <grpcpp/grpcpp.h>
-#include <stdlib.h>
 
 #include <algorithm>
-#include <csignal>
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
 #include <memory>
 #include <string>
 #include <utility>
@@ -20,10 +16,9 @@
 #include "base/buffer.h"
 #include "base/byte_size.h"
 #include "base/clock.h"
-#include "base/file.h"
 #include "base/status_macros.h"
-#include "base/subprocess.h"
 #include "caravan/v1/jobs.grpc.pb.h"
+#include "cli/bench_cluster.h"
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cluster/grpc_status.h"
@@ -41,114 +36,33 @@ struct BenchFlags {
   int rounds = 30;
 };
 
-constexpr absl::Duration kStartTimeout = absl::Seconds(60);
+absl::StatusOr<std::unique_ptr<v1::Jobs::Stub>> ConnectTo(const BenchCluster& cluster) {
+  ClientFlags client;
+  client.coordinator = cluster.address();
+  CARAVAN_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, Connect(client));
+  return v1::Jobs::NewStub(channel);
+}
 
-/// What the benchmark's own processes leave behind; removed with it.
-class ScratchDirectory {
- public:
-  static absl::StatusOr<std::unique_ptr<ScratchDirectory>> Create() {
-    std::string pattern =
-        (std::filesystem::temp_directory_path() / "caravan-bench-XXXXXX").string();
-    if (::mkdtemp(pattern.data()) == nullptr) {
-      return absl::ErrnoToStatus(errno, absl::StrCat("cannot make ", pattern));
-    }
-    return std::unique_ptr<ScratchDirectory>(new ScratchDirectory(pattern));
+/// Runs the prompt once.
+absl::StatusOr<v1::JobFinished> RunPrompt(v1::Jobs::Stub& jobs, const std::string& prompt) {
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Minutes(10)));
+  v1::SubmitRequest request;
+  v1::ChatMessage& message = *request.add_messages();
+  message.set_role("user");
+  message.set_content(prompt);
+  const auto events = jobs.Submit(&context, request);
+  v1::JobEvent event;
+  v1::JobFinished finished;
+  while (events->Read(&event)) {
+    if (event.has_finished()) finished = event.finished();
   }
-  ~ScratchDirectory() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
+  CARAVAN_RETURN_IF_ERROR(FromGrpcStatus(events->Finish()));
+  if (finished.decode_tokens_per_s() <= 0) {
+    return absl::InvalidArgumentError("--prompt: the reply is too short to measure");
   }
-  ScratchDirectory(const ScratchDirectory&) = delete;
-  ScratchDirectory& operator=(const ScratchDirectory&) = delete;
-
-  std::string File(absl::string_view name) const { return JoinPath(path_, name); }
-
- private:
-  explicit ScratchDirectory(std::string path) : path_(std::move(path)) {}
-  const std::string path_;
-};
-
-/// A coordinator and its workers, each a process of its own on loopback.
-class BenchCluster {
- public:
-  static absl::StatusOr<std::unique_ptr<BenchCluster>> Start(const BenchFlags& flags, int workers,
-                                                             const ScratchDirectory& scratch) {
-    std::unique_ptr<BenchCluster> cluster(new BenchCluster);
-    const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
-    const std::string address_file = scratch.File(absl::StrCat("address-", workers));
-    CARAVAN_RETURN_IF_ERROR(
-        cluster->Spawn({self, "coordinator", "--model", flags.model, "--listen", "127.0.0.1:0",
-                        "--workers", absl::StrCat(workers), "--address-file", address_file}));
-    CARAVAN_ASSIGN_OR_RETURN(const std::string address, cluster->WaitForAddress(address_file));
-    for (int i = 0; i < workers; ++i) {
-      CARAVAN_RETURN_IF_ERROR(
-          cluster->Spawn({self, "worker", "--coordinator", address, "--listen", "127.0.0.1:0",
-                          "--threads", absl::StrCat(flags.threads)}));
-    }
-    ClientFlags client;
-    client.coordinator = address;
-    CARAVAN_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, Connect(client));
-    cluster->jobs_ = v1::Jobs::NewStub(channel);
-    return cluster;
-  }
-
-  ~BenchCluster() {
-    for (Subprocess& process : processes_) process.Signal(SIGTERM);
-    for (Subprocess& process : processes_) process.Wait(absl::Seconds(10));
-  }
-
-  /// Runs the prompt once.
-  absl::StatusOr<v1::JobFinished> Run(const std::string& prompt) {
-    grpc::ClientContext context;
-    context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Minutes(10)));
-    v1::SubmitRequest request;
-    v1::ChatMessage& message = *request.add_messages();
-    message.set_role("user");
-    message.set_content(prompt);
-    const auto events = jobs_->Submit(&context, request);
-    v1::JobEvent event;
-    v1::JobFinished finished;
-    while (events->Read(&event)) {
-      if (event.has_finished()) finished = event.finished();
-    }
-    CARAVAN_RETURN_IF_ERROR(FromGrpcStatus(events->Finish()));
-    if (finished.decode_tokens_per_s() <= 0) {
-      return absl::InvalidArgumentError("--prompt: the reply is too short to measure");
-    }
-    return finished;
-  }
-
- private:
-  BenchCluster() = default;
-
-  absl::Status Spawn(std::vector<std::string> command) {
-    Subprocess::Options options;
-    options.command = std::move(command);
-    CARAVAN_ASSIGN_OR_RETURN(Subprocess process, Subprocess::Start(options));
-    processes_.push_back(std::move(process));
-    return absl::OkStatus();
-  }
-
-  absl::StatusOr<std::string> WaitForAddress(const std::string& address_file) {
-    const absl::Duration deadline = SteadyClock().Now() + kStartTimeout;
-    while (!FileExists(address_file)) {
-      if (processes_.front().Wait(absl::Milliseconds(5)).has_value()) {
-        return absl::InvalidArgumentError(
-            "the coordinator does not start; run caravan coordinator by hand to see why");
-      }
-      if (SteadyClock().Now() > deadline) {
-        return absl::DeadlineExceededError("the coordinator does not listen");
-      }
-    }
-    std::ifstream in(address_file);
-    std::string address;
-    std::getline(in, address);
-    return address;
-  }
-
-  std::vector<Subprocess> processes_;
-  std::unique_ptr<v1::Jobs::Stub> jobs_;
-};
+  return finished;
+}
 
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
@@ -184,23 +98,25 @@ absl::Status Bench(const BenchFlags& flags) {
   CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost,
                            ComputeModelCost(checkpoint->config(), *checkpoint));
   CARAVAN_ASSIGN_OR_RETURN(const double read_rate, MeasureReadRate());
-  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<ScratchDirectory> scratch,
-                           ScratchDirectory::Create());
   // One worker beside so many, in turns, so that the machine's moods meet both.
   std::vector<int> sizes = {1};
   if (flags.workers > 1) sizes.push_back(flags.workers);
   std::vector<std::unique_ptr<BenchCluster>> clusters;
+  std::vector<std::unique_ptr<v1::Jobs::Stub>> jobs;
   for (const int size : sizes) {
-    CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<BenchCluster> cluster,
-                             BenchCluster::Start(flags, size, *scratch));
-    clusters.push_back(std::move(cluster));
+    BenchCluster::Options options;
+    options.model = flags.model;
+    options.workers = size;
+    options.threads = flags.threads;
+    CARAVAN_ASSIGN_OR_RETURN(clusters.emplace_back(), BenchCluster::Start(options));
+    CARAVAN_ASSIGN_OR_RETURN(jobs.emplace_back(), ConnectTo(*clusters.back()));
   }
   std::vector<std::vector<double>> steps_us(sizes.size());
   std::vector<std::vector<double>> first_ms(sizes.size());
   constexpr int kWarmUpRounds = 3;
   for (int round = -kWarmUpRounds; round < flags.rounds; ++round) {
     for (size_t i = 0; i < clusters.size(); ++i) {
-      CARAVAN_ASSIGN_OR_RETURN(const v1::JobFinished finished, clusters[i]->Run(flags.prompt));
+      CARAVAN_ASSIGN_OR_RETURN(const v1::JobFinished finished, RunPrompt(*jobs[i], flags.prompt));
       if (round < 0) continue;
       steps_us[i].push_back(1e6 / finished.decode_tokens_per_s());
       first_ms[i].push_back(1e3 * finished.time_to_first_token_s());
@@ -239,8 +155,9 @@ void AddBenchCommand(CLI::App& app, CommandBody& body) {
       "bench", "Measure one stream through real processes on this machine, and the cost of a hop");
   const auto flags = std::make_shared<BenchFlags>();
   AddConfigOption(*command);
-  command->add_option("--model", flags->model, "Model directory in Hugging Face's layout")
-      ->required();
+  // Not required by the parser, which would ask `bench serve` for it too.
+  command->add_option("--model", flags->model,
+                      "Model directory in Hugging Face's layout; required");
   command->add_option("--prompt", flags->prompt, "What each run asks")->capture_default_str();
   command->add_option("--workers", flags->workers, "Compare so many workers with one")
       ->check(CLI::Range(1, 64))
@@ -251,7 +168,12 @@ void AddBenchCommand(CLI::App& app, CommandBody& body) {
   command->add_option("--rounds", flags->rounds, "Runs of each, after three to warm up")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
-  command->callback([flags, &body] { body = [flags] { return ReportStatus(Bench(*flags)); }; });
+  AddBenchServeCommand(*command, body);
+  command->callback([command, flags, &body] {
+    if (!command->get_subcommands().empty()) return;
+    if (flags->model.empty()) throw CLI::RequiredError("--model");
+    body = [flags] { return ReportStatus(Bench(*flags)); };
+  });
 }
 
 }  // namespace caravan

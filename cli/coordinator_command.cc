@@ -17,33 +17,48 @@ namespace {
 struct CoordinatorFlags {
   CoordinatorOptions options;
   std::string address_file;
+  std::string http_address_file;
   double worker_timeout_s = 60;
   double heartbeat_timeout_s = 10;
 };
 
 /// Written beside and renamed, so that a reader never sees half an address.
-absl::Status WriteAddressFile(const std::string& path, const std::string& address) {
+absl::Status WriteAddressFile(const std::string& flag, const std::string& path,
+                              const std::string& address) {
+  if (path.empty()) return absl::OkStatus();
   const std::string scratch = absl::StrCat(path, ".new");
   std::ofstream out(scratch, std::ios::trunc);
   out << address << "\n";
   out.close();
   if (!out || std::rename(scratch.c_str(), path.c_str()) != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("--address-file ", path, ": cannot be written"));
+    return absl::InvalidArgumentError(absl::StrCat(flag, " ", path, ": cannot be written"));
   }
   return absl::OkStatus();
 }
 
 absl::Status Serve(CoordinatorFlags flags) {
   StopSignals signals;
+  if (flags.options.http_listen.empty() &&
+      !(flags.options.api_key_file.empty() && flags.http_address_file.empty())) {
+    return absl::InvalidArgumentError("--api-key-file and --http-address-file need --http");
+  }
   flags.options.worker_timeout = absl::Seconds(flags.worker_timeout_s);
   flags.options.heartbeat_timeout = absl::Seconds(flags.heartbeat_timeout_s);
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<CoordinatorServer> server,
                            CoordinatorServer::Start(flags.options));
   std::printf("caravan coordinator: listening on %s\n", server->address().c_str());
-  std::fflush(stdout);
-  if (!flags.address_file.empty()) {
-    CARAVAN_RETURN_IF_ERROR(WriteAddressFile(flags.address_file, server->address()));
+  if (!server->http_address().empty()) {
+    std::printf("caravan coordinator: HTTP on http://%s%s\n", server->http_address().c_str(),
+                flags.options.api_key_file.empty()
+                    ? ", for this machine only (no --api-key-file was given)"
+                    : "");
   }
+  std::fflush(stdout);
+  CARAVAN_RETURN_IF_ERROR(
+      WriteAddressFile("--http-address-file", flags.http_address_file, server->http_address()));
+  // Last: whoever waits for it may call.
+  CARAVAN_RETURN_IF_ERROR(
+      WriteAddressFile("--address-file", flags.address_file, server->address()));
   signals.Wait();
   server->Stop();
   return absl::OkStatus();
@@ -67,6 +82,16 @@ void AddCoordinatorCommand(CLI::App& app, CommandBody& body) {
       ->capture_default_str();
   command->add_option("--address-file", flags->address_file,
                       "Write HOST:PORT to this file once the coordinator listens");
+  command->add_option("--http", options.http_listen,
+                      "HOST:PORT for OpenAI's API, the dashboard and metrics; port 0 takes a free "
+                      "one. Without it none is served");
+  command->add_option("--http-address-file", flags->http_address_file,
+                      "Write HTTP's HOST:PORT to this file once the coordinator listens");
+  command->add_option("--api-key-file", options.api_key_file,
+                      "File with the keys that HTTP clients must show, one a line; without it HTTP "
+                      "listens on this machine's loopback only");
+  command->add_option("--model-name", options.model_name,
+                      "What HTTP clients call the model; without it the directory's name");
   command
       ->add_option("--workers", options.min_workers,
                    "Make the first plan when N workers have joined")

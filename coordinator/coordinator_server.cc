@@ -17,6 +17,7 @@
 #include "coordinator/cluster_controller.h"
 #include "coordinator/cluster_service.h"
 #include "coordinator/control_loop.h"
+#include "coordinator/http_front.h"
 #include "coordinator/job_service.h"
 #include "coordinator/model_files_service.h"
 #include "coordinator/pipeline_driver.h"
@@ -42,12 +43,13 @@ class Server final : public CoordinatorServer {
       : options_(options),
         checkpoint_(std::move(checkpoint)),
         text_(std::move(text)),
+        http_(MakeHttpFront(controller_options.context_tokens)),
         driver_(std::make_unique<PipelineDriver>(DriverOptions(controller_options))),
         controller_(
             controller_options, driver_.get(),
             [this](const std::string& address, uint64_t incarnation, const std::string& name,
                    uint64_t version) { return OpenFirstHop(address, incarnation, name, version); }),
-        loop_(kTickInterval, [this] { controller_.Tick(); }),
+        loop_(kTickInterval, [this] { Tick(); }),
         cluster_service_(&controller_, &loop_),
         job_service_(text_.get(), driver_.get(), &SteadyClock()),
         model_files_service_(checkpoint_.get()),
@@ -68,10 +70,18 @@ class Server final : public CoordinatorServer {
     server_ = std::move(started.server);
     const std::string host = options_.listen.substr(0, options_.listen.rfind(':'));
     address_ = absl::StrCat(host, ":", started.port);
+    if (http_ == nullptr) return absl::OkStatus();
+    CARAVAN_RETURN_IF_ERROR(Annotate(http_->Start(driver_.get()), "HTTP"));
+    // From here on ticks keep it up to date.
+    (void)loop_.Post([this] {
+      http_serves_ = true;
+      Tick();
+    });
     return absl::OkStatus();
   }
 
   std::string address() const override { return address_; }
+  std::string http_address() const override { return http_ == nullptr ? "" : http_->address(); }
 
   void Stop() override {
     if (std::exchange(stopped_, true)) return;
@@ -82,6 +92,7 @@ class Server final : public CoordinatorServer {
         },
         false);
     driver_->Shutdown();
+    if (http_ != nullptr) http_->Stop(kFarewell);
     if (server_ != nullptr) server_->Shutdown(absl::ToChronoTime(absl::Now() + kFarewell));
     loop_.Stop();
   }
@@ -94,10 +105,30 @@ class Server final : public CoordinatorServer {
     driver.prefill_chunk = options_.prefill_chunk;
     driver.max_queued_jobs = options_.max_queued_jobs;
     driver.pipeline_timeout = options_.worker_timeout;
+    if (http_ != nullptr) driver.observer = http_->observer();
     driver.on_pipeline_broken = [this](uint64_t version, const absl::Status& why) {
       TellBroken(version, why);
     };
     return driver;
+  }
+
+  std::unique_ptr<HttpFront> MakeHttpFront(int64_t context_tokens) const {
+    if (options_.http_listen.empty()) return nullptr;
+    HttpFront::Options http;
+    http.model.name = options_.model_name;
+    http.model.text = text_.get();
+    http.model.context_tokens = context_tokens;
+    http.model.vocab_size = checkpoint_->config().vocab_size;
+    http.model.created = absl::ToUnixSeconds(absl::Now());
+    http.listen = options_.http_listen;
+    http.api_key_file = options_.api_key_file;
+    return std::make_unique<HttpFront>(std::move(http));
+  }
+
+  /// On loop_.
+  void Tick() {
+    controller_.Tick();
+    if (http_serves_) http_->Update(controller_.Status());
   }
 
   /// Called by any thread.
@@ -122,8 +153,10 @@ class Server final : public CoordinatorServer {
   const CoordinatorOptions options_;
   const std::unique_ptr<Checkpoint> checkpoint_;
   const std::unique_ptr<TextModel> text_;
+  const std::unique_ptr<HttpFront> http_;  // null: none is served
   std::unique_ptr<PipelineDriver> driver_;
   ClusterController controller_;  // lives on loop_
+  bool http_serves_ = false;      // the same
   ControlLoop loop_;
   ClusterService cluster_service_;
   JobService job_service_;
@@ -137,7 +170,7 @@ class Server final : public CoordinatorServer {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
-    const CoordinatorOptions& options) {
+    CoordinatorOptions options) {
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint,
                            Checkpoint::Open(options.model_directory));
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<TextModel> text,
@@ -145,7 +178,14 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
 
   ClusterController::Options controller;
   // Workers may run elsewhere on this machine, so they get the whole path.
-  controller.model.set_directory(std::filesystem::absolute(options.model_directory).string());
+  const std::filesystem::path directory =
+      std::filesystem::absolute(options.model_directory).lexically_normal();
+  controller.model.set_directory(directory.string());
+  if (options.model_name.empty()) {
+    // A path that ends with / has no file name.
+    options.model_name =
+        (directory.has_filename() ? directory : directory.parent_path()).filename().string();
+  }
   controller.model.set_fingerprint(checkpoint->fingerprint());
   controller.model.set_config_json(checkpoint->config_json());
   controller.config = checkpoint->config();

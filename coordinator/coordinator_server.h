@@ -15,7 +15,10 @@ namespace caravan {
 
 struct CoordinatorOptions {
   std::string model_directory;
+  std::string model_name;  // what clients of the HTTP API call it; empty: the directory's
   std::string listen = "127.0.0.1:7070";  // HOST:PORT; port 0: any free one
+  std::string http_listen;                // the same, for HTTP; empty: none is served
+  std::string api_key_file;               // empty: HTTP without keys, on loopback only
   int min_workers = 1;                    // the first plan waits for this many
   int64_t kv_tokens = 0;       // all sequences together; 0: kDefaultContexts longest ones
   int64_t context_tokens = 0;  // longest prompt with its reply; 0: as the model allows
@@ -28,14 +31,15 @@ struct CoordinatorOptions {
 /// Serves from Start until Stop.
 class CoordinatorServer {
  public:
-  /// Errors: InvalidArgument, NotFound - the model directory or an option; InvalidArgument - the
-  ///         address cannot be listened on. Each names what.
-  static absl::StatusOr<std::unique_ptr<CoordinatorServer>> Start(
-      const CoordinatorOptions& options);
+  /// Errors: InvalidArgument, NotFound - the model directory, the file of keys or an option;
+  ///         InvalidArgument - an address that cannot be listened on. Each names what.
+  static absl::StatusOr<std::unique_ptr<CoordinatorServer>> Start(CoordinatorOptions options);
   virtual ~CoordinatorServer() = default;
 
   /// HOST:PORT that is listened on.
   virtual std::string address() const = 0;
+  /// The same for HTTP; empty when none is served.
+  virtual std::string http_address() const = 0;
 
   /// Jobs end with Unavailable, workers are dismissed, the port is closed. Idempotent.
   virtual void Stop() = 0;

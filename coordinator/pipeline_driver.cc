@@ -393,9 +393,11 @@ PipelineStats PipelineDriver::stats() const {
   return stats;
 }
 
-bool PipelineDriver::serving() const {
+absl::Status PipelineDriver::CheckServing() const {
   MutexLock lock(&mu_);
-  return pipeline_.has_value();
+  if (pipeline_.has_value()) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("no pipeline serves at present",
+                                             waiting_reason_.empty() ? "" : ": ", waiting_reason_));
 }
 
 void PipelineDriver::PauseAdmission() {

@@ -136,8 +136,8 @@ class PipelineDriver {
 
   PipelineStats stats() const;
 
-  /// A pipeline is attached.
-  bool serving() const;
+  /// OK while a pipeline is attached. Errors: Unavailable - none is, and why.
+  absl::Status CheckServing() const;
 
   /// An id that no other job gets.
   uint64_t NewJobId();

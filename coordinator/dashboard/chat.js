@@ -31,6 +31,11 @@ function addTurn(role, text) {
   return { turn, body };
 }
 
+// A model begins its thought and its answer with line breaks, which are nothing to see.
+function appendText(element, text) {
+  element.append(element.textContent ? text : text.trimStart());
+}
+
 /** One reply as it grows. */
 class Reply {
   thought = '';
@@ -62,14 +67,14 @@ class Reply {
     if (thought) {
       this.thought += thought;
       this.details.hidden = false;
-      this.thoughtText.append(thought);
+      appendText(this.thoughtText, thought);
     }
     if (answer) {
       if (this.thought && !this.answer) {
         setText(this.summary, `Thought for ${format.seconds((performance.now() - this.first) / 1000)}`);
       }
       this.answer += answer;
-      this.body.append(answer);
+      appendText(this.body, answer);
     }
   }
 

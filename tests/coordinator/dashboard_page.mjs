@@ -64,7 +64,7 @@ const checks = {
     await ask(page, 'And 8 + 9?');
     assert.deepEqual(JSON.parse((await sent).postData()).messages, [
       { role: 'user', content: 'What is 7 + 8?' },
-      { role: 'assistant', content: 'It is 15 <b>.' },
+      { role: 'assistant', content: '\n\nIt is 15 <b>.' },
       { role: 'user', content: 'And 8 + 9?' },
     ]);
     await page.waitForFunction(() => document.querySelectorAll('.turn').length === 4);

@@ -82,13 +82,13 @@ class DashboardPageTest : public ::testing::Test {
   void Chat(const HttpRequest& request, const std::shared_ptr<Responder>& responder) {
     responder->SetEvents([this] { ++readers_gone_; }, [] {});
     responder->StartStream({200, "text/event-stream", ""});
-    responder->Write(Chunk("reasoning_content", "Seven and "));
+    responder->Write(Chunk("reasoning_content", "\nSeven and "));
     responder->Write(Chunk("reasoning_content", "eight."));
     if (absl::StrContains(request.body, "go on")) {
       endless_.push_back(responder);
       return;
     }
-    responder->Write(Chunk("content", "It is "));
+    responder->Write(Chunk("content", "\n\nIt is "));
     responder->Write(Chunk("content", "15 <b>."));
     responder->Write("data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n");
     responder->Write("data: {\"choices\":[],\"usage\":{\"completion_tokens\":4}}\n\n");

@@ -246,9 +246,9 @@ TEST(PipelineDriverPlanTest, CountsOverAllPlans) {
   FakePipeline first(Stages(1, 1));
   FakePipeline second(Stages(1, 2));
   PipelineDriver driver(SmallDriver());
-  EXPECT_FALSE(driver.serving());
+  EXPECT_EQ(driver.CheckServing().code(), absl::StatusCode::kUnavailable);
   driver.Attach(first.Connect());
-  EXPECT_TRUE(driver.serving());
+  EXPECT_TRUE(driver.CheckServing().ok());
   EXPECT_EQ(driver.stats().kv_blocks_total, 64);
   {
     FakePipeline::Player player(&first, &driver);

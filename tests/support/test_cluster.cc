@@ -107,13 +107,17 @@ TestProcess& TestCluster::Launch(const std::string& name, std::vector<std::strin
 TestProcess& TestCluster::StartCoordinator(std::vector<std::string> arguments,
                                            const std::string& model, const std::string& directory) {
   const std::string address_file = dir_.File(absl::StrCat("address-", processes_.size()));
-  std::vector<std::string> command = {"coordinator", "--model",        model,       "--listen",
-                                      "127.0.0.1:0", "--address-file", address_file};
+  const std::string http_address_file = absl::StrCat(address_file, "-http");
+  std::vector<std::string> command = {
+      "coordinator",    "--model",    model,    "--listen",    "127.0.0.1:0",
+      "--address-file", address_file, "--http", "127.0.0.1:0", "--http-address-file",
+      http_address_file};
   command.insert(command.end(), arguments.begin(), arguments.end());
   coordinator_ = &Launch("coordinator", std::move(command), directory);
   WaitUntil([&] { return FileExists(address_file) || coordinator_->Ended(); });
   address_ = std::string(absl::StripSuffix(Slurp(address_file), "\n"));
   EXPECT_FALSE(address_.empty()) << coordinator_->Transcript();
+  http_address_ = std::string(absl::StripSuffix(Slurp(http_address_file), "\n"));
   return *coordinator_;
 }
 

@@ -72,6 +72,8 @@ class TestCluster {
   const TempDir& dir() const { return dir_; }
   /// HOST:PORT of the coordinator.
   const std::string& address() const { return address_; }
+  /// HOST:PORT of its HTTP.
+  const std::string& http_address() const { return http_address_; }
 
   /// Starts a coordinator of models/tiny-r1 and waits until it listens. `arguments` come last, so
   /// they win.
@@ -115,6 +117,7 @@ class TestCluster {
   std::vector<Entry> processes_;  // in order of their start
   TestProcess* coordinator_ = nullptr;
   std::string address_;
+  std::string http_address_;
 };
 
 }  // namespace caravan

@@ -1,0 +1,56 @@
+#ifndef CARAVAN_CLI_BENCH_CLUSTER_H_
+#define CARAVAN_CLI_BENCH_CLUSTER_H_
+
+// A cluster on this machine to measure: a coordinator and its workers, each a process of its own on
+// loopback, of the binary that runs.
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "base/subprocess.h"
+
+namespace caravan {
+
+/// Serves from Start until it is destroyed. Used by one thread.
+class BenchCluster {
+ public:
+  struct Options {
+    std::string model;
+    int workers = 1;
+    int threads = 1;   // of each worker
+    bool pin = false;  // worker i runs on core i (modulo the cores) alone
+    std::vector<std::string> coordinator_arguments;
+  };
+
+  /// Returns when all workers have been started, not when they serve.
+  /// Errors: InvalidArgument - the coordinator does not start; DeadlineExceeded - it does not
+  /// listen;
+  ///         Internal - no directory for its files, or a worker cannot be pinned.
+  static absl::StatusOr<std::unique_ptr<BenchCluster>> Start(const Options& options);
+  ~BenchCluster();
+  BenchCluster(const BenchCluster&) = delete;
+  BenchCluster& operator=(const BenchCluster&) = delete;
+
+  /// HOST:PORT.
+  const std::string& address() const { return address_; }
+  const std::string& http_address() const { return http_address_; }
+
+ private:
+  BenchCluster() = default;
+
+  absl::Status Launch(const Options& options);
+  absl::Status Spawn(std::vector<std::string> command);
+  absl::StatusOr<std::string> WaitForAddress(const std::string& address_file);
+
+  std::string directory_;  // of its own, removed at the end
+  std::vector<Subprocess> processes_;
+  std::string address_;
+  std::string http_address_;
+};
+
+}  // namespace caravan
+
+#endif  // CARAVAN_CLI_BENCH_CLUSTER_H_

@@ -1,0 +1,235 @@
+// caravan bench serve: how much many clients of the HTTP API get through pipelines of real
+// processes, at growing numbers of jobs at once, and how evenly.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <random>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "base/status_macros.h"
+#include "cli/bench_cluster.h"
+#include "cli/commands.h"
+#include "cli/load_client.h"
+#include "nlohmann/json.hpp"
+
+namespace caravan {
+namespace {
+
+struct BenchServeFlags {
+  std::string model;
+  std::vector<int> workers = {1, 2, 3};
+  std::vector<int> jobs = {1, 2, 4, 8, 16, 32, 64};
+  int threads = 1;
+  int rounds = 3;
+  int requests_per_job = 4;
+  uint64_t seed = 1;
+  bool pin = false;
+  bool whole = false;
+  std::vector<std::string> coordinator_arguments;
+};
+
+/// What one cluster did at one number of jobs, over all rounds.
+struct Cell {
+  std::vector<double> tokens_per_s;  // one a round
+  std::vector<double> first_text_ms;
+  std::vector<double> gaps_ms;
+};
+
+/// The value that `share` of the values do not exceed; 0 for none.
+double Quantile(std::vector<double> values, double share) {
+  if (values.empty()) return 0;
+  const auto at = values.begin() +
+                  static_cast<std::ptrdiff_t>(share * static_cast<double>(values.size() - 1) + 0.5);
+  std::nth_element(values.begin(), at, values.end());
+  return *at;
+}
+
+/// Questions that differ from each other, so that no prompt is found in the KV cache beyond what
+/// the chat's form has in common.
+std::vector<std::string> MakeBodies(int64_t count, bool whole, std::mt19937_64& generator) {
+  std::uniform_int_distribution<int> number(100, 9999);
+  std::vector<std::string> bodies;
+  for (int64_t i = 0; i < count; ++i) {
+    const int a = number(generator);
+    nlohmann::json body = {
+        {"messages",
+         {{{"role", "user"},
+           {"content", absl::StrCat("What is ", a, " + ", number(generator), "?")}}}},
+        {"temperature", 0},
+        {"stream", true},
+        {"stream_options", {{"include_usage", true}}}};
+    if (whole) {
+      body.erase("stream");
+      body.erase("stream_options");
+    }
+    bodies.push_back(body.dump());
+  }
+  return bodies;
+}
+
+absl::Status RunCell(const BenchCluster& cluster, const std::vector<std::string>& bodies, int jobs,
+                     Cell& cell) {
+  LoadOptions options;
+  options.address = cluster.http_address();
+  options.concurrency = jobs;
+  CARAVAN_ASSIGN_OR_RETURN(const LoadResult result, RunLoad(options, bodies));
+  int64_t tokens = 0;
+  for (const LoadReply& reply : result.replies) {
+    if (reply.finish_reason.empty()) {
+      return absl::UnavailableError(absl::StrCat("a reply did not come to its end: HTTP status ",
+                                                 reply.http_status, ", ", reply.error));
+    }
+    tokens += reply.completion_tokens;
+    cell.first_text_ms.push_back(absl::ToDoubleMilliseconds(reply.first_text));
+    for (const absl::Duration gap : reply.gaps) {
+      cell.gaps_ms.push_back(absl::ToDoubleMilliseconds(gap));
+    }
+  }
+  cell.tokens_per_s.push_back(static_cast<double>(tokens) / absl::ToDoubleSeconds(result.wall));
+  return absl::OkStatus();
+}
+
+/// Waits until the cluster serves: the first replies also warm everything up.
+absl::Status WarmUp(const BenchCluster& cluster, const std::vector<std::string>& bodies) {
+  LoadOptions options;
+  options.address = cluster.http_address();
+  options.concurrency = static_cast<int>(bodies.size());
+  const absl::Time deadline = absl::Now() + absl::Minutes(2);
+  while (absl::Now() < deadline) {
+    CARAVAN_ASSIGN_OR_RETURN(const LoadResult result, RunLoad(options, bodies));
+    const bool served =
+        std::all_of(result.replies.begin(), result.replies.end(),
+                    [](const LoadReply& reply) { return reply.http_status == 200; });
+    if (served) return absl::OkStatus();
+    absl::SleepFor(absl::Milliseconds(50));
+  }
+  return absl::DeadlineExceededError("the workers did not come to serve");
+}
+
+void PrintTable(const BenchServeFlags& flags, const std::vector<std::vector<Cell>>& cells) {
+  std::printf("| jobs |");
+  for (const int workers : flags.workers) {
+    std::printf(" %d worker%s: tokens/s | of one stream | first text p50, ms | gap p50 / p99, ms |",
+                workers, workers == 1 ? "" : "s");
+  }
+  std::printf("\n|---|");
+  for (size_t i = 0; i < flags.workers.size(); ++i) std::printf("---|---|---|---|");
+  std::printf("\n");
+  const double one_stream = Quantile(cells.front().front().tokens_per_s, 0.5);
+  for (size_t j = 0; j < flags.jobs.size(); ++j) {
+    std::printf("| %d |", flags.jobs[j]);
+    for (size_t w = 0; w < flags.workers.size(); ++w) {
+      const Cell& cell = cells[w][j];
+      const double rate = Quantile(cell.tokens_per_s, 0.5);
+      std::printf(" %.0f | %.2f | %.1f | %.2f / %.2f |", rate, rate / one_stream,
+                  Quantile(cell.first_text_ms, 0.5), Quantile(cell.gaps_ms, 0.5),
+                  Quantile(cell.gaps_ms, 0.99));
+    }
+    std::printf("\n");
+  }
+}
+
+/// A plot that Markdown's readers draw.
+void PrintPlot(const BenchServeFlags& flags, const std::vector<std::vector<Cell>>& cells) {
+  std::vector<std::string> names;
+  for (const int workers : flags.workers) names.push_back(absl::StrCat(workers));
+  std::printf(
+      "\n```mermaid\nxychart-beta\n  title \"tokens/s by jobs at once; lines: %s workers\"\n",
+      absl::StrJoin(names, ", ").c_str());
+  std::printf("  x-axis \"jobs\" [%s]\n", absl::StrJoin(flags.jobs, ", ").c_str());
+  std::printf("  y-axis \"tokens/s\"\n");
+  for (const std::vector<Cell>& row : cells) {
+    std::vector<std::string> rates;
+    for (const Cell& cell : row) {
+      rates.push_back(absl::StrFormat("%.0f", Quantile(cell.tokens_per_s, 0.5)));
+    }
+    std::printf("  line [%s]\n", absl::StrJoin(rates, ", ").c_str());
+  }
+  std::printf("```\n");
+}
+
+absl::Status BenchServe(const BenchServeFlags& flags) {
+  std::vector<std::unique_ptr<BenchCluster>> clusters;
+  std::mt19937_64 generator(flags.seed);
+  for (const int workers : flags.workers) {
+    BenchCluster::Options options;
+    options.model = flags.model;
+    options.workers = workers;
+    options.threads = flags.threads;
+    options.pin = flags.pin;
+    options.coordinator_arguments = flags.coordinator_arguments;
+    CARAVAN_ASSIGN_OR_RETURN(clusters.emplace_back(), BenchCluster::Start(options));
+    CARAVAN_RETURN_IF_ERROR(WarmUp(*clusters.back(), MakeBodies(8, flags.whole, generator)));
+  }
+  std::vector<std::vector<Cell>> cells(clusters.size(), std::vector<Cell>(flags.jobs.size()));
+  // In turns, so that the machine's moods meet all.
+  for (int round = 0; round < flags.rounds; ++round) {
+    for (size_t j = 0; j < flags.jobs.size(); ++j) {
+      const std::vector<std::string> bodies =
+          MakeBodies(int64_t{flags.jobs[j]} * flags.requests_per_job, flags.whole, generator);
+      for (size_t w = 0; w < clusters.size(); ++w) {
+        CARAVAN_RETURN_IF_ERROR(RunCell(*clusters[w], bodies, flags.jobs[j], cells[w][j]));
+      }
+    }
+  }
+  std::printf(
+      "model %s, %d thread%s a worker%s; %s replies to sums, %d a job one after the other, over "
+      "HTTP; medians of %d rounds\n\n",
+      flags.model.c_str(), flags.threads, flags.threads == 1 ? "" : "s",
+      flags.pin ? ", each worker pinned to a core" : "", flags.whole ? "whole" : "streamed",
+      flags.requests_per_job, flags.rounds);
+  PrintTable(flags, cells);
+  PrintPlot(flags, cells);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddBenchServeCommand(CLI::App& bench, CommandBody& body) {
+  CLI::App* const command = bench.add_subcommand(
+      "serve", "Measure many clients of the HTTP API at once, with pipelines of several lengths");
+  const auto flags = std::make_shared<BenchServeFlags>();
+  AddConfigOption(*command);
+  command->add_option("--model", flags->model, "Model directory in Hugging Face's layout")
+      ->required();
+  command->add_option("--workers", flags->workers, "Compare pipelines of so many workers")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
+  command->add_option("--jobs", flags->jobs, "Jobs at once, one row of the table each")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  command->add_option("--threads", flags->threads, "CPU threads of each worker")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  command->add_option("--rounds", flags->rounds, "Runs of each; their median counts")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  command
+      ->add_option("--requests", flags->requests_per_job,
+                   "Requests that each job slot sends one after the other in a run")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  command->add_option("--seed", flags->seed, "Of the questions")->capture_default_str();
+  command->add_flag("--pin", flags->pin, "Worker i runs on core i alone (modulo the cores)");
+  command->add_flag("--whole", flags->whole,
+                    "Ask for whole replies instead of streams, as batch clients do");
+  command
+      ->add_option("--coordinator-options", flags->coordinator_arguments,
+                   "Further options of the coordinators, separated by spaces")
+      ->delimiter(' ');
+  command->callback(
+      [flags, &body] { body = [flags] { return ReportStatus(BenchServe(*flags)); }; });
+}
+
+}  // namespace caravan
