@@ -41,8 +41,12 @@ std::string Describe(const json::parse_error& error, absl::string_view text) {
 
 }  // namespace
 
-absl::StatusOr<json> ParseJson(absl::string_view text, absl::string_view origin) {
+absl::StatusOr<json> ParseJson(absl::string_view text, absl::string_view origin,
+                               std::string* bad_field) {
   std::string refused;
+  std::string no_field;
+  std::string& field = bad_field != nullptr ? *bad_field : no_field;  // whose value is being read
+  field.clear();
   std::vector<absl::flat_hash_set<std::string>> keys;  // of the objects that are open
   const json::parser_callback_t watch = [&](int depth, json::parse_event_t event, json& parsed) {
     if (depth > kMaxDepth && refused.empty()) {
@@ -53,7 +57,11 @@ absl::StatusOr<json> ParseJson(absl::string_view text, absl::string_view origin)
     if (event == json::parse_event_t::object_end) keys.pop_back();
     if (event == json::parse_event_t::key) {
       const std::string& key = parsed.get_ref<const std::string&>();
+      if (depth == 1) field = key;
       if (!keys.back().insert(key).second) refused = absl::StrCat("key \"", key, "\" is repeated");
+    } else if (depth == 1 && event != json::parse_event_t::object_start &&
+               event != json::parse_event_t::array_start) {
+      field.clear();  // the value has ended well
     }
     return true;
   };

@@ -14,9 +14,11 @@
 
 namespace caravan {
 
-/// Parses `text`. `origin` names it in errors.
+/// Parses `text`. `origin` names it in errors. After an error within the value of one of the
+/// outermost object's fields, `bad_field` (if given) is that field's name, else empty.
 /// Errors: InvalidArgument - not JSON (says where), a repeated key, nesting past 64.
-absl::StatusOr<nlohmann::json> ParseJson(absl::string_view text, absl::string_view origin);
+absl::StatusOr<nlohmann::json> ParseJson(absl::string_view text, absl::string_view origin,
+                                         std::string* bad_field = nullptr);
 
 /// Reads and parses the file at `path`.
 /// Errors: NotFound - no such file; InvalidArgument - as ParseJson, or larger than `max_bytes`.

@@ -69,6 +69,8 @@ absl::Status BenchCluster::Launch(const Options& options) {
                                           "127.0.0.1:0",
                                           "--http",
                                           "127.0.0.1:0",
+                                          "--state",
+                                          JoinPath(directory_, "caravan.db"),
                                           "--workers",
                                           absl::StrCat(options.workers),
                                           "--http-address-file",

@@ -1,5 +1,7 @@
 #include "cli/client.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status_macros.h"
@@ -7,6 +9,12 @@
 #include "cluster/grpc_transport.h"
 
 namespace caravan {
+namespace {
+
+// So long at most a stop request is not heeded.
+constexpr absl::Duration kStopCheckInterval = absl::Milliseconds(100);
+
+}  // namespace
 
 void ClientFlags::AddTo(CLI::App& command) {
   command.add_option("--coordinator", coordinator, "HOST:PORT of the coordinator")
@@ -16,15 +24,31 @@ void ClientFlags::AddTo(CLI::App& command) {
       ->capture_default_str();
 }
 
-absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ClientFlags& flags) {
+absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ClientFlags& flags,
+                                                       std::stop_token stop) {
   CARAVAN_RETURN_IF_ERROR(Annotate(CheckAddress(flags.coordinator), "--coordinator"));
   std::shared_ptr<grpc::Channel> channel = MakeGrpcChannel(flags.coordinator);
-  const absl::Time deadline = absl::Now() + absl::Seconds(flags.connect_timeout_s);
-  if (!channel->WaitForConnected(absl::ToChronoTime(deadline))) {
-    return absl::UnavailableError(absl::StrCat("no coordinator answers at ", flags.coordinator,
-                                               " within ", flags.connect_timeout_s, " s"));
-  }
+  CARAVAN_RETURN_IF_ERROR(WaitUntilConnected(*channel, flags, std::move(stop)));
   return channel;
+}
+
+absl::Status WaitUntilConnected(grpc::Channel& channel, const ClientFlags& flags,
+                                std::stop_token stop) {
+  const absl::Time deadline = absl::Now() + absl::Seconds(flags.connect_timeout_s);
+  while (!stop.stop_requested()) {
+    const absl::Time until = std::min(deadline, absl::Now() + kStopCheckInterval);
+    if (channel.WaitForConnected(absl::ToChronoTime(until))) return absl::OkStatus();
+    if (until == deadline) {
+      return absl::UnavailableError(absl::StrCat("no coordinator answers at ", flags.coordinator,
+                                                 " within ", flags.connect_timeout_s, " s"));
+    }
+  }
+  return absl::CancelledError(
+      absl::StrCat("stopped before a coordinator answered at ", flags.coordinator));
+}
+
+void LimitCall(grpc::ClientContext& context) {
+  context.set_deadline(absl::ToChronoTime(absl::Now() + kShortCallTimeout));
 }
 
 }  // namespace caravan

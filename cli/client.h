@@ -4,13 +4,19 @@
 // How the commands that talk to a coordinator reach it.
 
 #include <memory>
+#include <stop_token>
 #include <string>
 
 #include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "grpcpp/channel.h"
+#include "grpcpp/client_context.h"
 
 namespace caravan {
+
+/// How long a call may take that does not wait for anything to happen.
+inline constexpr absl::Duration kShortCallTimeout = absl::Seconds(10);
 
 /// The options --coordinator and --connect-timeout.
 struct ClientFlags {
@@ -21,8 +27,16 @@ struct ClientFlags {
 };
 
 /// Errors: InvalidArgument - no HOST:PORT; Unavailable - nobody answers at flags.coordinator within
-/// the time.
-absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ClientFlags& flags);
+/// the time; Cancelled - `stop` came before.
+absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ClientFlags& flags,
+                                                       std::stop_token stop = {});
+
+/// Waits until the channel that Connect gave is connected, perhaps again. Errors: as Connect.
+absl::Status WaitUntilConnected(grpc::Channel& channel, const ClientFlags& flags,
+                                std::stop_token stop = {});
+
+/// Sets the call's deadline to kShortCallTimeout from now.
+void LimitCall(grpc::ClientContext& context);
 
 }  // namespace caravan
 

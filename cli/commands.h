@@ -13,10 +13,14 @@ void AddBenchCommand(CLI::App& app, CommandBody& body);
 /// To `bench` itself.
 void AddBenchServeCommand(CLI::App& bench, CommandBody& body);
 void AddBenchSpeculateCommand(CLI::App& bench, CommandBody& body);
+void AddCancelCommand(CLI::App& app, CommandBody& body);
+void AddChatCommand(CLI::App& app, CommandBody& body);
 void AddCoordinatorCommand(CLI::App& app, CommandBody& body);
 void AddEvalCommand(CLI::App& app, CommandBody& body);
+void AddJobsCommand(CLI::App& app, CommandBody& body);
 void AddRunCommand(CLI::App& app, CommandBody& body);
 void AddStatusCommand(CLI::App& app, CommandBody& body);
+void AddSubmitCommand(CLI::App& app, CommandBody& body);
 void AddTokenizeCommand(CLI::App& app, CommandBody& body);
 void AddVerifyCommand(CLI::App& app, CommandBody& body);
 void AddWorkerCommand(CLI::App& app, CommandBody& body);

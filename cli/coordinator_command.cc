@@ -1,13 +1,13 @@
 // caravan coordinator: take in workers and jobs.
 
 #include <cstdio>
-#include <fstream>
 #include <memory>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "cli/commands.h"
+#include "cli/output_file.h"
 #include "cli/stop_signals.h"
 #include "coordinator/coordinator_server.h"
 
@@ -22,18 +22,16 @@ struct CoordinatorFlags {
   double heartbeat_timeout_s = 10;
 };
 
-/// Written beside and renamed, so that a reader never sees half an address.
+/// A reader never sees half an address.
 absl::Status WriteAddressFile(const std::string& flag, const std::string& path,
                               const std::string& address) {
   if (path.empty()) return absl::OkStatus();
-  const std::string scratch = absl::StrCat(path, ".new");
-  std::ofstream out(scratch, std::ios::trunc);
-  out << address << "\n";
-  out.close();
-  if (!out || std::rename(scratch.c_str(), path.c_str()) != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(flag, " ", path, ": cannot be written"));
-  }
-  return absl::OkStatus();
+  const auto write = [&]() -> absl::Status {
+    CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFile> file, OutputFile::Create(path));
+    CARAVAN_RETURN_IF_ERROR(file->Write(absl::StrCat(address, "\n")));
+    return file->Commit();
+  };
+  return Annotate(write(), flag);
 }
 
 absl::Status Serve(CoordinatorFlags flags) {
@@ -92,6 +90,11 @@ void AddCoordinatorCommand(CLI::App& app, CommandBody& body) {
                       "listens on this machine's loopback only");
   command->add_option("--model-name", options.model_name,
                       "What HTTP clients call the model; without it the directory's name");
+  command
+      ->add_option("--state", options.state,
+                   "Database of files and batches, which outlive the coordinator in it; one "
+                   "coordinator a file")
+      ->capture_default_str();
   command
       ->add_option("--workers", options.min_workers,
                    "Make the first plan when N workers have joined")

@@ -25,6 +25,10 @@ int main(int argc, char** argv) {
   caravan::AddCoordinatorCommand(app, body);
   caravan::AddWorkerCommand(app, body);
   caravan::AddRunCommand(app, body);
+  caravan::AddChatCommand(app, body);
+  caravan::AddSubmitCommand(app, body);
+  caravan::AddJobsCommand(app, body);
+  caravan::AddCancelCommand(app, body);
   caravan::AddStatusCommand(app, body);
   caravan::AddVerifyCommand(app, body);
   caravan::AddEvalCommand(app, body);

@@ -1,8 +1,8 @@
 #ifndef CARAVAN_CLI_PROGRESS_BAR_H_
 #define CARAVAN_CLI_PROGRESS_BAR_H_
 
-// Progress of a long work over bytes, on standard error: a bar with rate and time left on a
-// terminal, else one line at the end.
+// Progress of a long work over bytes or lines, on standard error: a bar with rate and time left on
+// a terminal, else one line at the end.
 
 #include <cstdint>
 #include <string>
@@ -15,14 +15,25 @@ namespace caravan {
 /// Used by one thread at a time. May be used again after its end.
 class ProgressBar {
  public:
-  explicit ProgressBar(std::string label) : label_(std::move(label)) {}
+  enum class Unit { kBytes, kLines };
 
-  /// Starts anew when done_bytes is 0; ends the line when it reaches total_bytes.
-  void Show(int64_t done_bytes, int64_t total_bytes);
+  explicit ProgressBar(std::string label, Unit unit = Unit::kBytes)
+      : label_(std::move(label)), unit_(unit) {}
+
+  /// Starts anew when `done` is 0; ends the line when it reaches `total`.
+  void Show(int64_t done, int64_t total);
+
+  /// Ends the line before its time, so that something else can be said.
+  void Break();
 
  private:
+  /// `units` a second, or of anything.
+  std::string Describe(double units) const;
+
   const std::string label_;
+  const Unit unit_;
   absl::Duration started_;
+  bool line_begun_ = false;  // on a terminal
 };
 
 }  // namespace caravan

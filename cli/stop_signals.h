@@ -3,18 +3,17 @@
 
 // SIGINT and SIGTERM as a stop request, handled on an ordinary thread.
 
-#include <atomic>
 #include <stop_token>
-#include <thread>
+
+#include "cli/signal_thread.h"
 
 namespace caravan {
 
-/// Make one before any other thread starts: threads inherit the signal mask that it sets. The first
-/// signal requests a stop; a second one ends the process at once, with exit code 130.
+/// Make one before any other thread starts, as SignalThread says. The first signal requests a stop;
+/// a second one ends the process at once, with exit code 130.
 class StopSignals {
  public:
   StopSignals();
-  ~StopSignals();
   StopSignals(const StopSignals&) = delete;
   StopSignals& operator=(const StopSignals&) = delete;
 
@@ -24,11 +23,8 @@ class StopSignals {
   void Wait();
 
  private:
-  void Run();
-
   std::stop_source source_;
-  std::atomic<bool> ending_{false};
-  std::thread thread_;
+  SignalThread thread_;
 };
 
 }  // namespace caravan

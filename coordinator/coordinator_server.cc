@@ -14,6 +14,9 @@
 #include "cluster/grpc_transport.h"
 #include "cluster/incarnation.h"
 #include "cluster/pipeline_service.h"
+#include "coordinator/batch/batch_book.h"
+#include "coordinator/batch/batch_runner.h"
+#include "coordinator/batch_grpc_service.h"
 #include "coordinator/cluster_controller.h"
 #include "coordinator/cluster_service.h"
 #include "coordinator/control_loop.h"
@@ -21,6 +24,8 @@
 #include "coordinator/job_service.h"
 #include "coordinator/model_files_service.h"
 #include "coordinator/pipeline_driver.h"
+#include "coordinator/store/job_ids.h"
+#include "coordinator/store/job_store.h"
 #include "model/checkpoint.h"
 #include "model/text_model.h"
 
@@ -36,14 +41,36 @@ constexpr absl::Duration kTickInterval = absl::Milliseconds(100);
 // How long a leaving coordinator waits for its calls to end by themselves.
 constexpr absl::Duration kFarewell = absl::Seconds(2);
 
+// Jobs of batches that the driver has at a time: more than a pipeline runs at once, ...
+constexpr int64_t kMaxBatchJobs = 256;
+// ... and no more than this share of its queue, of which the rest is for others.
+constexpr int64_t kBatchShareOfQueue = 4;
+
+/// What a coordinator keeps on disk.
+struct State {
+  std::unique_ptr<JobStore> store;
+  JobIds job_ids;
+};
+
+absl::StatusOr<State> OpenState(const std::string& path, uint64_t model_fingerprint) {
+  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<JobStore> store, JobStore::Open(path));
+  CARAVAN_RETURN_IF_ERROR(store->UseModel(model_fingerprint));
+  CARAVAN_ASSIGN_OR_RETURN(const JobIds job_ids, JobIds::Reserve(store.get()));
+  return State{std::move(store), job_ids};
+}
+
 class Server final : public CoordinatorServer {
  public:
   Server(const CoordinatorOptions& options, std::unique_ptr<Checkpoint> checkpoint,
-         std::unique_ptr<TextModel> text, ClusterController::Options controller_options)
+         std::unique_ptr<TextModel> text, State state,
+         ClusterController::Options controller_options)
       : options_(options),
         checkpoint_(std::move(checkpoint)),
         text_(std::move(text)),
-        http_(MakeHttpFront(controller_options.context_tokens)),
+        state_(std::move(state)),
+        batches_(state_.store.get()),
+        served_model_(MakeServedModel(controller_options.context_tokens)),
+        http_(MakeHttpFront()),
         driver_(std::make_unique<PipelineDriver>(DriverOptions(controller_options))),
         controller_(
             controller_options, driver_.get(),
@@ -52,6 +79,7 @@ class Server final : public CoordinatorServer {
         loop_(kTickInterval, [this] { Tick(); }),
         cluster_service_(&controller_, &loop_),
         job_service_(text_.get(), driver_.get(), &SteadyClock()),
+        batch_service_(&batches_),
         model_files_service_(checkpoint_.get()),
         pipeline_service_(controller_options.incarnation,
                           [this](v1::Step step) { return driver_->Receive(std::move(step)); }) {}
@@ -65,18 +93,20 @@ class Server final : public CoordinatorServer {
   absl::Status Listen() {
     CARAVAN_ASSIGN_OR_RETURN(
         GrpcServer started,
-        StartGrpcServer(options_.listen, {&cluster_service_, &job_service_, &model_files_service_,
-                                          &pipeline_service_}));
+        StartGrpcServer(options_.listen, {&cluster_service_, &job_service_, &batch_service_,
+                                          &model_files_service_, &pipeline_service_}));
     server_ = std::move(started.server);
     const std::string host = options_.listen.substr(0, options_.listen.rfind(':'));
     address_ = absl::StrCat(host, ":", started.port);
-    if (http_ == nullptr) return absl::OkStatus();
-    CARAVAN_RETURN_IF_ERROR(Annotate(http_->Start(driver_.get()), "HTTP"));
-    // From here on ticks keep it up to date.
-    (void)loop_.Post([this] {
-      http_serves_ = true;
-      Tick();
-    });
+    if (http_ != nullptr) {
+      CARAVAN_RETURN_IF_ERROR(Annotate(http_->Start(driver_.get()), "HTTP"));
+      // From here on ticks keep it up to date.
+      (void)loop_.Post([this] {
+        http_serves_ = true;
+        Tick();
+      });
+    }
+    runner_ = std::make_unique<BatchRunner>(RunnerOptions());
     return absl::OkStatus();
   }
 
@@ -85,6 +115,8 @@ class Server final : public CoordinatorServer {
 
   void Stop() override {
     if (std::exchange(stopped_, true)) return;
+    // First, so that its jobs are not lost but left.
+    if (runner_ != nullptr) runner_->Stop();
     loop_.Call<bool>(
         [this] {
           controller_.Dismiss("the coordinator is leaving");
@@ -92,6 +124,7 @@ class Server final : public CoordinatorServer {
         },
         false);
     driver_->Shutdown();
+    batch_service_.Stop();
     if (http_ != nullptr) http_->Stop(kFarewell);
     if (server_ != nullptr) server_->Shutdown(absl::ToChronoTime(absl::Now() + kFarewell));
     loop_.Stop();
@@ -105,6 +138,7 @@ class Server final : public CoordinatorServer {
     driver.prefill_chunk = options_.prefill_chunk;
     driver.max_queued_jobs = options_.max_queued_jobs;
     driver.pipeline_timeout = options_.worker_timeout;
+    driver.first_job_id = state_.job_ids.first();
     if (http_ != nullptr) driver.observer = http_->observer();
     driver.on_pipeline_broken = [this](uint64_t version, const absl::Status& why) {
       TellBroken(version, why);
@@ -112,14 +146,32 @@ class Server final : public CoordinatorServer {
     return driver;
   }
 
-  std::unique_ptr<HttpFront> MakeHttpFront(int64_t context_tokens) const {
+  BatchRunner::Options RunnerOptions() {
+    BatchRunner::Options runner;
+    runner.store = state_.store.get();
+    runner.book = &batches_;
+    runner.driver = driver_.get();
+    runner.model = served_model_;
+    runner.max_jobs =
+        std::clamp(options_.max_queued_jobs / kBatchShareOfQueue, int64_t{1}, kMaxBatchJobs);
+    return runner;
+  }
+
+  ServedModel MakeServedModel(int64_t context_tokens) const {
+    ServedModel model;
+    model.name = options_.model_name;
+    model.text = text_.get();
+    model.context_tokens = context_tokens;
+    model.vocab_size = checkpoint_->config().vocab_size;
+    model.created = absl::ToUnixSeconds(absl::Now());
+    return model;
+  }
+
+  std::unique_ptr<HttpFront> MakeHttpFront() {
     if (options_.http_listen.empty()) return nullptr;
     HttpFront::Options http;
-    http.model.name = options_.model_name;
-    http.model.text = text_.get();
-    http.model.context_tokens = context_tokens;
-    http.model.vocab_size = checkpoint_->config().vocab_size;
-    http.model.created = absl::ToUnixSeconds(absl::Now());
+    http.model = served_model_;
+    http.batches = &batches_;
     http.listen = options_.http_listen;
     http.api_key_file = options_.api_key_file;
     return std::make_unique<HttpFront>(std::move(http));
@@ -128,6 +180,8 @@ class Server final : public CoordinatorServer {
   /// On loop_.
   void Tick() {
     controller_.Tick();
+    const absl::Status reserved = state_.job_ids.Extend(driver_->next_job_id());
+    if (!reserved.ok()) LogWarning("job_ids_not_reserved", {{"why", reserved.message()}});
     if (http_serves_) http_->Update(controller_.Status());
   }
 
@@ -153,6 +207,9 @@ class Server final : public CoordinatorServer {
   const CoordinatorOptions options_;
   const std::unique_ptr<Checkpoint> checkpoint_;
   const std::unique_ptr<TextModel> text_;
+  State state_;  // its job ids belong to loop_
+  BatchBook batches_;
+  const ServedModel served_model_;
   const std::unique_ptr<HttpFront> http_;  // null: none is served
   std::unique_ptr<PipelineDriver> driver_;
   ClusterController controller_;  // lives on loop_
@@ -160,9 +217,11 @@ class Server final : public CoordinatorServer {
   ControlLoop loop_;
   ClusterService cluster_service_;
   JobService job_service_;
+  BatchGrpcService batch_service_;
   ModelFilesService model_files_service_;
   PipelineService pipeline_service_;
   std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<BatchRunner> runner_;
   std::string address_;
   bool stopped_ = false;
 };
@@ -207,8 +266,10 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
   controller.heartbeat_interval = std::min(absl::Seconds(1), options.heartbeat_timeout / 4);
   controller.incarnation = NewIncarnation();
 
+  absl::StatusOr<State> state = OpenState(options.state, checkpoint->fingerprint());
+  if (!state.ok()) return Annotate(state.status(), "--state");
   auto server = std::make_unique<Server>(options, std::move(checkpoint), std::move(text),
-                                         std::move(controller));
+                                         *std::move(state), std::move(controller));
   CARAVAN_RETURN_IF_ERROR(server->Listen());
   LogInfo("coordinator_listening",
           {{"address", server->address()}, {"model", options.model_directory}});

@@ -19,6 +19,7 @@ struct CoordinatorOptions {
   std::string listen = "127.0.0.1:7070";  // HOST:PORT; port 0: any free one
   std::string http_listen;                // the same, for HTTP; empty: none is served
   std::string api_key_file;               // empty: HTTP without keys, on loopback only
+  std::string state = "caravan.db";       // the database of files and batches; made if need be
   int min_workers = 1;                    // the first plan waits for this many
   int64_t kv_tokens = 0;       // all sequences together; 0: kDefaultContexts longest ones
   int64_t context_tokens = 0;  // longest prompt with its reply; 0: as the model allows
@@ -33,7 +34,8 @@ struct CoordinatorOptions {
 class CoordinatorServer {
  public:
   /// Errors: InvalidArgument, NotFound - the model directory, the file of keys or an option;
-  ///         InvalidArgument - an address that cannot be listened on. Each names what.
+  ///         InvalidArgument - an address that cannot be listened on; as JobStore::Open - the
+  ///         database. Each names what.
   static absl::StatusOr<std::unique_ptr<CoordinatorServer>> Start(CoordinatorOptions options);
   virtual ~CoordinatorServer() = default;
 
@@ -42,7 +44,8 @@ class CoordinatorServer {
   /// The same for HTTP; empty when none is served.
   virtual std::string http_address() const = 0;
 
-  /// Jobs end with Unavailable, workers are dismissed, the port is closed. Idempotent.
+  /// Batches stop where they are, to be gone on with by the next coordinator of the same state.
+  /// Other jobs end with Unavailable, workers are dismissed, the port is closed. Idempotent.
   virtual void Stop() = 0;
 };
 

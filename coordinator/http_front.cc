@@ -33,8 +33,11 @@ absl::Status HttpFront::Start(PipelineDriver* driver) {
   dashboard.cancel = [driver](uint64_t job_id) { return driver->Cancel(job_id); };
   dashboard_ = std::make_unique<DashboardService>(std::move(dashboard));
 
+  batches_ = std::make_unique<BatchService>(options_.batches);
+
   Router router;
   openai_->AddRoutes(router);
+  batches_->AddRoutes(router);
   dashboard_->AddRoutes(router);
   HttpServer::Options server;
   server.listen = options_.listen;
@@ -48,6 +51,7 @@ void HttpFront::Stop(absl::Duration grace) {
   if (server_ == nullptr) return;
   server_->Stop(grace);
   openai_->Stop();
+  batches_->Stop();
 }
 
 }  // namespace caravan

@@ -9,10 +9,12 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "caravan/v1/cluster.pb.h"
+#include "coordinator/batch/batch_book.h"
 #include "coordinator/dashboard_service.h"
 #include "coordinator/http/http_server.h"
 #include "coordinator/load_history.h"
 #include "coordinator/metrics.h"
+#include "coordinator/openai/batch_service.h"
 #include "coordinator/openai/generation_request.h"
 #include "coordinator/openai/openai_service.h"
 #include "coordinator/pipeline_driver.h"
@@ -27,6 +29,7 @@ class HttpFront {
     ServedModel model;
     std::string listen;        // HOST:PORT; port 0: any free one
     std::string api_key_file;  // empty: no keys, and loopback only
+    BatchBook* batches;        // outlives this
   };
 
   explicit HttpFront(Options options);
@@ -54,6 +57,7 @@ class HttpFront {
   LoadHistory history_;
   PipelineObservers observers_;
   std::unique_ptr<OpenAiService> openai_;
+  std::unique_ptr<BatchService> batches_;
   std::unique_ptr<DashboardService> dashboard_;
   std::unique_ptr<HttpServer> server_;  // first to go: its handlers call what is above
 };

@@ -293,6 +293,11 @@ uint64_t PipelineDriver::NewJobId() {
   return next_job_id_++;
 }
 
+uint64_t PipelineDriver::next_job_id() const {
+  MutexLock lock(&mu_);
+  return next_job_id_;
+}
+
 absl::StatusOr<std::unique_ptr<JobHandle>> PipelineDriver::Submit(JobSpec spec) {
   CARAVAN_RETURN_IF_ERROR(CheckJobSpec(spec, options_.vocab_size, options_.context_tokens));
   const int64_t room = options_.context_tokens - static_cast<int64_t>(spec.prompt.size());

@@ -141,6 +141,8 @@ class PipelineDriver {
 
   /// An id that no other job gets.
   uint64_t NewJobId();
+  /// The id that NewJobId gives next.
+  uint64_t next_job_id() const;
 
   /// While paused, queued jobs stay queued, so that the pipeline runs dry. A new pipeline starts no
   /// job either until ResumeAdmission. Both idempotent.

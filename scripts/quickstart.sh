@@ -22,7 +22,7 @@ trap stop_all EXIT
 trap 'exit 130' INT TERM
 
 "$caravan" coordinator --model models/tiny-r1 --listen 127.0.0.1:0 --workers 2 \
-  --address-file "$run/address" >"$run/coordinator.log" 2>&1 &
+  --state "$run/caravan.db" --address-file "$run/address" >"$run/coordinator.log" 2>&1 &
 pids+=($!)
 until [ -s "$run/address" ]; do
   kill -0 "${pids[0]}" 2>/dev/null || { cat "$run/coordinator.log" >&2; exit 1; }

@@ -49,6 +49,8 @@ HttpResponse MakeErrorResponse(int http_status, const json& body) {
   if (http_status == 429 || http_status == 503) {
     response.headers.emplace_back("Retry-After", kRetryAfterSeconds);
   }
+  // OpenAI's clients try again after any other 5xx.
+  if (http_status == 501) response.headers.emplace_back("x-should-retry", "false");
   if (http_status == 401) response.headers.emplace_back("WWW-Authenticate", "Bearer");
   return response;
 }
@@ -81,6 +83,9 @@ int HttpStatusOf(const absl::Status& status) {
       return 409;
     case absl::StatusCode::kResourceExhausted:
       return 429;
+    case absl::StatusCode::kCancelled:
+      // google.rpc's, too. With any 5xx OpenAI's clients would ask again for what was cancelled.
+      return 499;
     case absl::StatusCode::kUnimplemented:
       return 501;
     case absl::StatusCode::kUnavailable:

@@ -20,15 +20,17 @@ absl::Status WithParam(absl::Status status, absl::string_view param);
 absl::Status WithErrorCode(absl::Status status, absl::string_view code);
 
 /// 400 InvalidArgument, OutOfRange; 401 Unauthenticated; 403 PermissionDenied; 404 NotFound;
-/// 409 FailedPrecondition, AlreadyExists, Aborted; 429 ResourceExhausted; 501 Unimplemented; 503
-/// Unavailable; 504 DeadlineExceeded; 500 everything else. REQUIRES: !status.ok().
+/// 409 FailedPrecondition, AlreadyExists, Aborted; 429 ResourceExhausted; 499 Cancelled; 501
+/// Unimplemented; 503 Unavailable; 504 DeadlineExceeded; 500 everything else.
+/// REQUIRES: !status.ok().
 int HttpStatusOf(const absl::Status& status);
 
 /// {"error": ...} for a status with what WithParam and WithErrorCode gave it.
 /// REQUIRES: !status.ok().
 nlohmann::json ErrorJson(const absl::Status& status);
 
-/// ErrorJson with its status; 429 and 503 say when to try again. REQUIRES: !status.ok().
+/// ErrorJson with its status; 429 and 503 say when to try again, 501 that there is no use in it.
+/// REQUIRES: !status.ok().
 HttpResponse ErrorResponse(const absl::Status& status);
 
 /// An error that has no absl::Status of its own, such as 405 or 413.

@@ -134,7 +134,11 @@ class Server final : public HttpServer {
   }
 
  private:
-  using Connections = absl::flat_hash_map<HttpConnection*, std::shared_ptr<HttpConnection>>;
+  struct Entry {
+    std::shared_ptr<HttpConnection> connection;
+    bool refused;  // it takes nobody's place
+  };
+  using Connections = absl::flat_hash_map<HttpConnection*, Entry>;
 
   void Accept() {
     if (!acceptor_.is_open()) return;
@@ -159,15 +163,15 @@ class Server final : public HttpServer {
     bool refused = false;
     {
       MutexLock lock(&mu_);
-      const int64_t over =
-          static_cast<int64_t>(connections_.size()) - context_.limits.max_connections;
-      if (context_.stopping || over >= kMaxRefusals) return;  // closes it
-      refused = over >= 0;
+      if (context_.stopping || num_refused_ >= kMaxRefusals) return;  // closes it
+      refused = static_cast<int64_t>(connections_.size()) - num_refused_ >=
+                context_.limits.max_connections;
+      if (refused) ++num_refused_;
       auto on_closed = std::make_shared<HttpConnection*>();
       connection = std::make_shared<HttpConnection>(std::move(socket), &context_,
                                                     [this, on_closed] { Forget(*on_closed); });
       *on_closed = connection.get();
-      connections_.emplace(connection.get(), connection);
+      connections_.emplace(connection.get(), Entry{connection, refused});
     }
     if (context_.observer != nullptr) context_.observer->OnConnectionOpened();
     if (refused) {
@@ -181,7 +185,9 @@ class Server final : public HttpServer {
   void Forget(HttpConnection* connection) {
     if (context_.observer != nullptr) context_.observer->OnConnectionClosed();
     MutexLock lock(&mu_);
-    connections_.erase(connection);
+    const auto it = connections_.find(connection);
+    if (it->second.refused) --num_refused_;
+    connections_.erase(it);
     changed_.SignalAll();
   }
 
@@ -189,7 +195,7 @@ class Server final : public HttpServer {
     std::vector<std::shared_ptr<HttpConnection>> connections;
     {
       MutexLock lock(&mu_);
-      for (const auto& entry : connections_) connections.push_back(entry.second);
+      for (const auto& [ignored, entry] : connections_) connections.push_back(entry.connection);
     }
     for (const std::shared_ptr<HttpConnection>& connection : connections) connection->Stop(now);
   }
@@ -219,6 +225,7 @@ class Server final : public HttpServer {
   Mutex mu_;
   CondVar changed_;
   Connections connections_ ABSL_GUARDED_BY(mu_);
+  int64_t num_refused_ ABSL_GUARDED_BY(mu_) = 0;  // of connections_
 
   std::vector<std::unique_ptr<NamedThread>> threads_;
 };

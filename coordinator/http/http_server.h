@@ -24,8 +24,8 @@ class HttpServer {
     std::string listen;           // HOST:PORT; port 0: any free one
     std::optional<ApiKeys> keys;  // without: loopback only
     int num_threads = 2;
-    HttpObserver* observer = nullptr;  // outlives the server; may be null
     HttpLimits limits;
+    HttpObserver* observer = nullptr;  // outlives the server; may be null
   };
 
   /// Raises the process's soft limit of open files to its hard one; where that is too low for

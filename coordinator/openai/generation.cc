@@ -1,9 +1,7 @@
 #include "coordinator/openai/generation.h"
 
-#include <random>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "base/check.h"
@@ -17,35 +15,24 @@ using nlohmann::json;
 // A reply without a limit of its own ends where the context does.
 constexpr int64_t kNoLimit = INT64_MAX / 2;
 
-uint64_t DrawNumber() {
-  static thread_local std::mt19937_64 generator{[] {
-    std::random_device device;
-    return (uint64_t{device()} << 32) | device();
-  }()};
-  return generator();
-}
-
-std::string NewReplyId(GenerationApi api) {
-  return absl::StrCat(api == GenerationApi::kChat ? "chatcmpl-" : "cmpl-",
-                      absl::Hex(DrawNumber(), absl::kZeroPad16),
-                      absl::Hex(DrawNumber(), absl::kZeroPad16));
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Generation>> Generation::Create(GenerationApi api, const json& body,
-                                                               const ServedModel& model) {
+                                                               const ServedModel& model,
+                                                               uint64_t draw_seed) {
   CARAVAN_ASSIGN_OR_RETURN(GenerationRequest request, ParseGenerationRequest(api, body, model));
-  return std::unique_ptr<Generation>(new Generation(std::move(request), model));
+  return std::unique_ptr<Generation>(new Generation(std::move(request), model, draw_seed));
 }
 
-Generation::Generation(GenerationRequest request, const ServedModel& model)
-    : request_(std::move(request)) {
+Generation::Generation(GenerationRequest request, const ServedModel& model, uint64_t draw_seed)
+    : request_(std::move(request)), draws_(draw_seed) {
   frame_.api = request_.api;
-  frame_.id = NewReplyId(request_.api);
+  const uint64_t high = draws_();
+  frame_.id = MakeId(request_.api == GenerationApi::kChat ? "chatcmpl-" : "cmpl-", high, draws_());
   frame_.model = model.name;
   frame_.created = absl::ToUnixSeconds(absl::Now());
   frame_.logprobs = request_.logprobs;
+  frame_.usage_at_end = request_.include_usage;
   frame_.tokenizer = &model.text->tokenizer();
   ReplyAssembler::Options options;
   options.is_chat = request_.api == GenerationApi::kChat;
@@ -73,7 +60,7 @@ std::vector<JobSpec> Generation::TakeSpecs() {
       spec.sampling = request_.sampling;
       // Choices of one prompt must differ, and the first be as if it were the only one.
       spec.sampling.set_seed(request_.seed.has_value() ? *request_.seed + static_cast<uint64_t>(i)
-                                                       : DrawNumber());
+                                                       : draws_());
       spec.stop_token_ids = stop_token_ids_;
       spec.score_prompt = request_.echo && request_.logprobs;
       specs.push_back(std::move(spec));

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -17,6 +18,7 @@
 #include "coordinator/openai/prompt_echo.h"
 #include "coordinator/openai/reply_assembler.h"
 #include "coordinator/openai/response_json.h"
+#include "coordinator/random_id.h"
 #include "nlohmann/json.hpp"
 
 namespace caravan {
@@ -24,10 +26,13 @@ namespace caravan {
 /// Not thread-safe. Borrows the model's text side.
 class Generation {
  public:
-  /// Reads a request's body. Errors: as ParseGenerationRequest.
+  /// Reads a request's body. From `draw_seed` comes what the request leaves open, the reply's id
+  /// and seeds: with the same one a request gives the same reply. Errors: as
+  /// ParseGenerationRequest.
   static absl::StatusOr<std::unique_ptr<Generation>> Create(GenerationApi api,
                                                             const nlohmann::json& body,
-                                                            const ServedModel& model);
+                                                            const ServedModel& model,
+                                                            uint64_t draw_seed = RandomNumber());
 
   bool streams() const { return request_.stream; }
 
@@ -57,11 +62,12 @@ class Generation {
     bool done = false;
   };
 
-  Generation(GenerationRequest request, const ServedModel& model);
+  Generation(GenerationRequest request, const ServedModel& model, uint64_t draw_seed);
   void Grow(size_t choice, ReplyChoice growth);
   ReplyUsage Usage() const;
 
   GenerationRequest request_;
+  std::mt19937_64 draws_;
   ReplyFrame frame_;
   std::vector<int32_t> stop_token_ids_;
   std::vector<Choice> choices_;

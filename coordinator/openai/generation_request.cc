@@ -28,8 +28,8 @@ constexpr const char* kGrammarFields[] = {"grammar",           "guided_json",   
                                           "structured_outputs"};
 
 bool IsSet(const json& value) {
-  return !value.is_null() && value != false && value != json::array() && value != json::object() &&
-         value != "";
+  return !value.is_null() && value != false && value != 0 && value != json::array() &&
+         value != json::object() && value != "";
 }
 
 absl::Status CheckFormat(const RequestFields& fields) {
@@ -59,13 +59,18 @@ absl::Status CheckUnsupported(const RequestFields& fields, GenerationApi api) {
   const auto refuse = [&](const char* name) {
     return IsSet(fields.Value(name)) ? ParamError(name, "is not supported") : absl::OkStatus();
   };
+  for (const char* name : {"min_tokens", "stop_token_ids", "allowed_token_ids", "bad_words",
+                           "use_beam_search", "truncate_prompt_tokens"}) {
+    CARAVAN_RETURN_IF_ERROR(refuse(name));
+  }
   if (api == GenerationApi::kCompletion) {
     CARAVAN_RETURN_IF_ERROR(refuse("suffix"));
     CARAVAN_ASSIGN_OR_RETURN(const int64_t n, fields.Int("n", 1, kMaxChoices, 1));
     CARAVAN_ASSIGN_OR_RETURN(const int64_t best_of, fields.Int("best_of", 1, kMaxChoices, n));
     return best_of == n ? absl::OkStatus() : ParamError("best_of", "must equal n");
   }
-  for (const char* name : {"tools", "functions", "audio"}) {
+  for (const char* name : {"tools", "functions", "audio", "web_search_options", "chat_template",
+                           "continue_final_message"}) {
     CARAVAN_RETURN_IF_ERROR(refuse(name));
   }
   if (fields.Has("modalities") && fields.Value("modalities") != json::array({"text"})) {

@@ -32,8 +32,14 @@ void GenerationSession::Start(std::shared_ptr<Responder> responder,
          "",
          {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}}});
   }
-  for (size_t i = 0; i < session->jobs_.size(); ++i) {
-    session->jobs_[i]->SetListener([weak = std::weak_ptr<GenerationSession>(session), i] {
+  // Not here: the caller's thread may be another.
+  session->responder_->Post([session] { session->Listen(); });
+}
+
+void GenerationSession::Listen() {
+  if (ended_) return;  // the client has gone already
+  for (size_t i = 0; i < jobs_.size(); ++i) {
+    jobs_[i]->SetListener([weak = weak_from_this(), i] {
       const std::shared_ptr<GenerationSession> self = weak.lock();
       if (self == nullptr) return;
       self->responder_->Post([weak, i] {

@@ -19,7 +19,7 @@ namespace caravan {
 /// responder's thread of control.
 class GenerationSession : public std::enable_shared_from_this<GenerationSession> {
  public:
-  /// `jobs` are those of generation->TakeSpecs(), in order. Returns at once.
+  /// `jobs` are those of generation->TakeSpecs(), in order. Returns at once. Called by any thread.
   static void Start(std::shared_ptr<Responder> responder, std::unique_ptr<Generation> generation,
                     std::vector<std::unique_ptr<JobHandle>> jobs);
 
@@ -30,6 +30,8 @@ class GenerationSession : public std::enable_shared_from_this<GenerationSession>
         generation_(std::move(generation)),
         jobs_(std::move(jobs)) {}
 
+  /// From now on news of the jobs is pumped.
+  void Listen();
   /// Takes in what there is of all jobs, as long as the client keeps up.
   void PumpAll();
   void Pump(size_t choice);

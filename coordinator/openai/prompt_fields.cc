@@ -139,8 +139,7 @@ absl::StatusOr<std::vector<int32_t>> ParseTokenIds(const json& list, absl::strin
   ids.reserve(list.size());
   for (size_t i = 0; i < list.size(); ++i) {
     const json& id = list[i];
-    // Unsigned is how non-negative integers are read.
-    if (!id.is_number_unsigned() || id.get<uint64_t>() >= static_cast<uint64_t>(vocab_size)) {
+    if (!id.is_number_integer() || id < 0 || id >= vocab_size) {
       return ParamError(absl::StrCat(param, "[", i, "]"),
                         absl::StrCat("must be a token id from 0 to ", vocab_size - 1));
     }

@@ -17,9 +17,12 @@ constexpr size_t kMaxMessageBytes = 400;
 }  // namespace
 
 absl::StatusOr<json> ParseRequestBody(absl::string_view body) {
-  absl::StatusOr<json> parsed = ParseJson(body, kBody);
+  std::string bad_field;
+  absl::StatusOr<json> parsed = ParseJson(body, kBody, &bad_field);
   if (!parsed.ok()) {
-    return absl::InvalidArgumentError(parsed.status().message().substr(0, kMaxMessageBytes));
+    const absl::Status status =
+        absl::InvalidArgumentError(parsed.status().message().substr(0, kMaxMessageBytes));
+    return bad_field.empty() ? status : WithParam(status, bad_field.substr(0, kMaxMessageBytes));
   }
   if (!parsed->is_object()) {
     return absl::InvalidArgumentError(absl::StrCat(kBody, " must be a JSON object"));

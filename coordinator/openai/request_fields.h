@@ -14,7 +14,9 @@
 
 namespace caravan {
 
-/// Errors: InvalidArgument - not JSON, not an object, nested too deep, or a key is repeated.
+/// Errors: InvalidArgument - not JSON, not an object, nested too deep, or a key is repeated; with
+/// the
+///         field in whose value that is as "param".
 absl::StatusOr<nlohmann::json> ParseRequestBody(absl::string_view body);
 
 /// An InvalidArgument with `param`; its message begins with it.

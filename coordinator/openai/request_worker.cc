@@ -18,6 +18,14 @@ bool RequestWorker::Post(std::function<void()> task) {
   return true;
 }
 
+bool RequestWorker::PostMore(std::function<void()> task) {
+  MutexLock lock(&mu_);
+  if (stopping_) return false;
+  tasks_.push_back(std::move(task));
+  changed_.SignalAll();
+  return true;
+}
+
 void RequestWorker::Stop() {
   std::deque<std::function<void()>> dropped;  // outside the lock: they own a lot
   {

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <deque>
 #include <functional>
+#include <string>
 
 #include "absl/base/thread_annotations.h"
 #include "base/mutex.h"
@@ -16,11 +17,16 @@ namespace caravan {
 /// Thread-safe. The destructor drops what waits.
 class RequestWorker {
  public:
-  RequestWorker() : thread_("http-requests", [this] { Run(); }) {}
+  /// `name` is the thread's.
+  explicit RequestWorker(const std::string& name = "http-requests")
+      : thread_(name, [this] { Run(); }) {}
   ~RequestWorker() { Stop(); }
 
   /// Runs `task` soon, in order. False: too many wait, or it was stopped.
   bool Post(std::function<void()> task);
+
+  /// As Post, for the next part of a task that was taken before: never too many.
+  bool PostMore(std::function<void()> task);
 
   /// Idempotent.
   void Stop();

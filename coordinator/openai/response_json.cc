@@ -93,7 +93,9 @@ json ReplyJson(const ReplyFrame& frame, const std::vector<ReplyChoice>& choices,
 }
 
 json ChunkJson(const ReplyFrame& frame, const ReplyChoice& growth, bool is_first) {
-  return Frame(frame, true, json::array({GrowthJson(frame, growth, is_first)}));
+  json chunk = Frame(frame, true, json::array({GrowthJson(frame, growth, is_first)}));
+  if (frame.usage_at_end) chunk["usage"] = nullptr;
+  return chunk;
 }
 
 json UsageChunkJson(const ReplyFrame& frame, const ReplyUsage& usage) {

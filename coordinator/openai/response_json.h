@@ -46,6 +46,7 @@ struct ReplyFrame {
   std::string model;
   int64_t created = 0;  // seconds since 1970
   bool logprobs = false;
+  bool usage_at_end = false;  // of a stream: UsageChunkJson follows
   const Tokenizer* tokenizer = nullptr;
 };
 
@@ -55,7 +56,8 @@ nlohmann::json UsageJson(const ReplyUsage& usage);
 nlohmann::json ReplyJson(const ReplyFrame& frame, const std::vector<ReplyChoice>& choices,
                          const ReplyUsage& usage);
 
-/// A chunk of a stream. `is_first`: the choice's first, which tells a chat's role.
+/// A chunk of a stream. `is_first`: the choice's first, which tells a chat's role. With
+/// usage_at_end its usage is null.
 nlohmann::json ChunkJson(const ReplyFrame& frame, const ReplyChoice& growth, bool is_first);
 
 /// The last chunk of a stream whose client asked for the usage.

@@ -1,6 +1,7 @@
 #include "base/json.h"
 
 #include <string>
+#include <utility>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -32,6 +33,25 @@ TEST(ParseJsonTest, NamesTheOriginOfWhatIsNotJson) {
     EXPECT_THAT(ErrorOf(ParseJson(text, "dir/file.json").status()),
                 AllOf(HasSubstr("dir/file.json"), HasSubstr("not valid JSON")))
         << text;
+  }
+}
+
+TEST(ParseJsonTest, NamesTheFieldInWhoseValueItBreaks) {
+  const std::pair<const char*, const char*> cases[] = {
+      {R"({"a": 1, "b": NaN})", "b"},
+      {R"({"a": 1e999, "b": 2})", "a"},
+      {R"({"a": {"b": [1, {"c": nul}]}})", "a"},
+      {R"({"a": {"k": 1, "k": 2}})", "a"},
+      {R"({"a": {"b": 1}, c})", ""},
+      {R"({"a": [1], c})", ""},
+      {R"({"a": 1 2})", ""},
+      {R"([{"a": nul}])", ""},  // not of the outermost object
+      {R"({"a": 1})", ""},
+  };
+  for (const auto& [text, field] : cases) {
+    std::string bad_field = "x";
+    ParseJson(text, "f", &bad_field).IgnoreError();
+    EXPECT_EQ(bad_field, field) << text;
   }
 }
 

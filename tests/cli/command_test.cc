@@ -63,6 +63,13 @@ TEST(CommandTest, WrongFlagsGetASentenceThatNamesThem) {
       {{"run", "hi", "--coordinator", "zz"}, 2, "--coordinator: \"zz\" is not HOST:PORT"},
       {{"run", "hi", "--temperature", "-1"}, 2, "--temperature"},
       {{"run", "hi", "--top-p", "1.5"}, 2, "--top-p"},
+      {{"chat", "--coordinator", "zz"}, 2, "--coordinator: \"zz\" is not HOST:PORT"},
+      {{"chat", "--temperature", "-1"}, 2, "--temperature"},
+      {{"submit"}, 2, "file is required"},
+      {{"submit", "x", "--output", "y"}, 2, "--output requires --wait"},
+      {{"cancel"}, 2, "id is required"},
+      {{"cancel", "seven"}, 2, "\"seven\" is neither a job's number nor a batch's id"},
+      {{"jobs", "--connect-timeout", "x"}, 2, "--connect-timeout"},
       {{"verify", "--model", kModel, "--golden", "x", "--chunk", "0"}, 2, "--chunk"},
       {{"tokenize"}, 2, "--tokenizer is required"},
   };
@@ -73,7 +80,13 @@ TEST(CommandTest, NobodyThereIsSaidWithTheAddress) {
   TestCluster cluster;
   // Port 1 is tcpmux, which no machine of ours runs.
   for (const std::vector<std::string>& command :
-       {std::vector<std::string>{"run", "hi"}, {"status"}, {"worker"}}) {
+       {std::vector<std::string>{"run", "hi"},
+        {"status"},
+        {"worker"},
+        {"chat"},
+        {"jobs"},
+        {"cancel", "1"},
+        {"submit", absl::StrCat(kModel, "/config.json")}}) {
     std::vector<std::string> arguments = command;
     arguments.insert(arguments.end(), {"--coordinator", "127.0.0.1:1", "--connect-timeout", "0.3"});
     ExpectRefusal(cluster, {arguments, 3, "no coordinator answers at 127.0.0.1:1 within"});
@@ -151,7 +164,7 @@ TEST(CommandTest, WrongFilesGetASentenceThatNamesThem) {
   ExpectRefusal(cluster, {{"coordinator", "--model", kModel, "--listen", "127.0.0.1:0",
                            "--address-file", "/nonexistent/file"},
                           2,
-                          "--address-file /nonexistent/file"});
+                          "--address-file: /nonexistent/file: No such file or directory"});
 }
 
 TEST(CommandTest, ASecondServerOnAPortIsRefused) {
@@ -182,8 +195,8 @@ TEST(CommandTest, PromptsThatCannotBeRunAreRefused) {
 
 TEST(CommandTest, EveryOptionIsExplained) {
   TestCluster cluster;
-  for (const char* command :
-       {"coordinator", "worker", "run", "status", "verify", "eval", "tokenize", "bench"}) {
+  for (const char* command : {"coordinator", "worker", "run", "chat", "submit", "jobs", "cancel",
+                              "status", "verify", "eval", "tokenize", "bench"}) {
     TestProcess& help = cluster.Launch("help", {command, "--help"});
     EXPECT_EQ(help.Wait(), 0);
     const std::vector<std::string> lines = absl::StrSplit(help.Out(), '\n');

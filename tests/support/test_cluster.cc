@@ -98,6 +98,11 @@ TestProcess& TestCluster::Launch(const std::string& name, std::vector<std::strin
                                  const std::string& directory, const std::string& stdin_path) {
   const std::string prefix = dir_.File(absl::StrCat(processes_.size(), "-", name));
   const bool serves = arguments[0] == "coordinator" || arguments[0] == "worker";
+  if (arguments[0] == "coordinator") {
+    // First, so that a test's own wins.
+    const std::string state = dir_.File(absl::StrCat("state-", processes_.size(), ".db"));
+    arguments.insert(arguments.begin() + 1, {"--state", state});
+  }
   processes_.push_back(
       {name, serves,
        std::make_unique<TestProcess>(prefix, std::move(arguments), directory, stdin_path)});

@@ -101,7 +101,7 @@ class TestCluster {
   void WaitForStatus(const std::function<bool(const std::string&)>& wanted);
   void WaitForStatus(const std::string& text);
 
-  /// Starts a process of the cluster's client side; `name` is for logs.
+  /// Starts any process; `name` is for logs. A coordinator gets a --state of its own.
   TestProcess& Launch(const std::string& name, std::vector<std::string> arguments,
                       const std::string& directory = "",
                       const std::string& stdin_path = "/dev/null");

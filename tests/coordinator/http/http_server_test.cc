@@ -13,6 +13,7 @@
 #include "base/mutex.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/support/event_counter.h"
 #include "tests/support/raw_http_client.h"
 #include "tests/support/temp_dir.h"
 
@@ -24,29 +25,6 @@ using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::StartsWith;
-
-/// Counts events of the server's threads for the test's.
-class Counter {
- public:
-  void Add() {
-    MutexLock lock(&mu_);
-    ++count_;
-    changed_.SignalAll();
-  }
-  /// Waits until it is `count` or more.
-  bool Reaches(int count) {
-    MutexLock lock(&mu_);
-    while (count_ < count) {
-      if (changed_.WaitWithTimeout(&mu_, absl::Seconds(120))) return count_ >= count;
-    }
-    return true;
-  }
-
- private:
-  Mutex mu_;
-  CondVar changed_;
-  int count_ ABSL_GUARDED_BY(mu_) = 0;
-};
 
 /// A test's server: /echo answers with what it got, /held keeps its responders, /stream streams.
 class HttpServerTest : public ::testing::Test {
@@ -109,8 +87,8 @@ class HttpServerTest : public ::testing::Test {
 
   const std::string address() const { return server_->address(); }
 
-  Counter gone_;
-  Counter holding_;
+  EventCounter gone_;
+  EventCounter holding_;
   std::atomic<int64_t> flooded_{0};
   Mutex mu_;
   std::vector<std::shared_ptr<Responder>> held_ ABSL_GUARDED_BY(mu_);

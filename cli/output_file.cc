@@ -1,0 +1,53 @@
+#include "cli/output_file.h"
+
+#include <sys/stat.h>
+
+#include <cerrno>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace caravan {
+namespace {
+
+/// `path`: what errno says.
+std::string Complaint(const std::string& path, int error) {
+  return absl::StrCat(path, ": ", absl::ErrnoToStatus(error, "").message());
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<OutputFile>> OutputFile::Create(const std::string& path) {
+  struct stat there = {};
+  // Renaming would find out only when all is done.
+  if (::stat(path.c_str(), &there) == 0 && S_ISDIR(there.st_mode)) {
+    return absl::InvalidArgumentError(Complaint(path, EISDIR));
+  }
+  std::string scratch = absl::StrCat(path, ".new");
+  std::FILE* const file = std::fopen(scratch.c_str(), "wbe");
+  if (file == nullptr) return absl::InvalidArgumentError(Complaint(path, errno));
+  return std::unique_ptr<OutputFile>(new OutputFile(path, std::move(scratch), file));
+}
+
+OutputFile::~OutputFile() {
+  if (file_ == nullptr) return;
+  std::fclose(file_);
+  std::remove(scratch_.c_str());
+}
+
+absl::Status OutputFile::Write(absl::string_view bytes) {
+  if (std::fwrite(bytes.data(), 1, bytes.size(), file_) != bytes.size()) return Failed();
+  return absl::OkStatus();
+}
+
+absl::Status OutputFile::Commit() {
+  const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
+  if (closed && std::rename(scratch_.c_str(), path_.c_str()) == 0) return absl::OkStatus();
+  const absl::Status failed = Failed();
+  std::remove(scratch_.c_str());
+  return failed;
+}
+
+absl::Status OutputFile::Failed() const { return absl::DataLossError(Complaint(path_, errno)); }
+
+}  // namespace caravan
