@@ -157,9 +157,11 @@ TEST_F(RestartTest, ABatchSurvivesKillsAtRandomMoments) {
   for (int kill = 0; kill < kKills; ++kill) {
     // As soon as it listens, as soon as it serves, or any number of tokens later.
     const uint64_t moment = random() % 8;
-    if (moment >= 1) ASSERT_TRUE(WaitUntil([&] { return Serves(); }));
+    if (moment >= 1) {
+      ASSERT_TRUE(WaitUntil([&] { return Serves(); }));
+    }
     if (moment >= 2) {
-      const int64_t tokens = GeneratedTokens() + static_cast<int64_t>(random() % 64);
+      const int64_t tokens = GeneratedTokens() + static_cast<int64_t>(random() % 128);
       ASSERT_TRUE(WaitUntil([&] { return GeneratedTokens() > tokens || submit.Ended(); }));
     }
     ASSERT_FALSE(submit.Ended()) << "the batch ended before kill " << kill;

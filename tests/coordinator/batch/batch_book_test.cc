@@ -101,7 +101,7 @@ TEST_F(BatchBookTest, RefusesBatchesThatCannotBe) {
   ExpectParam(book_.CreateBatch({AddFile("other"), "/v1/completions", {}}).status(),
               "input_file_id");
   std::map<std::string, std::string> many;
-  for (int i = 0; i < 17; ++i) many[absl::StrCat(i)] = "v";
+  for (int i = 0; i < 17; ++i) many.emplace(absl::StrCat(i), "v");
   for (const auto& metadata : {many, {{std::string(65, 'k'), "v"}}}) {
     ExpectParam(book_.CreateBatch({AddFile(), "/v1/completions", metadata}).status(), "metadata");
   }

@@ -22,7 +22,6 @@ namespace {
 using nlohmann::json;
 using ::testing::Each;
 using ::testing::HasSubstr;
-using ::testing::IsEmpty;
 using ::testing::Le;
 using ::testing::SizeIs;
 
@@ -309,7 +308,7 @@ TEST_F(BatchRunnerTest, GoesOnAfterARestartFromTheTokensThatItHad) {
     recorded = RecordedTokens(1) + RecordedTokens(2);
     EXPECT_GT(recorded, 3);
     EXPECT_LT(recorded, total);
-    EXPECT_THAT(life.driver().List(), IsEmpty());
+    EXPECT_TRUE(life.driver().List().empty());
   }
   Life life(store_.get(), &book_);
   life.Attach();
@@ -396,7 +395,7 @@ TEST_F(BatchRunnerTest, ACancelledBatchGivesItsJobsBackAndKeepsWhatWasDone) {
   for (const json& line : Lines(ended.error_file_id)) {
     EXPECT_EQ(line["error"]["code"], "batch_cancelled");
   }
-  EXPECT_THAT(life.driver().List(), IsEmpty());
+  EXPECT_TRUE(life.driver().List().empty());
   EXPECT_EQ(book_.CancelBatch(batch.id)->status, BatchStatus::kCancelled);
 }
 
