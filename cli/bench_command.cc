@@ -169,6 +169,7 @@ void AddBenchCommand(CLI::App& app, CommandBody& body) {
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   AddBenchServeCommand(*command, body);
+  AddBenchSpeculateCommand(*command, body);
   command->callback([command, flags, &body] {
     if (!command->get_subcommands().empty()) return;
     if (flags->model.empty()) throw CLI::RequiredError("--model");

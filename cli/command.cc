@@ -49,4 +49,15 @@ void AddConfigOption(CLI::App& command) {
       ->type_name("FILE");
 }
 
+void AddSpeculateOption(CLI::App& command, bool& speculate) {
+  command
+      .add_option_function<std::string>(
+          "--speculate", [&speculate](const std::string& how) { speculate = how == "mtp"; },
+          "mtp: the model's layer of multi-token prediction drafts tokens, as long as that pays; "
+          "replies stay the same")
+      ->check(CLI::IsMember({"off", "mtp"}))
+      ->type_name("off|mtp")
+      ->default_str(speculate ? "mtp" : "off");
+}
+
 }  // namespace caravan

@@ -27,6 +27,9 @@ int ReportStatus(const absl::Status& status);
 /// Lets the subcommand's options come from a file too: --config FILE, lines of option = value.
 void AddConfigOption(CLI::App& command);
 
+/// The option --speculate mtp|off. Borrows `speculate`, which keeps its value without the option.
+void AddSpeculateOption(CLI::App& command, bool& speculate);
+
 }  // namespace caravan
 
 #endif  // CARAVAN_CLI_COMMAND_H_

@@ -114,6 +114,7 @@ void AddCoordinatorCommand(CLI::App& app, CommandBody& body) {
                    "Most tokens of a prompt that one step takes")
       ->check(CLI::Range(1, 8192))
       ->capture_default_str();
+  AddSpeculateOption(*command, options.speculate);
   command->add_option("--max-jobs", options.max_queued_jobs, "Jobs that may be queued")
       ->check(CLI::Range(1, 1000000))
       ->capture_default_str();

@@ -30,6 +30,7 @@ struct EvalFlags {
   std::string tasks;
   int jobs = 8;
   int64_t max_tokens = 512;
+  bool speculate = false;
 };
 
 struct Task {
@@ -117,6 +118,7 @@ absl::Status Eval(const EvalFlags& flags) {
                            TextModel::Load(flags.pipeline.model, checkpoint->config()));
   LocalPipeline::Options options = flags.pipeline.Options();
   options.kv_tokens = flags.jobs * checkpoint->config().max_position_embeddings;
+  options.speculate = flags.speculate;
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<LocalPipeline> pipeline,
                            LocalPipeline::Create(*checkpoint, options));
   CARAVAN_ASSIGN_OR_RETURN(const auto scores, AskAll(tasks, *text, pipeline->driver(), flags));
@@ -127,6 +129,12 @@ absl::Status Eval(const EvalFlags& flags) {
     all.total += score.total;
   }
   PrintScore("all", all);
+  if (flags.speculate) {
+    const PipelineStats stats = pipeline->driver().stats();
+    std::printf("drafts accepted: %lld of %lld\n",
+                static_cast<long long>(stats.draft_accepted_tokens),
+                static_cast<long long>(stats.draft_tokens));
+  }
   return absl::OkStatus();
 }
 
@@ -149,6 +157,7 @@ void AddEvalCommand(CLI::App& app, CommandBody& body) {
   command->add_option("--max-tokens", flags->max_tokens, "Longest reply, in tokens")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
+  AddSpeculateOption(*command, flags->speculate);
   command->callback([flags, &body] { body = [flags] { return ReportStatus(Eval(*flags)); }; });
 }
 

@@ -25,12 +25,14 @@ constexpr size_t kChannelSteps = 4;
 /// Splits the model over equal workers, each large enough for everything.
 absl::StatusOr<PipelinePlan> PlanEvenly(const Checkpoint& checkpoint,
                                         const LocalPipeline::Options& options) {
-  CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost, ComputeModelCost(checkpoint.config(), checkpoint));
+  CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost,
+                           ComputeModelCost(checkpoint.config(), checkpoint, options.speculate));
   PlannerOptions planner;
   planner.version = kPlanVersion;
   planner.context_tokens = WholeKvBlocks(checkpoint.config().max_position_embeddings);
   planner.kv_tokens = std::max(planner.context_tokens, WholeKvBlocks(options.kv_tokens));
-  const LayerCost whole = cost.Of({0, checkpoint.config().num_hidden_layers, true, true});
+  const LayerCost whole =
+      cost.Of({0, checkpoint.config().num_hidden_layers, true, true, options.speculate});
   std::vector<PlannerWorker> workers;
   for (int i = 0; i < options.num_workers; ++i) {
     workers.push_back({WorkerId(i + 1), absl::StrCat("local worker ", i + 1),
@@ -72,6 +74,7 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Check
   attached.kv_block_tokens = kKvBlockTokens;
   attached.kv_blocks = INT64_MAX;
   attached.max_step_tokens = options.prefill_chunk;
+  attached.drafts = options.speculate;
 
   // From the last stage to the first, so that each finds the next one there.
   StepReceiver next = [driver = pipeline->driver_.get()](v1::Step step) {

@@ -27,12 +27,13 @@ class LocalPipeline {
     int num_threads = 1;          // of all workers together; 0: one a core
     int64_t prefill_chunk = 512;  // tokens
     int64_t kv_tokens = 0;        // the KV caches hold; 0: one longest sequence
+    bool speculate = false;       // the last worker drafts
     CpuIsa isa = CpuIsa::kAuto;
   };
 
   /// Loads the model from `checkpoint`.
-  /// Errors: InvalidArgument - num_workers is not in [1, the model's layers], or prefill_chunk < 1;
-  ///         as Stage::Create.
+  /// Errors: InvalidArgument - num_workers is not in [1, the model's layers], prefill_chunk < 1, or
+  ///         `speculate` and the model has no layer for it; as Stage::Create.
   static absl::StatusOr<std::unique_ptr<LocalPipeline>> Create(const Checkpoint& checkpoint,
                                                                const Options& options);
   ~LocalPipeline();

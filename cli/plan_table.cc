@@ -25,7 +25,8 @@ std::string DescribeState(const v1::WorkerStatus& worker) {
 
 std::string DescribeLayers(const v1::Stage& stage) {
   return absl::StrCat(stage.embeds() ? "embedding, " : "", stage.first_layer(), "..",
-                      stage.end_layer() - 1, stage.has_head() ? ", head" : "");
+                      stage.end_layer() - 1, stage.has_head() ? ", head" : "",
+                      stage.drafts() ? ", MTP" : "");
 }
 
 }  // namespace

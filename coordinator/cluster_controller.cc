@@ -266,6 +266,7 @@ void ClusterController::StartServing() {
     pipeline.kv_blocks = std::min<int64_t>(pipeline.kv_blocks, stage.ready->kv_blocks());
   }
   pipeline.max_step_tokens = options_.max_step_tokens;
+  pipeline.drafts = active_->plan.stages.back().stage.drafts;
   pipeline.first_hop = *std::move(first_hop);
   LogInfo("pipeline_serving", {{"plan", version},
                                {"stages", pipeline.num_stages},

@@ -38,7 +38,7 @@ class ClusterController {
   struct Options {
     v1::ModelReference model;
     ModelConfig config;
-    ModelCost cost;
+    ModelCost cost;                 // with `mtp`: the pipelines speculate
     int min_workers = 1;            // the first plan waits for this many
     int64_t context_tokens = 0;     // longest sequence
     int64_t kv_tokens = 0;          // the KV caches are to hold, if memory allows

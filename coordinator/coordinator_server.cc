@@ -248,7 +248,8 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
   controller.model.set_fingerprint(checkpoint->fingerprint());
   controller.model.set_config_json(checkpoint->config_json());
   controller.config = checkpoint->config();
-  CARAVAN_ASSIGN_OR_RETURN(controller.cost, ComputeModelCost(checkpoint->config(), *checkpoint));
+  CARAVAN_ASSIGN_OR_RETURN(controller.cost,
+                           ComputeModelCost(checkpoint->config(), *checkpoint, options.speculate));
   controller.min_workers = options.min_workers;
   const int64_t model_context = checkpoint->config().max_position_embeddings;
   if (options.context_tokens < 0 || options.context_tokens > model_context) {

@@ -95,6 +95,9 @@ void AppendPipeline(const PipelineStats& stats, std::vector<MetricFamily>& out) 
   out.push_back(One(kCounter, "caravan_draft_accepted_tokens_total",
                     "Drafted tokens that the model would have chosen as well.",
                     stats.draft_accepted_tokens));
+  out.push_back(One(MetricType::Gauge, "caravan_speculation_active",
+                    "1 while steps carry drafts, 0 while that does not pay or was not asked for.",
+                    stats.speculating ? 1 : 0));
   out.push_back(One(MetricType::Gauge, "caravan_steps_in_flight", "Steps on their way round.",
                     stats.steps_in_flight));
 

@@ -141,6 +141,7 @@ void PipelineDriver::Attach(Pipeline pipeline) {
     scheduling.max_step_tokens = pipeline.max_step_tokens;
     scheduling.prefill_chunk = options_.prefill_chunk;
     scheduling.vocab_size = options_.vocab_size;
+    scheduling.drafts = pipeline.drafts;
     pipeline_.emplace(ServingPipeline{
         pipeline.plan_version, Scheduler(scheduling), std::move(pipeline.first_hop), {}});
     for (auto it = jobs_.begin(); it != jobs_.end();) {
@@ -219,12 +220,15 @@ absl::Status PipelineDriver::Receive(v1::Step step) {
           pipeline_.has_value() ? absl::StrCat(", the present one is ", pipeline_->plan_version)
                                 : std::string(", and there is none at present")));
     }
-    auto returned = pipeline_->scheduler.TakeIn(step);
+    // Without a step in flight it is refused.
+    if (!pipeline_->sent_at.empty()) {
+      round_trip = options_.clock->Now() - pipeline_->sent_at.front();
+    }
+    auto returned = pipeline_->scheduler.TakeIn(step, round_trip);
     if (returned.ok()) {
       for (const Scheduler::ReturnedSlice& slice : *returned) {
         news.push_back(TakeInLocked(step, slice));
       }
-      round_trip = options_.clock->Now() - pipeline_->sent_at.front();
       pipeline_->sent_at.pop_front();
       changed_.SignalAll();
     } else {
@@ -262,8 +266,8 @@ PipelineDriver::News PipelineDriver::TakeInLocked(const v1::Step& step,
     for (const v1::TokenScore& score : returned.result->scored()) {
       update.prompt_scores.push_back(FromProto(score));
     }
-    for (const v1::TokenScore& token : returned.result->sampled()) {
-      update.tokens.push_back(FromProto(token));
+    for (int i = 0; i < returned.num_tokens; ++i) {
+      update.tokens.push_back(FromProto(returned.result->sampled(i)));
     }
     if (sequence.state() == SequenceState::kFinished) {
       update.finished = true;
@@ -373,6 +377,7 @@ PipelineStats PipelineDriver::stats() const {
     const BlockManager& blocks = pipeline_->scheduler.blocks();
     counters += pipeline_->scheduler.counters();
     stats.steps_in_flight = static_cast<int64_t>(pipeline_->sent_at.size());
+    stats.speculating = pipeline_->scheduler.speculating();
     stats.kv_blocks_total = blocks.num_blocks();
     stats.kv_blocks_used = blocks.num_blocks() - blocks.free_blocks();
     stats.kv_blocks_cached = blocks.cached_blocks();
@@ -383,6 +388,8 @@ PipelineStats PipelineDriver::stats() const {
   stats.prefix_cache_hit_tokens = counters.prefix_hit_tokens;
   stats.preemptions = counters.preemptions;
   stats.steps = counters.steps;
+  stats.draft_tokens = counters.draft_tokens;
+  stats.draft_accepted_tokens = counters.draft_accepted_tokens;
   for (const auto& [id, job] : jobs_) {
     const bool bulk = job.sequence.spec().priority == JobPriority::kBulk;
     JobCounts& counts = bulk ? stats.bulk : stats.interactive;

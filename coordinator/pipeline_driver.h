@@ -99,6 +99,7 @@ class PipelineDriver {
     int64_t kv_blocks = 0;  // of the stage that has fewest
     int64_t kv_block_tokens = 1;
     int64_t max_step_tokens = 1;
+    bool drafts = false;  // the last stage has the layer of multi-token prediction
     std::unique_ptr<ActivationChannel> first_hop;
   };
 

@@ -29,6 +29,8 @@ struct PipelineStats {
   JobCounts interactive;
   JobCounts bulk;
   int64_t steps_in_flight = 0;
+  bool speculating =
+      false;  // steps draft: it was asked for, and SpeculationGate finds that it pays
   // KV blocks of the stage that has fewest: total = used + cached + free.
   int64_t kv_blocks_total = 0;
   int64_t kv_blocks_used = 0;    // of running sequences

@@ -35,6 +35,7 @@ Scheduler::Scheduler(const Options& options)
   CARAVAN_CHECK(options.num_stages >= 1);
   CARAVAN_CHECK(options.max_step_tokens >= 1 && options.prefill_chunk >= 1);
   CARAVAN_CHECK(options.vocab_size >= 1);
+  if (options.drafts) gate_.emplace(options.num_stages);
 }
 
 int64_t Scheduler::ChunkTokens(const Sequence& sequence) const {
@@ -160,11 +161,14 @@ void Scheduler::FillSlices(v1::Step* step) {
 }
 
 int64_t Scheduler::FillDecoding(v1::Step* step) {
-  int64_t limit = std::min(CeilDiv(num_decoding_, options_.num_stages), options_.max_step_tokens);
+  int64_t max_rows = options_.max_step_tokens;
   if (!prefilling_ready_.empty()) {
-    const int64_t left = CeilDiv(options_.max_step_tokens, kPrefillShare);
-    limit = std::min(limit, std::max<int64_t>(1, options_.max_step_tokens - left));
+    max_rows = std::max<int64_t>(1, max_rows - CeilDiv(max_rows, kPrefillShare));
   }
+  const int64_t limit = std::min(CeilDiv(num_decoding_, options_.num_stages), max_rows);
+  SentStep& sent = in_flight_.back();
+  sent.drafts = speculating();
+  sent.num_decoding = num_decoding_;
   std::vector<Sequence*> chosen;
   while (static_cast<int64_t>(chosen.size()) < limit && !decoding_ready_.empty()) {
     Sequence* const sequence = decoding_ready_.front();
@@ -175,21 +179,35 @@ int64_t Scheduler::FillDecoding(v1::Step* step) {
   chosen.erase(std::remove_if(chosen.begin(), chosen.end(),
                               [](Sequence* sequence) { return !sequence->running(); }),
                chosen.end());
-  for (Sequence* const sequence : chosen) AddSlice(sequence, 1, step);
-  return static_cast<int64_t>(chosen.size());
+  const int64_t rows_for_drafts = max_rows - static_cast<int64_t>(chosen.size());
+  int64_t num_drafts = 0;
+  for (Sequence* const sequence : chosen) {
+    const int64_t drafts =
+        sent.drafts ? MakeRoomForDrafts(sequence, rows_for_drafts - num_drafts) : 0;
+    AddSlice(sequence, 1 + drafts, sent.drafts, step);
+    num_drafts += drafts;
+  }
+  return static_cast<int64_t>(chosen.size()) + num_drafts;
+}
+
+int64_t Scheduler::MakeRoomForDrafts(Sequence* sequence, int64_t max_rows) {
+  int64_t drafts = std::min(sequence->num_drafts(), max_rows);
+  while (drafts > 0 && !blocks_.Grow(sequence->known_tokens() + drafts, sequence->table())) {
+    --drafts;
+  }
+  return drafts;
 }
 
 void Scheduler::FillPrefilling(int64_t rows_left, v1::Step* step) {
   for (auto it = prefilling_ready_.begin(); it != prefilling_ready_.end() && rows_left > 0;) {
     Sequence* const sequence = it->second;
-    const int64_t pending = sequence->pending_tokens();
-    AddSlice(sequence, std::min(rows_left, ChunkTokens(*sequence)), step);
-    rows_left -= pending - sequence->pending_tokens();
+    rows_left -=
+        AddSlice(sequence, std::min(rows_left, ChunkTokens(*sequence)), options_.drafts, step);
     it = sequence->pending_tokens() == 0 ? prefilling_ready_.erase(it) : std::next(it);
   }
 }
 
-void Scheduler::AddSlice(Sequence* sequence, int64_t max_tokens, v1::Step* step) {
+int64_t Scheduler::AddSlice(Sequence* sequence, int64_t max_rows, bool draft, v1::Step* step) {
   BlockTable& table = sequence->table();
   if (table.pending_copy.has_value()) {
     v1::BlockCopy& copy = *step->add_block_copies();
@@ -198,11 +216,19 @@ void Scheduler::AddSlice(Sequence* sequence, int64_t max_tokens, v1::Step* step)
     blocks_.CopySent(table);
   }
   v1::SequenceSlice& slice = *step->add_slices();
-  slice = sequence->TakeSlice(max_tokens);
+  slice = sequence->TakeSlice(max_rows, draft);
   counters_.rows += slice.token_ids_size();
-  in_flight_.back().slices.push_back({slice.sequence_id(), sequence->run(), slice.first_position(),
-                                      slice.token_ids_size(), slice.scored_token_ids_size(),
-                                      slice.output()});
+  SentSlice& sent = in_flight_.back().slices.emplace_back();
+  sent.sequence_id = slice.sequence_id();
+  sent.run = sequence->run();
+  sent.first_position = slice.first_position();
+  sent.num_tokens = slice.token_ids_size() - static_cast<int64_t>(slice.num_draft_tokens());
+  sent.drafts.assign(slice.token_ids().begin() + sent.num_tokens, slice.token_ids().end());
+  sent.num_scored = slice.scored_token_ids_size();
+  sent.output = slice.output();
+  sent.drafting = slice.draft();
+  sent.decoding = sequence->state() == SequenceState::kDecoding;
+  return sent.num_rows();
 }
 
 absl::Status Scheduler::CheckResults(const SentStep& sent, const v1::Step& step) const {
@@ -219,18 +245,12 @@ absl::Status Scheduler::CheckResults(const SentStep& sent, const v1::Step& step)
       return error("a result of sequence ", result.sequence_id(), " for a slice of sequence ",
                    slice.sequence_id);
     }
-    const int expected_tokens = slice.output == v1::SLICE_OUTPUT_SAMPLE ? 1 : 0;
-    if (result.sampled_size() != expected_tokens || result.scored_size() != slice.num_scored) {
-      return error(result.sampled_size(), " sampled and ", result.scored_size(),
-                   " scored tokens instead of ", expected_tokens, " and ", slice.num_scored);
-    }
-    if (expected_tokens == 1 && result.sampled(0).token_id() >= options_.vocab_size) {
-      return error("token id ", result.sampled(0).token_id(), ", outside the vocabulary of ",
-                   options_.vocab_size);
+    if (const absl::Status tokens = CheckTokens(slice, result); !tokens.ok()) {
+      return error(tokens.message());
     }
     const auto logits_bytes = static_cast<int64_t>(result.logits().size());
     const int64_t expected_bytes = slice.output == v1::SLICE_OUTPUT_LOGITS
-                                       ? LogitsBytes(slice.num_rows, options_.vocab_size)
+                                       ? LogitsBytes(slice.num_rows(), options_.vocab_size)
                                        : 0;
     if (logits_bytes != expected_bytes) {
       return error(logits_bytes, " bytes of logits instead of ", expected_bytes);
@@ -239,7 +259,54 @@ absl::Status Scheduler::CheckResults(const SentStep& sent, const v1::Step& step)
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<Scheduler::ReturnedSlice>> Scheduler::TakeIn(const v1::Step& step) {
+absl::Status Scheduler::CheckTokens(const SentSlice& slice, const v1::SliceResult& result) const {
+  const auto error = [](auto&&... what) { return absl::InternalError(absl::StrCat(what...)); };
+  const auto drafts = static_cast<int64_t>(slice.drafts.size());
+  const int64_t least = slice.output == v1::SLICE_OUTPUT_SAMPLE ? 1 : 0;
+  const int64_t most = least + drafts;
+  if (result.sampled_size() < least || result.sampled_size() > most ||
+      result.scored_size() != slice.num_scored) {
+    return error(result.sampled_size(), " sampled and ", result.scored_size(),
+                 " scored tokens instead of ", least,
+                 most > least ? absl::StrCat(" to ", most) : "", " and ", slice.num_scored);
+  }
+  const auto check_id = [&](uint32_t id) {
+    if (id < options_.vocab_size) return absl::OkStatus();
+    return error("token id ", id, ", outside the vocabulary of ", options_.vocab_size);
+  };
+  for (int i = 0; i < result.sampled_size(); ++i) {
+    const uint32_t id = result.sampled(i).token_id();
+    CARAVAN_RETURN_IF_ERROR(check_id(id));
+    if (i + 1 < result.sampled_size() && id != slice.drafts[static_cast<size_t>(i)]) {
+      return error("token ", id, " for an accepted draft of ",
+                   slice.drafts[static_cast<size_t>(i)]);
+    }
+  }
+  for (const uint32_t id : result.draft_token_ids()) CARAVAN_RETURN_IF_ERROR(check_id(id));
+  if (result.draft_token_ids_size() > 0 && !(slice.drafting && least == 1)) {
+    return error("drafts that nobody asked for");
+  }
+  return absl::OkStatus();
+}
+
+void Scheduler::TellGate(const SentStep& sent, const v1::Step& step, absl::Duration round_trip) {
+  SpeculationGate::Step seen;
+  seen.drafts = sent.drafts;
+  seen.num_decoding = sent.num_decoding;
+  seen.round_trip = round_trip;
+  for (size_t i = 0; i < sent.slices.size(); ++i) {
+    if (!sent.slices[i].decoding) {
+      seen.prompt_rows += sent.slices[i].num_rows();
+      continue;
+    }
+    ++seen.decoding_slices;
+    seen.sampled_tokens += step.results(static_cast<int>(i)).sampled_size();
+  }
+  if (seen.decoding_slices > 0) gate_->StepReturned(seen);
+}
+
+absl::StatusOr<std::vector<Scheduler::ReturnedSlice>> Scheduler::TakeIn(const v1::Step& step,
+                                                                        absl::Duration round_trip) {
   if (in_flight_.empty() || in_flight_.front().step_id != step.step_id()) {
     return absl::FailedPreconditionError(
         absl::StrCat("step ", step.step_id(), " came home where ",
@@ -250,6 +317,7 @@ absl::StatusOr<std::vector<Scheduler::ReturnedSlice>> Scheduler::TakeIn(const v1
   if (!step.has_error()) CARAVAN_RETURN_IF_ERROR(CheckResults(in_flight_.front(), step));
   const SentStep sent = std::move(in_flight_.front());
   in_flight_.pop_front();
+  if (gate_.has_value() && !step.has_error()) TellGate(sent, step, round_trip);
 
   std::vector<ReturnedSlice> returned;
   for (size_t i = 0; i < sent.slices.size(); ++i) {
@@ -261,14 +329,18 @@ absl::StatusOr<std::vector<Scheduler::ReturnedSlice>> Scheduler::TakeIn(const v1
     if (step.has_error()) {
       Forget(sequence);
       sequence->Fail(blocks_);
-      returned.push_back({sequence, slice.first_position, nullptr});
+      returned.push_back({sequence, slice.first_position, nullptr, 0});
       continue;
     }
     const v1::SliceResult& result = step.results(static_cast<int>(i));
     const SequenceState before = sequence->state();
     if (before == SequenceState::kDecoding) --num_decoding_;
-    sequence->CompleteSlice(slice.num_rows, result, blocks_);
-    returned.push_back({sequence, slice.first_position, &result});
+    const int num_tokens = sequence->CompleteSlice(slice.num_tokens, result, blocks_);
+    returned.push_back({sequence, slice.first_position, &result, num_tokens});
+    if (!slice.drafts.empty()) {
+      counters_.draft_tokens += static_cast<int64_t>(slice.drafts.size());
+      counters_.draft_accepted_tokens += result.sampled_size() - 1;
+    }
     if (sequence->state() == SequenceState::kDecoding) {
       ++num_decoding_;
       Line(sequence);

@@ -19,6 +19,12 @@
 // quarters of the rows while others prefill. Chunks of prompts take the rest of the rows, in order
 // of rank: a stream waits for no more than one step's rows on each stage. Chunks of one prompt
 // follow each other without waiting, so that all stages work on a long prompt at once.
+//
+// Where the pipeline drafts, who decodes takes along the drafts of its last result, as long as
+// SpeculationGate finds that they pay. Drafts come last: they take rows that the chosen sequences
+// leave (not those kept for prompts) and blocks that are free, and nobody gives way for them.
+// Prompts always run through the layer that drafts: what it keeps of them is needed later, also by
+// others that begin alike.
 
 #include <cstdint>
 #include <deque>
@@ -29,9 +35,11 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "caravan/v1/pipeline.pb.h"
 #include "coordinator/block_manager.h"
 #include "coordinator/sequence.h"
+#include "coordinator/speculation_gate.h"
 
 namespace caravan {
 
@@ -46,6 +54,7 @@ class Scheduler {
     int64_t max_step_tokens = 1;
     int64_t prefill_chunk = 1;  // tokens
     int64_t vocab_size = 1;
+    bool drafts = false;  // the last stage has the layer of multi-token prediction
   };
   /// What was done since the beginning; grows only.
   struct Counters {
@@ -54,6 +63,8 @@ class Scheduler {
     int64_t preemptions = 0;
     int64_t prefix_query_tokens = 0;  // known when a sequence was admitted
     int64_t prefix_hit_tokens = 0;    // of these, found in the KV cache
+    int64_t draft_tokens = 0;         // that came home verified
+    int64_t draft_accepted_tokens = 0;
 
     Counters& operator+=(const Counters& other) {
       steps += other.steps;
@@ -61,6 +72,8 @@ class Scheduler {
       preemptions += other.preemptions;
       prefix_query_tokens += other.prefix_query_tokens;
       prefix_hit_tokens += other.prefix_hit_tokens;
+      draft_tokens += other.draft_tokens;
+      draft_accepted_tokens += other.draft_accepted_tokens;
       return *this;
     }
   };
@@ -85,16 +98,20 @@ class Scheduler {
     Sequence* sequence;             // now advanced, or failed; no longer borrowed if at an end
     int64_t first_position;         // of the slice
     const v1::SliceResult* result;  // null when the step failed
+    int num_tokens;  // of the sampled ones, those that belong to the reply: the first
   };
-  /// Takes in a step that came home. The results point into `step`.
+  /// Takes in a step that came home `round_trip` after it was sent. The results point into `step`.
   /// Errors: FailedPrecondition - not the oldest step in flight; Internal - results that do not
   ///         answer its slices. After an error the plan cannot go on.
-  absl::StatusOr<std::vector<ReturnedSlice>> TakeIn(const v1::Step& step);
+  absl::StatusOr<std::vector<ReturnedSlice>> TakeIn(const v1::Step& step,
+                                                    absl::Duration round_trip);
 
   const BlockManager& blocks() const { return blocks_; }
   const Counters& counters() const { return counters_; }
   int num_queued() const { return static_cast<int>(queue_.size()); }
   int num_running() const { return static_cast<int>(running_.size()); }
+  /// Whether a step that is sent now drafts, if somebody decodes.
+  bool speculating() const { return gate_.has_value() && gate_->Drafts(num_decoding_); }
   /// No sequence runs and no step is in flight.
   bool Idle() const { return running_.empty() && in_flight_.empty(); }
 
@@ -103,12 +120,19 @@ class Scheduler {
     uint64_t sequence_id = 0;
     uint64_t run = 0;
     int64_t first_position = 0;
-    int64_t num_rows = 0;
+    int64_t num_tokens = 0;        // known ones, the first rows
+    std::vector<uint32_t> drafts;  // the rows behind them
     int64_t num_scored = 0;
     v1::SliceOutput output = v1::SLICE_OUTPUT_UNSPECIFIED;
+    bool drafting = false;  // asks for drafts
+    bool decoding = false;  // was not a chunk of a prompt
+
+    int64_t num_rows() const { return num_tokens + static_cast<int64_t>(drafts.size()); }
   };
   struct SentStep {
     uint64_t step_id = 0;
+    bool drafts = false;       // what the gate said
+    int64_t num_decoding = 0;  // sequences, in this step or not
     std::vector<SentSlice> slices;
   };
   using ByRank = std::map<Sequence::Rank, Sequence*>;
@@ -127,8 +151,13 @@ class Scheduler {
   void FillSlices(v1::Step* step);
   int64_t FillDecoding(v1::Step* step);
   void FillPrefilling(int64_t rows_left, v1::Step* step);
-  void AddSlice(Sequence* sequence, int64_t max_tokens, v1::Step* step);
+  /// How many of the sequence's drafts it can take along in `max_rows`; it has blocks for these.
+  int64_t MakeRoomForDrafts(Sequence* sequence, int64_t max_rows);
+  /// Returns the rows that the slice takes.
+  int64_t AddSlice(Sequence* sequence, int64_t max_rows, bool draft, v1::Step* step);
   absl::Status CheckResults(const SentStep& sent, const v1::Step& step) const;
+  absl::Status CheckTokens(const SentSlice& slice, const v1::SliceResult& result) const;
+  void TellGate(const SentStep& sent, const v1::Step& step, absl::Duration round_trip);
 
   const Options options_;
   BlockManager blocks_;
@@ -142,6 +171,7 @@ class Scheduler {
   std::deque<Sequence*> decoding_ready_;  // in line for a step
   ByRank prefilling_ready_;               // with more of the prompt to send
   std::deque<SentStep> in_flight_;
+  std::optional<SpeculationGate> gate_;  // if the pipeline drafts
 };
 
 }  // namespace caravan

@@ -45,15 +45,16 @@ bool Sequence::Admit(BlockManager& blocks) {
     return false;
   }
   if (run_++ == 0) reused_tokens_ = std::min(reused, prompt_tokens());
+  adopted_tokens_ = reused;
   cached_tokens_ = reused;
   sent_tokens_ = reused;
   state_ = SequenceState::kPrefilling;
   return true;
 }
 
-v1::SequenceSlice Sequence::TakeSlice(int64_t max_tokens) {
-  CARAVAN_CHECK(running() && pending_tokens() >= 1 && max_tokens >= 1);
-  const int64_t count = std::min(pending_tokens(), max_tokens);
+v1::SequenceSlice Sequence::TakeSlice(int64_t max_rows, bool draft) {
+  CARAVAN_CHECK(running() && pending_tokens() >= 1 && max_rows >= 1);
+  const int64_t count = std::min(pending_tokens(), max_rows);
   const int64_t first_position = sent_tokens_;
   sent_tokens_ += count;
   v1::SequenceSlice slice;
@@ -77,33 +78,63 @@ v1::SequenceSlice Sequence::TakeSlice(int64_t max_tokens) {
     slice.mutable_history()->mutable_prompt_token_ids()->Add(token_ids_.begin(), reply);
     slice.mutable_history()->mutable_reply_token_ids()->Add(reply, token_ids_.end());
   }
+  if (draft && !spec_.prompt_logits) {
+    slice.set_draft(true);
+    if (pending_tokens() > 0) slice.set_next_token_id(static_cast<uint32_t>(*(first + count)));
+    const int64_t num_drafts = std::min(this->num_drafts(), max_rows - count);
+    slice.mutable_token_ids()->Add(drafts_.begin(), drafts_.begin() + num_drafts);
+    slice.set_num_draft_tokens(static_cast<uint32_t>(num_drafts));
+  }
+  drafts_.clear();
   return slice;
 }
 
-void Sequence::CompleteSlice(int64_t num_rows, const v1::SliceResult& result,
-                             BlockManager& blocks) {
-  CARAVAN_CHECK(running() && tokens_in_flight() >= num_rows);
+int Sequence::CompleteSlice(int64_t num_tokens, const v1::SliceResult& result,
+                            BlockManager& blocks) {
+  CARAVAN_CHECK(running() && tokens_in_flight() >= num_tokens);
   const bool prefilled = state_ == SequenceState::kPrefilling;
-  cached_tokens_ += num_rows;
+  const int64_t cached_before = cached_tokens_;
+  cached_tokens_ += num_tokens;
+  int taken = 0;
+  std::optional<v1::FinishReason> end;
+  if (cached_tokens_ == known_tokens()) {
+    if (spec_.max_new_tokens == 0) end = v1::FINISH_REASON_LENGTH;
+    while (!end.has_value() && taken < result.sampled_size()) {
+      // One that is not the last was a draft: its keys and values are there already.
+      const bool was_draft = taken + 1 < result.sampled_size();
+      end = Append(static_cast<int32_t>(result.sampled(taken++).token_id()));
+      cached_tokens_ += was_draft ? 1 : 0;
+      sent_tokens_ += was_draft ? 1 : 0;
+    }
+  }
+  if (end.has_value()) {
+    Finish(*end, blocks);
+    return taken;
+  }
   // While decoding, others learn of a block when it is full, and of the rest at the end.
-  if (prefilled || blocks.BlocksFor(cached_tokens_) != blocks.BlocksFor(cached_tokens_ + 1)) {
+  if (prefilled || blocks.BlocksFor(cached_before + 1) != blocks.BlocksFor(cached_tokens_ + 1)) {
     blocks.Publish(CachedTokens(), table_);
   }
-  if (cached_tokens_ < known_tokens()) return;  // more of the prompt follows
+  TakeDrafts(result);
+  return taken;
+}
 
-  if (spec_.max_new_tokens == 0) {
-    Finish(v1::FINISH_REASON_LENGTH, blocks);
-    return;
-  }
-  const auto token_id = static_cast<int32_t>(result.sampled(0).token_id());
+std::optional<v1::FinishReason> Sequence::Append(int32_t token_id) {
   token_ids_.push_back(token_id);
   state_ = SequenceState::kDecoding;
   const auto& stops = spec_.stop_token_ids;
   if (std::find(stops.begin(), stops.end(), token_id) != stops.end()) {
-    Finish(v1::FINISH_REASON_STOP, blocks);
-  } else if (generated_tokens() == spec_.max_new_tokens) {
-    Finish(v1::FINISH_REASON_LENGTH, blocks);
+    return v1::FINISH_REASON_STOP;
   }
+  if (generated_tokens() == spec_.max_new_tokens) return v1::FINISH_REASON_LENGTH;
+  return std::nullopt;
+}
+
+void Sequence::TakeDrafts(const v1::SliceResult& result) {
+  // A step gives one token more than drafts, so that drafts stop one before the end.
+  const int64_t room = std::max<int64_t>(0, spec_.max_new_tokens - generated_tokens() - 1);
+  const auto& drafts = result.draft_token_ids();
+  drafts_.assign(drafts.begin(), drafts.begin() + std::min<int64_t>(drafts.size(), room));
 }
 
 void Sequence::Preempt(BlockManager& blocks) {
@@ -111,6 +142,7 @@ void Sequence::Preempt(BlockManager& blocks) {
   End(SequenceState::kQueued, blocks);
   cached_tokens_ = 0;
   sent_tokens_ = 0;
+  drafts_.clear();
 }
 
 void Sequence::Finish(v1::FinishReason reason, BlockManager& blocks) {
@@ -120,8 +152,9 @@ void Sequence::Finish(v1::FinishReason reason, BlockManager& blocks) {
 
 void Sequence::End(SequenceState state, BlockManager& blocks) {
   CARAVAN_CHECK(running() || state_ == SequenceState::kQueued);
-  // The next turn of a conversation begins with this one.
-  if (running()) blocks.Publish(CachedTokens(), table_);
+  // The next turn of a conversation begins with this one. Before a slice has come home, the copy of
+  // a block that the first one brings may not have been made.
+  if (running() && cached_tokens_ > adopted_tokens_) blocks.Publish(CachedTokens(), table_);
   blocks.Free(table_);
   state_ = state;
 }

@@ -2,9 +2,11 @@
 #define CARAVAN_COORDINATOR_SEQUENCE_H_
 
 // A job's running state in token ids: what is known, what of it lies in the workers' KV caches,
-// what is on its way there, and in which blocks.
+// what is on its way there, and in which blocks. With speculation also the drafts of what follows:
+// they go out behind the newest token, and are known only once the model has said them too.
 
 #include <cstdint>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -62,18 +64,25 @@ class Sequence {
   int64_t pending_tokens() const { return known_tokens() - sent_tokens_; }
   /// Of the prompt, what the first run found in the KV cache.
   int64_t reused_tokens() const { return reused_tokens_; }
+  /// Drafts that the next slice could carry behind the newest token: never so many that the reply
+  /// could pass max_new_tokens.
+  int64_t num_drafts() const { return static_cast<int64_t>(drafts_.size()); }
 
   /// Takes blocks for all that is known, shared ones as far as they are to be found. False, and
   /// nothing changes, if blocks are lacking. REQUIRES: kQueued.
   bool Admit(BlockManager& blocks);
-  /// The next slice, of at most `max_tokens`; it is in flight from now on. If it starts a run, its
-  /// step makes table().pending_copy.
-  /// REQUIRES: running; pending_tokens() >= 1; max_tokens >= 1; the table holds its last token.
-  v1::SequenceSlice TakeSlice(int64_t max_tokens);
-  /// The oldest slice in flight, of `num_rows` tokens, came home; `result` holds a token if the
-  /// slice asked for one.
-  /// REQUIRES: running; a slice in flight; the token id is within the vocabulary.
-  void CompleteSlice(int64_t num_rows, const v1::SliceResult& result, BlockManager& blocks);
+  /// The next slice, of at most `max_rows`; it is in flight from now on. If it starts a run, its
+  /// step makes table().pending_copy. With `draft` it asks for drafts (unless the prompt's logits
+  /// are all that is wanted), and carries those that are there, behind what is pending and as far
+  /// as rows are left. Drafts that it does not carry are forgotten. REQUIRES: running;
+  /// pending_tokens() >= 1; max_rows >= 1; the table holds its last row.
+  v1::SequenceSlice TakeSlice(int64_t max_rows, bool draft = false);
+  /// The oldest slice in flight, of `num_tokens` known ones and perhaps drafts, came home; `result`
+  /// holds sampled tokens if the slice asked for them: one, and one for each accepted draft. They
+  /// are taken in up to one that ends the reply; returns how many. What lies behind it never was.
+  /// REQUIRES: running; a slice in flight; all but the last sampled token are the slice's drafts;
+  /// the token ids are within the vocabulary.
+  int CompleteSlice(int64_t num_tokens, const v1::SliceResult& result, BlockManager& blocks);
   /// Back to the queue, without blocks; what was generated stays. Slices in flight no longer count.
   /// REQUIRES: preemptible().
   void Preempt(BlockManager& blocks);
@@ -88,6 +97,10 @@ class Sequence {
   absl::Span<const int32_t> CachedTokens() const {
     return absl::MakeConstSpan(token_ids_).first(static_cast<size_t>(cached_tokens_));
   }
+  /// Takes in one token of the reply; says if it is the last, and why.
+  std::optional<v1::FinishReason> Append(int32_t token_id);
+  /// The drafts of a result, as far as they may be needed.
+  void TakeDrafts(const v1::SliceResult& result);
   void Finish(v1::FinishReason reason, BlockManager& blocks);
   void End(SequenceState state, BlockManager& blocks);
 
@@ -99,9 +112,11 @@ class Sequence {
   v1::FinishReason finish_reason_ = v1::FINISH_REASON_UNSPECIFIED;
   uint64_t run_ = 0;
   std::vector<int32_t> token_ids_;  // the prompt, then what was generated
-  int64_t cached_tokens_ = 0;
-  int64_t sent_tokens_ = 0;  // cached_tokens_ and those in flight
+  int64_t adopted_tokens_ = 0;      // that this run found in the KV cache
+  int64_t cached_tokens_ = 0;       // adopted_tokens_, and those that came home
+  int64_t sent_tokens_ = 0;         // cached_tokens_ and those in flight
   int64_t reused_tokens_ = 0;
+  std::vector<int32_t> drafts_;  // of the tokens behind token_ids_; while a slice is in flight none
   BlockTable table_;
 };
 

@@ -80,8 +80,9 @@ absl::StatusOr<ModelCost> ComputeModelCost(const ModelConfig& config, const Tens
   CARAVAN_ASSIGN_OR_RETURN(cost.head, AlwaysActive(source, HeadTensors(config)));
   if (!speculate) return cost;
   if (config.num_nextn_predict_layers == 0) {
-    return absl::FailedPreconditionError(
-        "the model has no layer of multi-token prediction: num_nextn_predict_layers is 0");
+    return absl::InvalidArgumentError(
+        "cannot speculate by mtp: the model has no layer of multi-token prediction "
+        "(num_nextn_predict_layers is 0)");
   }
   CARAVAN_ASSIGN_OR_RETURN(LayerCost mtp, CostOfLayer(config, source, MtpTensors(config)));
   mtp.active_bytes_per_token += cost.head.active_bytes_per_token;

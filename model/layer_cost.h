@@ -36,8 +36,8 @@ struct ModelCost {
 };
 
 /// From the tensors' true types and sizes. With `mtp` where `speculate`.
-/// Errors: InvalidArgument - as CheckTensors: a tensor is missing or wrong;
-///         FailedPrecondition - `speculate`, but the model has no layer of multi-token prediction.
+/// Errors: InvalidArgument - as CheckTensors: a tensor is missing or wrong; `speculate`, but the
+///         model has no layer of multi-token prediction.
 absl::StatusOr<ModelCost> ComputeModelCost(const ModelConfig& config, const TensorSource& source,
                                            bool speculate = false);
 

@@ -89,6 +89,14 @@ TEST(ClusterTest, EightJobsAtOnceReplyAsAlone) {
   ExpectRepliesTogether(cluster, Questions(8));
 }
 
+TEST(ClusterTest, DraftsChangeNoReply) {
+  TestCluster cluster;
+  cluster.Start(2, {"--speculate", "mtp"});
+  EXPECT_THAT(cluster.Status(), ContainsRegex("box-1 .* ready +4\\.\\.5, head, MTP "));
+  ExpectReplies(cluster, Questions(2));
+  ExpectRepliesTogether(cluster, Questions(8));
+}
+
 TEST(ClusterTest, AReplyIsCutAtMaxTokens) {
   TestCluster cluster;
   cluster.Start(1);

@@ -8,6 +8,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -17,6 +18,7 @@
 namespace caravan {
 namespace {
 
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -52,6 +54,7 @@ TEST(CommandTest, WrongFlagsGetASentenceThatNamesThem) {
       {{"coordinator", "--model", kModel, "--listen", "127.0.0.1:99999"}, 2, "from 0 to 65535"},
       {{"coordinator", "--model", kModel, "--context", "5000"}, 2, "a context of 5000 tokens"},
       {{"coordinator", "--model", kModel, "--prefill-chunk", "0"}, 2, "--prefill-chunk"},
+      {{"coordinator", "--model", kModel, "--speculate", "yes"}, 2, "--speculate"},
       {{"worker"}, 2, "--coordinator is required"},
       {{"worker", "--coordinator", "nowhere"}, 2, "--coordinator: \"nowhere\" is not HOST:PORT"},
       {{"worker", "--coordinator", "h:1", "--ram", "lots"}, 2, "--ram: \"lots\" is not a size"},
@@ -129,6 +132,14 @@ TEST(CommandTest, WrongFilesGetASentenceThatNamesThem) {
   WriteText(copy + "/tokenizer.json", R"({"model": {"type": "BPE", "vocab": {"a": 0},
       "merges": ["a b c"]}})");
   ExpectRefusal(cluster, {start, 2, copy + "/tokenizer.json"});
+
+  fresh_copy();
+  WriteText(copy + "/config.json", absl::StrReplaceAll(Slurp(copy + "/config.json"),
+                                                       {{"\"num_nextn_predict_layers\": 1",
+                                                         "\"num_nextn_predict_layers\": 0"}}));
+  std::vector<std::string> speculate = start;
+  speculate.insert(speculate.end(), {"--speculate", "mtp"});
+  ExpectRefusal(cluster, {speculate, 2, "cannot speculate by mtp: the model has no layer of"});
 
   const std::string tasks = cluster.dir().File("tasks.jsonl");
   WriteText(tasks, "{\"question\": \"a\", \"answer\": \"b\"}\n{\"question\": 3}\n");
@@ -246,19 +257,21 @@ TEST(CommandTest, TinyR1SolvesItsTasks) {
   }
   const std::string path = cluster.dir().File("tasks.jsonl");
   WriteText(path, tasks);
-  TestProcess& eval =
-      cluster.Launch("eval", {"eval", "--model", kModel, "--tasks", path, "--workers", "2"});
+  // With drafts, which change nothing.
+  TestProcess& eval = cluster.Launch(
+      "eval", {"eval", "--model", kModel, "--tasks", path, "--workers", "2", "--speculate", "mtp"});
   EXPECT_EQ(eval.Wait(), 0) << eval.Transcript();
   int right = 0;
   int total = 0;
   for (absl::string_view line : absl::StrSplit(eval.Out(), '\n')) {
     const std::vector<std::string> words = absl::StrSplit(line, ' ', absl::SkipEmpty());
-    if (words.size() < 4 || words[0] == "all" || words[0] == "zh_day") continue;
+    if (words.size() != 5 || words[2] != "/" || words[0] == "all" || words[0] == "zh_day") continue;
     right += std::stoi(words[1]);
     total += std::stoi(words[3]);
   }
   EXPECT_EQ(total, 480 / stride);  // of 520, without zh_day's 40
   EXPECT_GE(right, 0.95 * total) << eval.Out();
+  EXPECT_THAT(eval.Out(), ContainsRegex("\ndrafts accepted: [1-9][0-9]* of [0-9]+\n"));
 }
 
 }  // namespace

@@ -2,7 +2,10 @@
 // whatever the chunks, workers, threads and neighbours.
 
 #include <bit>
+#include <cmath>
 #include <cstring>
+#include <deque>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -148,6 +151,24 @@ JobSpec MakeJob(const Checkpoint& checkpoint, const std::vector<int32_t>& prompt
   return spec;
 }
 
+/// Asks for all of `golden`, `at_once` at a time.
+void ExpectGoldenReplies(const Checkpoint& checkpoint, const std::vector<GoldenReply>& golden,
+                         size_t at_once, PipelineDriver& driver) {
+  std::deque<std::unique_ptr<JobHandle>> jobs;  // of golden[i] and those behind it
+  size_t submitted = 0;
+  for (size_t i = 0; i < golden.size(); ++i) {
+    while (submitted < golden.size() && jobs.size() < at_once) {
+      auto job = driver.Submit(MakeJob(checkpoint, golden[submitted++].prompt));
+      ASSERT_TRUE(job.ok()) << job.status().ToString();
+      jobs.push_back(*std::move(job));
+    }
+    const absl::StatusOr<std::vector<int32_t>> reply = ReadReply(*jobs.front());
+    ASSERT_TRUE(reply.ok()) << reply.status().ToString();
+    EXPECT_EQ(*reply, golden[i].reply) << "line " << i + 1 << ", " << at_once << " at once";
+    jobs.pop_front();
+  }
+}
+
 TEST(GoldenPipelineTest, GreedyRepliesAreTokenForTokenTheReference) {
   const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(kTinyR1.directory);
   const std::vector<GoldenReply> golden = ReadGoldenReplies();
@@ -157,17 +178,29 @@ TEST(GoldenPipelineTest, GreedyRepliesAreTokenForTokenTheReference) {
     options.num_threads = 2;
     options.kv_tokens = 16384;
     const std::unique_ptr<LocalPipeline> pipeline = MustCreate(*checkpoint, options);
-    std::vector<std::unique_ptr<JobHandle>> jobs;
-    for (const GoldenReply& each : golden) {
-      auto job = pipeline->driver().Submit(MakeJob(*checkpoint, each.prompt));
-      ASSERT_TRUE(job.ok()) << job.status().ToString();
-      jobs.push_back(*std::move(job));
+    ExpectGoldenReplies(*checkpoint, golden, golden.size(), pipeline->driver());
+  }
+}
+
+TEST(GoldenPipelineTest, DraftsChangeNoReply) {
+  const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(kTinyR1.directory);
+  const std::vector<GoldenReply> golden = ReadGoldenReplies();
+  for (const int workers : {1, 2, 3}) {
+    SCOPED_TRACE(absl::StrCat(workers, " workers"));
+    LocalPipeline::Options options;
+    options.num_workers = workers;
+    options.num_threads = 2;
+    options.kv_tokens = 8192;
+    options.speculate = true;
+    const std::unique_ptr<LocalPipeline> pipeline = MustCreate(*checkpoint, options);
+    // Alone, and beside seven others.
+    for (const size_t at_once : {1, 8}) {
+      ExpectGoldenReplies(*checkpoint, golden, at_once, pipeline->driver());
     }
-    for (size_t i = 0; i < jobs.size(); ++i) {
-      const absl::StatusOr<std::vector<int32_t>> reply = ReadReply(*jobs[i]);
-      ASSERT_TRUE(reply.ok()) << reply.status().ToString();
-      EXPECT_EQ(*reply, golden[i].reply) << "line " << i + 1 << ", " << workers << " workers";
-    }
+    const PipelineStats stats = pipeline->driver().stats();
+    EXPECT_GT(stats.draft_tokens, 50);
+    EXPECT_GT(stats.draft_accepted_tokens, 0.9 * stats.draft_tokens);
+    EXPECT_LT(stats.draft_accepted_tokens, stats.draft_tokens) << "a wrong draft was never met";
   }
 }
 
@@ -228,6 +261,124 @@ TEST(GoldenPipelineTest, AJobDoesNotFeelItsNeighbours) {
   auto job = pipeline->driver().Submit(other);
   ASSERT_TRUE(job.ok());
   EXPECT_NE(ReadOutcome(**job), alone[1]);
+}
+
+TEST(GoldenPipelineTest, DraftsChangeNoSampledReply) {
+  const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(kTinyR1.directory);
+  const std::vector<GoldenReply> golden = ReadGoldenReplies();
+  std::vector<JobSpec> specs;
+  for (size_t i = 0; i < 12; ++i) {
+    specs.push_back(MakeJob(*checkpoint, golden[i * 5 % golden.size()].prompt));
+    specs.back().max_new_tokens = 40;
+    specs.back().sampling.set_temperature(i % 3 == 0 ? 1.2f : 2.5f);
+    specs.back().sampling.set_seed(500 + i);
+    specs.back().sampling.set_num_alternatives(2);
+    if (i % 2 == 0) specs.back().sampling.set_top_p(0.97f);
+    if (i % 4 == 1) specs.back().sampling.set_frequency_penalty(0.5f);
+    if (i % 4 == 2) specs.back().sampling.set_repetition_penalty(1.2f);
+  }
+  std::vector<std::vector<Outcome>> outcomes;
+  for (const bool speculate : {false, true}) {
+    LocalPipeline::Options options;
+    options.num_workers = 2;
+    options.num_threads = 2;
+    options.prefill_chunk = 9;  // so that prompts and drafts share steps
+    options.kv_tokens = 8192;
+    options.speculate = speculate;
+    const std::unique_ptr<LocalPipeline> pipeline = MustCreate(*checkpoint, options);
+    std::vector<std::unique_ptr<JobHandle>> jobs;
+    for (const JobSpec& spec : specs) {
+      auto job = pipeline->driver().Submit(spec);
+      ASSERT_TRUE(job.ok());
+      jobs.push_back(*std::move(job));
+    }
+    outcomes.emplace_back();
+    for (const auto& job : jobs) outcomes.back().push_back(ReadOutcome(*job));
+    const PipelineStats stats = pipeline->driver().stats();
+    EXPECT_EQ(stats.draft_tokens > 0, speculate);
+    if (speculate) {
+      EXPECT_GT(stats.draft_accepted_tokens, 0);
+      EXPECT_LT(stats.draft_accepted_tokens, stats.draft_tokens);
+    }
+  }
+  EXPECT_EQ(outcomes[0], outcomes[1]);
+}
+
+/// A value that chi-square with so many degrees of freedom passes with probability 1e-6: Wilson and
+/// Hilferty, "The distribution of chi-square" (1931), with the normal quantile of 1 - 1e-6.
+double ChiSquareBound(int degrees) {
+  const double variance = 2.0 / (9.0 * degrees);
+  return degrees * std::pow(1 - variance + 4.7534 * std::sqrt(variance), 3);
+}
+
+// Not the same draws: other seeds, so that only the distribution can agree. The first token comes
+// from the prompt's step, the second from the first one's row, the third often from a draft's row.
+TEST(GoldenPipelineTest, DraftsChangeNoDistribution) {
+  constexpr int kReplies = 1000;
+  constexpr int kTokens = 3;
+  constexpr int kAtOnce = 50;
+  const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(kTinyR1.directory);
+  const std::vector<int32_t> prompt = ReadGoldenReplies()[0].prompt;
+  // How often each token came at each place.
+  std::map<int32_t, int> counts[2][kTokens];
+  PipelineStats stats;
+  for (const int speculate : {0, 1}) {
+    LocalPipeline::Options options;
+    options.num_threads = 2;
+    options.kv_tokens = 8192;
+    options.speculate = speculate == 1;
+    const std::unique_ptr<LocalPipeline> pipeline = MustCreate(*checkpoint, options);
+    const uint64_t first_seed = speculate == 1 ? 1000000 : 1;
+    RecordProperty(speculate == 1 ? "first_seed_with" : "first_seed_without",
+                   static_cast<int>(first_seed));
+    for (int batch = 0; batch < kReplies; batch += kAtOnce) {
+      std::vector<std::unique_ptr<JobHandle>> jobs;
+      for (int i = 0; i < kAtOnce; ++i) {
+        JobSpec spec;
+        spec.prompt = prompt;
+        spec.max_new_tokens = kTokens + 1;  // so that each but the last may be followed by a draft
+        spec.sampling.set_temperature(10);  // this model is very sure
+        spec.sampling.set_top_k(8);
+        spec.sampling.set_seed(first_seed + static_cast<uint64_t>(batch + i));
+        auto job = pipeline->driver().Submit(spec);
+        ASSERT_TRUE(job.ok());
+        jobs.push_back(*std::move(job));
+      }
+      for (const auto& job : jobs) {
+        const absl::StatusOr<std::vector<int32_t>> reply = ReadReply(*job);
+        ASSERT_TRUE(reply.ok());
+        for (size_t i = 0; i < kTokens; ++i) ++counts[speculate][i][(*reply)[i]];
+      }
+    }
+    stats = pipeline->driver().stats();
+  }
+  EXPECT_GT(stats.draft_accepted_tokens, 100);
+  EXPECT_GT(stats.draft_tokens - stats.draft_accepted_tokens, 100);
+  for (int place = 0; place < kTokens; ++place) {
+    // Two samples of one size: the sum of (a - b)^2 / (a + b), tokens that came rarely as one.
+    int rare[2] = {0, 0};
+    double chi_square = 0;
+    int degrees = -1;
+    const auto add = [&](int a, int b) {
+      chi_square += std::pow(a - b, 2) / (a + b);
+      ++degrees;
+    };
+    std::map<int32_t, int> seen = counts[0][place];
+    for (const auto& [token, count] : counts[1][place]) seen[token] += count;
+    for (const auto& [token, total] : seen) {
+      const int a = counts[0][place][token];
+      if (total >= 20) {
+        add(a, total - a);
+      } else {
+        rare[0] += a;
+        rare[1] += total - a;
+      }
+    }
+    if (rare[0] + rare[1] > 0) add(rare[0], rare[1]);
+    ASSERT_GE(degrees, 5) << "place " << place;
+    EXPECT_LT(chi_square, ChiSquareBound(degrees))
+        << "place " << place << ", seeds from 1 and from 1000000";
+  }
 }
 
 TEST(GoldenPipelineTest, ReferenceBackendAgrees) {

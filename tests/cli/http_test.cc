@@ -17,6 +17,7 @@ namespace caravan {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ContainsRegex;
 using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
@@ -65,6 +66,16 @@ TEST(HttpTest, ServesModelsDashboardAndMetrics) {
                               "{priority=\"interactive\"} 1\n"),
                     HasSubstr("caravan_jobs_total{outcome=\"finished\",priority=\"interactive\"} "
                               "1\n")));
+}
+
+TEST(HttpTest, CountsDrafts) {
+  TestCluster cluster;
+  cluster.Start(1, {"--speculate", "mtp"});
+  EXPECT_THAT(Post(cluster, "/v1/chat/completions", kQuestion), HasSubstr("75 + 4050 = 4125"));
+  EXPECT_THAT(Get(cluster, "/metrics"),
+              AllOf(ContainsRegex("\ncaravan_draft_tokens_total [1-9][0-9]*\n"),
+                    ContainsRegex("\ncaravan_draft_accepted_tokens_total [1-9][0-9]*\n"),
+                    ContainsRegex("\ncaravan_speculation_active [01]\n")));
 }
 
 TEST(HttpTest, AsksForAKeyWhereThereAreKeys) {

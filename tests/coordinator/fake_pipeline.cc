@@ -24,6 +24,7 @@ PipelineDriver::Pipeline FakePipeline::Connect() {
   pipeline.kv_blocks = options_.kv_blocks;
   pipeline.kv_block_tokens = options_.kv_block_tokens;
   pipeline.max_step_tokens = options_.max_step_tokens;
+  pipeline.drafts = options_.drafts != Drafts::kNone;
   pipeline.first_hop = std::make_unique<Channel>(this);
   return pipeline;
 }
@@ -39,7 +40,10 @@ v1::Step FakePipeline::AnswerLocked(v1::Step step) {
   last_step_id_ = step.step_id();
   EXPECT_LE(++steps_in_flight_, options_.num_stages);
   EXPECT_GT(step.slices_size(), 0) << "a step for nothing";
-  for (const v1::BlockCopy& copy : step.block_copies()) blocks_[copy.to()] = blocks_[copy.from()];
+  for (const v1::BlockCopy& copy : step.block_copies()) {
+    blocks_[copy.to()] = blocks_[copy.from()];
+    drafting_seen_[copy.to()] = drafting_seen_[copy.from()];
+  }
 
   int64_t rows = 0;
   std::set<uint64_t> sequences;
@@ -48,6 +52,7 @@ v1::Step FakePipeline::AnswerLocked(v1::Step step) {
     EXPECT_GT(slice.token_ids_size(), 0);
     EXPECT_TRUE(sequences.insert(slice.sequence_id()).second);
     rows += slice.token_ids_size();
+    CheckDrafts(slice);
     Write(slice, written);
     Answer(slice, step.add_results());
   }
@@ -68,6 +73,7 @@ void FakePipeline::Write(const v1::SequenceSlice& slice, std::set<uint32_t>& wri
     ASSERT_LT(block, options_.kv_blocks);
     own.insert(block);
     blocks_[block][position % block_tokens] = static_cast<int32_t>(slice.token_ids(i));
+    drafting_seen_[block].erase(position % block_tokens);
   }
   for (const uint32_t block : own) {
     EXPECT_TRUE(written.insert(block).second) << "two slices write into block " << block;
@@ -88,7 +94,28 @@ std::vector<int32_t> FakePipeline::Cached(const v1::SequenceSlice& slice, int64_
   return tokens;
 }
 
-void FakePipeline::Answer(const v1::SequenceSlice& slice, v1::SliceResult* result) const {
+void FakePipeline::CheckDrafts(const v1::SequenceSlice& slice) {
+  EXPECT_TRUE(!slice.draft() || options_.drafts != Drafts::kNone);
+  const auto next = next_tokens_.find(slice.sequence_id());
+  if (next != next_tokens_.end() && next->second.first == slice.first_position()) {
+    EXPECT_EQ(static_cast<int32_t>(slice.token_ids(0)), next->second.second);
+  }
+  const int64_t num_drafts = slice.num_draft_tokens();
+  if (num_drafts > 0) {
+    ASSERT_EQ(slice.output(), v1::SLICE_OUTPUT_SAMPLE);
+    ASSERT_LT(num_drafts, slice.token_ids_size());
+    const auto& [position, drafts] = drafts_[slice.sequence_id()];
+    ASSERT_EQ(slice.first_position() + slice.token_ids_size() - num_drafts, position);
+    ASSERT_LE(static_cast<size_t>(num_drafts), drafts.size());
+    const std::vector<int32_t> carried(slice.token_ids().end() - num_drafts,
+                                       slice.token_ids().end());
+    EXPECT_EQ(carried, std::vector<int32_t>(drafts.begin(), drafts.begin() + num_drafts));
+  }
+  next_tokens_.erase(slice.sequence_id());
+  drafts_.erase(slice.sequence_id());
+}
+
+void FakePipeline::Answer(const v1::SequenceSlice& slice, v1::SliceResult* result) {
   const ToyModel& model = options_.model;
   result->set_sequence_id(slice.sequence_id());
   const std::vector<int32_t> tokens =
@@ -102,6 +129,7 @@ void FakePipeline::Answer(const v1::SequenceSlice& slice, v1::SliceResult* resul
     score.set_log_probability(
         model.Score(before(row), static_cast<int32_t>(slice.scored_token_ids(row))));
   }
+  const int64_t num_tokens = slice.token_ids_size() - static_cast<int>(slice.num_draft_tokens());
   if (slice.output() == v1::SLICE_OUTPUT_LOGITS) {
     for (int row = 0; row < slice.token_ids_size(); ++row) {
       const std::vector<float> logits = model.Logits(before(row));
@@ -109,10 +137,67 @@ void FakePipeline::Answer(const v1::SequenceSlice& slice, v1::SliceResult* resul
                                        logits.size() * sizeof(float));
     }
   } else if (slice.output() == v1::SLICE_OUTPUT_SAMPLE) {
-    *result->add_sampled() = ToProto(model.Next(tokens, slice.sampling()));
+    Sample(slice, tokens, result);
+    std::vector<int32_t> known(tokens.begin(), tokens.end() - slice.num_draft_tokens());
+    for (const v1::TokenScore& token : result->sampled()) {
+      known.push_back(static_cast<int32_t>(token.token_id()));
+    }
+    if (slice.draft()) Draft(slice, num_tokens + result->sampled_size() - 1, known, result);
   } else {
     EXPECT_EQ(slice.output(), v1::SLICE_OUTPUT_NONE);
+    if (slice.draft()) Draft(slice, num_tokens - (slice.has_next_token_id() ? 0 : 1), {}, result);
   }
+  if (slice.has_next_token_id()) {
+    next_tokens_[slice.sequence_id()] = {slice.first_position() + slice.token_ids_size(),
+                                         static_cast<int32_t>(slice.next_token_id())};
+  }
+}
+
+void FakePipeline::Sample(const v1::SequenceSlice& slice, absl::Span<const int32_t> tokens,
+                          v1::SliceResult* result) const {
+  const size_t num_known = tokens.size() - slice.num_draft_tokens();
+  if (slice.has_history()) {
+    std::vector<int32_t> history(slice.history().prompt_token_ids().begin(),
+                                 slice.history().prompt_token_ids().end());
+    history.insert(history.end(), slice.history().reply_token_ids().begin(),
+                   slice.history().reply_token_ids().end());
+    EXPECT_EQ(absl::MakeConstSpan(history), tokens.first(num_known)) << "drafts are no history";
+  }
+  for (size_t count = num_known; count <= tokens.size(); ++count) {
+    const ScoredToken token = options_.model.Next(tokens.first(count), slice.sampling());
+    *result->add_sampled() = ToProto(token);
+    if (count < tokens.size() && tokens[count] != token.token_id) return;
+  }
+}
+
+void FakePipeline::Draft(const v1::SequenceSlice& slice, int64_t num_rows,
+                         std::vector<int32_t> known, v1::SliceResult* result) {
+  const int64_t block_tokens = options_.kv_block_tokens;
+  const auto places = [&](int64_t position) -> std::set<int64_t>& {
+    return drafting_seen_[slice.kv_blocks(static_cast<int>(position / block_tokens))];
+  };
+  for (int64_t row = 0; row < num_rows; ++row) {
+    const int64_t position = slice.first_position() + row;
+    places(position).insert(position % block_tokens);
+  }
+  if (known.empty()) return;
+  ++drafting_slices_;
+  for (int64_t position = 0; position < slice.first_position(); ++position) {
+    if (places(position).count(position % block_tokens) == 0) ++draft_gaps_;
+  }
+  const auto position = static_cast<int64_t>(known.size());
+  std::vector<int32_t> drafts;
+  for (int i = 0; i < options_.num_drafts; ++i) {
+    int32_t draft = options_.model.Next(known, slice.sampling()).token_id;
+    const bool wrong =
+        options_.drafts == Drafts::kWrong ||
+        (options_.drafts == Drafts::kMixed && ToyModel::Hash(known, /*seed=*/3) % 3 == 0);
+    if (wrong) draft = (draft + 1) % static_cast<int32_t>(options_.model.vocab_size);
+    result->add_draft_token_ids(static_cast<uint32_t>(draft));
+    drafts.push_back(draft);
+    known.push_back(draft);
+  }
+  drafts_[slice.sequence_id()] = {position, std::move(drafts)};
 }
 
 absl::Status FakePipeline::Send(v1::Step step) {
@@ -193,6 +278,16 @@ int64_t FakePipeline::blocks_written() const {
 int FakePipeline::max_slices_in_a_step() const {
   MutexLock lock(&mu_);
   return max_slices_in_a_step_;
+}
+
+int64_t FakePipeline::drafting_slices() const {
+  MutexLock lock(&mu_);
+  return drafting_slices_;
+}
+
+int64_t FakePipeline::draft_gaps() const {
+  MutexLock lock(&mu_);
+  return draft_gaps_;
 }
 
 std::set<uint64_t> FakePipeline::sequences_seen() const {

@@ -3,7 +3,7 @@
 
 // All stages of a pipeline in one object: holds each step to the protocol as workers would, answers
 // it with the toy model from the tokens that its blocks hold, and keeps it until the test lets it
-// home.
+// home. Drafts, if told to, and verifies drafts as the last stage would.
 
 #include <cstdint>
 #include <deque>
@@ -11,6 +11,7 @@
 #include <memory>
 #include <set>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -25,6 +26,9 @@ namespace caravan {
 /// Thread-safe. Outlives the driver that it is attached to. A breach of protocol fails the test.
 class FakePipeline {
  public:
+  /// What the layer of multi-token prediction is good for.
+  enum class Drafts { kNone, kRight, kWrong, kMixed };
+
   struct Options {
     uint64_t plan_version = 1;
     int num_stages = 1;
@@ -32,6 +36,8 @@ class FakePipeline {
     int64_t kv_block_tokens = 4;
     int64_t max_step_tokens = 32;
     ToyModel model;
+    Drafts drafts = Drafts::kNone;  // not kNone: the pipeline drafts
+    int num_drafts = 1;             // that a result brings
   };
   explicit FakePipeline(const Options& options) : options_(options) {}
   FakePipeline() : FakePipeline(Options{}) {}
@@ -74,9 +80,14 @@ class FakePipeline {
   int64_t blocks_written() const;
   int max_slices_in_a_step() const;
   std::set<uint64_t> sequences_seen() const;
+  /// Slices that asked for drafts after a sampled token, and how many positions before their rows,
+  /// of all of them together, the drafting layer never saw.
+  int64_t drafting_slices() const;
+  int64_t draft_gaps() const;
 
  private:
   class Channel;
+  using Places = std::map<uint32_t, std::set<int64_t>>;  // by block
 
   absl::Status Send(v1::Step step);
   void Deliveries(PipelineDriver* driver);  // a player's life
@@ -88,8 +99,17 @@ class FakePipeline {
   /// The first `length` tokens of the slice's sequence, read from its blocks.
   std::vector<int32_t> Cached(const v1::SequenceSlice& slice, int64_t length) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void Answer(const v1::SequenceSlice& slice, v1::SliceResult* result) const
+  /// Whether the slice goes on where the last one of its sequence ended, with the drafts of it.
+  void CheckDrafts(const v1::SequenceSlice& slice) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Answer(const v1::SequenceSlice& slice, v1::SliceResult* result)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  /// `tokens`: the slice's sequence with its drafts.
+  void Sample(const v1::SequenceSlice& slice, absl::Span<const int32_t> tokens,
+              v1::SliceResult* result) const;
+  /// The drafting layer runs over the slice's first `num_rows` rows; `known`: the tokens behind
+  /// which it drafts, if the slice samples.
+  void Draft(const v1::SequenceSlice& slice, int64_t num_rows, std::vector<int32_t> known,
+             v1::SliceResult* result) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const Options options_;
 
@@ -103,6 +123,13 @@ class FakePipeline {
   int steps_in_flight_ ABSL_GUARDED_BY(mu_) = 0;
   // By block and place in it, the token whose keys and values would lie there.
   std::map<uint32_t, std::map<int64_t, int32_t>> blocks_ ABSL_GUARDED_BY(mu_);
+  Places drafting_seen_ ABSL_GUARDED_BY(mu_);  // what the drafting layer keeps something for
+  // By sequence, what is known of its next slice: the position behind the last one's tokens, and
+  // the tokens that are due, or may be drafts, from there on.
+  std::map<uint64_t, std::pair<int64_t, int32_t>> next_tokens_ ABSL_GUARDED_BY(mu_);
+  std::map<uint64_t, std::pair<int64_t, std::vector<int32_t>>> drafts_ ABSL_GUARDED_BY(mu_);
+  int64_t drafting_slices_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t draft_gaps_ ABSL_GUARDED_BY(mu_) = 0;
   std::set<uint64_t> sequences_seen_ ABSL_GUARDED_BY(mu_);
   int max_slices_in_a_step_ ABSL_GUARDED_BY(mu_) = 0;
 };

@@ -380,7 +380,9 @@ TEST(PipelineDriverTest, NeverGivesAnIdTwice) {
 TEST(PipelineDriverTest, RandomJobsAndCancelsLeaveNothingBehind) {
   int64_t preemptions = 0;
   int64_t hits = 0;
-  for (const uint32_t seed : {1u, 2u, 3u, 4u, 5u, 6u}) {
+  int64_t accepted = 0;
+  int64_t refused = 0;
+  for (uint32_t seed = 1; seed <= 12; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     std::mt19937 random(seed);
     const auto draw = [&](int low, int high) {
@@ -389,6 +391,8 @@ TEST(PipelineDriverTest, RandomJobsAndCancelsLeaveNothingBehind) {
     FakePipeline::Options stages = Stages(draw(1, 4));
     stages.kv_blocks = 40;
     stages.max_step_tokens = draw(1, 24);
+    stages.drafts = static_cast<FakePipeline::Drafts>(seed % 4);
+    stages.num_drafts = draw(1, 3);
     FakePipeline workers(stages);
     PipelineDriver driver(SmallDriver());
     driver.Attach(workers.Connect());
@@ -445,9 +449,13 @@ TEST(PipelineDriverTest, RandomJobsAndCancelsLeaveNothingBehind) {
     Drain(&driver, &workers);
     preemptions += driver.stats().preemptions;
     hits += driver.stats().prefix_cache_hit_tokens;
+    accepted += driver.stats().draft_accepted_tokens;
+    refused += driver.stats().draft_tokens - driver.stats().draft_accepted_tokens;
   }
   EXPECT_GT(preemptions, 0);
   EXPECT_GT(hits, 0);
+  EXPECT_GT(accepted, 0);
+  EXPECT_GT(refused, 0);
 }
 
 }  // namespace

@@ -1,98 +1,17 @@
 #include "coordinator/scheduler.h"
 
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "tests/coordinator/fake_pipeline.h"
+#include "tests/coordinator/scheduler_testing.h"
 
 namespace caravan {
 namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-Scheduler::Options SmallOptions() {
-  Scheduler::Options options;
-  options.plan_version = 3;
-  options.num_stages = 1;
-  options.kv_blocks = 64;
-  options.kv_block_tokens = 4;
-  options.max_step_tokens = 16;
-  options.prefill_chunk = 8;
-  options.vocab_size = 97;
-  return options;
-}
-
-/// A scheduler with its sequences, and workers that hold it to the protocol.
-class Bench {
- public:
-  explicit Bench(const Scheduler::Options& options)
-      : scheduler_(options), workers_(WorkersFor(options)) {}
-
-  Sequence* Add(const JobSpec& spec) {
-    // One a second.
-    const uint64_t id = sequences_.size() + 1;
-    sequences_.push_back(std::make_unique<Sequence>(id, spec, absl::Seconds(id)));
-    scheduler_.Enqueue(sequences_.back().get());
-    return sequences_.back().get();
-  }
-
-  void Cancel(Sequence* sequence) { scheduler_.Cancel(sequence); }
-
-  /// The next step, answered; fails the test if none is due.
-  v1::Step Next(bool admit = true) {
-    auto step = scheduler_.NextStep(admit);
-    EXPECT_TRUE(step.has_value());
-    return step.has_value() ? workers_.Answer(*std::move(step)) : v1::Step();
-  }
-
-  bool NothingDue() { return !scheduler_.NextStep(true).has_value(); }
-
-  void Home(const v1::Step& step) {
-    workers_.MarkHome();
-    ASSERT_TRUE(scheduler_.TakeIn(step).ok());
-    scheduler_.blocks().CheckInvariants();
-  }
-
-  /// Steps until nothing is left to do.
-  void Drain() {
-    while (auto step = scheduler_.NextStep(true)) Home(workers_.Answer(*std::move(step)));
-  }
-
-  Scheduler& scheduler() { return scheduler_; }
-  FakePipeline& workers() { return workers_; }
-
- private:
-  static FakePipeline::Options WorkersFor(const Scheduler::Options& options) {
-    FakePipeline::Options workers;
-    workers.plan_version = options.plan_version;
-    workers.num_stages = options.num_stages;
-    workers.kv_blocks = options.kv_blocks;
-    workers.kv_block_tokens = options.kv_block_tokens;
-    workers.max_step_tokens = options.max_step_tokens;
-    workers.model.vocab_size = options.vocab_size;
-    return workers;
-  }
-
-  Scheduler scheduler_;
-  FakePipeline workers_;
-  std::vector<std::unique_ptr<Sequence>> sequences_;
-};
-
-std::vector<int> Rows(const v1::Step& step) {
-  std::vector<int> rows;
-  for (const v1::SequenceSlice& slice : step.slices()) rows.push_back(slice.token_ids_size());
-  return rows;
-}
-
-std::vector<uint64_t> Ids(const v1::Step& step) {
-  std::vector<uint64_t> ids;
-  for (const v1::SequenceSlice& slice : step.slices()) ids.push_back(slice.sequence_id());
-  return ids;
-}
 
 TEST(SchedulerTest, CutsAPromptIntoChunks) {
   Bench bench(SmallOptions());
@@ -356,7 +275,7 @@ TEST(SchedulerTest, FailsAndFreesTheSequencesOfAFailedStep) {
   step.clear_results();
   step.mutable_error()->set_code(8);
   bench.workers().MarkHome();
-  auto returned = bench.scheduler().TakeIn(step);
+  auto returned = bench.scheduler().TakeIn(step, absl::ZeroDuration());
   ASSERT_TRUE(returned.ok());
   ASSERT_EQ(returned->size(), 1u);
   EXPECT_EQ(returned->front().sequence, failing);
@@ -388,14 +307,14 @@ TEST(SchedulerTest, TakesInTheOldestStepOnly) {
   const v1::Step first = bench.Next();
   bench.Add(ToyJob(1, 4, 1));
   const v1::Step second = bench.Next();
-  const absl::Status lost = bench.scheduler().TakeIn(second).status();
+  const absl::Status lost = bench.scheduler().TakeIn(second, absl::ZeroDuration()).status();
   EXPECT_EQ(lost.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(lost.message(), "step 2 came home where step 1 was due");
   bench.Home(first);
-  EXPECT_EQ(bench.scheduler().TakeIn(first).status().message(),
+  EXPECT_EQ(bench.scheduler().TakeIn(first, absl::ZeroDuration()).status().message(),
             "step 1 came home where step 2 was due");
   bench.Home(second);
-  EXPECT_EQ(bench.scheduler().TakeIn(second).status().message(),
+  EXPECT_EQ(bench.scheduler().TakeIn(second, absl::ZeroDuration()).status().message(),
             "step 2 came home where none was due");
 }
 
@@ -407,7 +326,7 @@ TEST(SchedulerTest, RefusesResultsThatDoNotAnswerTheSlices) {
   bench.Add(scoring);
   const v1::Step good = bench.Next();
   const auto expect_refused = [&](const v1::Step& step, const std::string& text) {
-    const absl::Status status = bench.scheduler().TakeIn(step).status();
+    const absl::Status status = bench.scheduler().TakeIn(step, absl::ZeroDuration()).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInternal) << text;
     EXPECT_THAT(std::string(status.message()), HasSubstr(text));
   };

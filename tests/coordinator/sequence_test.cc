@@ -146,6 +146,141 @@ TEST_F(SequenceTest, APreemptedOneKeepsItsTokensAndFindsItsOwnBlocks) {
   EXPECT_THAT(slice.token_ids(), ElementsAre(50));
 }
 
+/// A result with these tokens, and drafts of what follows.
+v1::SliceResult Tokens(const std::vector<uint32_t>& tokens, const std::vector<uint32_t>& drafts) {
+  v1::SliceResult result;
+  for (const uint32_t token : tokens) result.add_sampled()->set_token_id(token);
+  result.mutable_draft_token_ids()->Add(drafts.begin(), drafts.end());
+  return result;
+}
+
+TEST_F(SequenceTest, ChunksOfAPromptSayWhatFollowsThem) {
+  JobSpec spec;
+  spec.prompt = {10, 11, 12};
+  spec.max_new_tokens = 2;
+  Sequence sequence(1, spec, {});
+  ASSERT_TRUE(sequence.Admit(blocks_));
+  v1::SequenceSlice slice = sequence.TakeSlice(2, /*draft=*/true);
+  EXPECT_TRUE(slice.draft());
+  EXPECT_EQ(slice.next_token_id(), 12u);
+  slice = sequence.TakeSlice(2, /*draft=*/true);
+  EXPECT_TRUE(slice.draft());
+  EXPECT_FALSE(slice.has_next_token_id());
+  EXPECT_EQ(slice.num_draft_tokens(), 0u);
+}
+
+TEST_F(SequenceTest, DraftsGoBehindTheNewestTokenAndAreKnownOnceAccepted) {
+  Sequence sequence(1, ToyJob(2, 100), {});
+  ASSERT_TRUE(sequence.Admit(blocks_));
+  sequence.TakeSlice(10, true);
+  EXPECT_EQ(sequence.CompleteSlice(2, Tokens({50}, {51, 52, 53}), blocks_), 1);
+  EXPECT_EQ(sequence.num_drafts(), 3);
+  EXPECT_EQ(sequence.known_tokens(), 3);
+  ASSERT_TRUE(blocks_.Grow(6, sequence.table()));
+  v1::SequenceSlice slice = sequence.TakeSlice(4, true);
+  EXPECT_EQ(slice.first_position(), 2u);
+  EXPECT_THAT(slice.token_ids(), ElementsAre(50, 51, 52, 53));
+  EXPECT_EQ(slice.num_draft_tokens(), 3u);
+  EXPECT_EQ(sequence.tokens_in_flight(), 1);
+  // Two are accepted; a third token comes in place of the last draft.
+  EXPECT_EQ(sequence.CompleteSlice(1, Tokens({51, 52, 60}, {61}), blocks_), 3);
+  EXPECT_EQ(sequence.known_tokens(), 6);
+  EXPECT_EQ(sequence.cached_tokens(), 5);
+  EXPECT_EQ(sequence.pending_tokens(), 1);
+  slice = sequence.TakeSlice(1, true);
+  EXPECT_EQ(slice.first_position(), 5u);
+  EXPECT_THAT(slice.token_ids(), ElementsAre(60)) << "no row was left for the draft";
+  EXPECT_EQ(sequence.num_drafts(), 0);
+}
+
+TEST_F(SequenceTest, DraftsAreForgottenWhereNobodyDrafts) {
+  Sequence sequence(1, ToyJob(2, 100), {});
+  ASSERT_TRUE(sequence.Admit(blocks_));
+  sequence.TakeSlice(10, true);
+  sequence.CompleteSlice(2, Tokens({50}, {51}), blocks_);
+  ASSERT_TRUE(blocks_.Grow(4, sequence.table()));
+  const v1::SequenceSlice slice = sequence.TakeSlice(9, false);
+  EXPECT_THAT(slice.token_ids(), ElementsAre(50));
+  EXPECT_FALSE(slice.draft());
+  EXPECT_EQ(sequence.num_drafts(), 0);
+}
+
+TEST_F(SequenceTest, AStopTokenCutsARunOffAndNothingBehindItIsPublished) {
+  JobSpec spec = ToyJob(2, 100);
+  spec.stop_token_ids = {52};
+  Sequence sequence(1, spec, {});
+  ASSERT_TRUE(sequence.Admit(blocks_));
+  sequence.TakeSlice(10, true);
+  sequence.CompleteSlice(2, Tokens({50}, {51, 52, 53}), blocks_);
+  ASSERT_TRUE(blocks_.Grow(6, sequence.table()));
+  sequence.TakeSlice(4, true);
+  EXPECT_EQ(sequence.CompleteSlice(1, Tokens({51, 52, 53, 54}, {55}), blocks_), 2);
+  EXPECT_EQ(sequence.finish_reason(), v1::FINISH_REASON_STOP);
+  EXPECT_EQ(sequence.generated_tokens(), 3);
+  EXPECT_EQ(blocks_.free_blocks(), 64);
+  std::vector<int32_t> tokens = spec.prompt;
+  tokens.insert(tokens.end(), {50, 51, 52, 53, 54});
+  BlockTable table;
+  EXPECT_EQ(blocks_.Adopt(tokens, table), 5);
+}
+
+TEST_F(SequenceTest, MaxNewTokensBoundsTheDrafts) {
+  Sequence sequence(1, ToyJob(2, 3), {});
+  ASSERT_TRUE(sequence.Admit(blocks_));
+  sequence.TakeSlice(10, true);
+  sequence.CompleteSlice(2, Tokens({50}, {51, 52, 53}), blocks_);
+  EXPECT_EQ(sequence.num_drafts(), 1);
+  ASSERT_TRUE(blocks_.Grow(4, sequence.table()));
+  EXPECT_THAT(sequence.TakeSlice(9, true).token_ids(), ElementsAre(50, 51));
+  EXPECT_EQ(sequence.CompleteSlice(1, Tokens({51, 52}, {53}), blocks_), 2);
+  EXPECT_EQ(sequence.finish_reason(), v1::FINISH_REASON_LENGTH);
+  EXPECT_EQ(sequence.generated_tokens(), 3);
+}
+
+TEST_F(SequenceTest, ABlockIsFoundThatARunWentBeyond) {
+  Sequence sequence(1, ToyJob(2, 100), {});
+  ASSERT_TRUE(sequence.Admit(blocks_));
+  sequence.TakeSlice(10, true);
+  sequence.CompleteSlice(2, Tokens({50}, {51, 52}), blocks_);
+  ASSERT_TRUE(blocks_.Grow(5, sequence.table()));
+  sequence.TakeSlice(3, true);
+  sequence.CompleteSlice(1, Tokens({51, 52, 53}, {}), blocks_);  // positions 2 to 4, blocks of 4
+  std::vector<int32_t> tokens = ToyPrompt(2);
+  tokens.insert(tokens.end(), {50, 51, 99, 99});
+  BlockTable table;
+  EXPECT_EQ(blocks_.Adopt(tokens, table), 4);
+}
+
+TEST_F(SequenceTest, APreemptedOneForgetsItsDrafts) {
+  Sequence sequence(1, ToyJob(6, 10), {});
+  ASSERT_TRUE(sequence.Admit(blocks_));
+  sequence.TakeSlice(10, true);
+  sequence.CompleteSlice(6, Tokens({50}, {51}), blocks_);
+  sequence.Preempt(blocks_);
+  EXPECT_EQ(sequence.num_drafts(), 0);
+  ASSERT_TRUE(sequence.Admit(blocks_));
+  EXPECT_THAT(sequence.TakeSlice(10, true).token_ids(), ElementsAre(50));
+}
+
+TEST_F(SequenceTest, ACopyThatWasNotMadeIsFoundByNobody) {
+  JobSpec spec = ToyJob(6, 10);
+  Sequence first(1, spec, {});
+  ASSERT_TRUE(first.Admit(blocks_));
+  first.TakeSlice(10);
+  first.CompleteSlice(6, Token(50), blocks_);  // a block of four tokens and one of two
+  first.Cancel(blocks_);
+  // The second copies the half block, and is gone before a step could say so to the workers.
+  Sequence second(2, ToyJob(9, 10), {});
+  ASSERT_TRUE(second.Admit(blocks_));
+  ASSERT_TRUE(second.table().pending_copy.has_value());
+  const uint32_t copy = second.table().pending_copy->to;
+  second.Cancel(blocks_);
+  BlockTable table;
+  EXPECT_EQ(blocks_.Adopt(ToyPrompt(9), table), 6);
+  ASSERT_TRUE(table.pending_copy.has_value());
+  EXPECT_NE(table.pending_copy->from, copy);
+}
+
 TEST_F(SequenceTest, BulkRanksAMinuteLater) {
   JobSpec bulk = ToyJob(1, 1);
   bulk.priority = JobPriority::kBulk;

@@ -106,8 +106,9 @@ TEST_F(LayerCostTest, AModelWithoutMultiTokenPredictionSaysSo) {
   json["num_nextn_predict_layers"] = 0;
   const ModelConfig config = *ParseModelConfig(json.dump(), "config.json");
   EXPECT_EQ(ComputeModelCost(config, source_, true).status(),
-            absl::FailedPreconditionError(
-                "the model has no layer of multi-token prediction: num_nextn_predict_layers is 0"));
+            absl::InvalidArgumentError(
+                "cannot speculate by mtp: the model has no layer of multi-token prediction "
+                "(num_nextn_predict_layers is 0)"));
 }
 
 TEST_F(LayerCostTest, CountsTheFixturesTrueBytes) {
