@@ -45,7 +45,12 @@ class HttpConnection::AnswerResponder final : public Responder {
   AnswerResponder(std::shared_ptr<HttpConnection> connection, uint64_t answer)
       : connection_(connection), answer_(answer) {}
   ~AnswerResponder() override {
-    Do([](HttpConnection& connection) { connection.Abandon(); });
+    // Posted even from the strand: behind the answer that another thread gave before it let go.
+    const std::shared_ptr<HttpConnection> connection = connection_.lock();
+    if (connection == nullptr) return;
+    asio::post(connection->socket_.get_executor(), [connection, answer = answer_] {
+      if (connection->IsUnderWay(answer)) connection->Abandon();
+    });
   }
 
   void Send(HttpResponse response) override {
@@ -84,10 +89,7 @@ class HttpConnection::AnswerResponder final : public Responder {
     const std::shared_ptr<HttpConnection> connection = connection_.lock();
     if (connection == nullptr) return;
     connection->Dispatch([connection = connection.get(), answer = answer_, task = std::move(task)] {
-      if (connection->state_ == State::kAnswering && connection->answer_.number == answer &&
-          !connection->answer_.ended) {
-        task(*connection);
-      }
+      if (connection->IsUnderWay(answer)) task(*connection);
     });
   }
 

@@ -95,6 +95,11 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void CountBody(int64_t bytes);
   void Handle();
 
+  /// Whether answer `number` is, and has not ended.
+  bool IsUnderWay(uint64_t number) const {
+    return state_ == State::kAnswering && answer_.number == number && !answer_.ended;
+  }
+
   // Answering. REQUIRES: the answer is under way.
   void BeginAnswer();
   void TellAnswered(int status);

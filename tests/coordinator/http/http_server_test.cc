@@ -46,6 +46,12 @@ class HttpServerTest : public ::testing::Test {
     router.Handle("POST", "/echo", echo, {false, 1000});
     router.Handle("GET", "/open", echo, {true});
     router.Handle("GET", "/dropped", [](HttpRequest, std::shared_ptr<Responder>) {});
+    router.Handle("GET", "/elsewhere", [](HttpRequest, std::shared_ptr<Responder> responder) {
+      // Answers, and lets go, before the handler does.
+      std::thread([responder = responder] {
+        responder->Send({200, "text/plain", "yes", {}});
+      }).join();
+    });
     router.Handle("POST", "/held", [this](HttpRequest, std::shared_ptr<Responder> responder) {
       responder->SetEvents([this] { gone_.Add(); }, nullptr);
       {
@@ -94,6 +100,15 @@ class HttpServerTest : public ::testing::Test {
   std::vector<std::shared_ptr<Responder>> held_ ABSL_GUARDED_BY(mu_);
   std::unique_ptr<HttpServer> server_;
 };
+
+TEST_F(HttpServerTest, AnAnswerOfAnotherThreadCountsThoughTheHandlerLetsGoLast) {
+  Start();
+  RawHttpClient client(address());
+  for (int i = 0; i < 3; ++i) {
+    client.SendRequest("GET", "/elsewhere");
+    EXPECT_THAT(client.ReadAnswer(), EndsWith("\r\n\r\nyes"));
+  }
+}
 
 TEST_F(HttpServerTest, AnswersRequestAfterRequestOnOneConnection) {
   Start();
