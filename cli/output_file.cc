@@ -12,7 +12,7 @@ namespace {
 
 /// `path`: what errno says.
 std::string Complaint(const std::string& path, int error) {
-  return absl::StrCat(path, ": ", absl::ErrnoToStatus(error, "").message());
+  return std::string(absl::ErrnoToStatus(error, path).message());
 }
 
 }  // namespace

@@ -92,7 +92,7 @@ TEST(ClusterTest, EightJobsAtOnceReplyAsAlone) {
 TEST(ClusterTest, DraftsChangeNoReply) {
   TestCluster cluster;
   cluster.Start(2, {"--speculate", "mtp"});
-  EXPECT_THAT(cluster.Status(), ContainsRegex("box-1 .* ready +3\\.\\.5, head, MTP "));
+  EXPECT_THAT(cluster.Status(), ContainsRegex("box-1 .* ready +4\\.\\.5, head, MTP "));
   ExpectReplies(cluster, Questions(2));
   ExpectRepliesTogether(cluster, Questions(8));
 }

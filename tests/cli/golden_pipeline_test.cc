@@ -314,7 +314,7 @@ double ChiSquareBound(int degrees) {
 // Not the same draws: other seeds, so that only the distribution can agree. The first token comes
 // from the prompt's step, the second from the first one's row, the third often from a draft's row.
 TEST(GoldenPipelineTest, DraftsChangeNoDistribution) {
-  constexpr int kReplies = 1500;
+  constexpr int kReplies = 1000;
   constexpr int kTokens = 3;
   constexpr int kAtOnce = 50;
   const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(kTinyR1.directory);
@@ -337,8 +337,8 @@ TEST(GoldenPipelineTest, DraftsChangeNoDistribution) {
         JobSpec spec;
         spec.prompt = prompt;
         spec.max_new_tokens = kTokens + 1;  // so that each but the last may be followed by a draft
-        spec.sampling.set_temperature(4);
-        spec.sampling.set_top_k(12);
+        spec.sampling.set_temperature(10);  // this model is very sure
+        spec.sampling.set_top_k(8);
         spec.sampling.set_seed(first_seed + static_cast<uint64_t>(batch + i));
         auto job = pipeline->driver().Submit(spec);
         ASSERT_TRUE(job.ok());
