@@ -18,7 +18,8 @@ namespace caravan {
 /// Empty when made; removed with all it holds on destruction.
 class TempDir {
  public:
-  TempDir() : path_(::testing::TempDir() + "/caravan-XXXXXX") {
+  // A path without doubled slashes, as programs print paths that they have made absolute.
+  TempDir() : path_((std::filesystem::path(::testing::TempDir()) / "caravan-XXXXXX").string()) {
     CARAVAN_CHECK(::mkdtemp(path_.data()) != nullptr);
   }
   ~TempDir() {
