@@ -32,7 +32,7 @@ void ProgressBar::Show(int64_t done, int64_t total) {
   std::string line = absl::StrFormat(
       "%s [%s%s] %3d%%  %s of %s, %s/s", label_, std::string(static_cast<size_t>(filled), '#'),
       std::string(static_cast<size_t>(kBarCells - filled), '.'), static_cast<int>(100 * share),
-      Describe(static_cast<double>(done)), Describe(static_cast<double>(total)), Describe(rate));
+      DescribeDone(done), Describe(static_cast<double>(total)), Describe(rate));
   if (!ended && done > 0) {
     absl::StrAppendFormat(&line, ", %.0f s left", static_cast<double>(total - done) / rate);
   }
@@ -44,6 +44,10 @@ void ProgressBar::Show(int64_t done, int64_t total) {
 
 void ProgressBar::Break() {
   if (std::exchange(line_begun_, false)) std::fputc('\n', stderr);
+}
+
+std::string ProgressBar::DescribeDone(int64_t done) const {
+  return unit_ == Unit::kBytes ? FormatByteSize(done) : absl::StrCat(done);
 }
 
 std::string ProgressBar::Describe(double units) const {

@@ -27,7 +27,8 @@ class ProgressBar {
   void Break();
 
  private:
-  /// `units` a second, or of anything.
+  /// What there is of so many; without the unit where that follows.
+  std::string DescribeDone(int64_t done) const;
   std::string Describe(double units) const;
 
   const std::string label_;

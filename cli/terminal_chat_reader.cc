@@ -43,6 +43,11 @@ class TerminalChatReader final : public ChatReader {
     ::el_set(editor_, EL_PROMPT, &Prompt);
     ::el_set(editor_, EL_HIST, &::history, history_);
     ::el_set(editor_, EL_GETCFN, &GetCharacter);
+    // Where the terminal can shift what is behind the cursor, libedit lets it, and goes wrong by a
+    // column for characters of two. Without these it writes the rest of the line anew.
+    for (const char* capability : {"ic", "IC", "im", "dc", "DC", "dm"}) {
+      ::el_set(editor_, EL_SETTC, capability, "", nullptr);
+    }
     Bind("^R", "em-inc-search-prev");
     Bind("\\e[1;5C", "em-next-word");  // Ctrl and a cursor key
     Bind("\\e[1;5D", "ed-prev-word");

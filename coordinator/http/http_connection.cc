@@ -45,7 +45,10 @@ class HttpConnection::AnswerResponder final : public Responder {
   AnswerResponder(std::shared_ptr<HttpConnection> connection, uint64_t answer)
       : connection_(connection), answer_(answer) {}
   ~AnswerResponder() override {
-    Do([](HttpConnection& connection) { connection.Abandon(); });
+    // Behind what other threads have said, which may still be on its way here.
+    Post([connection = connection_.lock(), answer = answer_] {
+      if (connection->IsUnderWay(answer)) connection->Abandon();
+    });
   }
 
   void Send(HttpResponse response) override {
@@ -84,10 +87,7 @@ class HttpConnection::AnswerResponder final : public Responder {
     const std::shared_ptr<HttpConnection> connection = connection_.lock();
     if (connection == nullptr) return;
     connection->Dispatch([connection = connection.get(), answer = answer_, task = std::move(task)] {
-      if (connection->state_ == State::kAnswering && connection->answer_.number == answer &&
-          !connection->answer_.ended) {
-        task(*connection);
-      }
+      if (connection->IsUnderWay(answer)) task(*connection);
     });
   }
 
@@ -116,6 +116,10 @@ HttpConnection::~HttpConnection() { CountBody(0); }
 void HttpConnection::Dispatch(std::function<void()> task) {
   asio::dispatch(socket_.get_executor(),
                  [self = shared_from_this(), task = std::move(task)] { task(); });
+}
+
+bool HttpConnection::IsUnderWay(uint64_t answer) const {
+  return state_ == State::kAnswering && answer_.number == answer && !answer_.ended;
 }
 
 void HttpConnection::Start() {

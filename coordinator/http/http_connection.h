@@ -95,6 +95,8 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
   void CountBody(int64_t bytes);
   void Handle();
 
+  bool IsUnderWay(uint64_t answer) const;  // of that number, and not all was said
+
   // Answering. REQUIRES: the answer is under way.
   void BeginAnswer();
   void TellAnswered(int status);

@@ -59,13 +59,22 @@ TEST_F(ChatTest, APipeGetsTheRepliesAndNothingElse) {
   EXPECT_THAT(chat.Out(), Not(HasSubstr("\033")));
 }
 
-TEST_F(ChatTest, LaterTurnsSeeEarlierOnes) {
-  // The second reply to the same question is another one, unless the first is forgotten.
-  TestProcess& with = Pipe(absl::StrCat(kQuestion, "\n", kQuestion, "\n"), {"--max-tokens", "100"});
-  EXPECT_EQ(with.Wait(), 0) << with.Transcript();
-  TestProcess& without = Pipe(absl::StrCat(kQuestion, "\n/new\n", kQuestion, "\n"));
-  EXPECT_EQ(without.Wait(), 0) << without.Transcript();
-  EXPECT_NE(with.Out(), without.Out());
+TEST(ChatContextTest, LaterTurnsSeeEarlierOnes) {
+  // A turn takes 15 tokens of prompt and 70 of reply, of which the 16 of the answer stay: the third
+  // does not fit behind two others.
+  TestCluster cluster;
+  cluster.Start(1, {"--context", "128"});
+  const auto chat = [&](const std::string& between) {
+    const std::string input =
+        absl::StrCat(kQuestion, "\n", between, kQuestion, "\n", between, kQuestion, "\n");
+    TestProcess& process =
+        cluster.Launch("chat", {"chat", "--coordinator", cluster.address()}, "",
+                       cluster.dir().Write(absl::StrCat("input-", between.size()), input));
+    EXPECT_EQ(process.Wait(), 0) << process.Transcript();
+    return process.Err();
+  };
+  EXPECT_THAT(chat(""), HasSubstr("cut at the limit"));
+  EXPECT_THAT(chat("/new\n"), Not(HasSubstr("cut at the limit")));
 }
 
 TEST_F(ChatTest, CommandsAreHeeded) {

@@ -153,7 +153,7 @@ TEST_F(RestartTest, ABatchSurvivesKillsAtRandomMoments) {
   const std::string output = cluster_.dir().File("output.jsonl");
   TestProcess& submit = Submit(lines, output);
   ASSERT_TRUE(submit.WaitForErr("batch_"));
-  int64_t generated = 0;
+  int64_t generated = -GeneratedTokens();  // those of the undisturbed run
   for (int kill = 0; kill < kKills; ++kill) {
     // As soon as it listens, as soon as it serves, or any number of tokens later.
     const uint64_t moment = random() % 8;

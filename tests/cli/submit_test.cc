@@ -118,7 +118,7 @@ TEST_F(SubmitTest, PrintsTheRepliesOfABatch) {
   EXPECT_EQ(Contents(submit.Out()), questions.answers);
   EXPECT_THAT(submit.Err(), ContainsRegex("^batch_[^ ]+\n"));
   EXPECT_THAT(submit.Err(), ContainsRegex("is completed: 6 of 6 lines done, 0 failed\n$"));
-  EXPECT_THAT(submit.Err(), HasSubstr("6 lines of 6 lines"));
+  EXPECT_THAT(submit.Err(), HasSubstr("6 of 6 lines"));
 }
 
 TEST_F(SubmitTest, WritesTheRepliesIntoAFile) {

@@ -36,7 +36,7 @@ class TestBatchBook {
     BatchLine line;
     line.number = 1;
     line.custom_id = "a";
-    line.body = "{}";
+    line.body = std::string("{}");  // GCC takes an assigned literal for uninitialized
     CARAVAN_CHECK(store_->AddLines(number, {line}).ok());
     CARAVAN_CHECK(store_->BeginBatch(number, 2).ok());
     book_.Changed(id);

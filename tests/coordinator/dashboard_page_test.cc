@@ -15,6 +15,7 @@
 #include "coordinator/http/http_server.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
 #include "tests/support/temp_dir.h"
 
 namespace caravan {
@@ -121,16 +122,16 @@ class DashboardPageTest : public ::testing::Test {
       worker.set_kv_blocks(100);
       worker.set_kv_bytes(uint64_t{2} << 30);
     }
+    PipelineStats stats;
     for (int sample = 0; sample < 20; ++sample) {
-      for (int token = 0; token < 10 * sample; ++token) {
-        history_.OnTokenGap(JobPriority::kInteractive, absl::Milliseconds(50));
-      }
+      stats.generated_tokens += 10 * sample + 1;
       history_.OnFirstToken(JobPriority::kInteractive, absl::Milliseconds(100 + sample));
       for (v1::WorkerStatus& worker : *cluster.mutable_workers()) {
         worker.mutable_load()->set_busy_s(1.5 * sample);
         worker.mutable_load()->set_total_s(worker.has_stage() ? 2.0 * sample : 0);
       }
-      service_->Update(cluster);
+      history_.Take(stats, cluster);
+      service_->Update(cluster);  // no sample is due: one was taken at this very time
       clock_.Advance(absl::Seconds(2));
     }
   }

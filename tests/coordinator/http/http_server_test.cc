@@ -46,6 +46,12 @@ class HttpServerTest : public ::testing::Test {
     router.Handle("POST", "/echo", echo, {false, 1000});
     router.Handle("GET", "/open", echo, {true});
     router.Handle("GET", "/dropped", [](HttpRequest, std::shared_ptr<Responder>) {});
+    // The answer comes from another thread, while the handler still holds the responder.
+    router.Handle("GET", "/elsewhere", [](HttpRequest, std::shared_ptr<Responder> responder) {
+      std::thread([responder] {
+        responder->Send({200, "text/plain", "from elsewhere", {}});
+      }).join();
+    });
     router.Handle("POST", "/held", [this](HttpRequest, std::shared_ptr<Responder> responder) {
       responder->SetEvents([this] { gone_.Add(); }, nullptr);
       {
@@ -296,6 +302,15 @@ TEST_F(HttpServerTest, SlowHeadersBodiesAndIdlersAreDropped) {
   RawHttpClient idle(address());
   idle.SendRequest("GET", "/echo");
   EXPECT_THAT(idle.ReadToEnd(), AllOf(StartsWith("HTTP/1.1 200"), Not(HasSubstr("no end"))));
+}
+
+TEST_F(HttpServerTest, WhatAnotherThreadAnsweredIsNotDroppedWithTheResponder) {
+  Start();
+  RawHttpClient client(address());
+  for (int i = 0; i < 20; ++i) {
+    client.SendRequest("GET", "/elsewhere");
+    EXPECT_THAT(client.ReadAnswer(), AllOf(StartsWith("HTTP/1.1 200"), EndsWith("from elsewhere")));
+  }
 }
 
 TEST_F(HttpServerTest, ConnectionsPastTheLimitAreToldSo) {

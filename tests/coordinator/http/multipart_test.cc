@@ -163,7 +163,7 @@ TEST(MultipartTest, RefusesPartsWithoutANameOrWithBrokenHeaders) {
   ExpectRefused(Part("form-data; name=a\nContent-Disposition: form-data; name=b", "1") + "--XY--",
                 "two headers Content-Disposition");
   ExpectRefused("--XY\nno header\n\n1\n--XY--", "part 1 has a header without a colon");
-  ExpectRefused("--XY\nContent-Disposition: form-data; name=a\n1\n--XY--",
+  ExpectRefused("--XY\nContent-Disposition: form-data; name=a\n1\n\n2\n--XY--",
                 "part 1 has a header without a colon");
 }
 
@@ -181,7 +181,7 @@ TEST(MultipartTest, BoundsHeadersAndParts) {
 
 TEST(MultipartTest, EveryCutOfAFormIsRefusedOrReadWhole) {
   const std::string form =
-      absl::StrReplaceAll(Part("form-data; name=\"file\"; filename=\"a\"", "--XY \n--XY-\n") +
+      absl::StrReplaceAll(Part("form-data; name=\"file\"; filename=\"a\"", "--XYZ\n--XY-\n") +
                               Part("form-data; name=b", "") + "--XY--",
                           {{"\n", "\r\n"}});
   const auto whole = ParseMultipartForm(kType, form);

@@ -55,7 +55,9 @@ class BatchServiceTest : public ::testing::Test {
   void SetUp() override {
     Router router;
     service_.AddRoutes(router);
-    auto server = HttpServer::Start({.listen = "127.0.0.1:0"}, std::move(router));
+    HttpServer::Options options;
+    options.listen = "127.0.0.1:0";
+    auto server = HttpServer::Start(std::move(options), std::move(router));
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = *std::move(server);
   }

@@ -170,9 +170,12 @@ TEST_F(DatabaseTest, AnEmptyFileBecomesADatabase) {
 TEST_F(DatabaseTest, DamageIsFoundNotReadOver) {
   {
     const auto database = Open();
+    auto transaction = Database::Transaction::Begin(database.get());
+    ASSERT_TRUE(transaction.ok());
     for (int64_t i = 0; i < 2000; ++i) {
       ASSERT_TRUE(database->Run("INSERT INTO words VALUES (?, 1, NULL)", std::to_string(i)).ok());
     }
+    ASSERT_TRUE(transaction->Commit().ok());
   }
   {
     std::fstream file(path_, std::ios::binary | std::ios::in | std::ios::out);
