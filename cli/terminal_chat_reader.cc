@@ -66,7 +66,7 @@ class TerminalChatReader final : public ChatReader {
     int count = 0;
     const char* const text = ::el_gets(editor_, &count);
     if (interrupted_) {
-      std::fputs("^C\n", stdout);
+      std::fputs("^C\033[J\n", stdout);  // without what lies behind the cursor
       std::fflush(stdout);
       return Result::kInterrupted;
     }
