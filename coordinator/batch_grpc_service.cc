@@ -91,22 +91,22 @@ absl::Status BatchGrpcService::Submit(grpc::ServerContext& context,
     return absl::InvalidArgumentError("the first message must be the header");
   }
   const v1::BatchHeader header = std::move(*request.mutable_header());
+  if (header.content_bytes() > static_cast<uint64_t>(kMaxUploadBytes)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the file is larger than ", kMaxUploadBytes, " bytes"));
+  }
   std::string content;
-  while (reader.Read(&request)) {
+  while (content.size() <= header.content_bytes() && reader.Read(&request)) {
     if (stopping_) return Leaving();
     if (request.has_header()) return absl::InvalidArgumentError("there is a second header");
     content += request.content();
-    if (content.size() > static_cast<size_t>(kMaxUploadBytes)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("the file is larger than ", kMaxUploadBytes, " bytes"));
-    }
   }
   if (context.IsCancelled()) return absl::CancelledError("the client went away");
   if (content.empty()) return absl::InvalidArgumentError("the file is empty");
   if (content.size() != header.content_bytes()) {
-    return absl::InvalidArgumentError(absl::StrCat("the file has ", content.size(),
-                                                   " bytes, and content_bytes says ",
-                                                   header.content_bytes()));
+    return absl::InvalidArgumentError(
+        absl::StrCat("the file has ", content.size() < header.content_bytes() ? "fewer" : "more",
+                     " bytes than content_bytes says, ", header.content_bytes()));
   }
   CARAVAN_ASSIGN_OR_RETURN(const FileObject file,
                            book_->AddFile({header.filename(), "batch"}, content));

@@ -114,11 +114,10 @@ TEST_F(BatchGrpcServiceTest, RefusesWhatIsNoSubmission) {
   expect({Piece("{}")}, "first message must be the header");
   expect({Header(0)}, "the file is empty");
   expect({Header(2), Header(2)}, "second header");
-  expect({Header(3), Piece("{}")}, "content_bytes says 3");
+  expect({Header(3), Piece("{}")}, "fewer bytes than content_bytes says, 3");
+  expect({Header(3), Piece("{}"), Piece("{}"), Piece("{}")}, "more bytes than content_bytes");
+  expect({Header(uint64_t{kMaxUploadBytes} + 1)}, "larger than");
   expect({Header(2, "/v1/embeddings"), Piece("{}")}, "endpoint");
-  const std::string piece(size_t{32} << 20, 'x');
-  expect({Header(1), Piece(piece), Piece(piece), Piece(piece), Piece(piece), Piece("x")},
-         "larger than");
   // Nothing of these is kept.
   EXPECT_TRUE(batches_.book().ListFiles({})->files.empty());
 }

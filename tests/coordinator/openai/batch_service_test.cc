@@ -106,7 +106,7 @@ TEST_F(BatchServiceTest, AFileIsUploadedReadAndDeleted) {
   ASSERT_EQ(uploaded.status, 200) << uploaded.body;
   const std::string id = uploaded.Json()["id"];
   EXPECT_EQ(uploaded.Json()["filename"], "in.jsonl");
-  EXPECT_EQ(uploaded.Json()["bytes"], 23);
+  EXPECT_EQ(uploaded.Json()["bytes"], 22);
 
   EXPECT_EQ(Ask("GET", "/v1/files/" + id).Json(), uploaded.Json());
   const Answer content = Ask("GET", absl::StrCat("/v1/files/", id, "/content"));
