@@ -303,23 +303,25 @@ void HttpConnection::BeginAnswer() {
   ReadAhead();  // learns when the client goes
 }
 
-void HttpConnection::TellAnswered(int status) {
+void HttpConnection::BeginHead(int status) {
+  answer_.begun = true;
+  // The order to stop may still be on its way here.
+  if (context_->stopping) answer_.framing.keep_alive = false;
   if (context_->observer == nullptr) return;
   context_->observer->OnAnswered(route_ == nullptr ? "" : route_->pattern, status);
 }
 
 void HttpConnection::Send(const HttpResponse& response) {
   if (answer_.begun) return;
-  answer_.begun = true;
-  TellAnswered(response.status);
+  BeginHead(response.status);
   Write(ResponseText(response, answer_.framing, answer_.cors_headers));
   EndAnswer();
 }
 
 void HttpConnection::StartStream(const HttpResponse& head) {
   if (answer_.begun) return;
-  answer_.begun = answer_.stream = true;
-  TellAnswered(head.status);
+  BeginHead(head.status);
+  answer_.stream = true;
   // HTTP/1.0 has no chunks: the connection's end is the body's.
   if (answer_.framing.version < 11) answer_.framing.keep_alive = false;
   answer_.pings = absl::StartsWith(head.content_type, "text/event-stream");

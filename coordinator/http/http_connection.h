@@ -99,7 +99,7 @@ class HttpConnection : public std::enable_shared_from_this<HttpConnection> {
 
   // Answering. REQUIRES: the answer is under way.
   void BeginAnswer();
-  void TellAnswered(int status);
+  void BeginHead(int status);
   void Send(const HttpResponse& response);
   void StartStream(const HttpResponse& head);
   void WritePiece(const std::string& bytes);
