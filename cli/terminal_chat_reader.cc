@@ -136,7 +136,11 @@ class TerminalChatReader final : public ChatReader {
       errno = EINTR;
       return false;
     }
-    if (events.continued) ::el_set(editor_, EL_PREP_TERM, 1);
+    if (events.continued) {
+      // The shell had the terminal meanwhile; libedit believes that nothing has changed.
+      ::el_set(editor_, EL_PREP_TERM, 0);
+      ::el_set(editor_, EL_PREP_TERM, 1);
+    }
     if (events.resized) ::el_resize(editor_);
     ::el_set(editor_, EL_REFRESH);
     return true;

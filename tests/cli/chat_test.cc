@@ -166,6 +166,22 @@ TEST_F(ChatTest, CtrlCEndsTheReplyThenTheChat) {
   cluster_.WaitForStatus("no jobs\n");
 }
 
+TEST_F(ChatTest, ALineOutlivesAStop) {
+  TerminalProcess chat = AtTerminal();
+  chat.WaitFor("> ");
+  chat.Type("What is 75 + 40xy");
+  chat.WaitFor("xy");
+  chat.StopAndGoOn();
+  chat.WaitFor("> What is 75 + 40xy");
+  chat.Type(
+      "\x7f\x7f"
+      "50?\r");  // still edited here, not by the kernel
+  chat.WaitFor(kAnswer);
+  chat.WaitFor("> ");
+  chat.Type("\x04");
+  EXPECT_EQ(chat.Wait(), 0) << chat.screen();
+}
+
 TEST_F(ChatTest, SigtermEndsItInMidReply) {
   TerminalProcess chat = AtTerminal({"--temperature", "100", "--seed", "1"});
   chat.WaitFor("> ");

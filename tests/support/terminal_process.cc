@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <pty.h>
 #include <sys/wait.h>
+#include <termios.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -43,6 +44,17 @@ void TerminalProcess::Type(const std::string& keys) {
 }
 
 void TerminalProcess::Signal(int signal) { ::kill(pid_, signal); }
+
+void TerminalProcess::StopAndGoOn() {
+  Signal(SIGSTOP);
+  int status = 0;
+  CARAVAN_CHECK(::waitpid(pid_, &status, WUNTRACED) == pid_ && WIFSTOPPED(status));
+  termios mode = {};
+  EXPECT_EQ(::tcgetattr(terminal_, &mode), 0);
+  mode.c_lflag |= ICANON | ECHO;
+  EXPECT_EQ(::tcsetattr(terminal_, TCSANOW, &mode), 0);
+  Signal(SIGCONT);
+}
 
 bool TerminalProcess::WaitFor(const std::string& text) {
   size_t at = 0;

@@ -24,6 +24,8 @@ class TerminalProcess {
   /// As if typed: "\x03" is Ctrl-C, "\r" the return key.
   void Type(const std::string& keys);
   void Signal(int signal);
+  /// Stops the process, sets the terminal as a shell does for itself, and lets the process go on.
+  void StopAndGoOn();
 
   /// Waits until the terminal got `text` behind what the last such wait found; false, with a failed
   /// expectation, when it ended or kTestDeadline passed before.
