@@ -129,10 +129,7 @@ absl::Status BatchClient::Retry(const std::function<absl::Status(grpc::ClientCon
 
 absl::Status BatchClient::Outcome(absl::Status status) const {
   if (options_.stop.stop_requested() && !status.ok()) return absl::CancelledError("stopped");
-  if (absl::IsUnavailable(status)) {
-    return Annotate(status, absl::StrCat("coordinator ", options_.flags.coordinator));
-  }
-  return status;
+  return NameCoordinator(status, options_.flags);
 }
 
 }  // namespace caravan

@@ -27,8 +27,7 @@ class BenchCluster {
 
   /// Returns when all workers have been started, not when they serve.
   /// Errors: InvalidArgument - the coordinator does not start; DeadlineExceeded - it does not
-  /// listen;
-  ///         Internal - no directory for its files, or a worker cannot be pinned.
+  ///         listen; Internal - no directory for its files, or a worker cannot be pinned.
   static absl::StatusOr<std::unique_ptr<BenchCluster>> Start(const Options& options);
   ~BenchCluster();
   BenchCluster(const BenchCluster&) = delete;

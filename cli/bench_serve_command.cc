@@ -118,19 +118,20 @@ absl::Status WarmUp(const BenchCluster& cluster, const std::vector<std::string>&
 void PrintTable(const BenchServeFlags& flags, const std::vector<std::vector<Cell>>& cells) {
   std::printf("| jobs |");
   for (const int workers : flags.workers) {
-    std::printf(" %d worker%s: tokens/s | of one stream | first text p50, ms | gap p50 / p99, ms |",
-                workers, workers == 1 ? "" : "s");
+    std::printf(
+        " %d worker%s: tokens/s | times the base | first text p50, ms | gap p50 / p99, ms |",
+        workers, workers == 1 ? "" : "s");
   }
   std::printf("\n|---|");
   for (size_t i = 0; i < flags.workers.size(); ++i) std::printf("---|---|---|---|");
   std::printf("\n");
-  const double one_stream = Quantile(cells.front().front().tokens_per_s, 0.5);
+  const double base = Quantile(cells.front().front().tokens_per_s, 0.5);
   for (size_t j = 0; j < flags.jobs.size(); ++j) {
     std::printf("| %d |", flags.jobs[j]);
     for (size_t w = 0; w < flags.workers.size(); ++w) {
       const Cell& cell = cells[w][j];
       const double rate = Quantile(cell.tokens_per_s, 0.5);
-      std::printf(" %.0f | %.2f | %.1f | %.2f / %.2f |", rate, rate / one_stream,
+      std::printf(" %.0f | %.2f | %.1f | %.2f / %.2f |", rate, rate / base,
                   Quantile(cell.first_text_ms, 0.5), Quantile(cell.gaps_ms, 0.5),
                   Quantile(cell.gaps_ms, 0.99));
     }
@@ -188,6 +189,8 @@ absl::Status BenchServe(const BenchServeFlags& flags) {
       flags.pin ? ", each worker pinned to a core" : "", flags.whole ? "whole" : "streamed",
       flags.requests_per_job, flags.rounds);
   PrintTable(flags, cells);
+  std::printf("\nthe base: %d worker%s, %d job%s\n", flags.workers[0],
+              flags.workers[0] == 1 ? "" : "s", flags.jobs[0], flags.jobs[0] == 1 ? "" : "s");
   PrintPlot(flags, cells);
   return absl::OkStatus();
 }

@@ -162,7 +162,7 @@ class ChatSession {
     if (status.ok() && reply.finished.reason() == v1::FINISH_REASON_LENGTH) {
       Note("(cut at the limit of --max-tokens or of the context)");
     }
-    return status;
+    return NameCoordinator(status, flags_.client);
   }
 
   /// Called after each Ctrl-C: the second in a row leaves.

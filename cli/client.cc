@@ -47,6 +47,11 @@ absl::Status WaitUntilConnected(grpc::Channel& channel, const ClientFlags& flags
       absl::StrCat("stopped before a coordinator answered at ", flags.coordinator));
 }
 
+absl::Status NameCoordinator(const absl::Status& status, const ClientFlags& flags) {
+  if (!absl::IsUnavailable(status)) return status;
+  return Annotate(status, absl::StrCat("coordinator ", flags.coordinator));
+}
+
 void LimitCall(grpc::ClientContext& context) {
   context.set_deadline(absl::ToChronoTime(absl::Now() + kShortCallTimeout));
 }

@@ -35,6 +35,9 @@ absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ClientFlags& flags,
 absl::Status WaitUntilConnected(grpc::Channel& channel, const ClientFlags& flags,
                                 std::stop_token stop = {});
 
+/// An Unavailable says of which coordinator; another status stays as it is.
+absl::Status NameCoordinator(const absl::Status& status, const ClientFlags& flags);
+
 /// Sets the call's deadline to kShortCallTimeout from now.
 void LimitCall(grpc::ClientContext& context);
 

@@ -27,7 +27,7 @@ ChatInput ParseChatInput(const std::string& line) {
   if (text.empty()) return {};
   if (!absl::StartsWith(text, "/")) return {ChatInputKind::kMessage, line};
   if (absl::StartsWith(text, "//")) return {ChatInputKind::kMessage, std::string(text.substr(1))};
-  const size_t blank = text.find_first_of(" \t");
+  const size_t blank = text.find_first_of(" \t\n");
   const absl::string_view word = text.substr(0, blank);
   const bool alone = blank == absl::string_view::npos;
   if (word == "/system") {
@@ -37,7 +37,7 @@ ChatInput ParseChatInput(const std::string& line) {
   if (alone && word == "/help") return {ChatInputKind::kHelp, ""};
   if (alone && word == "/new") return {ChatInputKind::kNew, ""};
   if (alone && word == "/quit") return {ChatInputKind::kQuit, ""};
-  return {ChatInputKind::kUnknown, std::string(text)};
+  return {ChatInputKind::kUnknown, std::string(word)};
 }
 
 std::string ChatHelp() {

@@ -48,5 +48,10 @@ int main(int argc, char** argv) {
     const int code = app.exit(error);
     return code == 0 ? caravan::kExitOk : caravan::kExitUsage;
   }
-  return body();
+  const int code = body();
+  // Somebody may wait for what was printed.
+  const bool printed = std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
+  if (code != caravan::kExitOk || printed) return code;
+  std::fprintf(stderr, "caravan: standard output cannot be written\n");
+  return caravan::kExitFailed;
 }

@@ -1,8 +1,11 @@
 #include "cli/output_file.h"
 
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <cerrno>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -19,20 +22,26 @@ std::string Complaint(const std::string& path, int error) {
 
 absl::StatusOr<std::unique_ptr<OutputFile>> OutputFile::Create(const std::string& path) {
   struct stat there = {};
+  const bool exists = ::stat(path.c_str(), &there) == 0;
   // Renaming would find out only when all is done.
-  if (::stat(path.c_str(), &there) == 0 && S_ISDIR(there.st_mode)) {
+  if (exists && S_ISDIR(there.st_mode)) {
     return absl::InvalidArgumentError(Complaint(path, EISDIR));
   }
-  std::string scratch = absl::StrCat(path, ".new");
-  std::FILE* const file = std::fopen(scratch.c_str(), "wbe");
+  // A pipe or a device is written to, not replaced; and a link stays, its target is replaced.
+  const bool in_place = exists && !S_ISREG(there.st_mode);
+  std::error_code ignored;
+  std::string target = exists ? std::filesystem::canonical(path, ignored).string() : path;
+  if (target.empty()) target = path;
+  std::string scratch = in_place ? "" : absl::StrCat(target, ".", ::getpid(), ".new");
+  std::FILE* const file = std::fopen((in_place ? target : scratch).c_str(), "wbe");
   if (file == nullptr) return absl::InvalidArgumentError(Complaint(path, errno));
-  return std::unique_ptr<OutputFile>(new OutputFile(path, std::move(scratch), file));
+  return std::unique_ptr<OutputFile>(new OutputFile(std::move(target), std::move(scratch), file));
 }
 
 OutputFile::~OutputFile() {
   if (file_ == nullptr) return;
   std::fclose(file_);
-  std::remove(scratch_.c_str());
+  if (!scratch_.empty()) std::remove(scratch_.c_str());
 }
 
 absl::Status OutputFile::Write(absl::string_view bytes) {
@@ -42,9 +51,10 @@ absl::Status OutputFile::Write(absl::string_view bytes) {
 
 absl::Status OutputFile::Commit() {
   const bool closed = std::fclose(std::exchange(file_, nullptr)) == 0;
+  if (closed && scratch_.empty()) return absl::OkStatus();
   if (closed && std::rename(scratch_.c_str(), path_.c_str()) == 0) return absl::OkStatus();
   const absl::Status failed = Failed();
-  std::remove(scratch_.c_str());
+  if (!scratch_.empty()) std::remove(scratch_.c_str());
   return failed;
 }
 

@@ -1,7 +1,8 @@
 #ifndef CARAVAN_CLI_OUTPUT_FILE_H_
 #define CARAVAN_CLI_OUTPUT_FILE_H_
 
-// A file that is there whole or not at all: written beside its place, then renamed.
+// A file that is there whole or not at all: written beside its place, then renamed. What is no
+// regular file (a pipe, a device) is written to as it is.
 
 #include <cstdio>
 #include <memory>
@@ -16,7 +17,7 @@ namespace caravan {
 /// Used by one thread. Without Commit nothing is left behind.
 class OutputFile {
  public:
-  /// Writes into `path`.new until Commit.
+  /// Writes into `path`.PID.new until Commit.
   /// Errors: InvalidArgument - it cannot be made, or `path` is a directory; names `path`.
   static absl::StatusOr<std::unique_ptr<OutputFile>> Create(const std::string& path);
   ~OutputFile();
@@ -36,8 +37,8 @@ class OutputFile {
   absl::Status Failed() const;
 
   const std::string path_;
-  const std::string scratch_;
-  std::FILE* file_;  // nullptr after Commit
+  const std::string scratch_;  // empty: it writes in place
+  std::FILE* file_;            // nullptr after Commit
 };
 
 }  // namespace caravan

@@ -6,7 +6,6 @@
 #include <memory>
 #include <string>
 
-#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/status_macros.h"
 #include "caravan/v1/jobs.grpc.pb.h"
@@ -45,11 +44,8 @@ absl::Status Run(const RunFlags& flags) {
   Reply reply;
   const absl::Status status =
       Ask(*v1::Jobs::NewStub(channel), request, signals.token(), printer, reply);
-  if (absl::IsUnavailable(status)) {
-    return Annotate(status, absl::StrCat("coordinator ", flags.client.coordinator));
-  }
   if (status.ok()) std::fputs(FormatSummary(reply).c_str(), stderr);
-  return status;
+  return NameCoordinator(status, flags.client);
 }
 
 }  // namespace

@@ -176,8 +176,8 @@ void AddSubmitCommand(CLI::App& app, CommandBody& body) {
   CLI::Option* const wait = command->add_flag(
       "--wait", flags->wait,
       "Wait for the batch's end, then print its replies, and on standard error its id and the "
-      "lines "
-      "that failed. Ctrl-C ends the waiting, not the batch; a coordinator that goes away is waited "
+      "lines that failed. Ctrl-C ends the waiting, not the batch; a coordinator that goes away is "
+      "waited "
       "for as --connect-timeout says");
   command
       ->add_option("--output", flags->output,

@@ -74,13 +74,16 @@ int64_t BlockManager::Adopt(absl::Span<const int32_t> tokens, BlockTable& table)
   }
   if (copied_tokens == 0) return shared_tokens;
   Use(from);  // so that Take does not take it
-  const std::optional<uint32_t> to = Take();
-  if (!to.has_value()) {
+  // Until it is sent, a copy takes up its source too. Where the sequence needs that very block, it
+  // would wait for ever.
+  const int64_t missing = BlocksFor(static_cast<int64_t>(tokens.size())) - table.num_published;
+  if (free_blocks() < missing) {
     Release(from);
     return shared_tokens;
   }
-  table.blocks.push_back(*to);
-  table.pending_copy = BlockTable::Copy{from, *to};
+  const uint32_t to = *Take();
+  table.blocks.push_back(to);
+  table.pending_copy = BlockTable::Copy{from, to};
   return shared_tokens + copied_tokens;
 }
 

@@ -50,7 +50,8 @@ class BlockManager {
   }
 
   /// Fills an empty table with the longest beginning of `tokens` that is to be found, at most all
-  /// of them but the last (whose logits somebody wants). Returns how many tokens that covers.
+  /// of them but the last (whose logits somebody wants). Returns how many tokens that covers. Never
+  /// keeps a Grow for `tokens` from succeeding that would have succeeded without it.
   int64_t Adopt(absl::Span<const int32_t> tokens, BlockTable& table);
 
   /// Grows the table to hold `num_tokens`. False, and nothing changes, if blocks are lacking.

@@ -76,8 +76,9 @@ class JobHandle {
   const std::shared_ptr<DriverLink> link_;
 };
 
-/// Thread-safe. Callbacks come from the driver's own thread, without a lock held; they may call
-/// anything but the destructor.
+/// Thread-safe. on_pipeline_broken is called by the driver's own thread, without a lock held, and
+/// may call anything but the destructor. The observer and the listeners of job streams are called
+/// by whichever thread brings the news: they must not block, nor call the driver or a JobHandle.
 class PipelineDriver {
  public:
   struct Options {

@@ -62,7 +62,8 @@ TEST(ConversationTest, TellsCommandsFromMessages) {
   expect("/system", ChatInputKind::kSystem, "");
   expect("/system  be\nbrief ", ChatInputKind::kSystem, "be\nbrief");
   expect("/systemic", ChatInputKind::kUnknown, "/systemic");
-  expect("/quit now", ChatInputKind::kUnknown, "/quit now");
+  expect("/quit now", ChatInputKind::kUnknown, "/quit");
+  expect("/new\nand", ChatInputKind::kUnknown, "/new");
   expect("/", ChatInputKind::kUnknown, "/");
 }
 

@@ -1,5 +1,6 @@
 #include "cli/output_file.h"
 
+#include <filesystem>
 #include <string>
 
 #include "base/file.h"
@@ -12,6 +13,14 @@ namespace {
 
 using ::testing::HasSubstr;
 
+/// Nothing lies beside the file.
+void ExpectAlone(const std::string& path) {
+  for (const auto& entry :
+       std::filesystem::directory_iterator(std::filesystem::path(path).parent_path())) {
+    EXPECT_EQ(entry.path(), path);
+  }
+}
+
 TEST(OutputFileTest, IsThereWholeOrNotAtAll) {
   const TempDir dir;
   const std::string path = dir.Write("out", "old");
@@ -22,14 +31,35 @@ TEST(OutputFileTest, IsThereWholeOrNotAtAll) {
     EXPECT_EQ(*ReadFile(path, 100), "old");
   }
   EXPECT_EQ(*ReadFile(path, 100), "old");
-  EXPECT_FALSE(FileExists(path + ".new"));
+  ExpectAlone(path);
   auto file = OutputFile::Create(path);
   ASSERT_TRUE(file.ok()) << file.status();
   ASSERT_TRUE((*file)->Write("ne").ok());
   ASSERT_TRUE((*file)->Write("w").ok());
   ASSERT_TRUE((*file)->Commit().ok());
   EXPECT_EQ(*ReadFile(path, 100), "new");
-  EXPECT_FALSE(FileExists(path + ".new"));
+  ExpectAlone(path);
+}
+
+TEST(OutputFileTest, ALinkStaysAndItsTargetIsReplaced) {
+  const TempDir dir;
+  const std::string target = dir.Write("target", "old");
+  const std::string link = dir.File("link");
+  std::filesystem::create_symlink(target, link);
+  auto file = OutputFile::Create(link);
+  ASSERT_TRUE(file.ok()) << file.status();
+  ASSERT_TRUE((*file)->Write("new").ok());
+  ASSERT_TRUE((*file)->Commit().ok());
+  EXPECT_TRUE(std::filesystem::is_symlink(link));
+  EXPECT_EQ(*ReadFile(target, 100), "new");
+}
+
+TEST(OutputFileTest, ADeviceIsWrittenTo) {
+  auto file = OutputFile::Create("/dev/null");
+  ASSERT_TRUE(file.ok()) << file.status();
+  ASSERT_TRUE((*file)->Write("new").ok());
+  ASSERT_TRUE((*file)->Commit().ok());
+  EXPECT_TRUE(std::filesystem::is_character_file("/dev/null"));
 }
 
 TEST(OutputFileTest, AWrongPathIsNamedAtOnce) {

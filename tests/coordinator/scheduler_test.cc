@@ -105,6 +105,23 @@ TEST(SchedulerTest, SendsChunksOfAPromptBehindEachOther) {
   EXPECT_EQ(sequence->state(), SequenceState::kFinished);
 }
 
+TEST(SchedulerTest, AdmitsWhatNeedsTheWholeCacheAndFindsItsBeginningThere) {
+  Scheduler::Options options = SmallOptions();
+  options.kv_blocks = 4;  // 16 tokens
+  Bench bench(options);
+  JobSpec spec = ToyJob(14, 2, 1);
+  bench.Add(spec);
+  bench.Drain();
+  // One token in common: to copy its block would take a fifth one.
+  const int32_t common = spec.prompt[0];
+  spec = ToyJob(14, 2, 2);
+  ASSERT_NE(spec.prompt[1], ToyJob(14, 2, 1).prompt[1]);
+  spec.prompt[0] = common;
+  const Sequence* const second = bench.Add(spec);
+  bench.Drain();
+  EXPECT_EQ(second->state(), SequenceState::kFinished);
+}
+
 TEST(SchedulerTest, SpreadsDecodingSequencesOverAsManyStepsAsStages) {
   Scheduler::Options options = SmallOptions();
   options.num_stages = 3;
