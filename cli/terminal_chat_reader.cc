@@ -63,6 +63,9 @@ class TerminalChatReader final : public ChatReader {
   Result Read(const std::string& prompt, std::string& line) override {
     prompt_ = prompt;
     interrupted_ = false;
+    // By itself libedit takes the terminal after it has written the prompt, and what is typed in
+    // between is the terminal's to edit.
+    ::el_set(editor_, EL_PREP_TERM, 1);
     int count = 0;
     const char* const text = ::el_gets(editor_, &count);
     if (interrupted_) {
