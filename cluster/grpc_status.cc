@@ -12,7 +12,12 @@ grpc::Status ToGrpcStatus(const absl::Status& status) {
 
 absl::Status FromGrpcStatus(const grpc::Status& status) {
   if (status.ok()) return absl::OkStatus();
-  return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+  const auto code = static_cast<absl::StatusCode>(status.error_code());
+  // Nobody of ours says nothing: the far end died before it could.
+  if (status.error_message().empty() && code != absl::StatusCode::kCancelled) {
+    return absl::UnavailableError("the connection ended without a word");
+  }
+  return absl::Status(code, status.error_message());
 }
 
 }  // namespace caravan

@@ -15,6 +15,8 @@ namespace caravan {
 inline constexpr size_t kMaxStatusMessageBytes = 2048;
 
 grpc::Status ToGrpcStatus(const absl::Status& status);
+/// An error without a message, but for Cancelled, is Unavailable: what gRPC makes of a process that
+/// was killed in the middle of a call can be of any code.
 absl::Status FromGrpcStatus(const grpc::Status& status);
 
 }  // namespace caravan

@@ -18,6 +18,13 @@ TEST(GrpcStatusTest, KeepsCodeAndMessageBothWays) {
   EXPECT_TRUE(FromGrpcStatus(grpc::Status::OK).ok());
 }
 
+TEST(GrpcStatusTest, AnErrorWithoutAMessageIsALostConnection) {
+  EXPECT_EQ(FromGrpcStatus(grpc::Status(grpc::StatusCode::UNKNOWN, "")).code(),
+            absl::StatusCode::kUnavailable);
+  EXPECT_EQ(FromGrpcStatus(grpc::Status(grpc::StatusCode::CANCELLED, "")).code(),
+            absl::StatusCode::kCancelled);
+}
+
 TEST(GrpcStatusTest, CutsAMessageThatWouldNotTravel) {
   const grpc::Status wire = ToGrpcStatus(absl::InternalError(std::string(100000, 'x')));
   EXPECT_EQ(wire.error_message(), std::string(kMaxStatusMessageBytes, 'x'));
