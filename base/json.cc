@@ -39,44 +39,100 @@ std::string Describe(const json::parse_error& error, absl::string_view text) {
                       what);
 }
 
+/// Builds the value and refuses what nlohmann's parser takes: repeated keys, deep nesting. Not its
+/// parser with a callback: that searches the whole array or object around each object that ends,
+/// for what the callback dropped, so a long list of objects takes the square of its length.
+class Reader final : public json::json_sax_t {
+ public:
+  Reader(absl::string_view text, std::string& field) : text_(text), field_(field) {}
+
+  bool null() override { return CheckDepth() && dom_.null() && Ended(); }
+  bool boolean(bool value) override { return CheckDepth() && dom_.boolean(value) && Ended(); }
+  bool number_integer(number_integer_t value) override {
+    return CheckDepth() && dom_.number_integer(value) && Ended();
+  }
+  bool number_unsigned(number_unsigned_t value) override {
+    return CheckDepth() && dom_.number_unsigned(value) && Ended();
+  }
+  bool number_float(number_float_t value, const string_t& text) override {
+    return CheckDepth() && dom_.number_float(value, text) && Ended();
+  }
+  bool string(string_t& value) override { return CheckDepth() && dom_.string(value) && Ended(); }
+  bool binary(binary_t& value) override { return dom_.binary(value); }  // JSON has none
+
+  bool start_object(size_t size) override {
+    if (!CheckDepth()) return false;
+    keys_.emplace_back();
+    ++depth_;
+    return dom_.start_object(size);
+  }
+  bool key(string_t& key) override {
+    if (!CheckDepth()) return false;
+    if (depth_ == 1) field_ = key;
+    if (!keys_.back().insert(key).second) {
+      return Refuse(absl::StrCat("key \"", key, "\" is repeated"));
+    }
+    return dom_.key(key);
+  }
+  bool end_object() override {
+    keys_.pop_back();
+    --depth_;
+    return dom_.end_object() && Ended();
+  }
+  bool start_array(size_t size) override {
+    if (!CheckDepth()) return false;
+    ++depth_;
+    return dom_.start_array(size);
+  }
+  bool end_array() override {
+    --depth_;
+    return dom_.end_array() && Ended();
+  }
+  bool parse_error(size_t /*position*/, const std::string& /*last_token*/,
+                   const nlohmann::detail::exception& error) override {
+    const auto* const syntax = dynamic_cast<const json::parse_error*>(&error);
+    return Refuse(syntax != nullptr ? Describe(*syntax, text_)
+                                    : std::string("not valid JSON: a number is too large"));
+  }
+
+  json& value() { return value_; }
+  const std::string& refused() const { return refused_; }  // why; empty: all is well
+
+ private:
+  bool Refuse(std::string why) {
+    refused_ = std::move(why);
+    return false;
+  }
+  bool CheckDepth() {
+    return depth_ <= kMaxDepth || Refuse(absl::StrCat("nested deeper than ", kMaxDepth, " levels"));
+  }
+  /// A value has ended well.
+  bool Ended() {
+    if (depth_ == 1) field_.clear();
+    return true;
+  }
+
+  const absl::string_view text_;
+  std::string& field_;  // of the outermost object, whose value is being read
+  json value_;
+  nlohmann::detail::json_sax_dom_parser<json> dom_{value_, /*allow_exceptions_=*/false};
+  int depth_ = 0;                                       // objects and arrays that are open
+  std::vector<absl::flat_hash_set<std::string>> keys_;  // of the objects that are open
+  std::string refused_;
+};
+
 }  // namespace
 
 absl::StatusOr<json> ParseJson(absl::string_view text, absl::string_view origin,
                                std::string* bad_field) {
-  std::string refused;
   std::string no_field;
-  std::string& field = bad_field != nullptr ? *bad_field : no_field;  // whose value is being read
+  std::string& field = bad_field != nullptr ? *bad_field : no_field;
   field.clear();
-  std::vector<absl::flat_hash_set<std::string>> keys;  // of the objects that are open
-  const json::parser_callback_t watch = [&](int depth, json::parse_event_t event, json& parsed) {
-    if (depth > kMaxDepth && refused.empty()) {
-      refused = absl::StrCat("nested deeper than ", kMaxDepth, " levels");
-    }
-    if (!refused.empty()) return false;
-    if (event == json::parse_event_t::object_start) keys.emplace_back();
-    if (event == json::parse_event_t::object_end) keys.pop_back();
-    if (event == json::parse_event_t::key) {
-      const std::string& key = parsed.get_ref<const std::string&>();
-      if (depth == 1) field = key;
-      if (!keys.back().insert(key).second) refused = absl::StrCat("key \"", key, "\" is repeated");
-    } else if (depth == 1 && event != json::parse_event_t::object_start &&
-               event != json::parse_event_t::array_start) {
-      field.clear();  // the value has ended well
-    }
-    return true;
-  };
-  // nlohmann's parser throws unless told not to, and then it no longer says where; so it throws
-  // here and nowhere else.
-  try {
-    json value = json::parse(text.begin(), text.end(), watch);
-    if (!refused.empty()) return absl::InvalidArgumentError(absl::StrCat(origin, ": ", refused));
-    return value;
-  } catch (const json::parse_error& error) {
-    return absl::InvalidArgumentError(absl::StrCat(origin, ": ", Describe(error, text)));
-  } catch (const json::exception&) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(origin, ": not valid JSON: a number is too large"));
+  Reader reader(text, field);
+  if (!json::sax_parse(text.begin(), text.end(), &reader)) {
+    return absl::InvalidArgumentError(absl::StrCat(origin, ": ", reader.refused()));
   }
+  return std::move(reader.value());
 }
 
 absl::StatusOr<json> ReadJsonFile(const std::string& path, int64_t max_bytes) {

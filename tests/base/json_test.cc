@@ -83,6 +83,15 @@ TEST(ParseJsonTest, BoundsNesting) {
   ErrorOf(ParseJson(objects, "f").status());
 }
 
+TEST(ParseJsonTest, ReadsALongListOfObjects) {
+  // What takes the square of its length takes hours here, not a second.
+  std::string text = "[{}";
+  for (int i = 1; i < 1'000'000; ++i) text += ",{}";
+  const absl::StatusOr<nlohmann::json> list = ParseJson(text + "]", "list");
+  ASSERT_TRUE(list.ok()) << list.status();
+  EXPECT_EQ(list->size(), 1'000'000u);
+}
+
 TEST(ReadJsonFileTest, NamesThePath) {
   const TempDir dir;
   EXPECT_EQ(ReadJsonFile(dir.File("none.json")).status().code(), absl::StatusCode::kNotFound);
