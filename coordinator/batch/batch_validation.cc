@@ -37,7 +37,7 @@ absl::StatusOr<bool> BatchValidation::Step() {
     CARAVAN_RETURN_IF_ERROR(text.status());
     at_end = !text->has_value() || static_cast<int64_t>(errors_.size()) >= kMaxBatchErrors;
     if (at_end) break;
-    bytes += (*text)->size();
+    bytes += (*text)->size() + 1;  // a blank line is work too
     if (absl::StripAsciiWhitespace(**text).empty()) continue;
     if (++num_lines_ > kMaxBatchLines) {
       errors_.push_back({"too_many_requests",
