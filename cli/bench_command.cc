@@ -19,6 +19,7 @@
 #include "base/status_macros.h"
 #include "caravan/v1/jobs.grpc.pb.h"
 #include "cli/bench_cluster.h"
+#include "cli/bench_load.h"
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cluster/grpc_status.h"
@@ -62,12 +63,6 @@ absl::StatusOr<v1::JobFinished> RunPrompt(v1::Jobs::Stub& jobs, const std::strin
     return absl::InvalidArgumentError("--prompt: the reply is too short to measure");
   }
   return finished;
-}
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
 /// Bytes a second that one thread reads from memory, the best of several passes.

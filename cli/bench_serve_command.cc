@@ -17,6 +17,7 @@
 #include "absl/time/time.h"
 #include "base/status_macros.h"
 #include "cli/bench_cluster.h"
+#include "cli/bench_load.h"
 #include "cli/commands.h"
 #include "cli/load_client.h"
 #include "nlohmann/json.hpp"
@@ -27,10 +28,8 @@ namespace {
 struct BenchServeFlags {
   std::string model;
   std::vector<int> workers = {1, 2, 3};
-  std::vector<int> jobs = {1, 2, 4, 8, 16, 32, 64};
+  BenchLoadFlags load{{1, 2, 4, 8, 16, 32, 64}, 3};
   int threads = 1;
-  int rounds = 3;
-  int requests_per_job = 4;
   uint64_t seed = 1;
   bool pin = false;
   bool whole = false;
@@ -44,29 +43,13 @@ struct Cell {
   std::vector<double> gaps_ms;
 };
 
-/// The value that `share` of the values do not exceed; 0 for none.
-double Quantile(std::vector<double> values, double share) {
-  if (values.empty()) return 0;
-  const auto at = values.begin() +
-                  static_cast<std::ptrdiff_t>(share * static_cast<double>(values.size() - 1) + 0.5);
-  std::nth_element(values.begin(), at, values.end());
-  return *at;
-}
-
-/// Questions that differ from each other, so that no prompt is found in the KV cache beyond what
-/// the chat's form has in common.
 std::vector<std::string> MakeBodies(int64_t count, bool whole, std::mt19937_64& generator) {
-  std::uniform_int_distribution<int> number(100, 9999);
   std::vector<std::string> bodies;
   for (int64_t i = 0; i < count; ++i) {
-    const int a = number(generator);
-    nlohmann::json body = {
-        {"messages",
-         {{{"role", "user"},
-           {"content", absl::StrCat("What is ", a, " + ", number(generator), "?")}}}},
-        {"temperature", 0},
-        {"stream", true},
-        {"stream_options", {{"include_usage", true}}}};
+    nlohmann::json body = {{"messages", {{{"role", "user"}, {"content", DrawSum(generator)}}}},
+                           {"temperature", 0},
+                           {"stream", true},
+                           {"stream_options", {{"include_usage", true}}}};
     if (whole) {
       body.erase("stream");
       body.erase("stream_options");
@@ -125,12 +108,12 @@ void PrintTable(const BenchServeFlags& flags, const std::vector<std::vector<Cell
   std::printf("\n|---|");
   for (size_t i = 0; i < flags.workers.size(); ++i) std::printf("---|---|---|---|");
   std::printf("\n");
-  const double base = Quantile(cells.front().front().tokens_per_s, 0.5);
-  for (size_t j = 0; j < flags.jobs.size(); ++j) {
-    std::printf("| %d |", flags.jobs[j]);
+  const double base = Median(cells.front().front().tokens_per_s);
+  for (size_t j = 0; j < flags.load.jobs.size(); ++j) {
+    std::printf("| %d |", flags.load.jobs[j]);
     for (size_t w = 0; w < flags.workers.size(); ++w) {
       const Cell& cell = cells[w][j];
-      const double rate = Quantile(cell.tokens_per_s, 0.5);
+      const double rate = Median(cell.tokens_per_s);
       std::printf(" %.0f | %.2f | %.1f | %.2f / %.2f |", rate, rate / base,
                   Quantile(cell.first_text_ms, 0.5), Quantile(cell.gaps_ms, 0.5),
                   Quantile(cell.gaps_ms, 0.99));
@@ -146,12 +129,12 @@ void PrintPlot(const BenchServeFlags& flags, const std::vector<std::vector<Cell>
   std::printf(
       "\n```mermaid\nxychart-beta\n  title \"tokens/s by jobs at once; lines: %s workers\"\n",
       absl::StrJoin(names, ", ").c_str());
-  std::printf("  x-axis \"jobs\" [%s]\n", absl::StrJoin(flags.jobs, ", ").c_str());
+  std::printf("  x-axis \"jobs\" [%s]\n", absl::StrJoin(flags.load.jobs, ", ").c_str());
   std::printf("  y-axis \"tokens/s\"\n");
   for (const std::vector<Cell>& row : cells) {
     std::vector<std::string> rates;
     for (const Cell& cell : row) {
-      rates.push_back(absl::StrFormat("%.0f", Quantile(cell.tokens_per_s, 0.5)));
+      rates.push_back(absl::StrFormat("%.0f", Median(cell.tokens_per_s)));
     }
     std::printf("  line [%s]\n", absl::StrJoin(rates, ", ").c_str());
   }
@@ -171,14 +154,14 @@ absl::Status BenchServe(const BenchServeFlags& flags) {
     CARAVAN_ASSIGN_OR_RETURN(clusters.emplace_back(), BenchCluster::Start(options));
     CARAVAN_RETURN_IF_ERROR(WarmUp(*clusters.back(), MakeBodies(8, flags.whole, generator)));
   }
-  std::vector<std::vector<Cell>> cells(clusters.size(), std::vector<Cell>(flags.jobs.size()));
+  std::vector<std::vector<Cell>> cells(clusters.size(), std::vector<Cell>(flags.load.jobs.size()));
   // In turns, so that the machine's moods meet all.
-  for (int round = 0; round < flags.rounds; ++round) {
-    for (size_t j = 0; j < flags.jobs.size(); ++j) {
-      const std::vector<std::string> bodies =
-          MakeBodies(int64_t{flags.jobs[j]} * flags.requests_per_job, flags.whole, generator);
+  for (int round = 0; round < flags.load.rounds; ++round) {
+    for (size_t j = 0; j < flags.load.jobs.size(); ++j) {
+      const std::vector<std::string> bodies = MakeBodies(
+          int64_t{flags.load.jobs[j]} * flags.load.requests_per_job, flags.whole, generator);
       for (size_t w = 0; w < clusters.size(); ++w) {
-        CARAVAN_RETURN_IF_ERROR(RunCell(*clusters[w], bodies, flags.jobs[j], cells[w][j]));
+        CARAVAN_RETURN_IF_ERROR(RunCell(*clusters[w], bodies, flags.load.jobs[j], cells[w][j]));
       }
     }
   }
@@ -187,10 +170,11 @@ absl::Status BenchServe(const BenchServeFlags& flags) {
       "HTTP; medians of %d rounds\n\n",
       flags.model.c_str(), flags.threads, flags.threads == 1 ? "" : "s",
       flags.pin ? ", each worker pinned to a core" : "", flags.whole ? "whole" : "streamed",
-      flags.requests_per_job, flags.rounds);
+      flags.load.requests_per_job, flags.load.rounds);
   PrintTable(flags, cells);
   std::printf("\nthe base: %d worker%s, %d job%s\n", flags.workers[0],
-              flags.workers[0] == 1 ? "" : "s", flags.jobs[0], flags.jobs[0] == 1 ? "" : "s");
+              flags.workers[0] == 1 ? "" : "s", flags.load.jobs[0],
+              flags.load.jobs[0] == 1 ? "" : "s");
   PrintPlot(flags, cells);
   return absl::OkStatus();
 }
@@ -208,21 +192,10 @@ void AddBenchServeCommand(CLI::App& bench, CommandBody& body) {
       ->delimiter(',')
       ->check(CLI::Range(1, 64))
       ->capture_default_str();
-  command->add_option("--jobs", flags->jobs, "Jobs at once, one row of the table each")
-      ->delimiter(',')
-      ->check(CLI::Range(1, 4096))
-      ->capture_default_str();
   command->add_option("--threads", flags->threads, "CPU threads of each worker")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  command->add_option("--rounds", flags->rounds, "Runs of each; their median counts")
-      ->check(CLI::Range(1, 100000))
-      ->capture_default_str();
-  command
-      ->add_option("--requests", flags->requests_per_job,
-                   "Requests that each job slot sends one after the other in a run")
-      ->check(CLI::Range(1, 100000))
-      ->capture_default_str();
+  flags->load.AddTo(*command, 4096);
   command->add_option("--seed", flags->seed, "Of the questions")->capture_default_str();
   command->add_flag("--pin", flags->pin, "Worker i runs on core i alone (modulo the cores)");
   command->add_flag("--whole", flags->whole,

@@ -9,10 +9,10 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "base/clock.h"
 #include "base/status_macros.h"
+#include "cli/bench_load.h"
 #include "cli/commands.h"
 #include "cli/local_pipeline.h"
 #include "model/checkpoint.h"
@@ -23,9 +23,7 @@ namespace {
 
 struct BenchSpeculateFlags {
   LocalPipelineFlags pipeline;
-  std::vector<int> jobs = {1, 8};
-  int rounds = 10;
-  int requests_per_job = 4;
+  BenchLoadFlags load{{1, 8}, 10};
   double temperature = 0;
 };
 
@@ -36,23 +34,12 @@ struct Cell {
   int64_t draft_accepted_tokens = 0;
 };
 
-double Median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
-
-/// Sums, each another one, so that little of a prompt is found in the KV cache.
 absl::StatusOr<std::vector<JobSpec>> MakeJobs(int64_t count, const TextModel& text,
                                               double temperature, std::mt19937_64& generator) {
-  std::uniform_int_distribution<int> number(100, 9999);
   std::vector<JobSpec> specs;
   for (int64_t i = 0; i < count; ++i) {
-    const int a = number(generator);
     JobSpec& spec = specs.emplace_back();
-    CARAVAN_ASSIGN_OR_RETURN(
-        spec.prompt,
-        text.chat().Encode({{"user", absl::StrCat("What is ", a, " + ", number(generator), "?")}}));
+    CARAVAN_ASSIGN_OR_RETURN(spec.prompt, text.chat().Encode({{"user", DrawSum(generator)}}));
     spec.max_new_tokens = 512;
     spec.stop_token_ids = text.stop_token_ids();
     spec.sampling.set_temperature(static_cast<float>(temperature));
@@ -90,17 +77,17 @@ void PrintTable(const BenchSpeculateFlags& flags, const std::vector<Cell>& witho
       "model %s, %d worker%s in one process, %d thread%s; replies to sums, %d a job one after the "
       "other, temperature %g; medians of %d rounds\n\n",
       flags.pipeline.model.c_str(), flags.pipeline.workers, flags.pipeline.workers == 1 ? "" : "s",
-      flags.pipeline.threads, flags.pipeline.threads == 1 ? "" : "s", flags.requests_per_job,
-      flags.temperature, flags.rounds);
+      flags.pipeline.threads, flags.pipeline.threads == 1 ? "" : "s", flags.load.requests_per_job,
+      flags.temperature, flags.load.rounds);
   std::printf(
       "| jobs | tokens/s without drafts | with | ratio | drafts accepted "
       "|\n|---|---|---|---|---|\n");
-  for (size_t i = 0; i < flags.jobs.size(); ++i) {
+  for (size_t i = 0; i < flags.load.jobs.size(); ++i) {
     const double off = Median(without[i].tokens_per_s);
     const double on = Median(with[i].tokens_per_s);
     const Cell& drafted = with[i];
-    std::printf("| %d | %.0f | %.0f | %.2f | %lld of %lld (%.1f%%) |\n", flags.jobs[i], off, on,
-                on / off, static_cast<long long>(drafted.draft_accepted_tokens),
+    std::printf("| %d | %.0f | %.0f | %.2f | %lld of %lld (%.1f%%) |\n", flags.load.jobs[i], off,
+                on, on / off, static_cast<long long>(drafted.draft_accepted_tokens),
                 static_cast<long long>(drafted.draft_tokens),
                 100.0 * static_cast<double>(drafted.draft_accepted_tokens) /
                     static_cast<double>(std::max<int64_t>(1, drafted.draft_tokens)));
@@ -116,20 +103,21 @@ absl::Status BenchSpeculate(const BenchSpeculateFlags& flags) {
   for (const bool speculate : {false, true}) {
     LocalPipeline::Options options = flags.pipeline.Options();
     options.speculate = speculate;
-    options.kv_tokens = int64_t{1024} * *std::max_element(flags.jobs.begin(), flags.jobs.end());
+    options.kv_tokens =
+        int64_t{1024} * *std::max_element(flags.load.jobs.begin(), flags.load.jobs.end());
     CARAVAN_ASSIGN_OR_RETURN(pipelines.emplace_back(), LocalPipeline::Create(*checkpoint, options));
   }
   std::mt19937_64 generator(1);
-  std::vector<std::vector<Cell>> cells(2, std::vector<Cell>(flags.jobs.size()));
+  std::vector<std::vector<Cell>> cells(2, std::vector<Cell>(flags.load.jobs.size()));
   // In turns, so that the machine's moods meet both; a round to warm up.
-  for (int round = -1; round < flags.rounds; ++round) {
-    for (size_t j = 0; j < flags.jobs.size(); ++j) {
+  for (int round = -1; round < flags.load.rounds; ++round) {
+    for (size_t j = 0; j < flags.load.jobs.size(); ++j) {
       CARAVAN_ASSIGN_OR_RETURN(const std::vector<JobSpec> specs,
-                               MakeJobs(int64_t{flags.jobs[j]} * flags.requests_per_job, *text,
-                                        flags.temperature, generator));
+                               MakeJobs(int64_t{flags.load.jobs[j]} * flags.load.requests_per_job,
+                                        *text, flags.temperature, generator));
       for (size_t p = 0; p < pipelines.size(); ++p) {
         Cell warm_up;
-        CARAVAN_RETURN_IF_ERROR(RunCell(specs, flags.jobs[j], pipelines[p]->driver(),
+        CARAVAN_RETURN_IF_ERROR(RunCell(specs, flags.load.jobs[j], pipelines[p]->driver(),
                                         round < 0 ? warm_up : cells[p][j]));
       }
     }
@@ -146,18 +134,7 @@ void AddBenchSpeculateCommand(CLI::App& bench, CommandBody& body) {
   const auto flags = std::make_shared<BenchSpeculateFlags>();
   AddConfigOption(*command);
   flags->pipeline.AddTo(*command);
-  command->add_option("--jobs", flags->jobs, "Jobs at once, one row of the table each")
-      ->delimiter(',')
-      ->check(CLI::Range(1, 512))
-      ->capture_default_str();
-  command->add_option("--rounds", flags->rounds, "Runs of each; their median counts")
-      ->check(CLI::Range(1, 100000))
-      ->capture_default_str();
-  command
-      ->add_option("--requests", flags->requests_per_job,
-                   "Requests that each job slot makes one after the other in a run")
-      ->check(CLI::Range(1, 100000))
-      ->capture_default_str();
+  flags->load.AddTo(*command, 512);
   command->add_option("--temperature", flags->temperature, "0: the likeliest token")
       ->check(CLI::Range(0.0, 100.0))
       ->capture_default_str();

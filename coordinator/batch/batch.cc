@@ -1,5 +1,8 @@
 #include "coordinator/batch/batch.h"
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+
 namespace caravan {
 
 const char* BatchStatusName(BatchStatus status) {
@@ -24,5 +27,7 @@ bool HasEnded(BatchStatus status) {
   return status == BatchStatus::kFailed || status == BatchStatus::kCompleted ||
          status == BatchStatus::kCancelled;
 }
+
+int64_t UnixNow() { return absl::ToUnixSeconds(absl::Now()); }
 
 }  // namespace caravan

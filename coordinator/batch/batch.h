@@ -74,6 +74,9 @@ struct Batch {
   uint64_t version = 0;  // for BatchBook::WaitForChange; means nothing after a restart
 };
 
+/// Seconds since 1970, as files and batches tell them.
+int64_t UnixNow();
+
 /// As many of its errors a batch keeps; as many as help, of a file that is wrong from end to end.
 inline constexpr int64_t kMaxBatchErrors = 100;
 /// Largest file that is taken from outside.

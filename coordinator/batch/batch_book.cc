@@ -46,8 +46,6 @@ absl::Status CheckLimit(int64_t limit) {
   return limit >= 1 ? absl::OkStatus() : ParamError("limit", "must be at least 1");
 }
 
-int64_t UnixNow() { return absl::ToUnixSeconds(absl::Now()); }
-
 /// Whether there is more than `limit`, which goes.
 template <typename T>
 bool CutTo(int64_t limit, std::vector<T>& page) {

@@ -20,8 +20,6 @@ constexpr size_t kMaxUnrecorded = 512;
 // After trouble with the store: a full disk does not empty faster.
 constexpr absl::Duration kTroublePause = absl::Seconds(1);
 
-int64_t UnixNow() { return absl::ToUnixSeconds(absl::Now()); }
-
 /// A worker or the pipeline is to blame, not the line.
 bool IsLoss(const absl::Status& why) {
   return absl::IsUnavailable(why) || absl::IsAborted(why) || absl::IsResourceExhausted(why);

@@ -112,6 +112,11 @@ HttpResponse ErrorResponse(int http_status, absl::string_view message, absl::str
                                          code.empty() ? json(nullptr) : json(std::string(code))));
 }
 
+HttpResponse JsonResponse(const absl::StatusOr<nlohmann::json>& value) {
+  if (!value.ok()) return ErrorResponse(value.status());
+  return {200, "application/json", JsonText(*value), {}};
+}
+
 std::string JsonText(const json& value) {
   return value.dump(-1, ' ', false, json::error_handler_t::replace);
 }

@@ -6,6 +6,7 @@
 // and how an absl::Status becomes one.
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "coordinator/http/http_message.h"
 #include "nlohmann/json.hpp"
@@ -35,6 +36,9 @@ HttpResponse ErrorResponse(const absl::Status& status);
 
 /// An error that has no absl::Status of its own, such as 405 or 413.
 HttpResponse ErrorResponse(int http_status, absl::string_view message, absl::string_view code = "");
+
+/// 200 with the value, or ErrorResponse.
+HttpResponse JsonResponse(const absl::StatusOr<nlohmann::json>& value);
 
 /// `value` as a response's body. Text that is not UTF-8 gets U+FFFD.
 std::string JsonText(const nlohmann::json& value);

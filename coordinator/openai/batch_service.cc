@@ -28,11 +28,6 @@ constexpr int64_t kMaxFilesPage = 10'000;
 constexpr int64_t kMaxBatchesPage = 100;
 constexpr int64_t kDefaultBatchesPage = 20;
 
-HttpResponse JsonResponse(const absl::StatusOr<json>& value) {
-  if (!value.ok()) return ErrorResponse(value.status());
-  return {200, "application/json", JsonText(*value), {}};
-}
-
 HttpResponse BusyResponse() {
   return ErrorResponse(absl::ResourceExhaustedError("too many requests wait for the disk"));
 }

@@ -19,11 +19,6 @@ using nlohmann::json;
 // Up to this a body is read in about a millisecond.
 constexpr size_t kSmallBodyBytes = size_t{16} << 10;
 
-HttpResponse JsonResponse(const absl::StatusOr<json>& value) {
-  if (!value.ok()) return ErrorResponse(value.status());
-  return {200, "application/json", JsonText(*value), {}};
-}
-
 json ModelJson(const ServedModel& model) {
   return {{"id", model.name},
           {"object", "model"},

@@ -1,0 +1,45 @@
+#include "cli/bench_load.h"
+
+#include <algorithm>
+#include <cstddef>
+
+#include "absl/strings/str_cat.h"
+
+namespace caravan {
+
+void BenchLoadFlags::AddTo(CLI::App& command, int max_jobs) {
+  command.add_option("--jobs", jobs, "Jobs at once, one row of the table each")
+      ->delimiter(',')
+      ->check(CLI::Range(1, max_jobs))
+      ->capture_default_str();
+  command.add_option("--rounds", rounds, "Runs of each; their median counts")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+  command
+      .add_option("--requests", requests_per_job,
+                  "Requests that each job slot sends one after the other in a run")
+      ->check(CLI::Range(1, 100000))
+      ->capture_default_str();
+}
+
+std::string DrawSum(std::mt19937_64& generator) {
+  std::uniform_int_distribution<int> number(100, 9999);
+  const int a = number(generator);
+  return absl::StrCat("What is ", a, " + ", number(generator), "?");
+}
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  const size_t middle = values.size() / 2;
+  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+double Quantile(std::vector<double> values, double share) {
+  if (values.empty()) return 0;
+  const auto at = values.begin() +
+                  static_cast<std::ptrdiff_t>(share * static_cast<double>(values.size() - 1) + 0.5);
+  std::nth_element(values.begin(), at, values.end());
+  return *at;
+}
+
+}  // namespace caravan

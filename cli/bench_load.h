@@ -1,0 +1,36 @@
+#ifndef CARAVAN_CLI_BENCH_LOAD_H_
+#define CARAVAN_CLI_BENCH_LOAD_H_
+
+// What the benchmarks of many jobs at once share: how much is asked, what is asked, and how the
+// figures of several rounds become one.
+
+#include <random>
+#include <string>
+#include <vector>
+
+#include "CLI/CLI.hpp"
+
+namespace caravan {
+
+/// The options --jobs, --rounds and --requests.
+struct BenchLoadFlags {
+  std::vector<int> jobs;  // at once, one row of the table each
+  int rounds = 0;
+  int requests_per_job = 4;  // one after the other, in a round
+
+  void AddTo(CLI::App& command, int max_jobs);
+};
+
+/// A question that hardly comes twice, so that no prompt is found in the KV cache beyond what the
+/// chat's form has in common.
+std::string DrawSum(std::mt19937_64& generator);
+
+/// REQUIRES: not empty.
+double Median(std::vector<double> values);
+
+/// The value that `share` of the values do not exceed; 0 for none.
+double Quantile(std::vector<double> values, double share);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_CLI_BENCH_LOAD_H_
