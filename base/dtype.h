@@ -17,12 +17,27 @@ enum class DType : uint8_t {
   kBF16,    // the upper half of a float
   kF8E4M3,  // OCP FP8 E4M3 ("fn": no infinities, 0x7f and 0xff are NaN)
   kI32,
+  // GGUF's block formats: consecutive values of a row, stored together (kernels/quant/blocks.h).
+  kQ4_0,
+  kQ8_0,
+  kQ2_K,
+  kQ3_K,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K,
 };
 
-/// Bytes of one element.
-int64_t DTypeBytes(DType dtype);
+/// The smallest piece that stands for itself: `values` consecutive values of a row, in `bytes`.
+struct DTypeBlock {
+  int64_t values;  // 1 but for the block formats
+  int64_t bytes;
+};
+DTypeBlock BlockOf(DType dtype);
 
-/// As safetensors spells it: "F32", "F16", "BF16", "F8_E4M3", "I32".
+/// Bytes of `count` consecutive values. REQUIRES: count is a multiple of BlockOf(dtype).values.
+int64_t DTypeBytes(DType dtype, int64_t count);
+
+/// As safetensors and GGUF spell it: "F32", "F16", "BF16", "F8_E4M3", "I32", "Q4_K", ...
 absl::string_view DTypeName(DType dtype);
 std::optional<DType> ParseDType(absl::string_view name);
 

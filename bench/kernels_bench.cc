@@ -52,7 +52,7 @@ class MatrixRing {
     if (dtype == DType::kF8E4M3) matrix_.scale_inv = scales_.data();
   }
 
-  int64_t bytes() const { return matrix_.rows * matrix_.cols * DTypeBytes(matrix_.dtype); }
+  int64_t bytes() const { return DTypeBytes(matrix_.dtype, matrix_.rows * matrix_.cols); }
   Matrix Next() {
     const int64_t size = (bytes() + 63) / 64 * 64;
     CARAVAN_CHECK(size <= kWorkingSetBytes);

@@ -82,12 +82,13 @@ absl::StatusOr<Placed> ParseTensor(const json& value, absl::string_view origin,
   CARAVAN_ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::Of(value, origin));
   CARAVAN_ASSIGN_OR_RETURN(const std::string dtype_name, fields.String("dtype"));
   const std::optional<DType> dtype = ParseDType(dtype_name);
-  if (!dtype.has_value()) {
+  if (!dtype.has_value() || BlockOf(*dtype).values != 1) {  // GGUF's formats are not safetensors'
     return fields.Error("dtype", absl::StrCat("is \"", dtype_name, "\", which is not supported"));
   }
   Placed tensor;
   tensor.info.dtype = *dtype;
-  CARAVAN_ASSIGN_OR_RETURN(tensor.info.shape, ParseShape(fields, data_bytes / DTypeBytes(*dtype)));
+  CARAVAN_ASSIGN_OR_RETURN(tensor.info.shape,
+                           ParseShape(fields, data_bytes / BlockOf(*dtype).bytes));
   CARAVAN_ASSIGN_OR_RETURN(const json* const offsets, fields.Array("data_offsets"));
   const bool is_pair = offsets->size() == 2;
   const int64_t begin = is_pair ? NonNegative((*offsets)[0]) : -1;

@@ -24,7 +24,7 @@ struct TensorInfo {
     for (const int64_t dim : shape) n *= dim;
     return n;
   }
-  int64_t num_bytes() const { return num_elements() * DTypeBytes(dtype); }
+  int64_t num_bytes() const { return DTypeBytes(dtype, num_elements()); }
 };
 
 /// Thread-safe.

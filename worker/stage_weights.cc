@@ -43,7 +43,7 @@ float ElementToFloat(DType dtype, const std::byte* data, int64_t i) {
     }
     case DType::kF8E4M3:
       return Float8E4M3ToFloat(static_cast<uint8_t>(data[i]));
-    case DType::kI32:
+    default:
       break;
   }
   CARAVAN_CHECK(false);

@@ -34,7 +34,7 @@ double WeightAt(const Matrix& m, int64_t row, int64_t col) {
       const int64_t block = row / kFp8BlockSize * Fp8Blocks(m.cols) + col / kFp8BlockSize;
       return value * m.scale_inv[block];
     }
-    case DType::kI32:
+    default:
       break;
   }
   CARAVAN_CHECK(false && "not a weight's dtype");

@@ -61,13 +61,24 @@ TEST(DTypeTest, DecodesEveryFloat8E4M3) {
 }
 
 TEST(DTypeTest, HasNameAndSizeOfEach) {
-  for (const auto& [dtype, name, bytes] : {std::tuple{DType::kF32, "F32", 4},
-                                           {DType::kF16, "F16", 2},
-                                           {DType::kBF16, "BF16", 2},
-                                           {DType::kF8E4M3, "F8_E4M3", 1},
-                                           {DType::kI32, "I32", 4}}) {
+  // Of 256 values. The block formats' as in GGUF: 8.5, 4.5, 2.625, 3.4375, 4.5, 5.5 and 6.5625
+  // bits.
+  for (const auto& [dtype, name, bytes] : {std::tuple{DType::kF32, "F32", 1024},
+                                           {DType::kF16, "F16", 512},
+                                           {DType::kBF16, "BF16", 512},
+                                           {DType::kF8E4M3, "F8_E4M3", 256},
+                                           {DType::kI32, "I32", 1024},
+                                           {DType::kQ8_0, "Q8_0", 272},
+                                           {DType::kQ4_0, "Q4_0", 144},
+                                           {DType::kQ2_K, "Q2_K", 84},
+                                           {DType::kQ3_K, "Q3_K", 110},
+                                           {DType::kQ4_K, "Q4_K", 144},
+                                           {DType::kQ5_K, "Q5_K", 176},
+                                           {DType::kQ6_K, "Q6_K", 210}}) {
     EXPECT_EQ(DTypeName(dtype), name);
-    EXPECT_EQ(DTypeBytes(dtype), bytes) << name;
+    EXPECT_EQ(DTypeBytes(dtype, 256), bytes) << name;
+    EXPECT_EQ(DTypeBytes(dtype, 0), 0) << name;
+    EXPECT_EQ(256 % BlockOf(dtype).values, 0) << name;
     EXPECT_EQ(ParseDType(name), dtype) << name;
   }
   for (const char* name : {"", "f32", "F64", "I64", "BOOL", "F8_E5M2", "F32 "}) {

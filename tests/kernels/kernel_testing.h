@@ -113,7 +113,7 @@ class TestMatrix {
  public:
   TestMatrix(DType dtype, int64_t rows, int64_t cols)
       : dtype_(dtype), rows_(rows), cols_(cols), values_(rows * cols) {
-    bytes_.resize(rows * cols * DTypeBytes(dtype));
+    bytes_.resize(DTypeBytes(dtype, rows * cols));
   }
 
   /// Random codes with magnitudes of about 1 (f8: all its finite codes), and random scales for f8.
@@ -178,7 +178,7 @@ class TestMatrix {
 
  private:
   void SetCode(int64_t index, uint32_t code) {
-    const int64_t size = DTypeBytes(dtype_);
+    const int64_t size = DTypeBytes(dtype_, 1);
     std::memcpy(bytes_.data() + index * size, &code, size);  // little-endian
     values_[index] = DecodeCode(dtype_, code);
     if (!scales_.empty()) {

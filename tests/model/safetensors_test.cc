@@ -140,7 +140,7 @@ TEST_F(SafetensorsTest, RefusesWhatATensorMayNotBe) {
     tensor.erase(field);
     ExpectRefused(with(tensor), "tensor w", std::string("\"") + field + "\" is missing");
   }
-  for (const char* dtype : {"I64", "BOOL", "F8_E5M2", "F64", "f32", ""}) {
+  for (const char* dtype : {"I64", "BOOL", "F8_E5M2", "F64", "f32", "Q4_K", ""}) {
     ExpectRefused(with(TensorHeader(dtype, {2}, 0, 16)), "tensor w",
                   std::string("\"dtype\" is \"") + dtype + "\"");
   }

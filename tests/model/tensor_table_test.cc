@@ -183,7 +183,7 @@ TEST_F(CheckTensorsTest, CountsBytesWithScales) {
   for (const DType dtype : {DType::kF32, DType::kF16, DType::kBF16}) {
     FakeTensorSource plain;
     plain.Add(specs_, dtype);
-    EXPECT_EQ(*CheckTensors(plain, specs_), 200 * 300 * DTypeBytes(dtype) + 7 * 2);
+    EXPECT_EQ(*CheckTensors(plain, specs_), DTypeBytes(dtype, 200 * 300) + 7 * 2);
   }
 }
 
