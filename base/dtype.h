@@ -1,8 +1,10 @@
 #ifndef CARAVAN_BASE_DTYPE_H_
 #define CARAVAN_BASE_DTYPE_H_
 
-// The number formats that tensors are stored in, and their conversion to float.
+// The number formats that tensors are stored in, and their conversion to float and back. The way
+// back rounds to the nearest, ties to even, subnormals included; -0 stays -0 and NaN becomes a NaN.
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <optional>
@@ -71,6 +73,52 @@ inline float Float8E4M3ToFloat(uint8_t bits) {
     magnitude = std::bit_cast<float>((exponent + (127 - 7)) << 23 | mantissa << 20);
   }
   return (bits & 0x80u) != 0 ? -magnitude : magnitude;
+}
+
+/// From 65520 (65504, the largest, and half a step) on: infinity.
+inline uint16_t FloatToFloat16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t sign = bits >> 16 & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  uint32_t half;
+  if (magnitude > 0x7f800000u) {
+    half = 0x7e00u;
+  } else if (magnitude >= std::bit_cast<uint32_t>(65520.0f)) {
+    half = 0x7c00u;
+  } else if (magnitude < std::bit_cast<uint32_t>(0x1p-14f)) {
+    // The step of floats from 0.5 on is 2^-24, that of the subnormal results.
+    half = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) -
+           std::bit_cast<uint32_t>(0.5f);
+  } else {
+    half = ((magnitude + 0xfffu + (magnitude >> 13 & 1u)) >> 13) - ((127 - 15) << 10);
+  }
+  return static_cast<uint16_t>(sign | half);
+}
+
+/// From half a step above the largest on: infinity.
+inline uint16_t FloatToBFloat16(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+}
+
+/// Saturates: from 448 on, infinity included, 448.
+inline uint8_t FloatToFloat8E4M3(float value) {
+  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t sign = bits >> 24 & 0x80u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  uint32_t code;
+  if (magnitude > 0x7f800000u) {
+    code = 0x7fu;
+  } else if (magnitude < std::bit_cast<uint32_t>(0x1p-6f)) {
+    // The step of floats from 2^14 on is 2^-9, that of the subnormal results.
+    code = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0x1p14f) -
+           std::bit_cast<uint32_t>(0x1p14f);
+  } else {
+    code = ((magnitude + 0x7ffffu + (magnitude >> 20 & 1u)) >> 20) - ((127 - 7) << 3);
+    code = std::min(code, 0x7eu);
+  }
+  return static_cast<uint8_t>(sign | code);
 }
 
 }  // namespace caravan

@@ -19,7 +19,7 @@ inline constexpr int64_t Fp8Blocks(int64_t n) { return (n + kFp8BlockSize - 1) /
 /// [rows, cols] row-major: rows = output features, cols = input features. Borrows its bytes.
 struct Matrix {
   const std::byte* data = nullptr;  // aligned to 64 bytes
-  DType dtype = DType::kF32;        // kF32, kF16, kBF16 or kF8E4M3
+  DType dtype = DType::kF32;        // not kI32; the block formats: cols in whole blocks
   int64_t rows = 0;
   int64_t cols = 0;
   // kF8E4M3 only: f32 [Fp8Blocks(rows), Fp8Blocks(cols)]; the weight is its f8 value times its

@@ -1,10 +1,10 @@
 #include "kernels/reference/reference_backend.h"
 
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/quant/dequantize.h"
 #include "kernels/reference/reference_router.h"
 
 namespace caravan {
@@ -12,33 +12,14 @@ namespace {
 
 using Vector = std::vector<double>;
 
-template <typename T>
-T LoadAs(const std::byte* data, int64_t index) {
-  T value;
-  std::memcpy(&value, data + index * static_cast<int64_t>(sizeof(T)), sizeof(T));
-  return value;
-}
-
-double WeightAt(const Matrix& m, int64_t row, int64_t col) {
-  const int64_t index = row * m.cols + col;
-  switch (m.dtype) {
-    case DType::kF32:
-      return LoadAs<float>(m.data, index);
-    case DType::kF16:
-      return Float16ToFloat(LoadAs<uint16_t>(m.data, index));
-    case DType::kBF16:
-      return BFloat16ToFloat(LoadAs<uint16_t>(m.data, index));
-    case DType::kF8E4M3: {
-      const double value = Float8E4M3ToFloat(LoadAs<uint8_t>(m.data, index));
-      if (m.scale_inv == nullptr) return value;
-      const int64_t block = row / kFp8BlockSize * Fp8Blocks(m.cols) + col / kFp8BlockSize;
-      return value * m.scale_inv[block];
-    }
-    default:
-      break;
-  }
-  CARAVAN_CHECK(false && "not a weight's dtype");
-  return 0;
+/// w[row], exactly.
+Vector RowOf(const Matrix& w, int64_t row) {
+  Vector values(w.cols);
+  DequantizeRow(w.dtype, w.data + row * DTypeBytes(w.dtype, w.cols), w.cols, values.data());
+  if (w.dtype != DType::kF8E4M3 || w.scale_inv == nullptr) return values;
+  const float* scales = w.scale_inv + row / kFp8BlockSize * Fp8Blocks(w.cols);
+  for (int64_t c = 0; c < w.cols; ++c) values[c] *= scales[c / kFp8BlockSize];
+  return values;
 }
 
 /// w x for rows [first_row, first_row + num_rows) of w. x [w.cols].
@@ -46,7 +27,8 @@ template <typename T>
 Vector Multiply(const Matrix& w, int64_t first_row, int64_t num_rows, const T* x) {
   Vector y(num_rows);
   for (int64_t r = 0; r < num_rows; ++r) {
-    for (int64_t c = 0; c < w.cols; ++c) y[r] += WeightAt(w, first_row + r, c) * x[c];
+    const Vector row = RowOf(w, first_row + r);
+    for (int64_t c = 0; c < w.cols; ++c) y[r] += row[c] * x[c];
   }
   return y;
 }
@@ -95,7 +77,8 @@ class ReferenceBackend : public Backend {
   void Embed(const Matrix& table, absl::Span<const int32_t> ids, float* out) override {
     for (const int32_t id : ids) {
       CARAVAN_CHECK(id >= 0 && id < table.rows);
-      for (int64_t c = 0; c < table.cols; ++c) *out++ = static_cast<float>(WeightAt(table, id, c));
+      Store(RowOf(table, id), out);
+      out += table.cols;
     }
   }
 

@@ -1,5 +1,6 @@
 #include "base/dtype.h"
 
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -58,6 +59,71 @@ TEST(DTypeTest, DecodesEveryFloat8E4M3) {
     ExpectSame(expected, Float8E4M3ToFloat(static_cast<uint8_t>(bits)), bits);
   }
   EXPECT_EQ(Float8E4M3ToFloat(0x7e), 448.0f);  // The format's largest value.
+}
+
+/// That `encode` rounds to the nearest, ties to even: at every finite code's value and at every
+/// middle between two neighbours, and at the floats next to each.
+template <typename Code>
+void ExpectRoundsToNearestEven(int largest_finite, int sign_bit, float (*decode)(Code),
+                               Code (*encode)(float)) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  for (int code = 0; code <= largest_finite; ++code) {
+    for (const int sign : {0, sign_bit}) {
+      const Code own = static_cast<Code>(code | sign);
+      ASSERT_EQ(encode(decode(own)), own);
+      if (code == largest_finite) continue;
+      const Code next = static_cast<Code>((code + 1) | sign);
+      const double middle = (static_cast<double>(decode(own)) + decode(next)) / 2;
+      const float at = static_cast<float>(middle);
+      ASSERT_EQ(at, middle);  // A float has a bit more than any of these formats.
+      const float away = sign != 0 ? -infinity : infinity;
+      ASSERT_EQ(encode(at), code % 2 == 0 ? own : next);
+      ASSERT_EQ(encode(std::nextafter(at, -away)), own);
+      ASSERT_EQ(encode(std::nextafter(at, away)), next);
+      ASSERT_EQ(encode(std::nextafter(decode(own), away)), own);
+      ASSERT_EQ(encode(std::nextafter(decode(next), -away)), next);
+    }
+  }
+}
+
+TEST(DTypeTest, RoundsToNearestFloat16) {
+  ExpectRoundsToNearestEven<uint16_t>(0x7bff, 0x8000, Float16ToFloat, FloatToFloat16);
+}
+
+TEST(DTypeTest, RoundsToNearestBFloat16) {
+  ExpectRoundsToNearestEven<uint16_t>(0x7f7f, 0x8000, BFloat16ToFloat, FloatToBFloat16);
+}
+
+TEST(DTypeTest, RoundsToNearestFloat8E4M3) {
+  ExpectRoundsToNearestEven<uint8_t>(0x7e, 0x80, Float8E4M3ToFloat, FloatToFloat8E4M3);
+}
+
+TEST(DTypeTest, OverflowsToInfinityAndSaturatesFloat8E4M3) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  EXPECT_EQ(FloatToFloat16(std::nextafter(65520.0f, 0.0f)), 0x7bff);
+  for (const float large : {65520.0f, 1e38f, infinity}) {
+    EXPECT_EQ(FloatToFloat16(large), 0x7c00);
+    EXPECT_EQ(FloatToFloat16(-large), 0xfc00);
+  }
+  EXPECT_EQ(FloatToBFloat16(0x1.fefffep127f), 0x7f7f);
+  for (const float large : {0x1.ffp127f, std::numeric_limits<float>::max(), infinity}) {
+    EXPECT_EQ(FloatToBFloat16(large), 0x7f80);
+    EXPECT_EQ(FloatToBFloat16(-large), 0xff80);
+  }
+  for (const float large : {448.0f, 464.0f, 480.0f, 1e38f, infinity}) {
+    EXPECT_EQ(FloatToFloat8E4M3(large), 0x7e);
+    EXPECT_EQ(FloatToFloat8E4M3(-large), 0xfe);
+  }
+}
+
+TEST(DTypeTest, KeepsNaN) {
+  // Quiet, signalling and with the lowest payload bit only, which no narrower format has.
+  for (const uint32_t bits : {0x7fc00000u, 0x7fa00000u, 0x7f800001u, 0xff800001u, 0xffffffffu}) {
+    const float nan = std::bit_cast<float>(bits);
+    EXPECT_TRUE(std::isnan(Float16ToFloat(FloatToFloat16(nan)))) << bits;
+    EXPECT_TRUE(std::isnan(BFloat16ToFloat(FloatToBFloat16(nan)))) << bits;
+    EXPECT_TRUE(std::isnan(Float8E4M3ToFloat(FloatToFloat8E4M3(nan)))) << bits;
+  }
 }
 
 TEST(DTypeTest, HasNameAndSizeOfEach) {
