@@ -2,30 +2,63 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <cstdio>
+
 #include "absl/strings/str_cat.h"
+#include "caravan/v1/jobs.grpc.pb.h"
+#include "cli/retry.h"
 #include "cluster/grpc_status.h"
 
 namespace caravan {
+namespace {
 
-absl::Status Ask(v1::Jobs::Stub& jobs, const v1::SubmitRequest& request, std::stop_token stop,
-                 ReplyPrinter& printer, Reply& reply) {
-  grpc::ClientContext context;
-  // Hanging up cancels the job.
-  const std::stop_callback cancel(stop, [&context] { context.TryCancel(); });
+/// One try. What it gets of the reply goes into the request too, for the next.
+absl::Status Submit(v1::Jobs::Stub& jobs, grpc::ClientContext& context, v1::SubmitRequest& request,
+                    ReplyPrinter& printer, Reply& reply, bool& heard) {
   const auto events = jobs.Submit(&context, request);
   v1::JobEvent event;
   while (events->Read(&event)) {
     if (event.has_accepted()) {
       reply.job_id = event.accepted().job_id();
     } else if (event.has_delta()) {
-      printer.Print(event.delta());
-      if (event.delta().part() == v1::TEXT_PART_ANSWER) reply.answer += event.delta().text();
+      heard = true;
+      const v1::TextDelta& delta = event.delta();
+      request.mutable_reply_token_ids()->MergeFrom(delta.token_ids());
+      printer.Print(delta);
+      if (delta.part() == v1::TEXT_PART_ANSWER) reply.answer += delta.text();
     } else if (event.has_finished()) {
       reply.finished = event.finished();
     }
   }
+  return FromGrpcStatus(events->Finish());
+}
+
+}  // namespace
+
+absl::Status Ask(const std::shared_ptr<grpc::Channel>& channel, const ClientFlags& flags,
+                 v1::SubmitRequest request, std::stop_token stop, ReplyPrinter& printer,
+                 Reply& reply) {
+  const RetryOptions options = {.flags = flags,
+                                .stop = stop,
+                                // Before a job was accepted there is nothing to go on with.
+                                .went_away =
+                                    [&reply](const absl::Status& status) {
+                                      return absl::IsUnavailable(status) && reply.job_id != 0;
+                                    },
+                                .on_away =
+                                    [](const absl::Status& why) {
+                                      std::fputs(
+                                          absl::StrCat("\nThe reply broke off (", why.message(),
+                                                       "); waiting to go on with it.\n")
+                                              .c_str(),
+                                          stderr);
+                                    }};
+  const std::unique_ptr<v1::Jobs::Stub> jobs = v1::Jobs::NewStub(channel);
+  const absl::Status status =
+      Retry(*channel, options, [&](grpc::ClientContext& context, bool& heard) {
+        return Submit(*jobs, context, request, printer, reply, heard);
+      });
   printer.EndLine();
-  const absl::Status status = FromGrpcStatus(events->Finish());
   if (!status.ok() && stop.stop_requested()) {
     return absl::CancelledError(absl::StrCat("job ", reply.job_id, " is cancelled"));
   }

@@ -2,13 +2,12 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include <algorithm>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status_macros.h"
 #include "cli/job_table.h"
+#include "cli/retry.h"
 #include "cluster/grpc_status.h"
 
 namespace caravan {
@@ -16,8 +15,8 @@ namespace {
 
 constexpr size_t kPieceBytes = size_t{1} << 20;
 
-// Between two tries to reach a coordinator that answers but does not serve, as when it is leaving.
-constexpr absl::Duration kRetryInterval = absl::Milliseconds(100);
+// For the largest file over a slow line.
+constexpr absl::Duration kSubmitTimeout = absl::Hours(1);
 
 /// Whether the coordinator, rather than the batch, is what is wrong. A server that is killed in
 /// mid-call shows as Unavailable, one that leaves as either.
@@ -38,6 +37,7 @@ absl::StatusOr<std::unique_ptr<BatchClient>> BatchClient::Connect(Options option
 absl::StatusOr<v1::Batch> BatchClient::Submit(const v1::BatchHeader& header,
                                               absl::string_view content) {
   grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + kSubmitTimeout));
   const std::stop_callback cancel(options_.stop, [&context] { context.TryCancel(); });
   v1::SubmitBatchResponse response;
   const auto writer = batches_->SubmitBatch(&context, &response);
@@ -51,8 +51,10 @@ absl::StatusOr<v1::Batch> BatchClient::Submit(const v1::BatchHeader& header,
     content.remove_prefix(piece.size());
   }
   writer->WritesDone();
-  CARAVAN_RETURN_IF_ERROR(Outcome(FromGrpcStatus(writer->Finish())));
-  return response.batch();
+  const absl::Status status = FromGrpcStatus(writer->Finish());
+  if (status.ok()) return response.batch();
+  if (options_.stop.stop_requested()) return absl::CancelledError("stopped");
+  return NameCoordinator(status, options_.flags);
 }
 
 absl::StatusOr<v1::Batch> BatchClient::Wait(const std::string& batch_id,
@@ -60,12 +62,12 @@ absl::StatusOr<v1::Batch> BatchClient::Wait(const std::string& batch_id,
   v1::WaitBatchRequest request;
   request.set_batch_id(batch_id);
   v1::Batch last;
-  CARAVAN_RETURN_IF_ERROR(Retry([&](grpc::ClientContext& context) {
+  CARAVAN_RETURN_IF_ERROR(Retry([&](grpc::ClientContext& context, bool& heard) {
     const auto reader = batches_->WaitBatch(&context, request);
     v1::WaitBatchResponse response;
     bool enough = false;
     while (!enough && reader->Read(&response)) {
-      heard_ = true;
+      heard = true;
       last = response.batch();
       enough = on_news(last) || HasEnded(last);
     }
@@ -82,11 +84,11 @@ absl::Status BatchClient::Read(const std::string& batch_id, v1::BatchOutput outp
   request.set_batch_id(batch_id);
   request.set_output(output);
   absl::Status sunk;
-  CARAVAN_RETURN_IF_ERROR(Retry([&](grpc::ClientContext& context) {
+  CARAVAN_RETURN_IF_ERROR(Retry([&](grpc::ClientContext& context, bool& heard) {
     const auto reader = batches_->ReadBatchOutput(&context, request);
     v1::ReadBatchOutputResponse response;
     while (sunk.ok() && reader->Read(&response)) {
-      heard_ = true;
+      heard = true;
       request.set_cursor(response.next_cursor());
       sunk = sink(response.content());
     }
@@ -97,39 +99,10 @@ absl::Status BatchClient::Read(const std::string& batch_id, v1::BatchOutput outp
   return sunk;
 }
 
-absl::Status BatchClient::Retry(const std::function<absl::Status(grpc::ClientContext&)>& call) {
-  absl::Time give_up = absl::InfiniteFuture();  // while it is here
-  while (true) {
-    heard_ = false;
-    absl::Status status;
-    {
-      grpc::ClientContext context;
-      const std::stop_callback cancel(options_.stop, [&context] { context.TryCancel(); });
-      status = call(context);
-    }
-    if (!WentAway(status) || options_.stop.stop_requested()) return Outcome(status);
-    if (heard_ || give_up == absl::InfiniteFuture()) {
-      give_up = absl::Now() + absl::Seconds(options_.flags.connect_timeout_s);
-      options_.on_away(status);
-    } else if (absl::Now() >= give_up) {
-      return Outcome(status);
-    }
-    absl::SleepFor(kRetryInterval);
-    ClientFlags rest = options_.flags;
-    rest.connect_timeout_s = std::max(0.0, absl::ToDoubleSeconds(give_up - absl::Now()));
-    const absl::Status connected = WaitUntilConnected(*channel_, rest, options_.stop);
-    if (absl::IsUnavailable(connected)) {
-      return absl::UnavailableError(absl::StrCat("coordinator ", options_.flags.coordinator,
-                                                 " went away and was not back within ",
-                                                 options_.flags.connect_timeout_s, " s"));
-    }
-    CARAVAN_RETURN_IF_ERROR(connected);
-  }
-}
-
-absl::Status BatchClient::Outcome(absl::Status status) const {
-  if (options_.stop.stop_requested() && !status.ok()) return absl::CancelledError("stopped");
-  return NameCoordinator(status, options_.flags);
+absl::Status BatchClient::Retry(
+    absl::FunctionRef<absl::Status(grpc::ClientContext&, bool& heard)> call) {
+  return caravan::Retry(*channel_, {options_.flags, options_.stop, WentAway, options_.on_away},
+                        call);
 }
 
 }  // namespace caravan

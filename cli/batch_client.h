@@ -9,6 +9,7 @@
 #include <stop_token>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -50,14 +51,11 @@ class BatchClient {
   explicit BatchClient(Options options) : options_(std::move(options)) {}
 
   /// Makes the call again as long as it ends because the coordinator went away.
-  absl::Status Retry(const std::function<absl::Status(grpc::ClientContext&)>& call);
-  /// What became of a call that ended with `status`.
-  absl::Status Outcome(absl::Status status) const;
+  absl::Status Retry(absl::FunctionRef<absl::Status(grpc::ClientContext&, bool& heard)> call);
 
   const Options options_;
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::Batches::Stub> batches_;
-  bool heard_ = false;  // the coordinator said something in the present call
 };
 
 }  // namespace caravan

@@ -45,7 +45,6 @@ class ChatSession {
       : flags_(flags),
         signals_(signals),
         channel_(std::move(channel)),
-        jobs_(v1::Jobs::NewStub(channel_)),
         interactive_(::isatty(STDIN_FILENO) == 1 && ::isatty(STDOUT_FILENO) == 1),
         reader_(interactive_ ? NewTerminalChatReader(signals) : NewPlainChatReader(signals)),
         conversation_(flags.generation) {}
@@ -153,7 +152,8 @@ class ChatSession {
     const std::stop_token stop = signals_->NewScope();
     CARAVAN_RETURN_IF_ERROR(WaitUntilConnected(*channel_, flags_.client, stop));
     Reply reply;
-    const absl::Status status = Ask(*jobs_, conversation_.Ask(message), stop, printer_, reply);
+    const absl::Status status =
+        Ask(channel_, flags_.client, conversation_.Ask(message), stop, printer_, reply);
     // A reply that was cut short by Ctrl-C was read as far as it went; another failure is asked
     // anew.
     if ((status.ok() || absl::IsCancelled(status)) && !reply.answer.empty()) {
@@ -162,7 +162,7 @@ class ChatSession {
     if (status.ok() && reply.finished.reason() == v1::FINISH_REASON_LENGTH) {
       Note("(cut at the limit of --max-tokens or of the context)");
     }
-    return NameCoordinator(status, flags_.client);
+    return status;
   }
 
   /// Called after each Ctrl-C: the second in a row leaves.
@@ -175,7 +175,6 @@ class ChatSession {
   const ChatFlags& flags_;
   ChatSignals* const signals_;
   const std::shared_ptr<grpc::Channel> channel_;
-  const std::unique_ptr<v1::Jobs::Stub> jobs_;
   const bool interactive_;
   const std::unique_ptr<ChatReader> reader_;
   Conversation conversation_;

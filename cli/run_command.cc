@@ -5,10 +5,11 @@
 #include <iterator>
 #include <memory>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_format.h"
 #include "base/status_macros.h"
-#include "caravan/v1/jobs.grpc.pb.h"
+#include "caravan/v1/jobs.pb.h"
 #include "cli/ask.h"
 #include "cli/client.h"
 #include "cli/commands.h"
@@ -43,9 +44,9 @@ absl::Status Run(const RunFlags& flags) {
   ReplyPrinter printer;
   Reply reply;
   const absl::Status status =
-      Ask(*v1::Jobs::NewStub(channel), request, signals.token(), printer, reply);
+      Ask(channel, flags.client, std::move(request), signals.token(), printer, reply);
   if (status.ok()) std::fputs(FormatSummary(reply).c_str(), stderr);
-  return NameCoordinator(status, flags.client);
+  return status;
 }
 
 }  // namespace

@@ -15,7 +15,10 @@ namespace caravan {
 namespace {
 
 // Each holds a file of up to kMaxUploadBytes in memory.
-constexpr int kMaxUploads = 4;
+constexpr size_t kMaxUploads = 4;
+
+// A client that sends nothing for so long gives way to others.
+constexpr absl::Duration kMaxUploadSilence = absl::Seconds(30);
 
 constexpr int64_t kDefaultPage = 100;
 constexpr int64_t kMaxPage = 1000;
@@ -76,14 +79,29 @@ absl::Status Leaving() { return absl::UnavailableError("the coordinator is leavi
 grpc::Status BatchGrpcService::SubmitBatch(grpc::ServerContext* context,
                                            grpc::ServerReader<v1::SubmitBatchRequest>* reader,
                                            v1::SubmitBatchResponse* response) {
-  const absl::Cleanup leave = [this] { --uploads_; };
-  if (++uploads_ > kMaxUploads) {
+  const auto upload = EnterUpload(context);
+  if (!upload.has_value()) {
     return ToGrpcStatus(absl::ResourceExhaustedError("too many batches are being handed in"));
   }
-  return ToGrpcStatus(Submit(*context, *reader, *response->mutable_batch()));
+  const absl::Cleanup leave = [this, upload] {
+    MutexLock lock(&mu_);
+    uploads_.erase(*upload);
+  };
+  return ToGrpcStatus(Submit(**upload, *reader, *response->mutable_batch()));
 }
 
-absl::Status BatchGrpcService::Submit(grpc::ServerContext& context,
+std::optional<std::list<BatchGrpcService::Upload>::iterator> BatchGrpcService::EnterUpload(
+    grpc::ServerContext* context) {
+  const absl::Duration now = clock_->Now();
+  MutexLock lock(&mu_);
+  if (uploads_.size() < kMaxUploads) return uploads_.insert(uploads_.end(), {context, now});
+  for (const Upload& upload : uploads_) {
+    if (now - upload.heard_at >= kMaxUploadSilence) upload.context->TryCancel();
+  }
+  return std::nullopt;
+}
+
+absl::Status BatchGrpcService::Submit(Upload& upload,
                                       grpc::ServerReader<v1::SubmitBatchRequest>& reader,
                                       v1::Batch& created) {
   v1::SubmitBatchRequest request;
@@ -99,9 +117,13 @@ absl::Status BatchGrpcService::Submit(grpc::ServerContext& context,
   while (content.size() <= header.content_bytes() && reader.Read(&request)) {
     if (stopping_) return Leaving();
     if (request.has_header()) return absl::InvalidArgumentError("there is a second header");
+    {
+      MutexLock lock(&mu_);
+      upload.heard_at = clock_->Now();
+    }
     content += request.content();
   }
-  if (context.IsCancelled()) return absl::CancelledError("the client went away");
+  if (upload.context->IsCancelled()) return absl::CancelledError("the client went away");
   if (content.empty()) return absl::InvalidArgumentError("the file is empty");
   if (content.size() != header.content_bytes()) {
     return absl::InvalidArgumentError(
@@ -169,7 +191,7 @@ absl::Status BatchGrpcService::Wait(grpc::ServerContext& context, const std::str
     const uint64_t told = batch.version;
     while (batch.version == told && !HasEnded(batch.status)) {
       if (stopping_) return Leaving();
-      if (context.IsCancelled()) return absl::CancelledError("the client went away");
+      if (upload.context->IsCancelled()) return absl::CancelledError("the client went away");
       CARAVAN_ASSIGN_OR_RETURN(batch, book_->WaitForChange(id, told, kClientCheckInterval));
     }
   }

@@ -4,7 +4,14 @@
 // Translates the Batches service's calls for the book of batches.
 
 #include <atomic>
+#include <list>
+#include <optional>
 
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "base/clock.h"
+#include "base/mutex.h"
 #include "caravan/v1/batches.grpc.pb.h"
 #include "coordinator/batch/batch_book.h"
 
@@ -13,7 +20,8 @@ namespace caravan {
 /// Thread-safe. Borrows the book. Every call has a thread of gRPC's, which may wait for the disk.
 class BatchGrpcService final : public v1::Batches::Service {
  public:
-  explicit BatchGrpcService(BatchBook* book) : book_(book) {}
+  explicit BatchGrpcService(BatchBook* book, const Clock* clock = &SteadyClock())
+      : book_(book), clock_(clock) {}
 
   /// Calls that wait end soon, with Unavailable, and so do new ones. Idempotent.
   void Stop() { stopping_ = true; }
@@ -34,16 +42,27 @@ class BatchGrpcService final : public v1::Batches::Service {
                                grpc::ServerWriter<v1::ReadBatchOutputResponse>* writer) override;
 
  private:
-  absl::Status Submit(grpc::ServerContext& context,
-                      grpc::ServerReader<v1::SubmitBatchRequest>& reader, v1::Batch& created);
+  /// A SubmitBatch under way.
+  struct Upload {
+    grpc::ServerContext* context;
+    absl::Duration heard_at;  // its client's last piece
+  };
+
+  /// A place among the uploads; nullopt: all are taken. Those whose client is silent for long are
+  /// ended then, and make room for the next who asks.
+  std::optional<std::list<Upload>::iterator> EnterUpload(grpc::ServerContext* context);
+  absl::Status Submit(Upload& upload, grpc::ServerReader<v1::SubmitBatchRequest>& reader,
+                      v1::Batch& created);
   absl::Status Wait(grpc::ServerContext& context, const std::string& id,
                     grpc::ServerWriter<v1::WaitBatchResponse>& writer) const;
   absl::Status ReadOutput(const v1::ReadBatchOutputRequest& request,
                           grpc::ServerWriter<v1::ReadBatchOutputResponse>& writer) const;
 
   BatchBook* const book_;
+  const Clock* const clock_;
   std::atomic<bool> stopping_{false};
-  std::atomic<int> uploads_{0};  // under way
+  Mutex mu_;
+  std::list<Upload> uploads_ ABSL_GUARDED_BY(mu_);
 };
 
 }  // namespace caravan

@@ -2,11 +2,14 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "cluster/grpc_status.h"
 
@@ -29,13 +32,48 @@ absl::StatusOr<JobSpec> MakeJobSpec(const v1::SubmitRequest& request, const Text
   spec.max_new_tokens = request.max_tokens() == 0 ? kNoLimit : request.max_tokens();
   spec.sampling = request.sampling();
   spec.stop_token_ids = text.stop_token_ids();
+  spec.reply.assign(request.reply_token_ids().begin(), request.reply_token_ids().end());
+  // The last one is generated again: that tells whether the reply is this model's, and whether it
+  // had ended.
+  if (!spec.reply.empty()) spec.reply.pop_back();
   return spec;
 }
+
+/// The reply as text, from behind what the client has.
+class ResumedReply {
+ public:
+  ResumedReply(ReplyStream reply, const v1::SubmitRequest& request) : reply_(std::move(reply)) {
+    for (const uint32_t id : request.reply_token_ids()) {
+      last_known_ = static_cast<int32_t>(id);
+      reply_.Push(*last_known_);
+    }
+  }
+
+  /// Errors: FailedPrecondition - the token is not the client's last one.
+  absl::StatusOr<std::vector<ReplyDelta>> Push(int32_t token_id) {
+    if (!last_known_.has_value()) return reply_.Push(token_id);
+    if (token_id != *last_known_) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "reply_token_ids: the model goes on with token ", token_id, " where the ", "reply has ",
+          *last_known_, ": it is of another model or of other parameters"));
+    }
+    last_known_.reset();
+    return std::vector<ReplyDelta>();
+  }
+
+  std::vector<ReplyDelta> Finish() { return reply_.Finish(); }
+
+ private:
+  ReplyStream reply_;
+  std::optional<int32_t> last_known_;  // until it is generated again
+};
 
 /// Counts a job's tokens against the clock.
 class Stopwatch {
  public:
-  explicit Stopwatch(const Clock& clock) : clock_(clock), started_(clock.Now()) {}
+  /// `known_tokens`: that an earlier run has generated.
+  Stopwatch(const Clock& clock, size_t known_tokens)
+      : clock_(clock), known_tokens_(known_tokens), started_(clock.Now()) {}
 
   void CountTokens(size_t tokens) {
     if (tokens == 0) return;
@@ -45,7 +83,7 @@ class Stopwatch {
   }
 
   void FillIn(v1::JobFinished& finished) const {
-    finished.set_completion_tokens(static_cast<uint32_t>(num_tokens_));
+    finished.set_completion_tokens(static_cast<uint32_t>(known_tokens_ + num_tokens_));
     if (num_tokens_ == 0) return;
     finished.set_time_to_first_token_s(absl::ToDoubleSeconds(first_token_ - started_));
     const double decode_s = absl::ToDoubleSeconds(last_token_ - first_token_);
@@ -56,6 +94,7 @@ class Stopwatch {
 
  private:
   const Clock& clock_;
+  const size_t known_tokens_;
   const absl::Duration started_;
   absl::Duration first_token_;
   absl::Duration last_token_;
@@ -78,7 +117,8 @@ bool WriteDeltas(const std::vector<ReplyDelta>& deltas, grpc::ServerWriter<v1::J
 
 grpc::Status JobService::Submit(grpc::ServerContext* context, const v1::SubmitRequest* request,
                                 grpc::ServerWriter<v1::JobEvent>* writer) {
-  Stopwatch stopwatch(*clock_);
+  Stopwatch stopwatch(*clock_,
+                      static_cast<size_t>(std::max(0, request->reply_token_ids_size() - 1)));
   absl::StatusOr<JobSpec> spec = MakeJobSpec(*request, *text_);
   if (!spec.ok()) return ToGrpcStatus(spec.status());
   const uint32_t prompt_tokens = static_cast<uint32_t>(spec->prompt.size());
@@ -89,14 +129,16 @@ grpc::Status JobService::Submit(grpc::ServerContext* context, const v1::SubmitRe
   event.mutable_accepted()->set_job_id((*job)->id());
   event.mutable_accepted()->set_prompt_tokens(prompt_tokens);
   bool client_is_there = writer->Write(event);
-  ReplyStream reply = text_->NewReply();
+  ResumedReply reply(text_->NewReply(), *request);
   // Leaving early destroys the handle, which cancels the job.
   while (client_is_there && !context->IsCancelled()) {
     const absl::StatusOr<JobUpdate> update = (*job)->Next(kClientCheckInterval);
     if (!update.ok()) return ToGrpcStatus(update.status());
     stopwatch.CountTokens(update->tokens.size());
     for (const ScoredToken& token : update->tokens) {
-      client_is_there = client_is_there && WriteDeltas(reply.Push(token.token_id), *writer);
+      const absl::StatusOr<std::vector<ReplyDelta>> deltas = reply.Push(token.token_id);
+      if (!deltas.ok()) return ToGrpcStatus(deltas.status());
+      client_is_there = client_is_there && WriteDeltas(*deltas, *writer);
     }
     if (!update->finished) continue;
     client_is_there = client_is_there && WriteDeltas(reply.Finish(), *writer);

@@ -60,7 +60,7 @@ class JobHandle {
   /// Waits for news; when `timeout` passes first, an update with nothing in it. After the end the
   /// same end again. What was generated is read before an error.
   /// Errors: Cancelled - Cancel; Unavailable - no pipeline came to be in time, or the coordinator
-  ///         is leaving; ResourceExhausted - a new plan's KV cache is too small for it; what Detach
+  ///         is leaving; OutOfRange - a new plan's KV cache is too small for it; what Detach
   ///         said; what a stage's StepError said; Internal - the workers' answer made no sense.
   absl::StatusOr<JobUpdate> Next(absl::Duration timeout = absl::InfiniteDuration());
 
@@ -124,8 +124,8 @@ class PipelineDriver {
   ///         Scheduler::TakeIn: the pipeline is broken now.
   absl::Status Receive(v1::Step step);
 
-  /// Errors: InvalidArgument - as CheckJobSpec; ResourceExhausted - the queue is full, or the job
-  ///         can never fit the KV cache; Unavailable - after Shutdown.
+  /// Errors: InvalidArgument - as CheckJobSpec; OutOfRange - the job can never fit the KV cache;
+  ///         ResourceExhausted - the queue is full; Unavailable - after Shutdown.
   absl::StatusOr<std::unique_ptr<JobHandle>> Submit(JobSpec spec);
 
   /// The job's reader gets Cancelled.

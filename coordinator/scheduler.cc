@@ -47,7 +47,7 @@ int64_t Scheduler::ChunkTokens(const Sequence& sequence) const {
 absl::Status Scheduler::CheckFits(const Sequence& sequence) const {
   const int64_t needed = blocks_.BlocksFor(sequence.worst_case_tokens());
   if (needed <= options_.kv_blocks) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrCat(
+  return absl::OutOfRangeError(absl::StrCat(
       "prompt and reply may take ", sequence.worst_case_tokens(), " tokens, that is ", needed,
       " KV blocks of ", options_.kv_block_tokens, "; the cluster has ", options_.kv_blocks));
 }
@@ -107,19 +107,10 @@ bool Scheduler::MakeRoom(Sequence* sequence) {
   return true;
 }
 
-bool Scheduler::TryAdmit(Sequence* sequence) {
-  const auto reserve = static_cast<int64_t>(running_.size());
-  if (blocks_.BlocksFor(sequence->known_tokens()) + reserve > blocks_.free_blocks() &&
-      !running_.empty()) {
-    return false;
-  }
-  return sequence->Admit(blocks_);
-}
-
 void Scheduler::Admit() {
   while (!queue_.empty()) {
     Sequence* const sequence = queue_.begin()->second;
-    while (!TryAdmit(sequence)) {
+    while (!sequence->Admit(blocks_, /*reserve=*/static_cast<int64_t>(running_.size()))) {
       if (sequence->spec().priority != JobPriority::kInteractive) return;
       Sequence* const victim = Victim();
       if (victim == nullptr || victim->spec().priority != JobPriority::kBulk) return;

@@ -79,7 +79,7 @@ class Scheduler {
   };
   explicit Scheduler(const Options& options);
 
-  /// Errors: ResourceExhausted - its worst case is more than the whole KV cache.
+  /// Errors: OutOfRange - its worst case is more than the whole KV cache.
   absl::Status CheckFits(const Sequence& sequence) const;
 
   /// REQUIRES: kQueued; CheckFits(*sequence) is OK.
@@ -139,7 +139,6 @@ class Scheduler {
 
   int64_t ChunkTokens(const Sequence& sequence) const;
   void Admit();
-  bool TryAdmit(Sequence* sequence);
   /// Who gives its blocks back first; null if nobody can.
   Sequence* Victim() const;
   void Preempt(Sequence* sequence);

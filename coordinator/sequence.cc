@@ -36,11 +36,13 @@ Sequence::Sequence(uint64_t id, JobSpec spec, absl::Duration submitted_at)
   CARAVAN_CHECK(spec_.prompt_logits || spec_.score_prompt || spec_.max_new_tokens > 0);
 }
 
-bool Sequence::Admit(BlockManager& blocks) {
+bool Sequence::Admit(BlockManager& blocks, int64_t reserve) {
   CARAVAN_CHECK(state_ == SequenceState::kQueued);
   // What is to be had from every row of the prompt cannot be had from a cache.
   const int64_t reused = YieldsFromPrompt() && run_ == 0 ? 0 : blocks.Adopt(token_ids_, table_);
-  if (!blocks.Grow(known_tokens(), table_)) {
+  const int64_t missing =
+      blocks.BlocksFor(known_tokens()) - static_cast<int64_t>(table_.blocks.size());
+  if (missing + reserve > blocks.free_blocks() || !blocks.Grow(known_tokens(), table_)) {
     blocks.Free(table_);
     return false;
   }

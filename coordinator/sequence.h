@@ -69,8 +69,8 @@ class Sequence {
   int64_t num_drafts() const { return static_cast<int64_t>(drafts_.size()); }
 
   /// Takes blocks for all that is known, shared ones as far as they are to be found. False, and
-  /// nothing changes, if blocks are lacking. REQUIRES: kQueued.
-  bool Admit(BlockManager& blocks);
+  /// nothing changes, unless these blocks and `reserve` more are there. REQUIRES: kQueued.
+  bool Admit(BlockManager& blocks, int64_t reserve = 0);
   /// The next slice, of at most `max_rows`; it is in flight from now on. If it starts a run, its
   /// step makes table().pending_copy. With `draft` it asks for drafts (unless the prompt's logits
   /// are all that is wanted), and carries those that are there, behind what is pending and as far

@@ -23,7 +23,7 @@ namespace caravan {
 class JobStore;
 
 /// Thread-safe. Every call may wait for the disk: keep it from threads that serve streams. Errors
-/// of all, which name the file: ResourceExhausted - the disk is full; DataLoss - the database is
+/// of all, which name the file: Unavailable - the disk is full; DataLoss - the database is
 /// damaged; Internal - it failed otherwise. InvalidArgument names the field as ParamError does.
 class BatchBook {
  public:

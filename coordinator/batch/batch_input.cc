@@ -30,6 +30,11 @@ std::optional<GenerationApi> BatchApi(absl::string_view endpoint) {
 
 std::variant<BatchLine, BatchError> ParseBatchLine(absl::string_view text,
                                                    absl::string_view endpoint) {
+  if (text.size() > kMaxBatchLineBytes) {
+    return BatchError{"line_too_long",
+                      absl::StrCat("the line is longer than ", kMaxBatchLineBytes, " bytes"),
+                      std::nullopt, std::nullopt};
+  }
   const absl::StatusOr<json> parsed = ParseJson(text, "the line");
   if (!parsed.ok()) {
     return BatchError{"invalid_json_line",
@@ -69,22 +74,24 @@ std::variant<BatchLine, BatchError> ParseBatchLine(absl::string_view text,
 }
 
 absl::StatusOr<std::optional<std::string>> LineReader::Next() {
-  size_t searched = begin_;
-  size_t end;
-  while ((end = read_.find('\n', searched)) == std::string::npos) {
-    searched = read_.size() - begin_;
-    CARAVAN_ASSIGN_OR_RETURN(const std::string piece, store_->ReadFile(file_id_, cursor_));
-    read_.erase(0, std::exchange(begin_, 0));
-    if (piece.empty()) {
-      if (read_.empty()) return std::optional<std::string>();
-      end = read_.size();  // the last line needs no line break
-      break;
+  std::string line;
+  bool begun = false;
+  bool ended = false;
+  while (!ended) {
+    if (begin_ == read_.size()) {
+      CARAVAN_ASSIGN_OR_RETURN(read_, store_->ReadFile(file_id_, cursor_));
+      begin_ = 0;
+      if (read_.empty()) break;  // the last line needs no line break
     }
-    read_ += piece;
+    begun = true;
+    const size_t line_break = read_.find('\n', begin_);
+    ended = line_break != std::string::npos;
+    const size_t end = ended ? line_break : read_.size();
+    line.append(read_, begin_, std::min(end - begin_, kMaxBatchLineBytes + 2 - line.size()));
+    begin_ = ended ? end + 1 : end;
   }
+  if (!begun) return std::optional<std::string>();
   ++line_number_;
-  std::string line = read_.substr(begin_, end - begin_);
-  begin_ = std::min(end + 1, read_.size());
   if (!line.empty() && line.back() == '\r') line.pop_back();
   return std::optional<std::string>(std::move(line));
 }

@@ -17,6 +17,9 @@
 
 namespace caravan {
 
+/// Of a line, its end not counted: what one request over HTTP may have.
+inline constexpr size_t kMaxBatchLineBytes = size_t{16} << 20;
+
 /// What the lines of a batch of this endpoint ask for; nullopt: there is no such endpoint.
 std::optional<GenerationApi> BatchApi(absl::string_view endpoint);
 
@@ -31,7 +34,8 @@ class LineReader {
   LineReader(const JobStore* store, std::string file_id)
       : store_(store), file_id_(std::move(file_id)) {}
 
-  /// The next line, without its end; nullopt: there is none. Errors: as JobStore::ReadFile.
+  /// The next line, without its end; nullopt: there is none. Of one that is longer than
+  /// kMaxBatchLineBytes, as much as shows that. Errors: as JobStore::ReadFile.
   absl::StatusOr<std::optional<std::string>> Next();
   /// Of the line that Next returned last, from 1.
   int64_t line_number() const { return line_number_; }

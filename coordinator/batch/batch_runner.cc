@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <set>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/check.h"
 #include "base/clock.h"
@@ -16,6 +17,9 @@ namespace {
 
 // Results that wait to be recorded, at most: a file of lines that all fail makes them fast.
 constexpr size_t kMaxUnrecorded = 512;
+
+// Of one result: SQLite takes no value past 10^9 bytes.
+constexpr size_t kMaxResultBytes = size_t{256} << 20;
 
 // After trouble with the store: a full disk does not empty faster.
 constexpr absl::Duration kTroublePause = absl::Seconds(1);
@@ -163,6 +167,12 @@ void BatchRunner::DropJobs(ActiveLine& active) {
 
 void BatchRunner::EndLine(uint64_t id, bool failed, std::string text) {
   ActiveLine& active = active_.at(id);
+  if (text.size() > kMaxResultBytes) {
+    failed = true;
+    text = FailedLine(active.line->custom_id(),
+                      absl::OutOfRangeError(absl::StrCat("the result has ", text.size(),
+                                                         " bytes, more than ", kMaxResultBytes)));
+  }
   results_.push_back({active.line->where(), failed, std::move(text)});
   DropJobs(active);
   active_.erase(id);

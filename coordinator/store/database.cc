@@ -102,7 +102,9 @@ absl::Status Database::Take(const Format& format) {
   }
   CARAVAN_RETURN_IF_ERROR(Execute("PRAGMA journal_mode = WAL"));
   CARAVAN_RETURN_IF_ERROR(Execute("PRAGMA synchronous = FULL"));
-  return Migrate(format);
+  CARAVAN_RETURN_IF_ERROR(Migrate(format));
+  taken_ = true;
+  return absl::OkStatus();
 }
 
 absl::Status Database::Migrate(const Format& format) {
@@ -146,12 +148,16 @@ absl::Status Database::ToStatus(int code) const {
   const std::string message = absl::StrCat(path_, ": ", sqlite3_errmsg(connection_));
   switch (code & 0xFF) {  // without what extends it
     case SQLITE_FULL:
-      return absl::ResourceExhaustedError(message);
+      return absl::UnavailableError(message);
     case SQLITE_CONSTRAINT:
       return absl::AlreadyExistsError(message);
     case SQLITE_CORRUPT:
       return absl::DataLossError(message);
-    // These come from Open.
+    default:
+      break;
+  }
+  if (taken_) return absl::InternalError(message);
+  switch (code & 0xFF) {
     case SQLITE_BUSY:
       return absl::InvalidArgumentError(absl::StrCat(path_, ": another process has it open"));
     case SQLITE_NOTADB:

@@ -74,7 +74,7 @@ class Statement {
 };
 
 /// One connection, which keeps the file to itself from Open to destruction. Not thread-safe.
-/// Errors of all, which name the file: ResourceExhausted - the disk is full; DataLoss - the file is
+/// Errors of all, which name the file: Unavailable - the disk is full; DataLoss - the file is
 /// damaged; Internal - anything else.
 class Database {
  public:
@@ -146,6 +146,7 @@ class Database {
 
   const std::string path_;
   sqlite3* const connection_;
+  bool taken_ = false;  // Open has done its work
 };
 
 }  // namespace caravan

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/test_cluster.h"
 
 namespace caravan {
@@ -15,6 +16,7 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::ContainsRegex;
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::StartsWith;
 
@@ -24,6 +26,28 @@ void ExpectUnavailable(TestProcess& run, const std::string& who) {
   const std::string error = run.Err();
   EXPECT_THAT(error, AllOf(StartsWith("caravan: "), HasSubstr(who)));
   EXPECT_EQ(error.find('\n'), error.size() - 1) << error;
+}
+
+// Of StartLongRun: long enough to be broken off in its midst, short enough to be awaited.
+const std::vector<std::string>& LongReply() {
+  static const auto* const arguments =
+      new std::vector<std::string>{"--max-tokens", kSanitized ? "300" : "2000"};
+  return *arguments;
+}
+
+/// The reply of StartLongRun(LongReply()) when nobody disturbs it.
+std::string UndisturbedReply(TestCluster& cluster) {
+  TestProcess& run = cluster.StartLongRun(LongReply());
+  EXPECT_EQ(run.Wait(), 0) << run.Transcript();
+  return run.Out();
+}
+
+/// The run broke off, said why, and went on to its end without losing or repeating anything.
+void ExpectGoesOn(TestProcess& run, const std::string& why, const std::string& reply) {
+  EXPECT_EQ(run.Wait(), 0) << run.Transcript();
+  EXPECT_EQ(run.Out(), reply);
+  EXPECT_THAT(run.Err(), ContainsRegex(absl::StrCat("\nThe reply broke off \\(.*", why,
+                                                    ".*\\); waiting to go on with it\\.\n")));
 }
 
 TEST(FailureTest, ControlCCancelsTheJob) {
@@ -89,15 +113,16 @@ TEST(FailureTest, WorkersGiveUpWhenNoCoordinatorComesBack) {
 
 class KilledWorkerTest : public ::testing::TestWithParam<std::string> {};
 
-TEST_P(KilledWorkerTest, FailsTheRunningJobsByNameAndTheRestServesOn) {
+TEST_P(KilledWorkerTest, RunningRepliesBreakOffByNameAndGoOnOverTheRest) {
   TestCluster cluster;
   cluster.Start(3);
+  const std::string reply = UndisturbedReply(cluster);
   std::vector<TestProcess*> runs;
-  for (int i = 0; i < 3; ++i) runs.push_back(&cluster.StartLongRun());
+  for (int i = 0; i < 3; ++i) runs.push_back(&cluster.StartLongRun(LongReply()));
   cluster.worker(GetParam()).Signal(SIGKILL);
-  for (TestProcess* run : runs) ExpectUnavailable(*run, absl::StrCat("(", GetParam(), ")"));
+  for (TestProcess* run : runs) ExpectGoesOn(*run, absl::StrCat("\\(", GetParam(), "\\)"), reply);
 
-  cluster.ExpectAnswers();  // waits for the plan of the survivors
+  cluster.ExpectAnswers();
   EXPECT_THAT(cluster.Status(), ::testing::Not(HasSubstr(GetParam())));
   cluster.StartWorker("spare");
   cluster.WaitForStatus([](const std::string& status) {
@@ -110,12 +135,26 @@ INSTANTIATE_TEST_SUITE_P(FirstMiddleLast, KilledWorkerTest,
                          ::testing::Values("box-0", "box-1", "box-2"),
                          [](const auto& info) { return "Stage" + info.param.substr(4); });
 
-TEST(FailureTest, AKilledCoordinatorEndsTheRun) {
+TEST(FailureTest, ARunGoesOnWithTheNextCoordinator) {
   TestCluster cluster;
   cluster.Start(2);
-  TestProcess& run = cluster.StartLongRun();
+  const std::string reply = UndisturbedReply(cluster);
+  TestProcess& run = cluster.StartLongRun(LongReply());
   cluster.coordinator().Signal(SIGKILL);
-  ExpectUnavailable(run, cluster.address());
+  EXPECT_EQ(cluster.coordinator().Wait(), 128 + SIGKILL);
+  run.WaitForErr("waiting to go on");
+  cluster.StartCoordinator({"--workers", "2", "--listen", cluster.address()});
+  ExpectGoesOn(run, "", reply);
+}
+
+TEST(FailureTest, AKilledCoordinatorThatDoesNotComeBackEndsTheRun) {
+  TestCluster cluster;
+  cluster.Start(2);
+  TestProcess& run = cluster.StartLongRun({"--connect-timeout", "2"});
+  cluster.coordinator().Signal(SIGKILL);
+  EXPECT_EQ(run.Wait(), 3);
+  EXPECT_THAT(run.Err(), EndsWith(absl::StrCat("\ncaravan: coordinator ", cluster.address(),
+                                               " went away and was not back within 2 s\n")));
 }
 
 TEST(FailureTest, AStoppedCoordinatorTellsItsClients) {
@@ -123,18 +162,20 @@ TEST(FailureTest, AStoppedCoordinatorTellsItsClients) {
   cluster.Start(2);
   TestProcess& run = cluster.StartLongRun();
   cluster.coordinator().Signal(SIGTERM);
-  ExpectUnavailable(run, "the coordinator is shutting down");
   EXPECT_EQ(cluster.coordinator().Wait(), 0);
+  run.WaitForErr("The reply broke off (the coordinator is shutting down)");
+  run.Signal(SIGINT);
+  EXPECT_EQ(run.Wait(), 130);
 }
 
 TEST(FailureTest, AWorkerThatHangsIsFoundByItsSilence) {
   TestCluster cluster;
   cluster.Start(2, {"--heartbeat-timeout", "1"});
-  TestProcess& run = cluster.StartLongRun();
+  const std::string reply = UndisturbedReply(cluster);
+  TestProcess& run = cluster.StartLongRun(LongReply());
   TestProcess& hung = cluster.worker("box-1");
   hung.Signal(SIGSTOP);
-  ExpectUnavailable(run, "(box-1)");
-  EXPECT_THAT(run.Err(), HasSubstr("not heard of for "));
+  ExpectGoesOn(run, "\\(box-1\\).*not heard of for ", reply);
   cluster.ExpectAnswers();
   // Awake again, it learns that it was taken for dead, and joins anew.
   hung.Signal(SIGCONT);

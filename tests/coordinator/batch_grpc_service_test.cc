@@ -4,12 +4,15 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <list>
 #include <memory>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "base/clock.h"
 #include "cluster/grpc_status.h"
 #include "cluster/grpc_transport.h"
 #include "gmock/gmock.h"
@@ -85,7 +88,8 @@ class BatchGrpcServiceTest : public ::testing::Test {
   }
 
   TestBatchBook batches_;
-  BatchGrpcService service_{&batches_.book()};
+  SimulatedClock clock_;
+  BatchGrpcService service_{&batches_.book(), &clock_};
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<v1::Batches::Stub> stub_;
   int64_t last_cursor_ = 0;
@@ -101,6 +105,35 @@ TEST_F(BatchGrpcServiceTest, PiecesBecomeOneFile) {
   EXPECT_GT(created.created_at_s(), 0);
   EXPECT_EQ(*batches_.book().FileContent(created.input_file_id()), "{}\n{}{}");
   EXPECT_EQ(batches_.book().GetFile(created.input_file_id())->filename, "in.jsonl");
+}
+
+TEST_F(BatchGrpcServiceTest, SilentClientsGiveWayToOthers) {
+  struct Silent {
+    grpc::ClientContext context;
+    v1::SubmitBatchResponse response;
+    std::unique_ptr<grpc::ClientWriter<v1::SubmitBatchRequest>> writer;
+  };
+  std::list<Silent> silent;
+  const auto submit = [&] { return Submit({Header(2), Piece("{}")}); };
+  // As many as there are places for.
+  while (!absl::IsResourceExhausted(submit())) {
+    ASSERT_LT(silent.size(), 1000u);
+    Silent& client = silent.emplace_back();
+    client.writer = stub_->SubmitBatch(&client.context, &client.response);
+    ASSERT_TRUE(client.writer->Write(Header(2)));
+  }
+  EXPECT_TRUE(absl::IsResourceExhausted(submit()));  // they may only be slow
+  clock_.Advance(absl::Seconds(31));
+  absl::Status status;
+  const absl::Time deadline = absl::Now() + absl::Minutes(1);
+  do {
+    status = submit();
+  } while (absl::IsResourceExhausted(status) && absl::Now() < deadline);
+  EXPECT_TRUE(status.ok()) << status;
+  for (Silent& client : silent) {
+    client.context.TryCancel();
+    EXPECT_FALSE(client.writer->Finish().ok());
+  }
 }
 
 TEST_F(BatchGrpcServiceTest, RefusesWhatIsNoSubmission) {

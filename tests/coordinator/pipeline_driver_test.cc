@@ -213,10 +213,10 @@ TEST(PipelineDriverTest, RefusesWhatCanNeverFitTheCache) {
   auto fits = MustSubmit(&driver, ToyJob(10, 10));
   driver.Attach(workers.Connect());
   FakePipeline::Player player(&workers, &driver);
-  EXPECT_EQ(early->Next().status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(early->Next().status().code(), absl::StatusCode::kOutOfRange);
   EXPECT_EQ(ReadToEnd(fits.get()).token_ids.size(), 10u);
   const absl::Status refused = driver.Submit(ToyJob(10, 11)).status();
-  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kOutOfRange);
   EXPECT_THAT(std::string(refused.message()), HasSubstr("6 KV blocks of 4; the cluster has 5"));
 }
 

@@ -157,6 +157,21 @@ TEST(SchedulerTest, AdmitsByRankAsFarAsBlocksGo) {
   EXPECT_THAT(Ids(bench.Next()), ElementsAre(2, 3));
 }
 
+TEST(SchedulerTest, NeedsNoRoomForBlocksThatAreShared) {
+  Scheduler::Options options = SmallOptions();
+  options.kv_blocks = 10;
+  options.max_step_tokens = 64;
+  options.prefill_chunk = 64;
+  Bench bench(options);
+  bench.Add(ToyJob(24, 8, 1));  // 6 blocks
+  bench.Home(bench.Next());
+  // 6 blocks too, of which 5 are there; the sixth is copied.
+  Sequence* same = bench.Add(ToyJob(24, 8, 1));
+  bench.Next();
+  EXPECT_TRUE(same->running());
+  EXPECT_EQ(same->reused_tokens(), 23);
+}
+
 TEST(SchedulerTest, AdmitsInteractiveJobsBeforeBulkJobsThatAreNotMuchOlder) {
   Scheduler::Options options = SmallOptions();
   options.max_step_tokens = 1;
@@ -277,7 +292,7 @@ TEST(SchedulerTest, RefusesWhatCanNeverFit) {
   Scheduler scheduler(options);
   EXPECT_TRUE(scheduler.CheckFits(Sequence(1, ToyJob(10, 30), {})).ok());
   const absl::Status status = scheduler.CheckFits(Sequence(1, ToyJob(10, 31), {}));
-  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(status.code(), absl::StatusCode::kOutOfRange);
   EXPECT_THAT(std::string(status.message()),
               HasSubstr("41 tokens, that is 11 KV blocks of 4; the cluster has 10"));
 }

@@ -161,9 +161,11 @@ TestProcess& TestCluster::StartRun(const std::string& prompt, std::vector<std::s
   return Launch("run", std::move(command));
 }
 
-TestProcess& TestCluster::StartLongRun() {
+TestProcess& TestCluster::StartLongRun(const std::vector<std::string>& arguments) {
   // Nearly even odds for all 2048 tokens; with this seed the stop token is not drawn for long.
-  TestProcess& run = StartRun("hi", {"--temperature", "100", "--seed", "1"});
+  std::vector<std::string> all = {"--temperature", "100", "--seed", "1"};
+  all.insert(all.end(), arguments.begin(), arguments.end());
+  TestProcess& run = StartRun("hi", std::move(all));
   run.WaitForOut("");
   return run;
 }

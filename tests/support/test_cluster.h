@@ -90,7 +90,7 @@ class TestCluster {
   /// `caravan run`, in the background.
   TestProcess& StartRun(const std::string& prompt, std::vector<std::string> arguments = {});
   /// A reply of thousands of tokens (noise at a high temperature); returns once it streams.
-  TestProcess& StartLongRun();
+  TestProcess& StartLongRun(const std::vector<std::string>& arguments = {});
   /// `caravan run` of a question that the model knows; fails the test unless the answer is right.
   void ExpectAnswers();
 

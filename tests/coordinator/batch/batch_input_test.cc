@@ -10,9 +10,13 @@
 namespace caravan {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
+using ::testing::Gt;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Le;
+using ::testing::SizeIs;
 
 constexpr char kEndpoint[] = "/v1/chat/completions";
 
@@ -106,6 +110,19 @@ TEST_F(LineReaderTest, ReadsLinesThatGoOverPiecesOfTheFile) {
   std::string content;
   for (const std::string& line : lines) absl::StrAppend(&content, line, "\n");
   EXPECT_TRUE(Lines(content) == lines);
+}
+
+TEST_F(LineReaderTest, OfALineThatIsTooLongOnlyTheBeginningIsKept) {
+  const std::string longest(kMaxBatchLineBytes, 'x');
+  const std::vector<std::string> lines =
+      Lines(absl::StrCat(longest, "\n", longest, "\r\n", longest, longest, "\nshort\n"));
+  ASSERT_THAT(lines, SizeIs(4));
+  EXPECT_TRUE(lines[0] == longest && lines[1] == longest);
+  EXPECT_THAT(lines[2].size(), AllOf(Gt(kMaxBatchLineBytes), Le(kMaxBatchLineBytes + 2)));
+  EXPECT_EQ(lines[3], "short");
+  const auto parsed = ParseBatchLine(lines[2], "/v1/completions");
+  ASSERT_TRUE(std::holds_alternative<BatchError>(parsed));
+  EXPECT_EQ(std::get<BatchError>(parsed).code, "line_too_long");
 }
 
 TEST_F(LineReaderTest, AFileThatIsNotThereIsAnError) {
