@@ -130,8 +130,8 @@ TEST_F(JobServiceTest, AReplyThatTheModelDoesNotSayIsRefused) {
   known.back() ^= 1;
   const absl::Status other = Submit(known).status;
   EXPECT_EQ(other.code(), absl::StatusCode::kFailedPrecondition) << other;
-  EXPECT_THAT(other.message(), AllOf(StartsWith("reply_token_ids: "),
-                                     HasSubstr(absl::StrCat("token ", whole.ids[8]))));
+  EXPECT_THAT(std::string(other.message()), AllOf(StartsWith("reply_token_ids: "),
+                                                  HasSubstr(absl::StrCat("token ", whole.ids[8]))));
   EXPECT_EQ(Submit({whole.ids.begin(), whole.ids.begin() + 9}, /*seed=*/2).status.code(),
             absl::StatusCode::kFailedPrecondition);
 }
