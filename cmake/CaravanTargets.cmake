@@ -14,6 +14,11 @@ if(CARAVAN_SANITIZE)
   target_compile_options(caravan_options INTERFACE $<$<CXX_COMPILER_ID:GNU>:-Wno-maybe-uninitialized>)
   add_compile_options(-fsanitize=${CARAVAN_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${CARAVAN_SANITIZE})
+  if(CARAVAN_SANITIZE STREQUAL "thread")
+    # Otherwise gRPC's library, whose locks ThreadSanitizer cannot see, runs our watched copies of
+    # std::string's functions, and seems to race for its own strings.
+    add_link_options(-Wl,--version-script=${CMAKE_SOURCE_DIR}/cmake/hide_symbols.map)
+  endif()
 endif()
 
 # caravan_library(<folder> SRCS ... DEPS ...): the static library caravan_<folder>.

@@ -6,11 +6,13 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/bounded_queue.h"
+#include "base/mutex.h"
 #include "cluster/grpc_transport.h"
 #include "coordinator/model_files_service.h"
 #include "gmock/gmock.h"
@@ -40,28 +42,47 @@ class Serving {
   GrpcServer server_;
 };
 
-/// Does what the test says.
+/// Does what the test says, which may change between calls.
 class FakeModelFiles final : public v1::ModelFiles::Service {
  public:
+  using List = std::function<grpc::Status(v1::ListTensorsResponse&)>;
+  using Read = std::function<grpc::Status(grpc::ServerWriter<v1::ReadTensorResponse>&)>;
+
+  void set_list(List list) {
+    MutexLock lock(&mu_);
+    list_ = std::move(list);
+  }
+  void set_read(Read read) {
+    MutexLock lock(&mu_);
+    read_ = std::move(read);
+  }
+
   grpc::Status ListTensors(grpc::ServerContext*, const v1::ListTensorsRequest*,
                            v1::ListTensorsResponse* response) override {
-    return list(*response);
+    return Get(list_)(*response);
   }
   grpc::Status ReadTensor(grpc::ServerContext*, const v1::ReadTensorRequest*,
                           grpc::ServerWriter<v1::ReadTensorResponse>* writer) override {
-    return read(*writer);
+    return Get(read_)(*writer);
   }
 
+ private:
+  template <typename T>
+  T Get(const T& behaviour) {
+    MutexLock lock(&mu_);
+    return behaviour;
+  }
+
+  Mutex mu_;
   /// One tensor "t" of 4 bytes.
-  std::function<grpc::Status(v1::ListTensorsResponse&)> list =
-      [](v1::ListTensorsResponse& response) {
-        v1::TensorDescription& tensor = *response.add_tensors();
-        tensor.set_name("t");
-        tensor.set_dtype("F32");
-        tensor.add_shape(1);
-        return grpc::Status::OK;
-      };
-  std::function<grpc::Status(grpc::ServerWriter<v1::ReadTensorResponse>&)> read;
+  List list_ = [](v1::ListTensorsResponse& response) {
+    v1::TensorDescription& tensor = *response.add_tensors();
+    tensor.set_name("t");
+    tensor.set_dtype("F32");
+    tensor.add_shape(1);
+    return grpc::Status::OK;
+  };
+  Read read_;
 };
 
 TEST(RemoteTensorSourceTest, GivesEveryTensorOfTheCoordinatorsCheckpoint) {
@@ -91,14 +112,14 @@ TEST(RemoteTensorSourceTest, PiecesComeTogetherInOrder) {
   const Serving serving(&service);
   const auto source = RemoteTensorSource::Connect(serving.address(), kFingerprint, kLong, {});
   ASSERT_TRUE(source.ok()) << source.status();
-  service.read = [](grpc::ServerWriter<v1::ReadTensorResponse>& writer) {
+  service.set_read([](grpc::ServerWriter<v1::ReadTensorResponse>& writer) {
     for (const char* data : {"a", "", "bcd"}) {
       v1::ReadTensorResponse piece;
       piece.set_data(data);
       writer.Write(piece);
     }
     return grpc::Status::OK;
-  };
+  });
   std::string bytes(4, ' ');
   ASSERT_TRUE(
       (*source)->Read("t", absl::MakeSpan(reinterpret_cast<std::byte*>(bytes.data()), 4)).ok());
@@ -121,13 +142,13 @@ TEST(RemoteTensorSourceTest, DescriptionsThatCannotBeAreRefusedByName) {
   FakeModelFiles service;
   const Serving serving(&service);
   const auto describe = [&](const std::string& dtype, const std::vector<uint64_t>& shape) {
-    service.list = [=](v1::ListTensorsResponse& response) {
+    service.set_list([=](v1::ListTensorsResponse& response) {
       v1::TensorDescription& tensor = *response.add_tensors();
       tensor.set_name("odd");
       tensor.set_dtype(dtype);
       for (const uint64_t dim : shape) tensor.add_shape(dim);
       return grpc::Status::OK;
-    };
+    });
     return RemoteTensorSource::Connect(serving.address(), kFingerprint, kLong, {}).status();
   };
   EXPECT_TRUE(describe("F32", {2, 3}).ok());
@@ -145,12 +166,12 @@ TEST(RemoteTensorSourceTest, TooFewOrTooManyBytesAreDataLoss) {
   const auto source = RemoteTensorSource::Connect(serving.address(), kFingerprint, kLong, {});
   ASSERT_TRUE(source.ok()) << source.status();
   for (const size_t sent : {3u, 5u}) {
-    service.read = [sent](grpc::ServerWriter<v1::ReadTensorResponse>& writer) {
+    service.set_read([sent](grpc::ServerWriter<v1::ReadTensorResponse>& writer) {
       v1::ReadTensorResponse piece;
       piece.set_data(std::string(sent, 'x'));
       writer.Write(piece);
       return grpc::Status::OK;
-    };
+    });
     std::vector<std::byte> bytes(4);
     EXPECT_EQ((*source)->Read("t", absl::MakeSpan(bytes)).code(), absl::StatusCode::kDataLoss)
         << sent;
@@ -182,7 +203,7 @@ TEST(RemoteTensorSourceTest, AStopEndsACallThatWaits) {
   const auto source =
       RemoteTensorSource::Connect(serving.address(), kFingerprint, kLong, stop_reading.get_token());
   ASSERT_TRUE(source.ok()) << source.status();
-  service.read = [&](grpc::ServerWriter<v1::ReadTensorResponse>&) { return wait(); };
+  service.set_read([&](grpc::ServerWriter<v1::ReadTensorResponse>&) { return wait(); });
   absl::Status status;
   std::thread reader([&] {
     std::vector<std::byte> bytes(4);
@@ -194,7 +215,7 @@ TEST(RemoteTensorSourceTest, AStopEndsACallThatWaits) {
   EXPECT_EQ(status.code(), absl::StatusCode::kCancelled);
 
   std::stop_source stop_connecting;
-  service.list = [&](v1::ListTensorsResponse&) { return wait(); };
+  service.set_list([&](v1::ListTensorsResponse&) { return wait(); });
   std::thread connecting([&] {
     status = RemoteTensorSource::Connect(serving.address(), kFingerprint, kLong,
                                          stop_connecting.get_token())
