@@ -42,6 +42,10 @@ struct GrpcServer {
 absl::StatusOr<GrpcServer> StartGrpcServer(const std::string& address,
                                            const std::vector<grpc::Service*>& services);
 
+/// Stops a server: calls under way have `grace` to end, then they are cancelled. Returns when every
+/// handler has, so that what the services borrow may go.
+void ShutDownGrpcServer(grpc::Server& server, absl::Duration grace);
+
 }  // namespace caravan
 
 #endif  // CARAVAN_CLUSTER_GRPC_TRANSPORT_H_

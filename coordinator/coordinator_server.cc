@@ -126,7 +126,7 @@ class Server final : public CoordinatorServer {
     driver_->Shutdown();
     batch_service_.Stop();
     if (http_ != nullptr) http_->Stop(kFarewell);
-    if (server_ != nullptr) server_->Shutdown(absl::ToChronoTime(absl::Now() + kFarewell));
+    if (server_ != nullptr) ShutDownGrpcServer(*server_, kFarewell);
     loop_.Stop();
   }
 

@@ -48,7 +48,7 @@ class Session {
     CARAVAN_RETURN_IF_ERROR(Listen());
     absl::Status status = Attend();
     worker_.Drop();
-    server_->Shutdown(absl::ToChronoTime(absl::Now() + kFarewell));
+    ShutDownGrpcServer(*server_, kFarewell);
     if (stop_.stop_requested()) return absl::OkStatus();
     return status;
   }

@@ -40,7 +40,7 @@ class Receiver {
   }
   ~Receiver() { Kill(); }
 
-  void Kill() { server_->Shutdown(std::chrono::system_clock::now()); }
+  void Kill() { ShutDownGrpcServer(*server_, absl::ZeroDuration()); }
   std::string address() const { return absl::StrCat("127.0.0.1:", port_); }
 
   GrpcChannelOptions Options() const {
@@ -166,7 +166,7 @@ TEST(GrpcChannelTest, GivesUpOnAnAddressThatAcceptsButNeverAnswers) {
   const absl::Status status = OpenGrpcChannel(options).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(status.message()), HasSubstr("50ms"));
-  server->Shutdown(std::chrono::system_clock::now());
+  ShutDownGrpcServer(*server, absl::ZeroDuration());
 }
 
 TEST(GrpcChannelTest, AStopEndsTheOpening) {
@@ -198,7 +198,7 @@ TEST(GrpcChannelTest, AStopEndsTheOpening) {
   opener.join();
   EXPECT_EQ(status.code(), absl::StatusCode::kCancelled);
   EXPECT_EQ(OpenGrpcChannel(options).status().code(), absl::StatusCode::kCancelled);
-  started.server->Shutdown(std::chrono::system_clock::now());
+  ShutDownGrpcServer(*started.server, absl::ZeroDuration());
 }
 
 TEST(GrpcChannelTest, BringsTheReceiversErrorToTheSender) {

@@ -34,7 +34,7 @@ class BatchGrpcServiceTest : public ::testing::Test {
   }
   void TearDown() override {
     service_.Stop();
-    server_->Shutdown();
+    ShutDownGrpcServer(*server_, absl::InfiniteDuration());
   }
 
   /// Sends the messages and half-closes.

@@ -7,7 +7,6 @@
 #include <thread>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "cluster/grpc_status.h"
 #include "cluster/grpc_transport.h"
 #include "gmock/gmock.h"
@@ -38,7 +37,7 @@ class Coordinator {
         service_(&controller_, &loop_, options.registration_timeout),
         server_(*StartGrpcServer("127.0.0.1:0", {&service_})) {}
   Coordinator() : Coordinator(Options{}) {}
-  ~Coordinator() { server_.server->Shutdown(absl::ToChronoTime(absl::Now())); }
+  ~Coordinator() { ShutDownGrpcServer(*server_.server, absl::ZeroDuration()); }
 
   std::string address() const { return absl::StrCat("127.0.0.1:", server_.port); }
   SimulatedClock& clock() { return clock_; }

@@ -45,7 +45,7 @@ class JobServiceTest : public ::testing::Test {
     player_.emplace(&workers_, &driver_);
   }
   void TearDown() override {
-    server_->Shutdown();
+    ShutDownGrpcServer(*server_, absl::InfiniteDuration());
     player_.reset();
     driver_.Shutdown();
   }

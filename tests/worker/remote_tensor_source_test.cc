@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/time/clock.h"
 #include "base/bounded_queue.h"
 #include "base/mutex.h"
 #include "cluster/grpc_transport.h"
@@ -35,7 +34,7 @@ class Serving {
     CARAVAN_CHECK(started.ok());
     server_ = *std::move(started);
   }
-  ~Serving() { server_.server->Shutdown(absl::ToChronoTime(absl::Now())); }
+  ~Serving() { ShutDownGrpcServer(*server_.server, absl::ZeroDuration()); }
   std::string address() const { return absl::StrCat("127.0.0.1:", server_.port); }
 
  private:
