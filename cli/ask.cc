@@ -38,21 +38,21 @@ absl::Status Submit(v1::Jobs::Stub& jobs, grpc::ClientContext& context, v1::Subm
 absl::Status Ask(const std::shared_ptr<grpc::Channel>& channel, const ClientFlags& flags,
                  v1::SubmitRequest request, std::stop_token stop, ReplyPrinter& printer,
                  Reply& reply) {
-  const RetryOptions options = {.flags = flags,
-                                .stop = stop,
-                                // Before a job was accepted there is nothing to go on with.
-                                .went_away =
-                                    [&reply](const absl::Status& status) {
-                                      return absl::IsUnavailable(status) && reply.job_id != 0;
-                                    },
-                                .on_away =
-                                    [](const absl::Status& why) {
-                                      std::fputs(
-                                          absl::StrCat("\nThe reply broke off (", why.message(),
-                                                       "); waiting to go on with it.\n")
-                                              .c_str(),
-                                          stderr);
-                                    }};
+  const RetryOptions options = {
+      .flags = flags,
+      .stop = stop,
+      // Without a token there is nothing to go on with, and it may be that no pipeline came to be.
+      .went_away =
+          [&request](const absl::Status& status) {
+            return absl::IsUnavailable(status) && request.reply_token_ids_size() > 0;
+          },
+      .on_away =
+          [](const absl::Status& why) {
+            std::fputs(absl::StrCat("\nThe reply broke off (", why.message(),
+                                    "); waiting to go on with it.\n")
+                           .c_str(),
+                       stderr);
+          }};
   const std::unique_ptr<v1::Jobs::Stub> jobs = v1::Jobs::NewStub(channel);
   const absl::Status status =
       Retry(*channel, options, [&](grpc::ClientContext& context, bool& heard) {

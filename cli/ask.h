@@ -1,8 +1,9 @@
 #ifndef CARAVAN_CLI_ASK_H_
 #define CARAVAN_CLI_ASK_H_
 
-// One prompt to a coordinator, and its reply as it comes. A reply that breaks off because the
-// coordinator or a worker went away goes on where it stopped: this side remembers what it got.
+// One prompt to a coordinator, and its reply as it comes. A reply that had begun and breaks off,
+// because the coordinator or a worker went away, goes on where it stopped: this side remembers what
+// it got.
 
 #include <cstdint>
 #include <memory>
