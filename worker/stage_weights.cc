@@ -1,6 +1,5 @@
 #include "worker/stage_weights.h"
 
-#include <cstring>
 #include <string>
 #include <utility>
 
@@ -8,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status_macros.h"
+#include "kernels/quant/dequantize.h"
 #include "model/tensor_table.h"
 
 namespace caravan {
@@ -27,28 +27,6 @@ struct Placed {
   int64_t scale_offset = -1;  // of the FP8 scales; -1: none
   int64_t scale_bytes = 0;
 };
-
-float ElementToFloat(DType dtype, const std::byte* data, int64_t i) {
-  switch (dtype) {
-    case DType::kF32: {
-      float value;
-      std::memcpy(&value, data + i * 4, 4);
-      return value;
-    }
-    case DType::kF16:
-    case DType::kBF16: {
-      uint16_t bits;
-      std::memcpy(&bits, data + i * 2, 2);
-      return dtype == DType::kF16 ? Float16ToFloat(bits) : BFloat16ToFloat(bits);
-    }
-    case DType::kF8E4M3:
-      return Float8E4M3ToFloat(static_cast<uint8_t>(data[i]));
-    default:
-      break;
-  }
-  CARAVAN_CHECK(false);
-  return 0;
-}
 
 /// Lays tensors out one after another. Returns the bytes in all.
 int64_t PlaceTensors(const TensorSource& source, std::vector<TensorSpec> specs,
@@ -79,10 +57,8 @@ absl::Status ReadTensor(const TensorSource& source, const Placed& tensor, std::b
   if (tensor.spec.tensor_class == TensorClass::kNorm) {
     std::vector<std::byte> stored(static_cast<size_t>(tensor.info.num_bytes()));
     CARAVAN_RETURN_IF_ERROR(Annotate(source.Read(name, absl::MakeSpan(stored)), name));
-    float* const values = reinterpret_cast<float*>(out);
-    for (int64_t i = 0; i < tensor.info.num_elements(); ++i) {
-      values[i] = ElementToFloat(tensor.info.dtype, stored.data(), i);
-    }
+    DequantizeRow(tensor.info.dtype, stored.data(), tensor.info.num_elements(),
+                  reinterpret_cast<float*>(out));
     return absl::OkStatus();
   }
   CARAVAN_RETURN_IF_ERROR(Annotate(

@@ -53,6 +53,25 @@ inline void OrBits(uint8_t& byte, int shift, int bits) {
   byte = static_cast<uint8_t>(byte | bits << shift);
 }
 
+// Planes: one bit field of each value of a block, packed into bytes of their own. Each run of
+// values takes 32 bytes (64 in Q6_K's low ones): byte j has the field of value j in its lowest
+// bits, that of value 32 + j next to it, and so on. A field is kBits wide and the block has 256
+// values.
+template <int kBits, int kStride = 32>
+struct Plane {
+  static constexpr int kFields = 8 / kBits;  // in a byte
+
+  uint8_t bytes[256 / kFields];
+
+  int Get(int i) const { return BitsAt(bytes[Byte(i)], Shift(i), kBits); }
+  /// Takes the lowest kBits of `bits`.
+  void Set(int i, int bits) { OrBits(bytes[Byte(i)], Shift(i), bits & ((1 << kBits) - 1)); }
+
+ private:
+  static int Byte(int i) { return i / (kStride * kFields) * kStride + i % kStride; }
+  static int Shift(int i) { return i / kStride % kFields * kBits; }
+};
+
 /// The 8 scales and 8 minima of Q4_K and Q5_K, 6 bits each. Of sub-block s < 4, scale and min are
 /// the lower 6 bits of bytes s and 4 + s. Of s >= 4, their lower 4 bits are the lower and the upper
 /// half of byte 4 + s, and their upper 2 bits the upper 2 of bytes s - 4 and s.
@@ -113,9 +132,8 @@ struct Q4_0Block {
   void SetCode(int i, int code) { OrBits(codes[i % 16], i / 16 * 4, code + 8); }
 };
 
-/// Each 128 values take 64 bytes of the codes' lower 4 bits (values 0 .. 63 the lower halves, 64 ..
-/// 127 the upper) and 32 bytes of their upper 2 (values 32 k .. 32 k + 31 the bits 2 k, 2 k + 1). A
-/// code is stored + 32.
+/// A code is stored + 32: its lower 4 bits in `low`, the only plane whose runs take 64 bytes, its
+/// upper 2 in `high`.
 struct Q6_KBlock {
   static constexpr DType kDType = DType::kQ6_K;
   static constexpr int kValues = 256, kSubValues = 16;
@@ -123,8 +141,8 @@ struct Q6_KBlock {
   static constexpr int kMinScale = -128, kMaxScale = 127;
   static constexpr bool kHasMin = false;
 
-  uint8_t low[128];
-  uint8_t high[64];
+  Plane<4, 64> low;
+  Plane<2> high;
   int8_t scales[16];
   Half d;
 
@@ -132,18 +150,13 @@ struct Q6_KBlock {
   float Dmin() const { return 0; }
   SubScale Sub(int s) const { return {scales[s], 0}; }
   void SetSub(int s, SubScale sub) { scales[s] = static_cast<int8_t>(sub.scale); }
-  int Code(int i) const {
-    return (BitsAt(low[i / 128 * 64 + i % 64], i / 64 % 2 * 4, 4) |
-            BitsAt(high[i / 128 * 32 + i % 32], i / 32 % 4 * 2, 2) << 4) -
-           32;
-  }
+  int Code(int i) const { return (low.Get(i) | high.Get(i) << 4) - 32; }
   void SetCode(int i, int code) {
-    OrBits(low[i / 128 * 64 + i % 64], i / 64 % 2 * 4, (code + 32) & 15);
-    OrBits(high[i / 128 * 32 + i % 32], i / 32 % 4 * 2, (code + 32) >> 4);
+    low.Set(i, code + 32);
+    high.Set(i, (code + 32) >> 4);
   }
 };
 
-/// Each 64 values take 32 bytes: the lower halves are the first 32 values, the upper the others.
 struct Q4_KBlock {
   static constexpr DType kDType = DType::kQ4_K;
   static constexpr int kValues = 256, kSubValues = 32;
@@ -153,17 +166,17 @@ struct Q4_KBlock {
 
   Half d, dmin;
   SixBitScales scales;
-  uint8_t codes[128];
+  Plane<4> codes;
 
   float D() const { return d.Get(); }
   float Dmin() const { return dmin.Get(); }
   SubScale Sub(int s) const { return scales.Get(s); }
   void SetSub(int s, SubScale sub) { scales.Set(s, sub); }
-  int Code(int i) const { return BitsAt(codes[i / 64 * 32 + i % 32], i / 32 % 2 * 4, 4); }
-  void SetCode(int i, int code) { OrBits(codes[i / 64 * 32 + i % 32], i / 32 % 2 * 4, code); }
+  int Code(int i) const { return codes.Get(i); }
+  void SetCode(int i, int code) { codes.Set(i, code); }
 };
 
-/// The codes' lower 4 bits lie as Q4_K's codes. The fifth of value i is bit i / 32 of high[i % 32].
+/// The lower 4 bits of a code are in `low`, the fifth in `high`.
 struct Q5_KBlock {
   static constexpr DType kDType = DType::kQ5_K;
   static constexpr int kValues = 256, kSubValues = 32;
@@ -173,28 +186,23 @@ struct Q5_KBlock {
 
   Half d, dmin;
   SixBitScales scales;
-  uint8_t high[32];
-  uint8_t low[128];
+  Plane<1> high;
+  Plane<4> low;
 
   float D() const { return d.Get(); }
   float Dmin() const { return dmin.Get(); }
   SubScale Sub(int s) const { return scales.Get(s); }
   void SetSub(int s, SubScale sub) { scales.Set(s, sub); }
-  int Code(int i) const {
-    return BitsAt(low[i / 64 * 32 + i % 32], i / 32 % 2 * 4, 4) | BitsAt(high[i % 32], i / 32, 1)
-                                                                      << 4;
-  }
+  int Code(int i) const { return low.Get(i) | high.Get(i) << 4; }
   void SetCode(int i, int code) {
-    OrBits(low[i / 64 * 32 + i % 32], i / 32 % 2 * 4, code & 15);
-    OrBits(high[i % 32], i / 32, code >> 4);
+    low.Set(i, code);
+    high.Set(i, code >> 4);
   }
 };
 
-/// Each 128 values take 32 bytes of the codes' lower 2 bits: values 32 k .. 32 k + 31 the bits 2 k,
-/// 2 k + 1. The third of value i is bit i / 32 of high[i % 32]. A code is stored + 4. A scale,
-/// stored
-/// + 32, has its lower 4 bits in a half of byte s % 8 (s < 8 the lower) and its upper 2 in the bits
-/// 2 (s / 4), 2 (s / 4) + 1 of byte 8 + s % 4.
+/// A code is stored + 4: its lower 2 bits in `low`, the third in `high`. A scale is stored + 32:
+/// its lower 4 bits in a half of byte s % 8 (the lower where s < 8), its upper 2 in bits 2 (s / 4)
+/// and 2 (s / 4) + 1 of byte 8 + s % 4.
 struct Q3_KBlock {
   static constexpr DType kDType = DType::kQ3_K;
   static constexpr int kValues = 256, kSubValues = 16;
@@ -202,35 +210,30 @@ struct Q3_KBlock {
   static constexpr int kMinScale = -32, kMaxScale = 31;
   static constexpr bool kHasMin = false;
 
-  uint8_t high[32];
-  uint8_t low[64];
+  Plane<1> high;
+  Plane<2> low;
   uint8_t scales[12];
   Half d;
 
   float D() const { return d.Get(); }
   float Dmin() const { return 0; }
   SubScale Sub(int s) const {
-    return {
-        (BitsAt(scales[s % 8], s / 8 * 4, 4) | BitsAt(scales[8 + s % 4], s / 4 * 2, 2) << 4) - 32,
-        0};
+    const int low_bits = BitsAt(scales[s % 8], s / 8 * 4, 4);
+    const int high_bits = BitsAt(scales[8 + s % 4], s / 4 * 2, 2);
+    return {(low_bits | high_bits << 4) - 32, 0};
   }
   void SetSub(int s, SubScale sub) {
     OrBits(scales[s % 8], s / 8 * 4, (sub.scale + 32) & 15);
     OrBits(scales[8 + s % 4], s / 4 * 2, (sub.scale + 32) >> 4);
   }
-  int Code(int i) const {
-    return (BitsAt(low[i / 128 * 32 + i % 32], i / 32 % 4 * 2, 2) | BitsAt(high[i % 32], i / 32, 1)
-                                                                        << 2) -
-           4;
-  }
+  int Code(int i) const { return (low.Get(i) | high.Get(i) << 2) - 4; }
   void SetCode(int i, int code) {
-    OrBits(low[i / 128 * 32 + i % 32], i / 32 % 4 * 2, (code + 4) & 3);
-    OrBits(high[i % 32], i / 32, (code + 4) >> 2);
+    low.Set(i, code + 4);
+    high.Set(i, (code + 4) >> 2);
   }
 };
 
-/// Codes lie as the lower 2 bits of Q3_K's. Byte s of the scales has the scale in its lower half
-/// and the min in its upper.
+/// Byte s of the scales has the scale in its lower half and the min in its upper.
 struct Q2_KBlock {
   static constexpr DType kDType = DType::kQ2_K;
   static constexpr int kValues = 256, kSubValues = 16;
@@ -239,20 +242,39 @@ struct Q2_KBlock {
   static constexpr bool kHasMin = true;
 
   uint8_t scales[16];
-  uint8_t codes[64];
+  Plane<2> codes;
   Half d, dmin;
 
   float D() const { return d.Get(); }
   float Dmin() const { return dmin.Get(); }
   SubScale Sub(int s) const { return {BitsAt(scales[s], 0, 4), BitsAt(scales[s], 4, 4)}; }
   void SetSub(int s, SubScale sub) { OrBits(scales[s], 0, sub.scale | sub.min << 4); }
-  int Code(int i) const { return BitsAt(codes[i / 128 * 32 + i % 32], i / 32 % 4 * 2, 2); }
-  void SetCode(int i, int code) { OrBits(codes[i / 128 * 32 + i % 32], i / 32 % 4 * 2, code); }
+  int Code(int i) const { return codes.Get(i); }
+  void SetCode(int i, int code) { codes.Set(i, code); }
 };
 
 static_assert(sizeof(Q8_0Block) == 34 && sizeof(Q4_0Block) == 18 && sizeof(Q6_KBlock) == 210 &&
               sizeof(Q5_KBlock) == 176 && sizeof(Q4_KBlock) == 144 && sizeof(Q3_KBlock) == 110 &&
               sizeof(Q2_KBlock) == 84);
+
+/// A block type as a value, for code that is written once for all formats.
+template <typename Block>
+struct BlockTag {};
+
+/// Calls visit(BlockTag<the block type of dtype>()). Returns whether dtype is a block format: if
+/// not, nothing was called.
+template <typename Visit>
+bool VisitBlock(DType dtype, Visit visit) {
+  const auto visit_if = [&]<typename Block>(BlockTag<Block> tag) {
+    if (Block::kDType != dtype) return false;
+    visit(tag);
+    return true;
+  };
+  return visit_if(BlockTag<Q4_0Block>()) || visit_if(BlockTag<Q8_0Block>()) ||
+         visit_if(BlockTag<Q2_KBlock>()) || visit_if(BlockTag<Q3_KBlock>()) ||
+         visit_if(BlockTag<Q4_KBlock>()) || visit_if(BlockTag<Q5_KBlock>()) ||
+         visit_if(BlockTag<Q6_KBlock>());
+}
 
 }  // namespace caravan
 

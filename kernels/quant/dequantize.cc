@@ -46,24 +46,12 @@ void Dequantize(DType dtype, const std::byte* row, int64_t n, Real* out) {
       return ConvertEach<uint16_t>(row, n, out, BFloat16ToFloat);
     case DType::kF8E4M3:
       return ConvertEach<uint8_t>(row, n, out, Float8E4M3ToFloat);
-    case DType::kI32:
+    default:
       break;
-    case DType::kQ4_0:
-      return DequantizeBlocks<Q4_0Block>(row, n, out);
-    case DType::kQ8_0:
-      return DequantizeBlocks<Q8_0Block>(row, n, out);
-    case DType::kQ2_K:
-      return DequantizeBlocks<Q2_KBlock>(row, n, out);
-    case DType::kQ3_K:
-      return DequantizeBlocks<Q3_KBlock>(row, n, out);
-    case DType::kQ4_K:
-      return DequantizeBlocks<Q4_KBlock>(row, n, out);
-    case DType::kQ5_K:
-      return DequantizeBlocks<Q5_KBlock>(row, n, out);
-    case DType::kQ6_K:
-      return DequantizeBlocks<Q6_KBlock>(row, n, out);
   }
-  CARAVAN_CHECK(false && "not a weight's dtype");
+  const bool is_block = VisitBlock(
+      dtype, [&]<typename Block>(BlockTag<Block>) { DequantizeBlocks<Block>(row, n, out); });
+  CARAVAN_CHECK(is_block && "not a weight's dtype");
 }
 
 }  // namespace

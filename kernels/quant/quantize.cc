@@ -327,32 +327,10 @@ absl::Status QuantizeRow(DType dtype, const float* row, int64_t n, const float* 
           absl::StrCat("importance ", i, " is ", importance[i], ", not finite or negative"));
     }
   }
-  switch (dtype) {
-    case DType::kQ4_0:
-      QuantizeBlocks<Q4_0Block>(row, n, importance, out);
-      return absl::OkStatus();
-    case DType::kQ8_0:
-      QuantizeBlocks<Q8_0Block>(row, n, importance, out);
-      return absl::OkStatus();
-    case DType::kQ2_K:
-      QuantizeBlocks<Q2_KBlock>(row, n, importance, out);
-      return absl::OkStatus();
-    case DType::kQ3_K:
-      QuantizeBlocks<Q3_KBlock>(row, n, importance, out);
-      return absl::OkStatus();
-    case DType::kQ4_K:
-      QuantizeBlocks<Q4_KBlock>(row, n, importance, out);
-      return absl::OkStatus();
-    case DType::kQ5_K:
-      QuantizeBlocks<Q5_KBlock>(row, n, importance, out);
-      return absl::OkStatus();
-    case DType::kQ6_K:
-      QuantizeBlocks<Q6_KBlock>(row, n, importance, out);
-      return absl::OkStatus();
-    default:
-      break;
-  }
-  CARAVAN_CHECK(false && "not a block format");
+  const bool is_block = VisitBlock(dtype, [&]<typename Block>(BlockTag<Block>) {
+    QuantizeBlocks<Block>(row, n, importance, out);
+  });
+  CARAVAN_CHECK(is_block && "not a block format");
   return absl::OkStatus();
 }
 

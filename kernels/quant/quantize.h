@@ -29,9 +29,11 @@ namespace caravan {
 /// importance [n] or null: relative, only its ratios within a block matter. Where it is 0
 /// throughout a sub-block, all values of that count the same. Dequantized values give themselves
 /// again where each sub-block has its format's extreme codes and the block the extreme scale and
-/// min (as plain quantization leaves them); elsewhere they may change once more. REQUIRES: dtype is
-/// a block format; n is a multiple of BlockOf(dtype).values. Errors: InvalidArgument - a value is
-/// not finite, or an importance is not or is negative.
+/// min (as plain quantization leaves them); elsewhere they may change once more.
+///
+/// REQUIRES: dtype is a block format; n is a multiple of BlockOf(dtype).values.
+///
+/// Errors: InvalidArgument - a value is not finite, or an importance is not or is negative.
 absl::Status QuantizeRow(DType dtype, const float* row, int64_t n, const float* importance,
                          std::byte* out);
 
