@@ -75,23 +75,31 @@ inline float Float8E4M3ToFloat(uint8_t bits) {
   return (bits & 0x80u) != 0 ? -magnitude : magnitude;
 }
 
+/// A non-negative float's code in a format of kMantissaBits and an exponent of bias kBias, as if
+/// its exponent had no end. `magnitude`: the float's bits, not a NaN's.
+template <int kMantissaBits, int kBias>
+uint32_t RoundMagnitude(uint32_t magnitude) {
+  constexpr int kDropped = 23 - kMantissaBits;
+  constexpr uint32_t kBiasChange = static_cast<uint32_t>(127 - kBias) << 23;
+  if (magnitude < kBiasChange + (1u << 23)) {
+    // The step of floats from this one on is that of the subnormal results.
+    constexpr uint32_t kShifter = static_cast<uint32_t>(128 - kBias + kDropped) << 23;
+    return std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) +
+                                   std::bit_cast<float>(kShifter)) -
+           kShifter;
+  }
+  constexpr uint32_t kJustBelowHalf = (1u << (kDropped - 1)) - 1;
+  return (magnitude - kBiasChange + kJustBelowHalf + (magnitude >> kDropped & 1u)) >> kDropped;
+}
+
 /// From 65520 (65504, the largest, and half a step) on: infinity.
 inline uint16_t FloatToFloat16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t sign = bits >> 16 & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
-  uint32_t half;
-  if (magnitude > 0x7f800000u) {
-    half = 0x7e00u;
-  } else if (magnitude >= std::bit_cast<uint32_t>(65520.0f)) {
-    half = 0x7c00u;
-  } else if (magnitude < std::bit_cast<uint32_t>(0x1p-14f)) {
-    // The step of floats from 0.5 on is 2^-24, that of the subnormal results.
-    half = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) -
-           std::bit_cast<uint32_t>(0.5f);
-  } else {
-    half = ((magnitude + 0xfffu + (magnitude >> 13 & 1u)) >> 13) - ((127 - 15) << 10);
-  }
+  const uint32_t half = magnitude > 0x7f800000u
+                            ? 0x7e00u
+                            : std::min(RoundMagnitude<10, 15>(magnitude), uint32_t{0x7c00});
   return static_cast<uint16_t>(sign | half);
 }
 
@@ -107,17 +115,8 @@ inline uint8_t FloatToFloat8E4M3(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t sign = bits >> 24 & 0x80u;
   const uint32_t magnitude = bits & 0x7fffffffu;
-  uint32_t code;
-  if (magnitude > 0x7f800000u) {
-    code = 0x7fu;
-  } else if (magnitude < std::bit_cast<uint32_t>(0x1p-6f)) {
-    // The step of floats from 2^14 on is 2^-9, that of the subnormal results.
-    code = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0x1p14f) -
-           std::bit_cast<uint32_t>(0x1p14f);
-  } else {
-    code = ((magnitude + 0x7ffffu + (magnitude >> 20 & 1u)) >> 20) - ((127 - 7) << 3);
-    code = std::min(code, 0x7eu);
-  }
+  const uint32_t code =
+      magnitude > 0x7f800000u ? 0x7fu : std::min(RoundMagnitude<3, 7>(magnitude), uint32_t{0x7e});
   return static_cast<uint8_t>(sign | code);
 }
 
