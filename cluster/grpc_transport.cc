@@ -2,6 +2,8 @@
 
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
+
+#include "grpcpp/support/server_interceptor.h"
 #endif
 
 #include <utility>
@@ -14,7 +16,6 @@
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/security/server_credentials.h"
 #include "grpcpp/support/channel_arguments.h"
-#include "grpcpp/support/server_interceptor.h"
 
 namespace caravan {
 namespace {

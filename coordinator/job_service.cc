@@ -2,7 +2,6 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -54,7 +53,7 @@ class ResumedReply {
     if (!last_known_.has_value()) return reply_.Push(token_id);
     if (token_id != *last_known_) {
       return absl::FailedPreconditionError(absl::StrCat(
-          "reply_token_ids: the model goes on with token ", token_id, " where the ", "reply has ",
+          "reply_token_ids: the model goes on with token ", token_id, " where the reply has ",
           *last_known_, ": it is of another model or of other parameters"));
     }
     last_known_.reset();
@@ -71,9 +70,7 @@ class ResumedReply {
 /// Counts a job's tokens against the clock.
 class Stopwatch {
  public:
-  /// `known_tokens`: that an earlier run has generated.
-  Stopwatch(const Clock& clock, size_t known_tokens)
-      : clock_(clock), known_tokens_(known_tokens), started_(clock.Now()) {}
+  explicit Stopwatch(const Clock& clock) : clock_(clock), started_(clock.Now()) {}
 
   void CountTokens(size_t tokens) {
     if (tokens == 0) return;
@@ -82,8 +79,9 @@ class Stopwatch {
     num_tokens_ += tokens;
   }
 
-  void FillIn(v1::JobFinished& finished) const {
-    finished.set_completion_tokens(static_cast<uint32_t>(known_tokens_ + num_tokens_));
+  /// `known_tokens`: that an earlier run has generated.
+  void FillIn(size_t known_tokens, v1::JobFinished& finished) const {
+    finished.set_completion_tokens(static_cast<uint32_t>(known_tokens + num_tokens_));
     if (num_tokens_ == 0) return;
     finished.set_time_to_first_token_s(absl::ToDoubleSeconds(first_token_ - started_));
     const double decode_s = absl::ToDoubleSeconds(last_token_ - first_token_);
@@ -94,7 +92,6 @@ class Stopwatch {
 
  private:
   const Clock& clock_;
-  const size_t known_tokens_;
   const absl::Duration started_;
   absl::Duration first_token_;
   absl::Duration last_token_;
@@ -117,11 +114,11 @@ bool WriteDeltas(const std::vector<ReplyDelta>& deltas, grpc::ServerWriter<v1::J
 
 grpc::Status JobService::Submit(grpc::ServerContext* context, const v1::SubmitRequest* request,
                                 grpc::ServerWriter<v1::JobEvent>* writer) {
-  Stopwatch stopwatch(*clock_,
-                      static_cast<size_t>(std::max(0, request->reply_token_ids_size() - 1)));
+  Stopwatch stopwatch(*clock_);
   absl::StatusOr<JobSpec> spec = MakeJobSpec(*request, *text_);
   if (!spec.ok()) return ToGrpcStatus(spec.status());
   const uint32_t prompt_tokens = static_cast<uint32_t>(spec->prompt.size());
+  const size_t known_tokens = spec->reply.size();
   const absl::StatusOr<std::unique_ptr<JobHandle>> job = driver_->Submit(*std::move(spec));
   if (!job.ok()) return ToGrpcStatus(job.status());
 
@@ -145,7 +142,7 @@ grpc::Status JobService::Submit(grpc::ServerContext* context, const v1::SubmitRe
     v1::JobFinished& finished = *event.mutable_finished();
     finished.set_reason(update->reason);
     finished.set_prompt_tokens(prompt_tokens);
-    stopwatch.FillIn(finished);
+    stopwatch.FillIn(known_tokens, finished);
     writer->Write(event);
     return grpc::Status::OK;
   }

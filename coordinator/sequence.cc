@@ -42,10 +42,11 @@ bool Sequence::Admit(BlockManager& blocks, int64_t reserve) {
   const int64_t reused = YieldsFromPrompt() && run_ == 0 ? 0 : blocks.Adopt(token_ids_, table_);
   const int64_t missing =
       blocks.BlocksFor(known_tokens()) - static_cast<int64_t>(table_.blocks.size());
-  if (missing + reserve > blocks.free_blocks() || !blocks.Grow(known_tokens(), table_)) {
+  if (missing + reserve > blocks.free_blocks()) {
     blocks.Free(table_);
     return false;
   }
+  CARAVAN_CHECK(blocks.Grow(known_tokens(), table_));
   if (run_++ == 0) reused_tokens_ = std::min(reused, prompt_tokens());
   adopted_tokens_ = reused;
   cached_tokens_ = reused;

@@ -12,13 +12,14 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "coordinator/batch/batch.h"
+#include "coordinator/http/http_message.h"
 #include "coordinator/openai/generation_request.h"
 #include "coordinator/store/job_store.h"
 
 namespace caravan {
 
 /// Of a line, its end not counted: what one request over HTTP may have.
-inline constexpr size_t kMaxBatchLineBytes = size_t{16} << 20;
+inline constexpr size_t kMaxBatchLineBytes = kMaxBodyBytes;
 
 /// What the lines of a batch of this endpoint ask for; nullopt: there is no such endpoint.
 std::optional<GenerationApi> BatchApi(absl::string_view endpoint);

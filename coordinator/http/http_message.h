@@ -12,6 +12,9 @@
 
 namespace caravan {
 
+/// Of a request's body, where its route says nothing else.
+inline constexpr int64_t kMaxBodyBytes = int64_t{16} << 20;
+
 using HttpHeaders = std::vector<std::pair<std::string, std::string>>;
 
 struct HttpRequest {

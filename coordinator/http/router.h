@@ -21,7 +21,7 @@ using HttpHandler = std::function<void(HttpRequest request, std::shared_ptr<Resp
 
 struct RouteOptions {
   bool open = false;  // served without an API key
-  int64_t max_body_bytes = int64_t{16} << 20;
+  int64_t max_body_bytes = kMaxBodyBytes;
 };
 
 /// Filled first, then only read: not thread-safe while it is filled.

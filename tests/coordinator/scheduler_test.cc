@@ -37,6 +37,15 @@ TEST(SchedulerTest, NumbersStepsFromOneAndNamesThePlan) {
   }
 }
 
+/// Steps that take every prompt whole, so that only blocks are short.
+Scheduler::Options FewBlocks(int64_t kv_blocks) {
+  Scheduler::Options options = SmallOptions();
+  options.kv_blocks = kv_blocks;
+  options.max_step_tokens = 64;
+  options.prefill_chunk = 64;
+  return options;
+}
+
 JobSpec Bulk(JobSpec spec) {
   spec.priority = JobPriority::kBulk;
   return spec;
@@ -138,11 +147,7 @@ TEST(SchedulerTest, SpreadsDecodingSequencesOverAsManyStepsAsStages) {
 }
 
 TEST(SchedulerTest, AdmitsByRankAsFarAsBlocksGo) {
-  Scheduler::Options options = SmallOptions();
-  options.kv_blocks = 10;
-  options.max_step_tokens = 64;
-  options.prefill_chunk = 64;
-  Bench bench(options);
+  Bench bench(FewBlocks(10));
   Sequence* first = bench.Add(ToyJob(24, 1, 1));   // 6 blocks
   Sequence* second = bench.Add(ToyJob(16, 1, 2));  // 4 blocks, and one to grow for the first
   Sequence* third = bench.Add(ToyJob(1, 1, 3));    // would fit, but stands behind
@@ -158,11 +163,7 @@ TEST(SchedulerTest, AdmitsByRankAsFarAsBlocksGo) {
 }
 
 TEST(SchedulerTest, NeedsNoRoomForBlocksThatAreShared) {
-  Scheduler::Options options = SmallOptions();
-  options.kv_blocks = 10;
-  options.max_step_tokens = 64;
-  options.prefill_chunk = 64;
-  Bench bench(options);
+  Bench bench(FewBlocks(10));
   bench.Add(ToyJob(24, 8, 1));  // 6 blocks
   bench.Home(bench.Next());
   // 6 blocks too, of which 5 are there; the sixth is copied.
@@ -207,11 +208,7 @@ TEST(SchedulerTest, TheYoungestBulkSequenceGivesItsBlocksBackAndIsPrefilledAgain
 }
 
 TEST(SchedulerTest, AnInteractiveJobThatDoesNotFitHasBulkJobsGiveWay) {
-  Scheduler::Options options = SmallOptions();
-  options.kv_blocks = 8;
-  options.max_step_tokens = 64;
-  options.prefill_chunk = 64;
-  Bench bench(options);
+  Bench bench(FewBlocks(8));
   Sequence* bulk = bench.Add(Bulk(ToyJob(20, 8, 1)));  // 5 blocks
   bench.Home(bench.Next());
   Sequence* interactive = bench.Add(ToyJob(20, 8, 2));
@@ -225,11 +222,8 @@ TEST(SchedulerTest, AnInteractiveJobThatDoesNotFitHasBulkJobsGiveWay) {
 }
 
 TEST(SchedulerTest, ForgetsSlicesOfARunThatWasPreempted) {
-  Scheduler::Options options = SmallOptions();
+  Scheduler::Options options = FewBlocks(8);
   options.num_stages = 2;
-  options.kv_blocks = 8;
-  options.max_step_tokens = 64;
-  options.prefill_chunk = 64;
   Bench bench(options);
   Sequence* bulk = bench.Add(Bulk(ToyJob(20, 4, 1)));
   const v1::Step stale = bench.Next();
