@@ -12,8 +12,9 @@ using ::testing::Each;
 using ::testing::ElementsAreArray;
 
 std::vector<DType> AllTypes() {
-  std::vector<DType> types(std::begin(kWeightTypes), std::end(kWeightTypes));
-  types.insert(types.end(), std::begin(kBlockTypes), std::end(kBlockTypes));
+  std::vector<DType> types;
+  for (const DType dtype : kWeightTypes) types.push_back(dtype);
+  for (const DType dtype : kBlockTypes) types.push_back(dtype);
   return types;
 }
 

@@ -141,7 +141,8 @@ TEST(TileProductTest, ExtremeCodesDoNotOverflow) {
                         .cols = 512,
                         .layout = MatrixLayout::kTiled16};
       for (const float sign : {1.0f, -1.0f}) {
-        // A scale of exactly 1, so that all is integers below 2^24: exact.
+        // A scale of exactly 1, and every sub-block's codes alike: all terms are multiples of 16
+        // below 2^28, so floats hold them exactly.
         const std::vector<float> x(512, sign * 127);
         double expected = 0;
         for (const double value : values) expected += value * sign * 127;
