@@ -94,12 +94,14 @@ void Report(benchmark::State& state, double bytes, double multiply_adds) {
   }
 }
 
-/// Reads `count` bytes of the working set from `first` on.
+/// Reads `count` bytes of the working set from `first` on, as fast as we know how: eight sums, and
+/// lines asked for 4 KiB ahead (without that, a tenth slower here).
 void ReadBytes(ThreadPool& pool, int64_t first, int64_t count) {
   const auto* words = reinterpret_cast<const uint64_t*>(WorkingSet().data() + first);
   pool.ParallelFor(count / 64, 1 << 12, [&](int64_t begin, int64_t end) {
     uint64_t sums[8] = {};
     for (int64_t i = 8 * begin; i < 8 * end; i += 8) {
+      __builtin_prefetch(words + i + 512);
       for (int64_t lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
     }
     for (uint64_t& sum : sums) benchmark::DoNotOptimize(sum);
@@ -222,19 +224,22 @@ double SecondsOf(absl::FunctionRef<void()> body) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-/// Times `body`, which touches `bytes` of weights, in turns with reads of as many.
+/// Times `body`, which touches `bytes` of weights, in turns with reads of as many, or of the whole
+/// working set if that is less.
 void TimeBesideReads(benchmark::State& state, int64_t num_threads, int64_t bytes,
                      double multiply_adds, absl::FunctionRef<void()> body) {
   ThreadPool pool(static_cast<int>(num_threads));
+  const int64_t read_bytes = std::min(bytes, kWorkingSetBytes);
+  const double reads = static_cast<double>(bytes) / static_cast<double>(read_bytes);
   std::vector<double> shares;
   int64_t read_at = kWorkingSetBytes / 2;
   body();  // threads started, scratch grown
   for (auto _ : state) {
     const double seconds = SecondsOf(body);
     state.SetIterationTime(seconds);
-    if (read_at + bytes > kWorkingSetBytes) read_at = 0;
-    shares.push_back(SecondsOf([&] { ReadBytes(pool, read_at, bytes); }) / seconds);
-    read_at += bytes / 64 * 64;
+    if (read_at + read_bytes > kWorkingSetBytes) read_at = 0;
+    shares.push_back(reads * SecondsOf([&] { ReadBytes(pool, read_at, read_bytes); }) / seconds);
+    read_at += read_bytes / 64 * 64;
   }
   Report(state, static_cast<double>(bytes), multiply_adds);
   std::nth_element(shares.begin(), shares.begin() + std::ssize(shares) / 2, shares.end());

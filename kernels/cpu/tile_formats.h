@@ -14,50 +14,25 @@ namespace caravan {
 
 inline constexpr int kTileLine = 64;  // bytes: four values of each of 16 rows, one byte each
 
-/// Unpacked codes and scales of 256 columns of a tile: 4 KiB + 2 KiB, so it stays in the
-/// first-level cache.
-struct alignas(64) TilePanel {
-  static constexpr int kColumns = 256;
-
-  uint8_t codes[kColumns / 4][kTileLine];  // line i: columns 4 i .. 4 i + 3
-  float scales[kColumns / 16][16];         // [sub-block, row]
-  float mins[kColumns / 16][16];
-};
-
-/// Lines [0, kLines) of `from`, bits [kFrom, kFrom + kWidth) of each byte, as whole bytes.
-template <class Isa, int kLines, int kFrom, int kWidth>
-inline void UnpackBits(const uint8_t* from, uint8_t (*codes)[kTileLine]) {
-  for (int i = 0; i < kLines; ++i) {
-    Isa::StoreBytes(codes[i],
-                    Isa::template Move<kFrom, 0, kWidth>(Isa::LoadBytes(from + i * kTileLine)));
-  }
-}
-
-/// As UnpackBits for eight lines, with bits [kHighFrom, kHighFrom + kHighWidth) of the same place
-/// in `high` above them.
-template <class Isa, int kFrom, int kWidth, int kHighFrom, int kHighWidth>
-inline void UnpackSplitBits(const uint8_t* low, const uint8_t* high, uint8_t (*codes)[kTileLine]) {
-  for (int i = 0; i < 8; ++i) {
-    Isa::StoreBytes(
-        codes[i], Isa::Or(Isa::template Move<kFrom, 0, kWidth>(Isa::LoadBytes(low + i * kTileLine)),
-                          Isa::template Move<kHighFrom, kWidth, kHighWidth>(
-                              Isa::LoadBytes(high + i * kTileLine))));
-  }
-}
-
-// Each format says: values and bytes of a block (bytes of all 16 rows), values of a sub-block,
-// whether it has minima, its codes' greatest value, the power of two that is stored on top of a
-// code (kOffset, 0: none) and where codes that need no unpacking lie (kCodesAt, -1: they do need
-// it). Unpack takes one block to the panel's lines and sub-blocks from those given on.
+// Each format says: values of a block and bytes of it for all 16 rows, values of a sub-block,
+// whether codes are signed (else they are unsigned, kOffset above their value), their greatest
+// magnitude as stored, and whether there are minima.
+//
+// Line<Isa, kPart>(block, i) gives columns 32 kPart + 4 i .. + 3 of the block as bytes, i < 8.
+// Scales<Isa>(block, scales, mins) gives the block's, [sub-block][row].
 
 struct TiledQ8_0 {
   static constexpr int kValues = 32, kSubValues = 32, kTileBytes = 16 * 34;
   static constexpr bool kHasMins = false, kSigned = true;
-  static constexpr int kMaxCode = 128, kOffset = 0, kCodesAt = 32;
+  static constexpr int kMaxCode = 128, kOffset = 0;
+
+  template <class Isa, int kPart>
+  static typename Isa::Bytes Line(const uint8_t* block, int i) {
+    return Isa::LoadBytes(block + 32 + i * kTileLine);
+  }
 
   template <class Isa>
-  static void Unpack(const uint8_t* block, uint8_t (*)[kTileLine], float (*scales)[16],
-                     float (*)[16]) {
+  static void Scales(const uint8_t* block, float (*scales)[16], float (*)[16]) {
     Isa::StoreFloats(scales[0], Isa::LoadHalves(block));
   }
 };
@@ -65,14 +40,17 @@ struct TiledQ8_0 {
 struct TiledQ4_0 {
   static constexpr int kValues = 32, kSubValues = 32, kTileBytes = 16 * 18;
   static constexpr bool kHasMins = false, kSigned = false;
-  static constexpr int kMaxCode = 15, kOffset = 8, kCodesAt = -1;
+  static constexpr int kMaxCode = 15, kOffset = 8;
+
+  template <class Isa, int kPart>
+  static typename Isa::Bytes Line(const uint8_t* block, int i) {
+    const typename Isa::Bytes line = Isa::LoadBytes(block + 32 + i % 4 * kTileLine);
+    return i < 4 ? Isa::template Move<0, 0, 4>(line) : Isa::template Move<4, 0, 4>(line);
+  }
 
   template <class Isa>
-  static void Unpack(const uint8_t* block, uint8_t (*codes)[kTileLine], float (*scales)[16],
-                     float (*)[16]) {
+  static void Scales(const uint8_t* block, float (*scales)[16], float (*)[16]) {
     Isa::StoreFloats(scales[0], Isa::LoadHalves(block));
-    UnpackBits<Isa, 4, 0, 4>(block + 32, codes);
-    UnpackBits<Isa, 4, 4, 4>(block + 32, codes + 4);
   }
 };
 
@@ -101,67 +79,58 @@ inline void UnpackSixBitScales(const uint8_t* fields, float (*scales)[16], float
 struct TiledQ4_K {
   static constexpr int kValues = 256, kSubValues = 32, kTileBytes = 16 * 144;
   static constexpr bool kHasMins = true, kSigned = false;
-  static constexpr int kMaxCode = 15, kOffset = 0, kCodesAt = -1;
+  static constexpr int kMaxCode = 15, kOffset = 0;
+
+  template <class Isa, int kPart>
+  static typename Isa::Bytes Line(const uint8_t* block, int i) {
+    const uint8_t* low = block + 16 * 16 + kPart / 2 * 8 * kTileLine;
+    return Isa::template Move<kPart % 2 * 4, 0, 4>(Isa::LoadBytes(low + i * kTileLine));
+  }
 
   template <class Isa>
-  static void Unpack(const uint8_t* block, uint8_t (*codes)[kTileLine], float (*scales)[16],
-                     float (*mins)[16]) {
+  static void Scales(const uint8_t* block, float (*scales)[16], float (*mins)[16]) {
     UnpackSixBitScales<Isa>(block, scales, mins);
-    const uint8_t* lines = block + 16 * 16;
-    for (int i = 0; i < 4; ++i) {
-      UnpackBits<Isa, 8, 0, 4>(lines + 8 * i * kTileLine, codes + 16 * i);
-      UnpackBits<Isa, 8, 4, 4>(lines + 8 * i * kTileLine, codes + 16 * i + 8);
-    }
   }
 };
 
 struct TiledQ5_K {
   static constexpr int kValues = 256, kSubValues = 32, kTileBytes = 16 * 176;
   static constexpr bool kHasMins = true, kSigned = false;
-  static constexpr int kMaxCode = 31, kOffset = 0, kCodesAt = -1;
+  static constexpr int kMaxCode = 31, kOffset = 0;
 
-  template <class Isa>
-  static void Unpack(const uint8_t* block, uint8_t (*codes)[kTileLine], float (*scales)[16],
-                     float (*mins)[16]) {
-    UnpackSixBitScales<Isa>(block, scales, mins);
+  template <class Isa, int kPart>
+  static typename Isa::Bytes Line(const uint8_t* block, int i) {
     const uint8_t* high = block + 16 * 16;
-    const uint8_t* low = block + 48 * 16;
-    UnpackPair<Isa, 0>(low, high, codes);
-    UnpackPair<Isa, 2>(low, high, codes);
-    UnpackPair<Isa, 4>(low, high, codes);
-    UnpackPair<Isa, 6>(low, high, codes);
+    const uint8_t* low = block + 48 * 16 + kPart / 2 * 8 * kTileLine;
+    return Isa::Or(Isa::template Move<kPart % 2 * 4, 0, 4>(Isa::LoadBytes(low + i * kTileLine)),
+                   Isa::template Move<kPart, 4, 1>(Isa::LoadBytes(high + i * kTileLine)));
   }
 
- private:
-  /// Sub-blocks kSub and kSub + 1.
-  template <class Isa, int kSub>
-  static void UnpackPair(const uint8_t* low, const uint8_t* high, uint8_t (*codes)[kTileLine]) {
-    low += kSub * 4 * kTileLine;
-    UnpackSplitBits<Isa, 0, 4, kSub, 1>(low, high, codes + 8 * kSub);
-    UnpackSplitBits<Isa, 4, 4, kSub + 1, 1>(low, high, codes + 8 * kSub + 8);
+  template <class Isa>
+  static void Scales(const uint8_t* block, float (*scales)[16], float (*mins)[16]) {
+    UnpackSixBitScales<Isa>(block, scales, mins);
   }
 };
 
 struct TiledQ6_K {
   static constexpr int kValues = 256, kSubValues = 16, kTileBytes = 16 * 210;
   static constexpr bool kHasMins = false, kSigned = false;
-  static constexpr int kMaxCode = 63, kOffset = 32, kCodesAt = -1;
+  static constexpr int kMaxCode = 63, kOffset = 32;
+
+  template <class Isa, int kPart>
+  static typename Isa::Bytes Line(const uint8_t* block, int i) {
+    constexpr int kQuarter = kPart % 4;  // of 128 values
+    const uint8_t* high = block + 18 * 16 + kPart / 4 * 8 * kTileLine;
+    const uint8_t* low = block + 82 * 16 + (kPart / 4 * 16 + kQuarter % 2 * 8) * kTileLine;
+    return Isa::Or(Isa::template Move<kQuarter / 2 * 4, 0, 4>(Isa::LoadBytes(low + i * kTileLine)),
+                   Isa::template Move<2 * kQuarter, 4, 2>(Isa::LoadBytes(high + i * kTileLine)));
+  }
 
   template <class Isa>
-  static void Unpack(const uint8_t* block, uint8_t (*codes)[kTileLine], float (*scales)[16],
-                     float (*)[16]) {
+  static void Scales(const uint8_t* block, float (*scales)[16], float (*)[16]) {
     const typename Isa::Floats d = Isa::LoadHalves(block);
     for (int s = 0; s < 16; ++s) {
       Isa::StoreFloats(scales[s], Isa::Mul(d, Isa::LoadSigned(block + 32 + 16 * s)));
-    }
-    for (int half = 0; half < 2; ++half) {
-      const uint8_t* high = block + 18 * 16 + half * 8 * kTileLine;
-      const uint8_t* low = block + 82 * 16 + half * 16 * kTileLine;
-      uint8_t(*out)[kTileLine] = codes + 32 * half;
-      UnpackSplitBits<Isa, 0, 4, 0, 2>(low, high, out);
-      UnpackSplitBits<Isa, 0, 4, 2, 2>(low + 8 * kTileLine, high, out + 8);
-      UnpackSplitBits<Isa, 4, 4, 4, 2>(low, high, out + 16);
-      UnpackSplitBits<Isa, 4, 4, 6, 2>(low + 8 * kTileLine, high, out + 24);
     }
   }
 };
@@ -169,11 +138,18 @@ struct TiledQ6_K {
 struct TiledQ3_K {
   static constexpr int kValues = 256, kSubValues = 16, kTileBytes = 16 * 110;
   static constexpr bool kHasMins = false, kSigned = false;
-  static constexpr int kMaxCode = 7, kOffset = 4, kCodesAt = -1;
+  static constexpr int kMaxCode = 7, kOffset = 4;
+
+  template <class Isa, int kPart>
+  static typename Isa::Bytes Line(const uint8_t* block, int i) {
+    const uint8_t* third = block + 14 * 16;
+    const uint8_t* low = block + 46 * 16 + kPart / 4 * 8 * kTileLine;
+    return Isa::Or(Isa::template Move<kPart % 4 * 2, 0, 2>(Isa::LoadBytes(low + i * kTileLine)),
+                   Isa::template Move<kPart, 2, 1>(Isa::LoadBytes(third + i * kTileLine)));
+  }
 
   template <class Isa>
-  static void Unpack(const uint8_t* block, uint8_t (*codes)[kTileLine], float (*scales)[16],
-                     float (*)[16]) {
+  static void Scales(const uint8_t* block, float (*scales)[16], float (*)[16]) {
     const typename Isa::Bytes low0 = Isa::LoadBytes(block + 32);
     const typename Isa::Bytes low1 = Isa::LoadBytes(block + 32 + kTileLine);
     const typename Isa::Bytes high = Isa::LoadBytes(block + 32 + 2 * kTileLine);
@@ -192,48 +168,69 @@ struct TiledQ3_K {
       const uint8_t* scale = integers[s / 4] + s % 4 * 16;
       Isa::StoreFloats(scales[s], Isa::Mul(d, Isa::Add(Isa::LoadUnsigned(scale), offset)));
     }
-    const uint8_t* top = block + 14 * 16;
-    const uint8_t* low = block + 46 * 16;
-    UnpackHalf<Isa, 0>(low, top, codes);
-    UnpackHalf<Isa, 4>(low + 8 * kTileLine, top, codes + 32);
-  }
-
- private:
-  /// 128 values, whose third bits are kBit and on of `top`.
-  template <class Isa, int kBit>
-  static void UnpackHalf(const uint8_t* low, const uint8_t* top, uint8_t (*codes)[kTileLine]) {
-    UnpackSplitBits<Isa, 0, 2, kBit, 1>(low, top, codes);
-    UnpackSplitBits<Isa, 2, 2, kBit + 1, 1>(low, top, codes + 8);
-    UnpackSplitBits<Isa, 4, 2, kBit + 2, 1>(low, top, codes + 16);
-    UnpackSplitBits<Isa, 6, 2, kBit + 3, 1>(low, top, codes + 24);
   }
 };
 
 struct TiledQ2_K {
   static constexpr int kValues = 256, kSubValues = 16, kTileBytes = 16 * 84;
   static constexpr bool kHasMins = true, kSigned = false;
-  static constexpr int kMaxCode = 3, kOffset = 0, kCodesAt = -1;
+  static constexpr int kMaxCode = 3, kOffset = 0;
+
+  template <class Isa, int kPart>
+  static typename Isa::Bytes Line(const uint8_t* block, int i) {
+    const uint8_t* lines = block + 20 * 16 + kPart / 4 * 8 * kTileLine;
+    return Isa::template Move<kPart % 4 * 2, 0, 2>(Isa::LoadBytes(lines + i * kTileLine));
+  }
 
   template <class Isa>
-  static void Unpack(const uint8_t* block, uint8_t (*codes)[kTileLine], float (*scales)[16],
-                     float (*mins)[16]) {
+  static void Scales(const uint8_t* block, float (*scales)[16], float (*mins)[16]) {
     alignas(64) uint8_t integers[2][4][kTileLine];  // scales, then minima
-    UnpackBits<Isa, 4, 0, 4>(block + 64, integers[0]);
-    UnpackBits<Isa, 4, 4, 4>(block + 64, integers[1]);
+    for (int i = 0; i < 4; ++i) {
+      const typename Isa::Bytes both = Isa::LoadBytes(block + 64 + i * kTileLine);
+      Isa::StoreBytes(integers[0][i], Isa::template Move<0, 0, 4>(both));
+      Isa::StoreBytes(integers[1][i], Isa::template Move<4, 0, 4>(both));
+    }
     const typename Isa::Floats d = Isa::LoadHalves(block);
     const typename Isa::Floats dmin = Isa::LoadHalves(block + 32);
     for (int s = 0; s < 16; ++s) {
       Isa::StoreFloats(scales[s], Isa::Mul(d, Isa::LoadUnsigned(integers[0][s / 4] + s % 4 * 16)));
       Isa::StoreFloats(mins[s], Isa::Mul(dmin, Isa::LoadUnsigned(integers[1][s / 4] + s % 4 * 16)));
     }
-    for (int half = 0; half < 2; ++half) {
-      const uint8_t* lines = block + 20 * 16 + half * 8 * kTileLine;
-      uint8_t(*out)[kTileLine] = codes + 32 * half;
-      UnpackBits<Isa, 8, 0, 2>(lines, out);
-      UnpackBits<Isa, 8, 2, 2>(lines, out + 8);
-      UnpackBits<Isa, 8, 4, 2>(lines, out + 16);
-      UnpackBits<Isa, 8, 6, 2>(lines, out + 24);
-    }
+  }
+};
+
+// Formats of single values: bytes of a value, and the values of one column, times a scale where
+// the format has one beside it.
+
+struct TiledF32 {
+  static constexpr int kBytes = 4;
+  template <class Isa>
+  static typename Isa::Floats Load(const uint8_t* column, typename Isa::Floats) {
+    return Isa::LoadFloats(reinterpret_cast<const float*>(column));
+  }
+};
+
+struct TiledF16 {
+  static constexpr int kBytes = 2;
+  template <class Isa>
+  static typename Isa::Floats Load(const uint8_t* column, typename Isa::Floats) {
+    return Isa::LoadHalves(column);
+  }
+};
+
+struct TiledBF16 {
+  static constexpr int kBytes = 2;
+  template <class Isa>
+  static typename Isa::Floats Load(const uint8_t* column, typename Isa::Floats) {
+    return Isa::LoadBFloats(column);
+  }
+};
+
+struct TiledF8E4M3 {
+  static constexpr int kBytes = 1;
+  template <class Isa>
+  static typename Isa::Floats Load(const uint8_t* column, typename Isa::Floats scale) {
+    return Isa::Mul(Isa::LoadF8E4M3(column), scale);
   }
 };
 

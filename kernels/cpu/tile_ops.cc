@@ -5,7 +5,7 @@
 
 namespace caravan {
 
-TileOps::MultiplyBlocks TileOps::MultiplierOf(DType dtype) const {
+TileOps::MultiplyBlocks TileOps::BlockMultiplierOf(DType dtype) const {
   switch (dtype) {
     case DType::kQ4_0:
       return multiply_q4_0;
@@ -21,6 +21,21 @@ TileOps::MultiplyBlocks TileOps::MultiplierOf(DType dtype) const {
       return multiply_q5_k;
     case DType::kQ6_K:
       return multiply_q6_k;
+    default:
+      return nullptr;
+  }
+}
+
+TileOps::MultiplyValues TileOps::ValueMultiplierOf(DType dtype) const {
+  switch (dtype) {
+    case DType::kF32:
+      return multiply_f32;
+    case DType::kF16:
+      return multiply_f16;
+    case DType::kBF16:
+      return multiply_bf16;
+    case DType::kF8E4M3:
+      return multiply_f8e4m3;
     default:
       return nullptr;
   }

@@ -47,12 +47,19 @@ struct TileOps {
   MultiplyBlocks multiply_q5_k;
   MultiplyBlocks multiply_q6_k;
 
-  // As above for n columns of decoded weights, w [n, 16]. Cuts chunks from the first column.
-  void (*multiply_floats)(const float* w, int64_t n, const float* const* x, int64_t num_x,
-                          float* sums, int64_t sums_stride);
+  // As above over n columns of single values, all of them times `scale` (which only E4M3 heeds).
+  // Chunks are cut from the first column.
+  using MultiplyValues = void (*)(const std::byte* columns, int64_t n, float scale,
+                                  const float* const* x, int64_t num_x, float* sums,
+                                  int64_t sums_stride);
+  MultiplyValues multiply_f32;
+  MultiplyValues multiply_f16;
+  MultiplyValues multiply_bf16;
+  MultiplyValues multiply_f8e4m3;
 
-  /// The function for a block format; null for other dtypes.
-  MultiplyBlocks MultiplierOf(DType dtype) const;
+  /// The function for a format of blocks or of single values; null for the others.
+  MultiplyBlocks BlockMultiplierOf(DType dtype) const;
+  MultiplyValues ValueMultiplierOf(DType dtype) const;
 };
 
 /// The table for `isa`; lives forever.

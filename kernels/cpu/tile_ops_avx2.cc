@@ -57,6 +57,27 @@ struct Avx2 {
   static Floats LoadHalves(const uint8_t* src) {
     return {_mm256_cvtph_ps(Load128(src)), _mm256_cvtph_ps(Load128(src + 16))};
   }
+  static __m256 WidenBF16(__m128i bits) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+  static Floats LoadBFloats(const uint8_t* src) {
+    return {WidenBF16(Load128(src)), WidenBF16(Load128(src + 16))};
+  }
+
+  /// E4M3's exponent and mantissa in a binary16's place are the value times 2^-8; its two NaNs, all
+  /// ones there, are made binary16's.
+  static Floats LoadF8E4M3(const uint8_t* src) {
+    const __m256i moved = _mm256_slli_epi16(_mm256_cvtepi8_epi16(Load128(src)), 7);
+    const __m256i all_ones = _mm256_set1_epi16(0x3f80);
+    const __m256i is_nan = _mm256_cmpeq_epi16(_mm256_and_si256(moved, all_ones), all_ones);
+    const __m256i half =
+        _mm256_or_si256(_mm256_and_si256(moved, _mm256_set1_epi16(static_cast<int16_t>(0xbf80))),
+                        _mm256_and_si256(is_nan, _mm256_set1_epi16(0x7e00)));
+    const __m256 factor = _mm256_set1_ps(256);
+    return {_mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(half)), factor),
+            _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(half, 1)), factor)};
+  }
+
   static Floats LoadUnsigned(const uint8_t* src) {
     const __m128i v = Load128(src);
     return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(v)),
@@ -101,12 +122,12 @@ struct Avx2 {
     return _mm256_maddubs_epi16(codes, x);
   }
 
-  template <class Format, int kGroups, int T>
-  static void Dots(const uint8_t* lines, const ActivationBlock* const* x, int sub, Ints* dots) {
-    constexpr bool kWhole = kGroups * 4 == kActivationBlock;
+  template <class Format, int kLines, int T, class LoadLine>
+  static void Dots(const LoadLine& line, const ActivationBlock* const* x, int sub, Ints* dots) {
+    constexpr bool kWhole = kLines * 4 == kActivationBlock;
     // Lines whose sums fit 16 bits together.
     constexpr int kFit = 32767 / (2 * 127 * Format::kMaxCode);
-    constexpr int kTogether = kFit < kGroups ? (kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1) : kGroups;
+    constexpr int kTogether = kFit < kLines ? (kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1) : kLines;
     const __m256i ones = _mm256_set1_epi16(1);
     for (int t = 0; t < T; ++t) {
       const int32_t start =
@@ -116,18 +137,19 @@ struct Avx2 {
       dots[t].low = _mm256_set1_epi32(start);
       dots[t].high = dots[t].low;
     }
-    for (int first = 0; first < kGroups; first += kTogether) {
+#pragma GCC unroll 8
+    for (int first = 0; first < kLines; first += kTogether) {
       Ints sums[T];
+      for (Ints& sum : sums) sum.low = sum.high = _mm256_setzero_si256();
+#pragma GCC unroll 8
       for (int g = first; g < first + kTogether; ++g) {
-        const Bytes codes = LoadBytes(lines + g * kTileLine);
+        const Bytes codes = line(g);
         for (int t = 0; t < T; ++t) {
           int32_t four;
-          __builtin_memcpy(&four, x[t]->codes + (sub * kGroups + g) * 4, sizeof(four));
+          __builtin_memcpy(&four, x[t]->codes + (sub * kLines + g) * 4, sizeof(four));
           const __m256i factors = _mm256_set1_epi32(four);
-          const __m256i low = PairSums<Format>(codes.low, factors);
-          const __m256i high = PairSums<Format>(codes.high, factors);
-          sums[t].low = g == first ? low : _mm256_add_epi16(sums[t].low, low);
-          sums[t].high = g == first ? high : _mm256_add_epi16(sums[t].high, high);
+          sums[t].low = _mm256_add_epi16(sums[t].low, PairSums<Format>(codes.low, factors));
+          sums[t].high = _mm256_add_epi16(sums[t].high, PairSums<Format>(codes.high, factors));
         }
       }
       for (int t = 0; t < T; ++t) {

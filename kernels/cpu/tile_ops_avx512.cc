@@ -37,6 +37,22 @@ struct Avx512 {
   static Floats LoadHalves(const uint8_t* src) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(src)));
   }
+  static Floats LoadBFloats(const uint8_t* src) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(src));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  }
+
+  /// As the AVX2 table's.
+  static Floats LoadF8E4M3(const uint8_t* src) {
+    const __m256i moved = _mm256_slli_epi16(_mm256_cvtepi8_epi16(Load128(src)), 7);
+    const __m256i all_ones = _mm256_set1_epi16(0x3f80);
+    const __mmask16 is_nan = _mm256_cmpeq_epi16_mask(_mm256_and_si256(moved, all_ones), all_ones);
+    const __m256i value = _mm256_and_si256(moved, _mm256_set1_epi16(static_cast<int16_t>(0xbf80)));
+    return _mm512_mul_ps(
+        _mm512_cvtph_ps(_mm256_mask_mov_epi16(value, is_nan, _mm256_set1_epi16(0x7e00))),
+        _mm512_set1_ps(256));
+  }
+
   static Floats LoadUnsigned(const uint8_t* src) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(Load128(src)));
   }
@@ -53,9 +69,9 @@ struct Avx512 {
   static Floats FloatFma(Floats a, Floats b, Floats c) { return Fma(a, b, c); }
   static Floats ToFloats(Ints a) { return _mm512_cvtepi32_ps(a); }
 
-  template <class Format, int kGroups, int T>
-  static void Dots(const uint8_t* lines, const ActivationBlock* const* x, int sub, Ints* dots) {
-    constexpr bool kWhole = kGroups * 4 == kActivationBlock;
+  template <class Format, int kLines, int T, class LoadLine>
+  static void Dots(const LoadLine& line, const ActivationBlock* const* x, int sub, Ints* dots) {
+    constexpr bool kWhole = kLines * 4 == kActivationBlock;
     // dpbusd takes one factor unsigned: signed codes are made so by adding 128.
     constexpr int kOffset = Format::kSigned ? 128 : Format::kOffset;
     constexpr int kShift = kOffset == 0 ? 0 : __builtin_ctz(kOffset);
@@ -65,12 +81,13 @@ struct Avx512 {
       dots[t] = kOffset == 0 ? _mm512_setzero_si512()
                              : _mm512_slli_epi32(_mm512_set1_epi32(minus_sum), kShift);
     }
-    for (int g = 0; g < kGroups; ++g) {
-      Bytes codes = LoadBytes(lines + g * kTileLine);
+#pragma GCC unroll 8
+    for (int g = 0; g < kLines; ++g) {
+      Bytes codes = line(g);
       if (Format::kSigned) codes = _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
       for (int t = 0; t < T; ++t) {
         int32_t four;
-        __builtin_memcpy(&four, x[t]->codes + (sub * kGroups + g) * 4, sizeof(four));
+        __builtin_memcpy(&four, x[t]->codes + (sub * kLines + g) * 4, sizeof(four));
         dots[t] = _mm512_dpbusd_epi32(dots[t], codes, _mm512_set1_epi32(four));
       }
     }

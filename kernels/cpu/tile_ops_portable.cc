@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "base/dtype.h"
 #include "kernels/cpu/tile_kernels.h"
 
 namespace caravan {
@@ -41,11 +40,19 @@ struct Portable {
 
   static Floats LoadHalves(const uint8_t* src) {
     Floats v;
-    for (int i = 0; i < 16; ++i) {
-      uint16_t bits;
-      std::memcpy(&bits, src + 2 * i, sizeof(bits));
-      v[i] = Float16ToFloat(bits);
-    }
+    PortableRowOps().decode_f16(src, 16, 1, v.data());
+    return v;
+  }
+
+  static Floats LoadBFloats(const uint8_t* src) {
+    Floats v;
+    PortableRowOps().decode_bf16(src, 16, 1, v.data());
+    return v;
+  }
+
+  static Floats LoadF8E4M3(const uint8_t* src) {
+    Floats v;
+    PortableRowOps().decode_f8e4m3(src, 16, 1, v.data());
     return v;
   }
 
@@ -106,17 +113,17 @@ struct Portable {
     return v;
   }
 
-  template <class Format, int kGroups, int T>
-  static void Dots(const uint8_t* lines, const ActivationBlock* const* x, int sub, Ints* dots) {
-    constexpr bool kWhole = kGroups * 4 == kActivationBlock;
+  template <class Format, int kLines, int T, class LoadLine>
+  static void Dots(const LoadLine& line, const ActivationBlock* const* x, int sub, Ints* dots) {
+    constexpr bool kWhole = kLines * 4 == kActivationBlock;
     for (int t = 0; t < T; ++t) {
       dots[t].fill(Format::kOffset * (kWhole ? x[t]->minus_sum : x[t]->minus_half_sums[sub]));
-      for (int g = 0; g < kGroups; ++g) {
-        const uint8_t* line = lines + g * kTileLine;
-        const int8_t* codes = x[t]->codes + (sub * kGroups + g) * 4;
+      for (int g = 0; g < kLines; ++g) {
+        const Bytes bytes = line(g);
+        const int8_t* codes = x[t]->codes + (sub * kLines + g) * 4;
         for (int r = 0; r < 16; ++r) {
           for (int i = 0; i < 4; ++i) {
-            const uint8_t byte = line[4 * r + i];
+            const uint8_t byte = bytes[4 * r + i];
             dots[t][r] += (Format::kSigned ? static_cast<int8_t>(byte) : byte) * codes[i];
           }
         }

@@ -20,26 +20,22 @@ constexpr int64_t kRowChunk = 512;
 // tiles of a panel share the activations, and memory likes long runs.
 constexpr int64_t kStreamedRows = 16;
 
-/// Adds the products of the whole columns [column, column + n) of a tile of floats.
-void AddFloatPanel(const CpuOps& ops, const Matrix& w, int64_t tile, int64_t column, int64_t n,
-                   const float* const* x, int64_t num_x, LaneScratch& scratch, float* sums,
-                   int64_t sums_stride) {
-  float* decoded = scratch.weights.Get(kPanelColumns * kTileRows);
+/// Adds the products of columns [column, column + n) of a tile of single values; x: from `column`.
+void AddValues(const CpuOps& ops, const Matrix& w, int64_t tile, int64_t column, int64_t n,
+               const float** x, int64_t num_x, float* sums, int64_t sums_stride) {
+  const TileOps::MultiplyValues multiply = ops.tiles.ValueMultiplierOf(w.dtype);
   const std::byte* bytes = w.data + tile * TileBytes(w.dtype, w.cols) + TileBytes(w.dtype, column);
-  const int64_t panel_bytes = TileBytes(w.dtype, n);
-  for (int64_t i = 0; i < panel_bytes; i += 64) __builtin_prefetch(bytes + panel_bytes + i);
-  const RowOps::Decode decode = DecoderOf(ops.rows, w.dtype);
   if (w.scale_inv == nullptr) {
-    decode(bytes, n * kTileRows, 1, decoded);
-  } else {
-    const float* scales = w.scale_inv + tile * kTileRows / kFp8BlockSize * Fp8Blocks(w.cols);
-    for (int64_t i = 0; i < n; i += kFp8BlockSize) {
-      const int64_t count = std::min(kFp8BlockSize, n - i);
-      decode(bytes + TileBytes(w.dtype, i), count * kTileRows, scales[(column + i) / kFp8BlockSize],
-             decoded + i * kTileRows);
-    }
+    multiply(bytes, n, 1, x, num_x, sums, sums_stride);
+    return;
   }
-  ops.tiles.multiply_floats(decoded, n, x, num_x, sums, sums_stride);
+  static_assert(kPanelColumns % kFp8BlockSize == 0 && kFp8BlockSize % kFloatChunk == 0);
+  const float* scales = w.scale_inv + tile * kTileRows / kFp8BlockSize * Fp8Blocks(w.cols);
+  for (int64_t i = 0; i < n; i += kFp8BlockSize) {
+    multiply(bytes + TileBytes(w.dtype, i), std::min(kFp8BlockSize, n - i),
+             scales[(column + i) / kFp8BlockSize], x, num_x, sums, sums_stride);
+    for (int64_t t = 0; t < num_x; ++t) x[t] += kFp8BlockSize;
+  }
 }
 
 /// sums[t * sums_stride + r] += x[t] . w[first_tile * kTileRows + r], columns ascending.
@@ -47,28 +43,25 @@ void AddTiles(const CpuOps& ops, const Matrix& w, int64_t first_tile, int64_t nu
               const ActivationRows& x, LaneScratch& scratch, float* sums, int64_t sums_stride) {
   const bool streamed = x.count() <= kStreamedRows;
   const int64_t tiles_together = streamed ? 1 : num_tiles;
-  const TileOps::MultiplyBlocks multiply = ops.tiles.MultiplierOf(w.dtype);
-  const int64_t columns_together = streamed && multiply != nullptr ? w.cols : kPanelColumns;
+  const int64_t columns_together = streamed ? w.cols : kPanelColumns;
+  const TileOps::MultiplyBlocks multiply = ops.tiles.BlockMultiplierOf(w.dtype);
   const float** floats = scratch.pointers[0].Get(x.count());
   const ActivationBlock** blocks = scratch.block_pointers.Get(x.count());
   for (int64_t first = 0; first < num_tiles; first += tiles_together) {
     for (int64_t column = 0; column < w.cols; column += columns_together) {
       const int64_t n = std::min(columns_together, w.cols - column);
-      for (int64_t t = 0; t < x.count(); ++t) {
-        if (multiply != nullptr)
-          blocks[t] = x.blocks[t] + column / kActivationBlock;
-        else
-          floats[t] = x.floats[t] + column;
-      }
-      for (int64_t i = first; i < first + tiles_together; ++i) {
-        const int64_t tile = first_tile + i;
+      for (int64_t tile = first; tile < first + tiles_together; ++tile) {
+        float* tile_sums = sums + tile * kTileRows;
         if (multiply == nullptr) {
-          AddFloatPanel(ops, w, tile, column, n, floats, x.count(), scratch, sums + i * kTileRows,
-                        sums_stride);
+          for (int64_t t = 0; t < x.count(); ++t) floats[t] = x.floats[t] + column;
+          AddValues(ops, w, first_tile + tile, column, n, floats, x.count(), tile_sums,
+                    sums_stride);
           continue;
         }
-        multiply(w.data + tile * TileBytes(w.dtype, w.cols) + TileBytes(w.dtype, column),
-                 n / BlockOf(w.dtype).values, blocks, x.count(), sums + i * kTileRows, sums_stride);
+        for (int64_t t = 0; t < x.count(); ++t) blocks[t] = x.blocks[t] + column / kActivationBlock;
+        multiply(
+            w.data + (first_tile + tile) * TileBytes(w.dtype, w.cols) + TileBytes(w.dtype, column),
+            n / BlockOf(w.dtype).values, blocks, x.count(), tile_sums, sums_stride);
       }
     }
   }

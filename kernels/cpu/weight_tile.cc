@@ -23,18 +23,7 @@ void Prefetch(const Matrix& w, int64_t row, int64_t first_col) {
   for (int64_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(src + i);
 }
 
-/// DecodeRow for values under one scale. src: row-major, as many as n.
-void DecodeValues(const RowOps& ops, DType dtype, const std::byte* src, int64_t n, float scale,
-                  float* dst) {
-  if (const RowOps::Decode decode = DecoderOf(ops, dtype)) {
-    decode(src, n, scale, dst);
-  } else {
-    DequantizeRow(dtype, src, n, dst);
-  }
-}
-
-}  // namespace
-
+/// The function that decodes single values of `dtype`; null for block formats.
 RowOps::Decode DecoderOf(const RowOps& ops, DType dtype) {
   switch (dtype) {
     case DType::kF32:
@@ -49,6 +38,18 @@ RowOps::Decode DecoderOf(const RowOps& ops, DType dtype) {
       return nullptr;
   }
 }
+
+/// DecodeRow for values under one scale. src: row-major, as many as n.
+void DecodeValues(const RowOps& ops, DType dtype, const std::byte* src, int64_t n, float scale,
+                  float* dst) {
+  if (const RowOps::Decode decode = DecoderOf(ops, dtype)) {
+    decode(src, n, scale, dst);
+  } else {
+    DequantizeRow(dtype, src, n, dst);
+  }
+}
+
+}  // namespace
 
 void DecodeRow(const RowOps& ops, const Matrix& w, int64_t row, int64_t first_col, int64_t n,
                float* dst) {
