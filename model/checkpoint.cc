@@ -1,6 +1,5 @@
 #include "model/checkpoint.h"
 
-#include <algorithm>
 #include <map>
 #include <utility>
 
@@ -9,6 +8,7 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/sorted_keys.h"
 #include "base/status_macros.h"
 
 namespace caravan {
@@ -121,13 +121,7 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
   return checkpoint;
 }
 
-std::vector<std::string> Checkpoint::TensorNames() const {
-  std::vector<std::string> names;
-  names.reserve(shard_of_.size());
-  for (const auto& [name, shard] : shard_of_) names.push_back(name);
-  std::sort(names.begin(), names.end());
-  return names;
-}
+std::vector<std::string> Checkpoint::TensorNames() const { return SortedKeys(shard_of_); }
 
 const TensorInfo* Checkpoint::Find(absl::string_view name) const {
   const SafetensorsFile* const shard = ShardOf(name);

@@ -1,12 +1,10 @@
 #include "model/safetensors.h"
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "base/check.h"
 #include "base/json.h"
 #include "base/status_macros.h"
 
@@ -127,7 +125,7 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
     CARAVAN_ASSIGN_OR_RETURN(Placed tensor,
                              ParseTensor(value, absl::StrCat(path, ": tensor ", name), data_bytes));
     order.emplace_back(tensor.begin, name);
-    opened->tensors_[name] = Entry{std::move(tensor.info), data_begin + tensor.begin};
+    opened->Add(name, std::move(tensor.info), data_begin + tensor.begin);
   }
 
   std::sort(order.begin(), order.end());
@@ -140,52 +138,14 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
                                               : " and leaves a gap after the data that ends at ",
                              expected));
     }
-    expected += opened->tensors_[name].info.num_bytes();
+    expected += opened->Find(name)->num_bytes();
   }
   if (expected != data_bytes) {
     return Malformed(path, absl::StrCat("leaves a gap: the tensors end at byte ", expected, " of ",
                                         data_bytes, " bytes of data"));
   }
-  opened->file_->Release(0, data_begin);
+  opened->file().Release(0, data_begin);
   return opened;
-}
-
-std::vector<std::string> SafetensorsFile::TensorNames() const {
-  std::vector<std::string> names;
-  names.reserve(tensors_.size());
-  for (const auto& [name, entry] : tensors_) names.push_back(name);
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
-const TensorInfo* SafetensorsFile::Find(absl::string_view name) const {
-  const auto it = tensors_.find(name);
-  return it == tensors_.end() ? nullptr : &it->second.info;
-}
-
-absl::Status SafetensorsFile::Read(absl::string_view name, absl::Span<std::byte> out) const {
-  const absl::Span<const std::byte> bytes = Bytes(name);
-  CARAVAN_CHECK(out.size() == bytes.size());
-  std::memcpy(out.data(), bytes.data(), bytes.size());
-  Release(name);
-  return absl::OkStatus();
-}
-
-void SafetensorsFile::Release(absl::string_view name) const {
-  file_->Release(Offset(name), static_cast<int64_t>(Bytes(name).size()));
-}
-
-absl::Span<const std::byte> SafetensorsFile::Bytes(absl::string_view name) const {
-  const auto it = tensors_.find(name);
-  CARAVAN_CHECK(it != tensors_.end());
-  return file_->bytes().subspan(static_cast<size_t>(it->second.offset),
-                                static_cast<size_t>(it->second.info.num_bytes()));
-}
-
-int64_t SafetensorsFile::Offset(absl::string_view name) const {
-  const auto it = tensors_.find(name);
-  CARAVAN_CHECK(it != tensors_.end());
-  return it->second.offset;
 }
 
 }  // namespace caravan

@@ -7,19 +7,16 @@
 
 #include <memory>
 #include <string>
-#include <vector>
+#include <utility>
 
-#include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
-#include "absl/strings/string_view.h"
-#include "absl/types/span.h"
 #include "base/file.h"
-#include "model/tensor_source.h"
+#include "model/mapped_tensors.h"
 
 namespace caravan {
 
 /// Immutable once open, so thread-safe.
-class SafetensorsFile : public TensorSource {
+class SafetensorsFile : public MappedTensors {
  public:
   /// Errors: NotFound - no such file; InvalidArgument - truncated; a header that is not JSON,
   /// larger
@@ -28,33 +25,8 @@ class SafetensorsFile : public TensorSource {
   ///         names the file and the tensor.
   static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
 
-  const std::string& path() const { return file_->path(); }
-
-  /// In ascending order.
-  std::vector<std::string> TensorNames() const;
-
-  const TensorInfo* Find(absl::string_view name) const override;
-  absl::Status Read(absl::string_view name, absl::Span<std::byte> out) const override;
-
-  /// The tensor's mapped bytes; not aligned. REQUIRES: Find(name) is not null.
-  absl::Span<const std::byte> Bytes(absl::string_view name) const;
-
-  /// Lets go of the pages that hold nothing but this tensor, until they are touched again.
-  /// REQUIRES: Find(name) is not null.
-  void Release(absl::string_view name) const;
-
-  /// Where the tensor's bytes begin in the file. REQUIRES: Find(name) is not null.
-  int64_t Offset(absl::string_view name) const;
-
  private:
-  struct Entry {
-    TensorInfo info;
-    int64_t offset = 0;  // from the file's start
-  };
-  explicit SafetensorsFile(std::unique_ptr<MappedFile> file) : file_(std::move(file)) {}
-
-  const std::unique_ptr<MappedFile> file_;
-  absl::flat_hash_map<std::string, Entry> tensors_;
+  explicit SafetensorsFile(std::unique_ptr<MappedFile> file) : MappedTensors(std::move(file)) {}
 };
 
 }  // namespace caravan

@@ -85,10 +85,6 @@ absl::Status Wrong(absl::string_view name, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat("tensor ", name, ": ", what));
 }
 
-std::string ShapeText(const std::vector<int64_t>& shape) {
-  return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
-}
-
 absl::StatusOr<const TensorInfo*> FindInShape(const TensorSource& source, absl::string_view name,
                                               const std::vector<int64_t>& shape) {
   const TensorInfo* const info = source.Find(name);
@@ -179,6 +175,10 @@ std::vector<TensorSpec> StageTensors(const ModelConfig& config, const StageSpec&
     all.pop_back();
   }
   return all;
+}
+
+std::string ShapeText(const std::vector<int64_t>& shape) {
+  return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
 }
 
 std::string ScaleName(absl::string_view weight_name) {

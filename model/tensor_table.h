@@ -48,6 +48,9 @@ std::vector<TensorSpec> MtpTensors(const ModelConfig& config);
 /// drafts needs the embedding too.
 std::vector<TensorSpec> StageTensors(const ModelConfig& config, const StageSpec& stage);
 
+/// As messages write it: "[2, 3]".
+std::string ShapeText(const std::vector<int64_t>& shape);
+
 /// The name of the scales that go with an FP8 matrix.
 std::string ScaleName(absl::string_view weight_name);
 

@@ -1,0 +1,44 @@
+#ifndef CARAVAN_MODEL_GGUF_FILE_H_
+#define CARAVAN_MODEL_GGUF_FILE_H_
+
+// One .gguf file, mapped. Format (ggml-org/ggml, docs/gguf.md), little-endian, versions 2 and 3:
+//   "GGUF" | u32 version | u64 tensors | u64 pairs | the pairs (gguf_metadata.h) | tensor infos
+//   info: string name | u32 dimensions | u64 each, fastest first | u32 type | u64 offset
+//   then zeros up to a multiple of general.alignment (32 where that is not given), where the data
+//   begin; offsets count from there and are multiples of it.
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/status/statusor.h"
+#include "base/file.h"
+#include "model/gguf_metadata.h"
+#include "model/mapped_tensors.h"
+
+namespace caravan {
+
+/// Tensors under GGUF's own names, in its own block formats, shapes slowest dimension first.
+/// Immutable once open, so thread-safe.
+class GgufFile : public MappedTensors {
+ public:
+  /// Errors: NotFound - no such file; InvalidArgument - not GGUF, of another version or byte order,
+  ///         truncated; metadata as GgufMetadata::Parse; a general.alignment that is no multiple of
+  ///         8 up to 65536; a tensor of a repeated name, or one that is empty, longer than 64 bytes
+  ///         or not UTF-8, of no or more than 4 dimensions, of a type that Caravan does not run,
+  ///         with rows that are no whole blocks, with an offset that is not aligned, or whose bytes
+  ///         overlap another's or run past the end. Each names the file and the key or tensor.
+  static absl::StatusOr<std::unique_ptr<GgufFile>> Open(const std::string& path);
+
+  const GgufMetadata& metadata() const { return metadata_; }
+
+ private:
+  GgufFile(std::unique_ptr<MappedFile> file, GgufMetadata metadata)
+      : MappedTensors(std::move(file)), metadata_(std::move(metadata)) {}
+
+  const GgufMetadata metadata_;  // borrows the mapped bytes
+};
+
+}  // namespace caravan
+
+#endif  // CARAVAN_MODEL_GGUF_FILE_H_

@@ -1,0 +1,31 @@
+#ifndef CARAVAN_MODEL_GGUF_TOKENIZER_H_
+#define CARAVAN_MODEL_GGUF_TOKENIZER_H_
+
+// The tokenizer inside a GGUF file (tokenizer.ggml.*), as the tokenizer.json that model/tokenizer.h
+// loads.
+
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "model/gguf_metadata.h"
+
+namespace caravan {
+
+/// A tokenizer.json's text: byte-level BPE of tokenizer.ggml.tokens and merges, with the
+/// pre-tokenizer that tokenizer.ggml.pre names (deepseek-v3: DeepSeek-V3, R1; deepseek-llm:
+/// DeepSeek-V2 and V2-Lite). It encodes as the tokenizer.json that the GGUF was made from.
+///
+/// token_type says which tokens are added ones: control tokens become special, those that the user
+/// defined do not, unused ones (padding of the vocabulary) are left out. GGUF's writers call
+/// everything of the form <｜...｜> a control token, so IsSpecial holds of more tokens than with
+/// the model's own tokenizer.json: of <｜User｜>, for one.
+///
+/// Errors: InvalidArgument - a kind of tokenizer that Caravan does not run, or a key that is
+///         missing or malformed: token_type not as long as tokens, a type that is none, a token
+///         that is empty or repeated. Each names the file and the key. (What Tokenizer::Load
+///         refuses of the text it names as tokenizer.json does.)
+absl::StatusOr<std::string> GgufTokenizerJson(const GgufMetadata& metadata);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_MODEL_GGUF_TOKENIZER_H_

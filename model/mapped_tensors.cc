@@ -1,0 +1,54 @@
+#include "model/mapped_tensors.h"
+
+#include <cstring>
+
+#include "base/check.h"
+#include "base/sorted_keys.h"
+
+namespace caravan {
+
+std::vector<std::string> MappedTensors::TensorNames() const { return SortedKeys(tensors_); }
+
+bool MappedTensors::Add(std::string name, TensorInfo info, int64_t offset) {
+  return tensors_.emplace(std::move(name), Entry{std::move(info), offset}).second;
+}
+
+const MappedTensors::Entry& MappedTensors::At(absl::string_view name) const {
+  const auto it = tensors_.find(name);
+  CARAVAN_CHECK(it != tensors_.end());
+  return it->second;
+}
+
+const TensorInfo* MappedTensors::Find(absl::string_view name) const {
+  const auto it = tensors_.find(name);
+  return it == tensors_.end() ? nullptr : &it->second.info;
+}
+
+absl::Status MappedTensors::Read(absl::string_view name, absl::Span<std::byte> out) const {
+  CARAVAN_CHECK(static_cast<int64_t>(out.size()) == At(name).info.num_bytes());
+  ReadPart(name, 0, out);
+  return absl::OkStatus();
+}
+
+void MappedTensors::ReadPart(absl::string_view name, int64_t offset,
+                             absl::Span<std::byte> out) const {
+  const absl::Span<const std::byte> bytes = Bytes(name);
+  CARAVAN_CHECK(offset >= 0 && static_cast<size_t>(offset) <= bytes.size());
+  CARAVAN_CHECK(out.size() <= bytes.size() - static_cast<size_t>(offset));
+  std::memcpy(out.data(), bytes.data() + offset, out.size());
+  file_->Release(Offset(name) + offset, static_cast<int64_t>(out.size()));
+}
+
+void MappedTensors::Release(absl::string_view name) const {
+  file_->Release(Offset(name), static_cast<int64_t>(Bytes(name).size()));
+}
+
+absl::Span<const std::byte> MappedTensors::Bytes(absl::string_view name) const {
+  const Entry& entry = At(name);
+  return file_->bytes().subspan(static_cast<size_t>(entry.offset),
+                                static_cast<size_t>(entry.info.num_bytes()));
+}
+
+int64_t MappedTensors::Offset(absl::string_view name) const { return At(name).offset; }
+
+}  // namespace caravan
