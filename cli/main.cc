@@ -24,7 +24,8 @@ int main(int argc, char** argv) {
   caravan::CommandBody body;
   caravan::AddCoordinatorCommand(app, body);
   caravan::AddWorkerCommand(app, body);
-  caravan::AddRunCommand(app, body);
+  caravan::AddPackCommand(app, body);
+  AddRunCommand(app, body);
   caravan::AddChatCommand(app, body);
   caravan::AddSubmitCommand(app, body);
   caravan::AddJobsCommand(app, body);

@@ -163,16 +163,14 @@ const TensorInfo* SafetensorsFile::Find(absl::string_view name) const {
   return it == tensors_.end() ? nullptr : &it->second.info;
 }
 
-absl::Status SafetensorsFile::Read(absl::string_view name, absl::Span<std::byte> out) const {
+absl::Status SafetensorsFile::ReadPart(absl::string_view name, int64_t offset,
+                                       absl::Span<std::byte> out) const {
   const absl::Span<const std::byte> bytes = Bytes(name);
-  CARAVAN_CHECK(out.size() == bytes.size());
-  std::memcpy(out.data(), bytes.data(), bytes.size());
-  Release(name);
+  CARAVAN_CHECK(offset >= 0 && static_cast<size_t>(offset) <= bytes.size() &&
+                out.size() <= bytes.size() - static_cast<size_t>(offset));
+  std::memcpy(out.data(), bytes.data() + offset, out.size());
+  file_->Release(Offset(name) + offset, static_cast<int64_t>(out.size()));
   return absl::OkStatus();
-}
-
-void SafetensorsFile::Release(absl::string_view name) const {
-  file_->Release(Offset(name), static_cast<int64_t>(Bytes(name).size()));
 }
 
 absl::Span<const std::byte> SafetensorsFile::Bytes(absl::string_view name) const {

@@ -34,14 +34,12 @@ class SafetensorsFile : public TensorSource {
   std::vector<std::string> TensorNames() const;
 
   const TensorInfo* Find(absl::string_view name) const override;
-  absl::Status Read(absl::string_view name, absl::Span<std::byte> out) const override;
+  /// Lets go of the pages that it reads.
+  absl::Status ReadPart(absl::string_view name, int64_t offset,
+                        absl::Span<std::byte> out) const override;
 
   /// The tensor's mapped bytes; not aligned. REQUIRES: Find(name) is not null.
   absl::Span<const std::byte> Bytes(absl::string_view name) const;
-
-  /// Lets go of the pages that hold nothing but this tensor, until they are touched again.
-  /// REQUIRES: Find(name) is not null.
-  void Release(absl::string_view name) const;
 
   /// Where the tensor's bytes begin in the file. REQUIRES: Find(name) is not null.
   int64_t Offset(absl::string_view name) const;
