@@ -25,7 +25,7 @@ int main(int argc, char** argv) {
   caravan::AddCoordinatorCommand(app, body);
   caravan::AddWorkerCommand(app, body);
   caravan::AddPackCommand(app, body);
-  AddRunCommand(app, body);
+  caravan::AddRunCommand(app, body);
   caravan::AddChatCommand(app, body);
   caravan::AddSubmitCommand(app, body);
   caravan::AddJobsCommand(app, body);
