@@ -4,9 +4,13 @@
 // gb_per_s counts the bytes of weights and cache that a call must read once; gflop_per_s counts two
 // operations for each multiply-add of the algorithm (decoding not counted).
 //
-//   kernels_bench --benchmark_filter='MatMul.*/threads:2'
+// Products of tiled matrices are timed in turns with reads of as many bytes of plain memory, so
+// that what else the machine does falls on both: share_of_read is the median ratio of their times.
+//
+//   kernels_bench --benchmark_filter='Tiled.*/threads:2'
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -15,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "base/check.h"
 #include "base/thread_pool.h"
 #include "benchmark/benchmark.h"
@@ -45,8 +50,8 @@ const std::vector<std::byte>& WorkingSet() {
 /// Matrices over WorkingSet, one after another, so that none is in a cache when its turn comes.
 class MatrixRing {
  public:
-  MatrixRing(DType dtype, int64_t rows, int64_t cols)
-      : matrix_{.dtype = dtype, .rows = rows, .cols = cols} {
+  MatrixRing(DType dtype, int64_t rows, int64_t cols, MatrixLayout layout = MatrixLayout::kRowMajor)
+      : matrix_{.dtype = dtype, .rows = rows, .cols = cols, .layout = layout} {
     WorkingSet();  // filled now, not while the first benchmark is timed
     scales_.assign(Fp8Blocks(rows) * Fp8Blocks(cols), 0.01f);
     if (dtype == DType::kF8E4M3) matrix_.scale_inv = scales_.data();
@@ -89,18 +94,21 @@ void Report(benchmark::State& state, double bytes, double multiply_adds) {
   }
 }
 
+/// Reads `count` bytes of the working set from `first` on.
+void ReadBytes(ThreadPool& pool, int64_t first, int64_t count) {
+  const auto* words = reinterpret_cast<const uint64_t*>(WorkingSet().data() + first);
+  pool.ParallelFor(count / 64, 1 << 12, [&](int64_t begin, int64_t end) {
+    uint64_t sums[8] = {};
+    for (int64_t i = 8 * begin; i < 8 * end; i += 8) {
+      for (int64_t lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
+    }
+    for (uint64_t& sum : sums) benchmark::DoNotOptimize(sum);
+  });
+}
+
 void ReadMemory(benchmark::State& state) {
   ThreadPool pool(static_cast<int>(state.range(0)));
-  const auto* words = reinterpret_cast<const uint64_t*>(WorkingSet().data());
-  for (auto _ : state) {
-    pool.ParallelFor(kWorkingSetBytes / 8, 1 << 17, [&](int64_t begin, int64_t end) {
-      uint64_t sums[8] = {};
-      for (int64_t i = begin; i < end; i += 8) {
-        for (int64_t lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
-      }
-      for (uint64_t& sum : sums) benchmark::DoNotOptimize(sum);
-    });
-  }
+  for (auto _ : state) ReadBytes(pool, 0, kWorkingSetBytes);
   Report(state, static_cast<double>(kWorkingSetBytes), 0);
 }
 BENCHMARK(ReadMemory)->ArgNames({"threads"})->Arg(1)->Arg(2)->UseRealTime();
@@ -206,7 +214,97 @@ BENCHMARK(RoutedExperts)
     ->ArgsProduct({{1, 64}, {1, 2}})
     ->UseRealTime();
 
+// --- tiled weights -------------------------------------------------------------------------------
+
+double SecondsOf(absl::FunctionRef<void()> body) {
+  const auto start = std::chrono::steady_clock::now();
+  body();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// Times `body`, which touches `bytes` of weights, in turns with reads of as many.
+void TimeBesideReads(benchmark::State& state, int64_t num_threads, int64_t bytes,
+                     double multiply_adds, absl::FunctionRef<void()> body) {
+  ThreadPool pool(static_cast<int>(num_threads));
+  std::vector<double> shares;
+  int64_t read_at = kWorkingSetBytes / 2;
+  body();  // threads started, scratch grown
+  for (auto _ : state) {
+    const double seconds = SecondsOf(body);
+    state.SetIterationTime(seconds);
+    if (read_at + bytes > kWorkingSetBytes) read_at = 0;
+    shares.push_back(SecondsOf([&] { ReadBytes(pool, read_at, bytes); }) / seconds);
+    read_at += bytes / 64 * 64;
+  }
+  Report(state, static_cast<double>(bytes), multiply_adds);
+  std::nth_element(shares.begin(), shares.begin() + std::ssize(shares) / 2, shares.end());
+  state.counters["share_of_read"] = shares[shares.size() / 2];
+}
+
+/// [2048, 7168]: one expert's gate or up of R1.
+void TiledMatMul(benchmark::State& state, DType dtype) {
+  const int64_t num_rows = state.range(0);
+  const std::unique_ptr<Backend> backend = BackendOf(state.range(1));
+  MatrixRing ring(dtype, 2048, 7168, MatrixLayout::kTiled16);
+  const std::vector<float> x = Activations(num_rows * 7168);
+  std::vector<float> out(num_rows * 2048);
+  TimeBesideReads(state, state.range(1), ring.bytes(),
+                  2048.0 * 7168 * static_cast<double>(num_rows),
+                  [&] { backend->MatMul(ring.Next(), x.data(), num_rows, out.data()); });
+}
+
+/// `chosen` experts that all rows take, of one layer of a model.
+void TiledExperts(benchmark::State& state, DType dtype, int64_t hidden, int64_t inter,
+                  int64_t chosen) {
+  const int64_t num_rows = state.range(0);
+  const std::unique_ptr<Backend> backend = BackendOf(state.range(1));
+  MatrixRing ring(dtype, inter, hidden, MatrixLayout::kTiled16);
+  const std::vector<float> x = Activations(num_rows * hidden);
+  const std::vector<float> weights(num_rows * chosen, 0.125f);
+  std::vector<float> out(num_rows * hidden);
+  std::vector<int32_t> ids;
+  for (int64_t i = 0; i < num_rows * chosen; ++i) ids.push_back(static_cast<int32_t>(i % chosen));
+  std::vector<FfnWeights> experts(chosen);
+  const auto multiply_adds = static_cast<double>(3 * num_rows * chosen * hidden * inter);
+  TimeBesideReads(state, state.range(1), 3 * chosen * ring.bytes(), multiply_adds, [&] {
+    for (FfnWeights& expert : experts) {
+      // An expert's three matrices follow each other, as in a packed file.
+      expert = {ring.Next(), ring.Next(), ring.Next()};
+      std::swap(expert.down.rows, expert.down.cols);
+    }
+    backend->RoutedExperts(experts, x.data(), num_rows, ids.data(), weights.data(), chosen,
+                           out.data());
+  });
+}
+
+void RegisterTiled() {
+  constexpr DType kTypes[] = {DType::kQ8_0, DType::kQ4_K, DType::kBF16,  DType::kQ6_K,
+                              DType::kQ4_0, DType::kQ5_K, DType::kQ3_K,  DType::kQ2_K,
+                              DType::kF16,  DType::kF32,  DType::kF8E4M3};
+  for (const DType dtype : kTypes) {
+    const std::string type(DTypeName(dtype));
+    const auto add = [](const std::string& name, auto... arguments) {
+      benchmark::RegisterBenchmark(name.c_str(), arguments...)
+          ->ArgNames({"rows", "threads"})
+          ->ArgsProduct({{1, 4, 16, 512}, {1, 2}})
+          ->UseManualTime();
+    };
+    add("TiledMatMul/" + type, TiledMatMul, dtype);
+    // One expert of R1, and what a token of R1 or of model S (8 layers, hidden 2048) chooses.
+    add("TiledExperts/R1x1/" + type, TiledExperts, dtype, 7168, 2048, 1);
+    add("TiledExperts/R1x8/" + type, TiledExperts, dtype, 7168, 2048, 8);
+    add("TiledExperts/Sx6/" + type, TiledExperts, dtype, 2048, 1280, 6);
+  }
+}
+
 }  // namespace
 }  // namespace caravan
 
-BENCHMARK_MAIN();
+int main(int argc, char** argv) {
+  caravan::RegisterTiled();
+  benchmark::Initialize(&argc, argv);
+  if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}

@@ -16,7 +16,13 @@ inline constexpr int64_t kFp8BlockSize = 128;
 /// Blocks that cover `n` rows or columns; the last may be partial.
 inline constexpr int64_t Fp8Blocks(int64_t n) { return (n + kFp8BlockSize - 1) / kFp8BlockSize; }
 
-/// [rows, cols] row-major: rows = output features, cols = input features. Borrows its bytes.
+/// How the bytes of a matrix follow each other.
+enum class MatrixLayout : uint8_t {
+  kRowMajor,
+  kTiled16,  // tiles of 16 rows (kernels/tiled/tile_layout.h): what the CPU multiplies fastest
+};
+
+/// [rows, cols]: rows = output features, cols = input features. Borrows its bytes.
 struct Matrix {
   const std::byte* data = nullptr;  // aligned to 64 bytes
   DType dtype = DType::kF32;        // not kI32; the block formats: cols in whole blocks
@@ -25,6 +31,7 @@ struct Matrix {
   // kF8E4M3 only: f32 [Fp8Blocks(rows), Fp8Blocks(cols)]; the weight is its f8 value times its
   // block's scale. Null: all scales are 1.
   const float* scale_inv = nullptr;
+  MatrixLayout layout = MatrixLayout::kRowMajor;
 };
 
 }  // namespace caravan

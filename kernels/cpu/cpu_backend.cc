@@ -12,7 +12,9 @@
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/mla_attention.h"
 #include "kernels/cpu/router.h"
+#include "kernels/cpu/tile_product.h"
 #include "kernels/cpu/weight_tile.h"
+#include "kernels/tiled/tile_layout.h"
 
 namespace caravan {
 namespace {
@@ -21,8 +23,12 @@ constexpr int kMaxThreads = 1024;
 
 class CpuBackend : public Backend {
  public:
-  CpuBackend(const RowOps& ops, int num_threads)
-      : ops_(ops), lanes_(num_threads), attention_(ops, lanes_), ffn_(ops, lanes_) {}
+  CpuBackend(const RowOps& ops, const TileOps& tile_ops, int num_threads)
+      : ops_(ops),
+        tile_ops_(tile_ops),
+        lanes_(num_threads),
+        attention_(ops, lanes_),
+        ffn_({ops, tile_ops}, lanes_) {}
 
   std::string Name() const override {
     return absl::StrCat("cpu (", ops_.name, ", ", lanes_.num_threads(),
@@ -46,13 +52,22 @@ class CpuBackend : public Backend {
 
   void MatMul(const Matrix& w, const float* x, int64_t num_rows, float* out) override {
     if (num_rows == 0) return;
-    inputs_.resize(num_rows);
-    for (int64_t t = 0; t < num_rows; ++t) inputs_[t] = x + t * w.cols;
-    lanes_.ForEach(Tiles(w.rows), ProductWork(w.rows * w.cols, num_rows),
-                   [&](int64_t tile, LaneScratch& scratch) {
-                     const int64_t first = tile * kTileRows;
-                     MultiplyTile(ops_, w, first, std::min(kTileRows, w.rows - first), inputs_,
-                                  scratch, out + first, w.rows);
+    ActivationRows rows;
+    if (TakesBlocks(w)) {
+      x_blocks_.Quantize(tile_ops_, lanes_, x, num_rows, w.cols);
+      block_inputs_.resize(num_rows);
+      for (int64_t t = 0; t < num_rows; ++t) block_inputs_[t] = x_blocks_.Row(t);
+      rows.blocks = block_inputs_;
+    } else {
+      inputs_.resize(num_rows);
+      for (int64_t t = 0; t < num_rows; ++t) inputs_[t] = x + t * w.cols;
+      rows.floats = inputs_;
+    }
+    const int64_t item_tiles = TilesPerItem(w, 1, num_rows);
+    lanes_.ForEach((Tiles(w.rows) + item_tiles - 1) / item_tiles,
+                   ProductWork(w.rows * w.cols, num_rows), [&](int64_t item, LaneScratch& scratch) {
+                     MultiplyTiles({ops_, tile_ops_}, w, item * item_tiles, item_tiles, rows,
+                                   scratch, out + item * item_tiles * kTileRows, w.rows);
                    });
   }
 
@@ -141,11 +156,14 @@ class CpuBackend : public Backend {
   }
 
   const RowOps& ops_;
+  const TileOps& tile_ops_;
   Lanes lanes_;
   CpuMlaAttention attention_;
   CpuExpertFfn ffn_;
   Router router_;
   std::vector<const float*> inputs_;
+  ActivationBlocks x_blocks_;
+  std::vector<const ActivationBlock*> block_inputs_;
   std::vector<float> cosines_;
   std::vector<float> sines_;
 };
@@ -158,7 +176,8 @@ absl::StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuOptions& option
         absl::StrCat("number of threads: ", options.num_threads, " is not in [1, 1024]"));
   }
   CARAVAN_ASSIGN_OR_RETURN(const RowOps* ops, RowOpsFor(options.isa));
-  return std::make_unique<CpuBackend>(*ops, options.num_threads);
+  CARAVAN_ASSIGN_OR_RETURN(const TileOps* tile_ops, TileOpsFor(options.isa));
+  return std::make_unique<CpuBackend>(*ops, *tile_ops, options.num_threads);
 }
 
 }  // namespace caravan

@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "kernels/cpu/weight_tile.h"
+#include "kernels/tiled/tile_layout.h"
 
 namespace caravan {
 namespace {
@@ -34,9 +35,11 @@ void CpuExpertFfn::RunExperts(absl::Span<const FfnWeights> experts, const float*
     }
     shares_.resize(end - begin);
     for (int64_t i = begin; i < end; ++i) {
-      shares_[next_share_[expert_ids[i]]++] = {i / k, weights[i]};
+      shares_[next_share_[expert_ids[i]]++] = {i / k - first, weights[i]};
     }
-    RunGroups(x, out);
+    if (groups_.empty()) continue;
+    RunGroups(x + first * groups_[0].ffn->gate.cols, (end - begin) / k,
+              out + first * groups_[0].ffn->down.rows);
   }
 }
 
@@ -45,73 +48,119 @@ void CpuExpertFfn::RunDense(const FfnWeights& ffn, const float* x, int64_t num_r
   for (int64_t first = 0; first < num_rows; first += kFfnTileRows) {
     const int64_t count = std::min(kFfnTileRows, num_rows - first);
     shares_.clear();
-    for (int64_t i = 0; i < count; ++i) shares_.push_back({first + i, 1});
+    for (int64_t i = 0; i < count; ++i) shares_.push_back({i, 1});
     groups_.assign(1, {&ffn, 0, count});
-    RunGroups(x, out);
+    RunGroups(x + first * ffn.gate.cols, count, out + first * ffn.down.rows);
   }
 }
 
-void CpuExpertFfn::RunGroups(const float* x, float* out) {
-  if (groups_.empty()) return;
+void CpuExpertFfn::RunGroups(const float* x, int64_t num_rows, float* out) {
   const int64_t inter = groups_[0].ffn->gate.rows;
   const int64_t hidden = groups_[0].ffn->gate.cols;
   int64_t work = 0;  // of a third: each of the three matrices has inter * hidden weights
+  int64_t most_shares = 0;
   for (const Group& group : groups_) {
     CARAVAN_CHECK(group.ffn->gate.rows == inter && group.ffn->up.rows == inter &&
                   group.ffn->down.cols == inter);
     CARAVAN_CHECK(group.ffn->gate.cols == hidden && group.ffn->up.cols == hidden &&
                   group.ffn->down.rows == hidden);
     work += ProductWork(inter * hidden, group.end - group.begin);
+    most_shares = std::max(most_shares, group.end - group.begin);
   }
-  inner_ = inner_storage_.Get(static_cast<int64_t>(shares_.size()) * inter);
+  Prepare(x, num_rows);
 
   const int64_t num_groups = static_cast<int64_t>(groups_.size());
-  const int64_t inner_tiles = Tiles(inter);
-  lanes_.ForEach(num_groups * inner_tiles, 2 * work, [&](int64_t item, LaneScratch& scratch) {
-    RunInner(groups_[item / inner_tiles], item % inner_tiles, x, scratch);
+  // Even: a down may take the columns of an item as whole activation blocks.
+  const int64_t inner_tiles = (TilesPerItem(groups_[0].ffn->gate, 2, most_shares) + 1) / 2 * 2;
+  const int64_t inner_items = (Tiles(inter) + inner_tiles - 1) / inner_tiles;
+  lanes_.ForEach(num_groups * inner_items, 2 * work, [&](int64_t item, LaneScratch& scratch) {
+    RunInner(groups_[item / inner_items], item % inner_items * inner_tiles, inner_tiles, x,
+             scratch);
   });
   // A thread takes a few columns of the result through all experts, so their order is kept.
-  lanes_.ForEach(Tiles(hidden), work, [&](int64_t tile, LaneScratch& scratch) {
-    for (const Group& group : groups_) RunDown(group, tile, scratch, out);
+  const int64_t down_tiles = TilesPerItem(groups_[0].ffn->down, num_groups, most_shares);
+  const int64_t down_items = (Tiles(hidden) + down_tiles - 1) / down_tiles;
+  lanes_.ForEach(down_items, work, [&](int64_t item, LaneScratch& scratch) {
+    for (const Group& group : groups_) RunDown(group, item * down_tiles, down_tiles, scratch, out);
   });
 }
 
-void CpuExpertFfn::RunInner(const Group& group, int64_t tile, const float* x,
-                            LaneScratch& scratch) {
-  const Matrix& gate = group.ffn->gate;
-  const int64_t first = tile * kTileRows;
-  const int64_t count = std::min(kTileRows, gate.rows - first);
-  const int64_t num_shares = group.end - group.begin;
-  const float** inputs = scratch.pointers[1].Get(num_shares);
-  for (int64_t i = 0; i < num_shares; ++i) {
-    inputs[i] = x + shares_[group.begin + i].row * gate.cols;
+void CpuExpertFfn::Prepare(const float* x, int64_t num_rows) {
+  bool x_as_blocks = false;
+  bool inner_as_blocks = false;
+  bool inner_as_floats = false;
+  for (const Group& group : groups_) {
+    x_as_blocks |= TakesBlocks(group.ffn->gate) || TakesBlocks(group.ffn->up);
+    inner_as_blocks |= TakesBlocks(group.ffn->down);
+    inner_as_floats |= !TakesBlocks(group.ffn->down);
   }
-  const auto rows = absl::MakeConstSpan(inputs, num_shares);
-  float* gates = scratch.floats[0].Get(num_shares * kTileRows);
-  float* ups = scratch.floats[1].Get(num_shares * kTileRows);
-  MultiplyTile(ops_, gate, first, count, rows, scratch, gates, kTileRows);
-  MultiplyTile(ops_, group.ffn->up, first, count, rows, scratch, ups, kTileRows);
+  const Matrix& gate = groups_[0].ffn->gate;
+  const int64_t num_shares = static_cast<int64_t>(shares_.size());
+  if (x_as_blocks) x_blocks_.Quantize(ops_.tiles, lanes_, x, num_rows, gate.cols);
+  if (inner_as_blocks) inner_blocks_.Resize(num_shares, gate.rows);
+  if (inner_as_floats) inner_ = inner_storage_.Get(num_shares * gate.rows);
+}
+
+void CpuExpertFfn::RunInner(const Group& group, int64_t first_tile, int64_t num_tiles,
+                            const float* x, LaneScratch& scratch) {
+  const Matrix& gate = group.ffn->gate;
+  const Matrix& up = group.ffn->up;
+  const int64_t first = first_tile * kTileRows;
+  const int64_t width = num_tiles * kTileRows;
+  const int64_t count = std::min(width, gate.rows - first);
+  const int64_t num_shares = group.end - group.begin;
+  ActivationRows rows;
+  const float** floats = scratch.pointers[1].Get(num_shares);
   for (int64_t i = 0; i < num_shares; ++i) {
-    float* inner = inner_ + (group.begin + i) * gate.rows + first;
+    floats[i] = x + shares_[group.begin + i].row * gate.cols;
+  }
+  rows.floats = absl::MakeConstSpan(floats, num_shares);
+  if (TakesBlocks(gate) || TakesBlocks(up)) {
+    const ActivationBlock** blocks = scratch.blocks.Get(num_shares);
+    for (int64_t i = 0; i < num_shares; ++i) {
+      blocks[i] = x_blocks_.Row(shares_[group.begin + i].row);
+    }
+    rows.blocks = absl::MakeConstSpan(blocks, num_shares);
+  }
+  float* gates = scratch.floats[0].Get(num_shares * width);
+  float* ups = scratch.floats[1].Get(num_shares * width);
+  MultiplyTiles(ops_, gate, first_tile, num_tiles, rows, scratch, gates, width);
+  MultiplyTiles(ops_, up, first_tile, num_tiles, rows, scratch, ups, width);
+  const bool as_blocks = TakesBlocks(group.ffn->down);
+  for (int64_t i = 0; i < num_shares; ++i) {
+    const int64_t share = group.begin + i;
+    float* inner = as_blocks ? gates + i * width : inner_ + share * gate.rows + first;
     for (int64_t r = 0; r < count; ++r) {
-      inner[r] = Silu(gates[i * kTileRows + r]) * ups[i * kTileRows + r];
+      inner[r] = Silu(gates[i * width + r]) * ups[i * width + r];
+    }
+    if (as_blocks) {
+      ops_.tiles.quantize(inner, count, inner_blocks_.Row(share) + first / kActivationBlock);
     }
   }
 }
 
-void CpuExpertFfn::RunDown(const Group& group, int64_t tile, LaneScratch& scratch, float* out) {
+void CpuExpertFfn::RunDown(const Group& group, int64_t first_tile, int64_t num_tiles,
+                           LaneScratch& scratch, float* out) {
   const Matrix& down = group.ffn->down;
-  const int64_t first = tile * kTileRows;
-  const int64_t count = std::min(kTileRows, down.rows - first);
+  const int64_t first = first_tile * kTileRows;
+  const int64_t width = num_tiles * kTileRows;
+  const int64_t count = std::min(width, down.rows - first);
   const int64_t num_shares = group.end - group.begin;
-  const float** inputs = scratch.pointers[1].Get(num_shares);
-  for (int64_t i = 0; i < num_shares; ++i) inputs[i] = inner_ + (group.begin + i) * down.cols;
-  float* products = scratch.floats[0].Get(num_shares * kTileRows);
-  MultiplyTile(ops_, down, first, count, absl::MakeConstSpan(inputs, num_shares), scratch, products,
-               kTileRows);
+  ActivationRows rows;
+  if (TakesBlocks(down)) {
+    const ActivationBlock** blocks = scratch.blocks.Get(num_shares);
+    for (int64_t i = 0; i < num_shares; ++i) blocks[i] = inner_blocks_.Row(group.begin + i);
+    rows.blocks = absl::MakeConstSpan(blocks, num_shares);
+  } else {
+    const float** floats = scratch.pointers[1].Get(num_shares);
+    for (int64_t i = 0; i < num_shares; ++i) floats[i] = inner_ + (group.begin + i) * down.cols;
+    rows.floats = absl::MakeConstSpan(floats, num_shares);
+  }
+  float* products = scratch.floats[0].Get(num_shares * width);
+  MultiplyTiles(ops_, down, first_tile, num_tiles, rows, scratch, products, width);
   for (int64_t i = 0; i < num_shares; ++i) {
     const Share& share = shares_[group.begin + i];
-    ops_.axpy(share.weight, products + i * kTileRows, count, out + share.row * down.rows + first);
+    ops_.rows.axpy(share.weight, products + i * width, count, out + share.row * down.rows + first);
   }
 }
 

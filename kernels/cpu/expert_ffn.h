@@ -3,7 +3,9 @@
 
 // Gated feed-forward networks on the CPU: routed experts, and a plain one as the single expert of
 // weight 1. Rows are grouped by expert, so each chosen expert's weights are read and decoded once
-// for up to kFfnTileRows rows; the others are not touched.
+// for up to kFfnTileRows rows; the others are not touched. All experts of a call take two parallel
+// regions: an item of the first has some tiles of one expert's gate and the same of its up, an item
+// of the second some tiles of all experts' downs.
 
 #include <cstdint>
 #include <vector>
@@ -11,7 +13,7 @@
 #include "absl/types/span.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/lanes.h"
-#include "kernels/cpu/row_ops.h"
+#include "kernels/cpu/tile_product.h"
 
 namespace caravan {
 
@@ -21,7 +23,7 @@ inline constexpr int64_t kFfnTileRows = 512;
 class CpuExpertFfn {
  public:
   /// Both outlive the object.
-  CpuExpertFfn(const RowOps& ops, Lanes& lanes) : ops_(ops), lanes_(lanes) {}
+  CpuExpertFfn(const CpuOps& ops, Lanes& lanes) : ops_(ops), lanes_(lanes) {}
 
   /// As Backend::RoutedExperts.
   void RunExperts(absl::Span<const FfnWeights> experts, const float* x, int64_t num_rows,
@@ -42,18 +44,27 @@ class CpuExpertFfn {
     int64_t end;
   };
 
-  /// out[row] += weight * FFN(x[row]) for all shares, group after group.
-  void RunGroups(const float* x, float* out);
-  void RunInner(const Group& group, int64_t tile, const float* x, LaneScratch& scratch);
-  void RunDown(const Group& group, int64_t tile, LaneScratch& scratch, float* out);
+  /// out[row] += weight * FFN(x[row]) for all shares, group after group. x, out: from row 0 of the
+  /// shares on, num_rows of them.
+  void RunGroups(const float* x, int64_t num_rows, float* out);
+  /// Makes room for what lies between the regions, and quantizes x where a group takes blocks.
+  void Prepare(const float* x, int64_t num_rows);
+  void RunInner(const Group& group, int64_t first_tile, int64_t num_tiles, const float* x,
+                LaneScratch& scratch);
+  void RunDown(const Group& group, int64_t first_tile, int64_t num_tiles, LaneScratch& scratch,
+               float* out);
 
-  const RowOps& ops_;
+  const CpuOps ops_;
   Lanes& lanes_;
   std::vector<Share> shares_;
   std::vector<Group> groups_;  // in ascending order of expert
   std::vector<int64_t> next_share_;
+  // x [rows, hidden] as blocks, if a gate or up takes those.
+  ActivationBlocks x_blocks_;
+  // silu(gate(x)) * up(x), [shares, inter], in the forms that the downs take.
   ScratchBuffer<float> inner_storage_;
-  float* inner_ = nullptr;  // [shares, inter]: silu(gate(x)) * up(x)
+  float* inner_ = nullptr;
+  ActivationBlocks inner_blocks_;
 };
 
 }  // namespace caravan

@@ -10,6 +10,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "base/thread_pool.h"
+#include "kernels/cpu/activation_block.h"
 
 namespace caravan {
 
@@ -31,10 +32,14 @@ class ScratchBuffer {
 
 /// What one thread works in. The names are the users' to give: see each kernel.
 struct LaneScratch {
-  ScratchBuffer<float> weights;                // decoded weights
-  ScratchBuffer<float> floats[4];              // a kernel's own
-  ScratchBuffer<const float*> pointers[2];     // rows that go into RowOps
-  ScratchBuffer<const float*> weight_columns;  // MultiplyTile's own
+  ScratchBuffer<float> weights;                  // decoded weights
+  ScratchBuffer<float> floats[4];                // a kernel's own
+  ScratchBuffer<const float*> pointers[2];       // rows that go into RowOps
+  ScratchBuffer<const ActivationBlock*> blocks;  // rows that go into MultiplyTiles
+  ScratchBuffer<const float*> weight_columns;    // MultiplyTile's own
+  // MultiplyTiles's own.
+  ScratchBuffer<float> tile_sums;
+  ScratchBuffer<const ActivationBlock*> block_pointers;
 };
 
 class Lanes {

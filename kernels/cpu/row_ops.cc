@@ -14,18 +14,43 @@ bool CpuHasAvx2() {
 #endif
 }
 
+bool CpuHasAvx512() {
+#if defined(__x86_64__)
+  return CpuHasAvx2() && __builtin_cpu_supports("avx512f") != 0 &&
+         __builtin_cpu_supports("avx512bw") != 0 && __builtin_cpu_supports("avx512dq") != 0 &&
+         __builtin_cpu_supports("avx512vl") != 0 && __builtin_cpu_supports("avx512vnni") != 0;
+#else
+  return false;
+#endif
+}
+
+/// Null where the build has no AVX2.
+const RowOps* Avx512RowOps() {
+  static const RowOps ops = [] {
+    RowOps renamed = Avx2RowOps() != nullptr ? *Avx2RowOps() : PortableRowOps();
+    renamed.isa = CpuIsa::kAvx512;
+    renamed.name = "avx512";
+    return renamed;
+  }();
+  return Avx2RowOps() != nullptr ? &ops : nullptr;
+}
+
 }  // namespace
 
 absl::StatusOr<const RowOps*> RowOpsFor(CpuIsa isa) {
   const RowOps* avx2 = CpuHasAvx2() ? Avx2RowOps() : nullptr;
+  const RowOps* avx512 = CpuHasAvx512() ? Avx512RowOps() : nullptr;
   switch (isa) {
     case CpuIsa::kAuto:
-      return avx2 != nullptr ? avx2 : &PortableRowOps();
+      return avx512 != nullptr ? avx512 : avx2 != nullptr ? avx2 : &PortableRowOps();
     case CpuIsa::kPortable:
       return &PortableRowOps();
     case CpuIsa::kAvx2:
       if (avx2 != nullptr) return avx2;
       return absl::FailedPreconditionError("this CPU lacks AVX2, FMA or F16C");
+    case CpuIsa::kAvx512:
+      if (avx512 != nullptr) return avx512;
+      return absl::FailedPreconditionError("this CPU lacks AVX-512 (F, BW, DQ, VL) or its VNNI");
   }
   return absl::InvalidArgumentError("unknown instruction set");
 }

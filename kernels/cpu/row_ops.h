@@ -20,6 +20,7 @@ enum class CpuIsa {
   kAuto,      // the best that this CPU has
   kPortable,  // plain C++
   kAvx2,      // AVX2, FMA and F16C: x86 since 2013
+  kAvx512,    // and AVX-512 F, BW, DQ, VL and VNNI: Intel's since 2019, AMD's since 2022
 };
 
 struct RowOps {
@@ -59,7 +60,8 @@ struct RowOps {
 /// Errors: FailedPrecondition - this CPU, or this build, lacks it.
 absl::StatusOr<const RowOps*> RowOpsFor(CpuIsa isa);
 
-/// One table for each instruction set. The AVX2 one is null where the build has none.
+/// One table for each instruction set; AVX-512 takes that of AVX2 under its own name, so the two
+/// give the same bits. Null where the build has none.
 const RowOps& PortableRowOps();
 const RowOps* Avx2RowOps();
 

@@ -2,10 +2,38 @@
 
 #include <algorithm>
 
-#include "base/check.h"
+#include "kernels/quant/dequantize.h"
+#include "kernels/tiled/tile_layout.h"
 
 namespace caravan {
 namespace {
+
+constexpr int64_t kLargestBlock = 256;  // values of the largest block format
+
+const std::byte* RowMajorBytes(const Matrix& w, int64_t row, int64_t first_col) {
+  return w.data + row * DTypeBytes(w.dtype, w.cols) + DTypeBytes(w.dtype, first_col);
+}
+
+/// Asks for w[row, first_col, first_col + kTileColumns), or as much of it as there is. A tile reads
+/// each row in pieces too short for the CPU's own prefetching to start.
+void Prefetch(const Matrix& w, int64_t row, int64_t first_col) {
+  constexpr int64_t kCacheLine = 64;
+  const int64_t bytes = DTypeBytes(w.dtype, std::min(kTileColumns, w.cols - first_col));
+  const std::byte* src = RowMajorBytes(w, row, first_col);
+  for (int64_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(src + i);
+}
+
+/// DecodeRow for values under one scale. src: row-major, as many as n.
+void DecodeValues(const RowOps& ops, DType dtype, const std::byte* src, int64_t n, float scale,
+                  float* dst) {
+  if (const RowOps::Decode decode = DecoderOf(ops, dtype)) {
+    decode(src, n, scale, dst);
+  } else {
+    DequantizeRow(dtype, src, n, dst);
+  }
+}
+
+}  // namespace
 
 RowOps::Decode DecoderOf(const RowOps& ops, DType dtype) {
   switch (dtype) {
@@ -18,41 +46,33 @@ RowOps::Decode DecoderOf(const RowOps& ops, DType dtype) {
     case DType::kF8E4M3:
       return ops.decode_f8e4m3;
     default:
-      break;
+      return nullptr;
   }
-  CARAVAN_CHECK(false && "not a weight's dtype");
-  return nullptr;
 }
-
-int64_t WeightBytes(DType dtype) {
-  return dtype == DType::kF32 ? 4 : dtype == DType::kF8E4M3 ? 1 : 2;
-}
-
-/// Asks for w[row, first_col, first_col + kTileColumns), or as much of it as there is. A tile reads
-/// each row in pieces too short for the CPU's own prefetching to start.
-void Prefetch(const Matrix& w, int64_t row, int64_t first_col) {
-  constexpr int64_t kCacheLine = 64;
-  const int64_t n = std::min(kTileColumns, w.cols - first_col);
-  const std::byte* src = w.data + (row * w.cols + first_col) * WeightBytes(w.dtype);
-  for (int64_t i = 0; i < n * WeightBytes(w.dtype); i += kCacheLine) __builtin_prefetch(src + i);
-}
-
-}  // namespace
 
 void DecodeRow(const RowOps& ops, const Matrix& w, int64_t row, int64_t first_col, int64_t n,
                float* dst) {
-  const RowOps::Decode decode = DecoderOf(ops, w.dtype);
-  const std::byte* src = w.data + (row * w.cols + first_col) * WeightBytes(w.dtype);
-  if (w.dtype != DType::kF8E4M3 || w.scale_inv == nullptr) {
-    decode(src, n, 1, dst);
+  const bool is_tiled = w.layout == MatrixLayout::kTiled16;
+  if (!is_tiled && w.scale_inv == nullptr) {
+    DecodeValues(ops, w.dtype, RowMajorBytes(w, row, first_col), n, 1, dst);
     return;
   }
-  const float* scales = w.scale_inv + row / kFp8BlockSize * Fp8Blocks(w.cols);
+  // In pieces of at most a scale's block, which also are what a tiled row is gathered in.
+  const int64_t step = w.scale_inv != nullptr ? kFp8BlockSize : kLargestBlock;
+  const float* scales =
+      w.scale_inv == nullptr ? nullptr : w.scale_inv + row / kFp8BlockSize * Fp8Blocks(w.cols);
   const int64_t end_col = first_col + n;
+  std::byte gathered[kLargestBlock * sizeof(float)];
   for (int64_t col = first_col; col < end_col;) {
-    const int64_t block = col / kFp8BlockSize;
-    const int64_t count = std::min((block + 1) * kFp8BlockSize, end_col) - col;
-    decode(src + (col - first_col), count, scales[block], dst + (col - first_col));
+    const int64_t count = std::min(col / step * step + step, end_col) - col;
+    const std::byte* src = gathered;
+    if (is_tiled) {
+      UntileRow(w, row, col, count, gathered);
+    } else {
+      src = RowMajorBytes(w, row, col);
+    }
+    const float scale = scales == nullptr ? 1 : scales[col / kFp8BlockSize];
+    DecodeValues(ops, w.dtype, src, count, scale, dst + (col - first_col));
     col += count;
   }
 }
@@ -71,7 +91,9 @@ void MultiplyTile(const RowOps& ops, const Matrix& w, int64_t first_row, int64_t
   for (int64_t col = 0; col < w.cols; col += kTileColumns) {
     const int64_t n = std::min(kTileColumns, w.cols - col);
     for (int64_t r = 0; r < num_rows; ++r) {
-      Prefetch(w, first_row + r, col + kTileColumns);
+      if (w.layout == MatrixLayout::kRowMajor && col + kTileColumns < w.cols) {
+        Prefetch(w, first_row + r, col + kTileColumns);
+      }
       DecodeRow(ops, w, first_row + r, col, n, decoded + r * kTileColumns);
     }
     ops.dots(columns, num_rows, inputs, num_x, n, out, out_stride);

@@ -1,9 +1,9 @@
 #ifndef CARAVAN_KERNELS_CPU_WEIGHT_TILE_H_
 #define CARAVAN_KERNELS_CPU_WEIGHT_TILE_H_
 
-// Products with a few rows of a weight matrix: the unit of work of every matrix product. Each
-// weight is decoded once into a buffer that fits the first-level cache, whatever the number of
-// activation rows.
+// Rows of a weight matrix as floats, and products with a few of them, for any dtype, layout and
+// first row. Each weight is decoded once into a buffer that fits the first-level cache, whatever
+// the number of activation rows. Whole tiles of tiled matrices have a faster way (tile_product.h).
 
 #include <cstdint>
 
@@ -11,23 +11,24 @@
 #include "kernels/cpu/lanes.h"
 #include "kernels/cpu/row_ops.h"
 #include "kernels/matrix.h"
+#include "kernels/tiled/tile_layout.h"
 
 namespace caravan {
 
-/// Rows of a tile. With kTileColumns floats each, 32 KiB decoded.
-inline constexpr int64_t kTileRows = 16;
-
-/// Columns that are summed before they are added to the result. Part of the order of sums.
+/// Columns that are summed before they are added to the result. Part of the order of sums. With
+/// kTileRows rows of floats, 32 KiB.
 inline constexpr int64_t kTileColumns = 512;
-
-inline constexpr int64_t Tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
 /// Multiply-adds of a product with `num_weights` weights, the decoding counted as two more rows.
 inline constexpr int64_t ProductWork(int64_t num_weights, int64_t num_rows) {
   return num_weights * (num_rows + 2);
 }
 
-/// dst[i] = w[row, first_col + i] for i < n, scales applied.
+/// The function that decodes single values of `dtype`; null for block formats.
+RowOps::Decode DecoderOf(const RowOps& ops, DType dtype);
+
+/// dst[i] = w[row, first_col + i] for i < n, scales applied. Any layout.
+/// REQUIRES: first_col and n are multiples of BlockOf(w.dtype).values.
 void DecodeRow(const RowOps& ops, const Matrix& w, int64_t row, int64_t first_col, int64_t n,
                float* dst);
 

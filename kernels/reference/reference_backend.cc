@@ -6,6 +6,7 @@
 #include "base/check.h"
 #include "kernels/quant/dequantize.h"
 #include "kernels/reference/reference_router.h"
+#include "kernels/tiled/tile_layout.h"
 
 namespace caravan {
 namespace {
@@ -15,7 +16,15 @@ using Vector = std::vector<double>;
 /// w[row], exactly.
 Vector RowOf(const Matrix& w, int64_t row) {
   Vector values(w.cols);
-  DequantizeRow(w.dtype, w.data + row * DTypeBytes(w.dtype, w.cols), w.cols, values.data());
+  const int64_t row_bytes = DTypeBytes(w.dtype, w.cols);
+  const std::byte* bytes = w.data + row * row_bytes;
+  std::vector<std::byte> untiled;
+  if (w.layout == MatrixLayout::kTiled16) {
+    untiled.resize(row_bytes);
+    UntileRow(w, row, 0, w.cols, untiled.data());
+    bytes = untiled.data();
+  }
+  DequantizeRow(w.dtype, bytes, w.cols, values.data());
   if (w.dtype != DType::kF8E4M3 || w.scale_inv == nullptr) return values;
   const float* scales = w.scale_inv + row / kFp8BlockSize * Fp8Blocks(w.cols);
   for (int64_t c = 0; c < w.cols; ++c) values[c] *= scales[c / kFp8BlockSize];

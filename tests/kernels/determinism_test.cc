@@ -50,6 +50,75 @@ TEST(DeterminismTest, MatMul) {
   }
 }
 
+TEST(DeterminismTest, MatMulOfTiles) {
+  const auto expect_independent = [](const TestMatrix& w, int64_t num_rows, Rng& rng) {
+    std::vector<std::byte> tiles;
+    const Matrix tiled = w.Tiled(tiles);
+    const std::vector<float> x = RandomFloats(rng, num_rows * tiled.cols);
+    ExpectRowsIndependent(num_rows, tiled.rows,
+                          [&](Backend& backend, int64_t row, int64_t count, float* out) {
+                            backend.MatMul(tiled, x.data() + row * tiled.cols, count, out);
+                          });
+  };
+  // Past the 16 rows up to which tiles are streamed one by one.
+  for (const DType dtype : kWeightTypes) {
+    Rng rng(1);
+    expect_independent(TestMatrix::Random(rng, dtype, 301, 1101), 21, rng);
+  }
+  for (const DType dtype : kBlockTypes) {
+    Rng rng(1);
+    expect_independent(TestMatrix::RandomBlocks(rng, dtype, 301, 1024), 21, rng);
+  }
+  // Past the rows that go through a tile together.
+  Rng rng(2);
+  expect_independent(TestMatrix::RandomBlocks(rng, DType::kQ8_0, 17, 96), 1100, rng);
+}
+
+TEST(DeterminismTest, RoutedExpertsOfTiles) {
+  for (const DType dtype : kBlockTypes) {
+    Rng rng(3);
+    const int64_t hidden = 256, inter = 512, num_experts = 7, k = 3, num_rows = 37;
+    std::vector<std::vector<std::byte>> tiles(3 * num_experts);
+    std::vector<FfnWeights> experts;
+    for (int64_t e = 0; e < num_experts; ++e) {
+      experts.push_back(
+          {TestMatrix::RandomBlocks(rng, dtype, inter, hidden).Tiled(tiles[3 * e]),
+           TestMatrix::RandomBlocks(rng, dtype, inter, hidden).Tiled(tiles[3 * e + 1]),
+           TestMatrix::RandomBlocks(rng, dtype, hidden, inter).Tiled(tiles[3 * e + 2])});
+    }
+    const std::vector<float> x = RandomFloats(rng, num_rows * hidden);
+    const std::vector<float> weights = RandomFloats(rng, num_rows * k);
+    std::vector<int32_t> ids;
+    for (int64_t t = 0; t < num_rows; ++t) {
+      const int32_t first = static_cast<int32_t>(RandomInt(rng, 0, 2));
+      ids.insert(ids.end(), {first, first + 1, first + 4});
+    }
+    ExpectRowsIndependent(
+        num_rows, hidden, [&](Backend& backend, int64_t row, int64_t count, float* out) {
+          std::fill_n(out, count * hidden, 0.0f);
+          backend.RoutedExperts(experts, x.data() + row * hidden, count, ids.data() + row * k,
+                                weights.data() + row * k, k, out);
+        });
+  }
+}
+
+TEST(DeterminismTest, ProductsOfBlockFormatsAreTheSameOnEveryInstructionSet) {
+  for (const DType dtype : kBlockTypes) {
+    Rng rng(4);
+    std::vector<std::byte> tiles;
+    const Matrix w = TestMatrix::RandomBlocks(rng, dtype, 35, 1024).Tiled(tiles);
+    const std::vector<float> x = RandomFloats(rng, 11 * w.cols);
+    std::vector<float> expected(11 * w.rows);
+    CpuBackendFor(CpuIsa::kPortable, 1)->MatMul(w, x.data(), 11, expected.data());
+    for (const NamedBackend& cpu : CpuBackends()) {
+      std::vector<float> out(expected.size());
+      cpu.backend->MatMul(w, x.data(), 11, out.data());
+      EXPECT_EQ(std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)), 0)
+          << cpu.name << " " << DTypeName(dtype);
+    }
+  }
+}
+
 TEST(DeterminismTest, RmsNorm) {
   Rng rng(2);
   const std::vector<float> x = RandomFloats(rng, 11 * 301), weight = RandomFloats(rng, 301);

@@ -19,13 +19,17 @@
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/quant/dequantize.h"
 #include "kernels/reference/reference_backend.h"
+#include "kernels/tiled/tile_layout.h"
 
 namespace caravan {
 
 using Rng = std::mt19937_64;
 
 inline constexpr DType kWeightTypes[] = {DType::kF32, DType::kF16, DType::kBF16, DType::kF8E4M3};
+inline constexpr DType kBlockTypes[] = {DType::kQ4_0, DType::kQ8_0, DType::kQ2_K, DType::kQ3_K,
+                                        DType::kQ4_K, DType::kQ5_K, DType::kQ6_K};
 
 /// Half an ulp of 1: the relative error of one float operation.
 inline constexpr double kUnit = 0x1p-24;
@@ -49,7 +53,9 @@ struct NamedBackend {
 
 inline std::vector<CpuIsa> TestedIsas() {
   std::vector<CpuIsa> isas = {CpuIsa::kPortable};
-  if (RowOpsFor(CpuIsa::kAvx2).ok()) isas.push_back(CpuIsa::kAvx2);
+  for (const CpuIsa isa : {CpuIsa::kAvx2, CpuIsa::kAvx512}) {
+    if (RowOpsFor(isa).ok()) isas.push_back(isa);
+  }
   return isas;
 }
 
@@ -139,6 +145,22 @@ class TestMatrix {
     return m;
   }
 
+  /// Random blocks of a block format, the binary16s among their fields from 2^-14 to 2^-3.
+  static TestMatrix RandomBlocks(Rng& rng, DType dtype, int64_t rows, int64_t cols) {
+    TestMatrix m(dtype, rows, cols);
+    for (std::byte& byte : m.bytes_) byte = static_cast<std::byte>(rng());
+    const int64_t block_bytes = BlockOf(dtype).bytes;
+    for (int64_t at = 0; at < static_cast<int64_t>(m.bytes_.size()); at += block_bytes) {
+      for (const TileField& field : TileFieldsOf(dtype)) {
+        if (field.unit != 2) continue;
+        const uint16_t half = static_cast<uint16_t>((rng() & 0x83ff) | RandomInt(rng, 1, 12) << 10);
+        std::memcpy(m.bytes_.data() + at + field.offset, &half, sizeof(half));
+      }
+    }
+    if (rows * cols > 0) DequantizeRow(dtype, m.bytes_.data(), rows * cols, m.values_.data());
+    return m;
+  }
+
   static TestMatrix FromFloats(int64_t rows, int64_t cols, const std::vector<float>& values) {
     TestMatrix m(DType::kF32, rows, cols);
     for (int64_t i = 0; i < rows * cols; ++i) m.SetCode(i, std::bit_cast<uint32_t>(values[i]));
@@ -172,6 +194,16 @@ class TestMatrix {
                   .rows = rows_,
                   .cols = cols_,
                   .scale_inv = scales_.empty() ? nullptr : scales_.data()};
+  }
+
+  /// The same matrix in tiles, in memory of its own that `tiles` keeps.
+  Matrix Tiled(std::vector<std::byte>& tiles) const {
+    tiles.resize(TiledBytes(dtype_, rows_, cols_));
+    TileMatrix(dtype_, rows_, cols_, bytes_.data(), tiles.data());
+    Matrix tiled = view();
+    tiled.data = tiles.data();
+    tiled.layout = MatrixLayout::kTiled16;
+    return tiled;
   }
 
   double At(int64_t row, int64_t col) const { return values_[row * cols_ + col]; }
