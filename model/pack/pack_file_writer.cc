@@ -24,8 +24,8 @@ absl::Status WriteError(int error, const std::string& path) {
 
 /// A rename is on the disk once its directory is.
 absl::Status SyncDirectoryOf(const std::string& path) {
-  std::string directory = std::filesystem::path(path).parent_path().string();
-  if (directory.empty()) directory = ".";
+  const std::filesystem::path parent = std::filesystem::path(path).parent_path();
+  const std::string directory = parent.empty() ? std::string(".") : parent.string();
   const int fd = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return WriteError(errno, directory);
   const int synced = ::fsync(fd);
