@@ -191,7 +191,7 @@ absl::Status BatchGrpcService::Wait(grpc::ServerContext& context, const std::str
     const uint64_t told = batch.version;
     while (batch.version == told && !HasEnded(batch.status)) {
       if (stopping_) return Leaving();
-      if (upload.context->IsCancelled()) return absl::CancelledError("the client went away");
+      if (context.IsCancelled()) return absl::CancelledError("the client went away");
       CARAVAN_ASSIGN_OR_RETURN(batch, book_->WaitForChange(id, told, kClientCheckInterval));
     }
   }

@@ -9,12 +9,13 @@
 #include "base/file.h"
 #include "base/subprocess.h"
 #include "gtest/gtest.h"
+#include "tests/support/sanitized.h"
 #include "tests/support/test_cluster.h"
 
 namespace caravan {
 namespace {
 
-constexpr absl::Duration kDeadline = absl::Minutes(5);
+constexpr absl::Duration kDeadline = absl::Minutes(kSanitized ? 25 : 5);
 
 /// Runs one of the client's checks on a cluster of its own; its last words are the failure's.
 void Check(const std::string& name, int num_workers,

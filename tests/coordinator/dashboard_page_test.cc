@@ -16,12 +16,13 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "tests/support/sanitized.h"
 #include "tests/support/temp_dir.h"
 
 namespace caravan {
 namespace {
 
-constexpr absl::Duration kDeadline = absl::Seconds(120);
+constexpr absl::Duration kDeadline = absl::Minutes(kSanitized ? 10 : 2);
 
 PipelineDriver::Options DriverOptions() {
   PipelineDriver::Options options;
