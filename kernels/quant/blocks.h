@@ -19,8 +19,9 @@
 //   Q3_K    3.4375        256, 16              -4 .. 3      -32 .. 31    -
 //   Q2_K    2.625         256, 16              0 .. 3       0 .. 15      0 .. 15
 //
-// Each block type has the same accessors. Setters write into bits that are still zero. Plain data:
-// copy a block in and out of a row with memcpy.
+// Each block type has the same accessors, and constants that bound its integers (minima have the
+// bounds of scales). Setters write into bits that are still zero. Plain data: copy a block in and
+// out of a row with memcpy.
 
 #include <cstdint>
 #include <cstring>
@@ -79,6 +80,8 @@ struct Q8_0Block {
   static constexpr DType kDType = DType::kQ8_0;
   static constexpr int kValues = 32, kSubValues = 32;
   static constexpr int kMinCode = -128, kMaxCode = 127;
+  static constexpr int kMinScale = 1, kMaxScale = 1;
+  static constexpr bool kHasMin = false;
 
   Half d;
   int8_t codes[32];
@@ -86,6 +89,7 @@ struct Q8_0Block {
   float D() const { return d.Get(); }
   float Dmin() const { return 0; }
   SubScale Sub(int) const { return {}; }
+  void SetSub(int, SubScale) {}
   int Code(int i) const { return codes[i]; }
   void SetCode(int i, int code) { codes[i] = static_cast<int8_t>(code); }
 };
@@ -95,6 +99,8 @@ struct Q4_0Block {
   static constexpr DType kDType = DType::kQ4_0;
   static constexpr int kValues = 32, kSubValues = 32;
   static constexpr int kMinCode = -8, kMaxCode = 7;
+  static constexpr int kMinScale = 1, kMaxScale = 1;
+  static constexpr bool kHasMin = false;
 
   Half d;
   uint8_t codes[16];
@@ -102,6 +108,7 @@ struct Q4_0Block {
   float D() const { return d.Get(); }
   float Dmin() const { return 0; }
   SubScale Sub(int) const { return {}; }
+  void SetSub(int, SubScale) {}
   int Code(int i) const { return BitsAt(codes[i % 16], i / 16 * 4, 4) - 8; }
   void SetCode(int i, int code) { OrBits(codes[i % 16], i / 16 * 4, code + 8); }
 };
@@ -113,6 +120,8 @@ struct Q6_KBlock {
   static constexpr DType kDType = DType::kQ6_K;
   static constexpr int kValues = 256, kSubValues = 16;
   static constexpr int kMinCode = -32, kMaxCode = 31;
+  static constexpr int kMinScale = -128, kMaxScale = 127;
+  static constexpr bool kHasMin = false;
 
   uint8_t low[128];
   uint8_t high[64];
@@ -139,7 +148,8 @@ struct Q4_KBlock {
   static constexpr DType kDType = DType::kQ4_K;
   static constexpr int kValues = 256, kSubValues = 32;
   static constexpr int kMinCode = 0, kMaxCode = 15;
-  static constexpr int kMaxScale = 63;
+  static constexpr int kMinScale = 0, kMaxScale = 63;
+  static constexpr bool kHasMin = true;
 
   Half d, dmin;
   SixBitScales scales;
@@ -158,7 +168,8 @@ struct Q5_KBlock {
   static constexpr DType kDType = DType::kQ5_K;
   static constexpr int kValues = 256, kSubValues = 32;
   static constexpr int kMinCode = 0, kMaxCode = 31;
-  static constexpr int kMaxScale = 63;
+  static constexpr int kMinScale = 0, kMaxScale = 63;
+  static constexpr bool kHasMin = true;
 
   Half d, dmin;
   SixBitScales scales;
@@ -188,6 +199,8 @@ struct Q3_KBlock {
   static constexpr DType kDType = DType::kQ3_K;
   static constexpr int kValues = 256, kSubValues = 16;
   static constexpr int kMinCode = -4, kMaxCode = 3;
+  static constexpr int kMinScale = -32, kMaxScale = 31;
+  static constexpr bool kHasMin = false;
 
   uint8_t high[32];
   uint8_t low[64];
@@ -222,7 +235,8 @@ struct Q2_KBlock {
   static constexpr DType kDType = DType::kQ2_K;
   static constexpr int kValues = 256, kSubValues = 16;
   static constexpr int kMinCode = 0, kMaxCode = 3;
-  static constexpr int kMaxScale = 15;
+  static constexpr int kMinScale = 0, kMaxScale = 15;
+  static constexpr bool kHasMin = true;
 
   uint8_t scales[16];
   uint8_t codes[64];
