@@ -37,17 +37,24 @@ struct PackFlags {
   int num_threads = 0;
 };
 
+/// The format that `flag` names. Errors: InvalidArgument - there is none; names the flag.
+absl::Status SetType(const char* flag, const std::string& name, std::optional<DType>& type) {
+  if (name.empty()) return absl::OkStatus();
+  const absl::StatusOr<std::optional<DType>> parsed = ParsePackType(name);
+  if (!parsed.ok()) return Annotate(parsed.status(), flag);
+  type = *parsed;
+  return absl::OkStatus();
+}
+
 absl::StatusOr<PackTypes> TypesOf(const PackFlags& flags) {
   PackTypes types;
   if (!flags.preset.empty()) {
-    CARAVAN_ASSIGN_OR_RETURN(types, Annotate(PackPreset(flags.preset), "--preset"));
+    const absl::StatusOr<PackTypes> preset = PackPreset(flags.preset);
+    if (!preset.ok()) return Annotate(preset.status(), "--preset");
+    types = *preset;
   }
-  if (!flags.experts.empty()) {
-    CARAVAN_ASSIGN_OR_RETURN(types.experts, Annotate(ParsePackType(flags.experts), "--experts"));
-  }
-  if (!flags.dense.empty()) {
-    CARAVAN_ASSIGN_OR_RETURN(types.dense, Annotate(ParsePackType(flags.dense), "--dense"));
-  }
+  CARAVAN_RETURN_IF_ERROR(SetType("--experts", flags.experts, types.experts));
+  CARAVAN_RETURN_IF_ERROR(SetType("--dense", flags.dense, types.dense));
   return types;
 }
 
