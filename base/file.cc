@@ -24,6 +24,7 @@ class FileDescriptor {
     if (fd_ >= 0) ::close(fd_);
   }
   int get() const { return fd_; }
+  int Release() { return std::exchange(fd_, -1); }
 
  private:
   int fd_;
@@ -81,6 +82,30 @@ bool FileExists(const std::string& path) { return ::access(path.c_str(), F_OK) =
 std::string JoinPath(absl::string_view directory, absl::string_view name) {
   if (directory.empty()) return std::string(name);
   return absl::StrCat(directory, directory.back() == '/' ? "" : "/", name);
+}
+
+absl::StatusOr<std::unique_ptr<ReadableFile>> ReadableFile::Open(const std::string& path) {
+  CARAVAN_ASSIGN_OR_RETURN(OpenFile file, OpenForReading(path));
+  return std::unique_ptr<ReadableFile>(new ReadableFile(path, file.fd.Release(), file.size));
+}
+
+ReadableFile::~ReadableFile() { ::close(fd_); }
+
+absl::Status ReadableFile::Read(int64_t offset, absl::Span<std::byte> out) const {
+  size_t done = 0;
+  while (done < out.size()) {
+    const ssize_t n =
+        ::pread(fd_, out.data() + done, out.size() - done, offset + static_cast<int64_t>(done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return absl::DataLossError(ErrnoStatus(errno, path_).message());
+    if (n == 0) {
+      return absl::DataLossError(absl::StrCat(path_, ": short read at ",
+                                              offset + static_cast<int64_t>(done), ", ",
+                                              out.size() - done, " bytes are missing"));
+    }
+    done += static_cast<size_t>(n);
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& path) {

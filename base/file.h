@@ -24,6 +24,32 @@ bool FileExists(const std::string& path);
 /// `directory`/`name`.
 std::string JoinPath(absl::string_view directory, absl::string_view name);
 
+/// A file open for reading at any place, without a mapping. Thread-safe.
+class ReadableFile {
+ public:
+  /// Errors: as ReadFile.
+  static absl::StatusOr<std::unique_ptr<ReadableFile>> Open(const std::string& path);
+  ~ReadableFile();
+  ReadableFile(const ReadableFile&) = delete;
+  ReadableFile& operator=(const ReadableFile&) = delete;
+
+  const std::string& path() const { return path_; }
+  /// Its size when it was opened.
+  int64_t bytes() const { return bytes_; }
+
+  /// Reads `out.size()` bytes from `offset` on.
+  /// Errors: DataLoss - the disk failed, or the file ends before; names the path.
+  absl::Status Read(int64_t offset, absl::Span<std::byte> out) const;
+
+ private:
+  ReadableFile(std::string path, int fd, int64_t bytes)
+      : path_(std::move(path)), fd_(fd), bytes_(bytes) {}
+
+  const std::string path_;
+  const int fd_;
+  const int64_t bytes_;
+};
+
 /// A file mapped for reading. Immutable, so thread-safe. The file must not be truncated meanwhile:
 /// touching what is gone raises SIGBUS.
 class MappedFile {

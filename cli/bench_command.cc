@@ -23,8 +23,8 @@
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cluster/grpc_status.h"
-#include "model/checkpoint.h"
 #include "model/layer_cost.h"
+#include "model/stored_model.h"
 
 namespace caravan {
 namespace {
@@ -88,10 +88,10 @@ absl::StatusOr<double> MeasureReadRate() {
 }
 
 absl::Status Bench(const BenchFlags& flags) {
-  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
-                           Checkpoint::Open(flags.model));
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model_files,
+                           OpenStoredModel(flags.model));
   CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost,
-                           ComputeModelCost(checkpoint->config(), *checkpoint));
+                           ComputeModelCost(model_files->config(), *model_files));
   CARAVAN_ASSIGN_OR_RETURN(const double read_rate, MeasureReadRate());
   // One worker beside so many, in turns, so that the machine's moods meet both.
   std::vector<int> sizes = {1};
@@ -118,7 +118,7 @@ absl::Status Bench(const BenchFlags& flags) {
     }
   }
 
-  const LayerCost whole = cost.Of({0, checkpoint->config().num_hidden_layers, true, true});
+  const LayerCost whole = cost.Of({0, model_files->config().num_hidden_layers, true, true});
   const double bound_us = 1e6 * static_cast<double>(whole.active_bytes_per_token) / read_rate;
   std::printf(
       "model %s, %s read a token; one thread reads %.1f GB/s, so at most %.0f tokens/s from "

@@ -15,7 +15,7 @@
 #include "cli/bench_load.h"
 #include "cli/commands.h"
 #include "cli/local_pipeline.h"
-#include "model/checkpoint.h"
+#include "model/stored_model.h"
 #include "model/text_model.h"
 
 namespace caravan {
@@ -95,17 +95,18 @@ void PrintTable(const BenchSpeculateFlags& flags, const std::vector<Cell>& witho
 }
 
 absl::Status BenchSpeculate(const BenchSpeculateFlags& flags) {
-  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
-                           Checkpoint::Open(flags.pipeline.model));
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model_files,
+                           OpenStoredModel(flags.pipeline.model));
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TextModel> text,
-                           TextModel::Load(flags.pipeline.model, checkpoint->config()));
+                           TextModel::Load(flags.pipeline.model, model_files->config()));
   std::vector<std::unique_ptr<LocalPipeline>> pipelines;
   for (const bool speculate : {false, true}) {
     LocalPipeline::Options options = flags.pipeline.Options();
     options.speculate = speculate;
     options.kv_tokens =
         int64_t{1024} * *std::max_element(flags.load.jobs.begin(), flags.load.jobs.end());
-    CARAVAN_ASSIGN_OR_RETURN(pipelines.emplace_back(), LocalPipeline::Create(*checkpoint, options));
+    CARAVAN_ASSIGN_OR_RETURN(pipelines.emplace_back(),
+                             LocalPipeline::Create(*model_files, options));
   }
   std::mt19937_64 generator(1);
   std::vector<std::vector<Cell>> cells(2, std::vector<Cell>(flags.load.jobs.size()));

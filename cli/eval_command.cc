@@ -112,15 +112,15 @@ void PrintScore(const std::string& name, const Score& score) {
 
 absl::Status Eval(const EvalFlags& flags) {
   CARAVAN_ASSIGN_OR_RETURN(const std::vector<Task> tasks, ReadTasks(flags.tasks));
-  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
-                           Checkpoint::Open(flags.pipeline.model));
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model_files,
+                           OpenStoredModel(flags.pipeline.model));
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TextModel> text,
-                           TextModel::Load(flags.pipeline.model, checkpoint->config()));
+                           TextModel::Load(flags.pipeline.model, model_files->config()));
   LocalPipeline::Options options = flags.pipeline.Options();
-  options.kv_tokens = flags.jobs * checkpoint->config().max_position_embeddings;
+  options.kv_tokens = flags.jobs * model_files->config().max_position_embeddings;
   options.speculate = flags.speculate;
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<LocalPipeline> pipeline,
-                           LocalPipeline::Create(*checkpoint, options));
+                           LocalPipeline::Create(*model_files, options));
   CARAVAN_ASSIGN_OR_RETURN(const auto scores, AskAll(tasks, *text, pipeline->driver(), flags));
   Score all;
   for (const auto& [name, score] : scores) {

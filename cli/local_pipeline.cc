@@ -23,16 +23,16 @@ constexpr uint64_t kPlanVersion = 1;
 constexpr size_t kChannelSteps = 4;
 
 /// Splits the model over equal workers, each large enough for everything.
-absl::StatusOr<PipelinePlan> PlanEvenly(const Checkpoint& checkpoint,
+absl::StatusOr<PipelinePlan> PlanEvenly(const StoredModel& model,
                                         const LocalPipeline::Options& options) {
   CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost,
-                           ComputeModelCost(checkpoint.config(), checkpoint, options.speculate));
+                           ComputeModelCost(model.config(), model, options.speculate));
   PlannerOptions planner;
   planner.version = kPlanVersion;
-  planner.context_tokens = WholeKvBlocks(checkpoint.config().max_position_embeddings);
+  planner.context_tokens = WholeKvBlocks(model.config().max_position_embeddings);
   planner.kv_tokens = std::max(planner.context_tokens, WholeKvBlocks(options.kv_tokens));
   const LayerCost whole =
-      cost.Of({0, checkpoint.config().num_hidden_layers, true, true, options.speculate});
+      cost.Of({0, model.config().num_hidden_layers, true, true, options.speculate});
   std::vector<PlannerWorker> workers;
   for (int i = 0; i < options.num_workers; ++i) {
     workers.push_back({WorkerId(i + 1), absl::StrCat("local worker ", i + 1),
@@ -43,9 +43,9 @@ absl::StatusOr<PipelinePlan> PlanEvenly(const Checkpoint& checkpoint,
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Checkpoint& checkpoint,
+absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const StoredModel& model,
                                                                      const Options& options) {
-  const ModelConfig& config = checkpoint.config();
+  const ModelConfig& config = model.config();
   if (options.num_workers < 1 || options.num_workers > config.num_hidden_layers) {
     return absl::InvalidArgumentError(absl::StrCat("--workers ", options.num_workers,
                                                    ": this model splits over 1 to ",
@@ -54,7 +54,7 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Check
   if (options.prefill_chunk < 1) {
     return absl::InvalidArgumentError("a prefill chunk must be at least 1 token");
   }
-  CARAVAN_ASSIGN_OR_RETURN(const PipelinePlan plan, PlanEvenly(checkpoint, options));
+  CARAVAN_ASSIGN_OR_RETURN(const PipelinePlan plan, PlanEvenly(model, options));
   int num_threads = options.num_threads;
   if (num_threads == 0) {
     CARAVAN_ASSIGN_OR_RETURN(const Machine machine, ProbeMachine());
@@ -89,10 +89,9 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Check
     stage_options.name = absl::StrCat("local worker ", i + 1);
     stage_options.kv_budget_bytes = plan.stages[i].kv_bytes;
     stage_options.max_step_tokens = options.prefill_chunk;
-    CARAVAN_ASSIGN_OR_RETURN(
-        std::unique_ptr<Stage> stage,
-        Stage::Create(config, plan.stages[i].stage, checkpoint, std::move(backend), stage_options,
-                      [](int64_t, int64_t) { return true; }));
+    CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Stage> stage,
+                             Stage::Create(config, plan.stages[i].stage, model, std::move(backend),
+                                           stage_options, [](int64_t, int64_t) { return true; }));
     attached.kv_blocks = std::min(attached.kv_blocks, stage->kv_cache().num_blocks());
     auto worker = std::make_unique<StepLoop>(
         kPlanVersion, std::move(stage), MakeInProcessChannel(std::move(next), kChannelSteps),

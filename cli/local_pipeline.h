@@ -14,7 +14,7 @@
 #include "absl/status/statusor.h"
 #include "coordinator/pipeline_driver.h"
 #include "kernels/cpu/row_ops.h"
-#include "model/checkpoint.h"
+#include "model/stored_model.h"
 #include "worker/step_loop.h"
 
 namespace caravan {
@@ -31,10 +31,10 @@ class LocalPipeline {
     CpuIsa isa = CpuIsa::kAuto;
   };
 
-  /// Loads the model from `checkpoint`.
+  /// Loads the model from `model`.
   /// Errors: InvalidArgument - num_workers is not in [1, the model's layers], prefill_chunk < 1, or
   ///         `speculate` and the model has no layer for it; as Stage::Create.
-  static absl::StatusOr<std::unique_ptr<LocalPipeline>> Create(const Checkpoint& checkpoint,
+  static absl::StatusOr<std::unique_ptr<LocalPipeline>> Create(const StoredModel& model,
                                                                const Options& options);
   ~LocalPipeline();
 

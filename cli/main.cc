@@ -24,6 +24,7 @@ int main(int argc, char** argv) {
   caravan::CommandBody body;
   caravan::AddCoordinatorCommand(app, body);
   caravan::AddWorkerCommand(app, body);
+  caravan::AddPackCommand(app, body);
   caravan::AddRunCommand(app, body);
   caravan::AddChatCommand(app, body);
   caravan::AddSubmitCommand(app, body);

@@ -107,16 +107,16 @@ absl::StatusOr<bool> Verify(const VerifyFlags& flags) {
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<SafetensorsFile> golden,
                            SafetensorsFile::Open(flags.golden));
   CARAVAN_ASSIGN_OR_RETURN(const std::vector<GoldenList> lists, FindLists(*golden));
-  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
-                           Checkpoint::Open(flags.pipeline.model));
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model_files,
+                           OpenStoredModel(flags.pipeline.model));
   LocalPipeline::Options options = flags.pipeline.Options();
   options.prefill_chunk = flags.chunk;
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<LocalPipeline> pipeline,
-                           LocalPipeline::Create(*checkpoint, options));
+                           LocalPipeline::Create(*model_files, options));
   bool all_within = true;
   for (const GoldenList& list : lists) {
     CARAVAN_ASSIGN_OR_RETURN(const double error,
-                             CompareList(*golden, list, checkpoint->config(), pipeline->driver()));
+                             CompareList(*golden, list, model_files->config(), pipeline->driver()));
     const bool within = error <= flags.tolerance;
     all_within = all_within && within;
     std::printf("%-12s %6lld tokens  relative error %.3e  %s\n", list.ids_name.c_str(),

@@ -26,7 +26,7 @@
 #include "coordinator/pipeline_driver.h"
 #include "coordinator/store/job_ids.h"
 #include "coordinator/store/job_store.h"
-#include "model/checkpoint.h"
+#include "model/stored_model.h"
 #include "model/text_model.h"
 
 namespace caravan {
@@ -61,11 +61,11 @@ absl::StatusOr<State> OpenState(const std::string& path, uint64_t model_fingerpr
 
 class Server final : public CoordinatorServer {
  public:
-  Server(const CoordinatorOptions& options, std::unique_ptr<Checkpoint> checkpoint,
+  Server(const CoordinatorOptions& options, std::unique_ptr<StoredModel> model_files,
          std::unique_ptr<TextModel> text, State state,
          ClusterController::Options controller_options)
       : options_(options),
-        checkpoint_(std::move(checkpoint)),
+        model_files_(std::move(model_files)),
         text_(std::move(text)),
         state_(std::move(state)),
         batches_(state_.store.get()),
@@ -80,7 +80,7 @@ class Server final : public CoordinatorServer {
         cluster_service_(&controller_, &loop_),
         job_service_(text_.get(), driver_.get(), &SteadyClock()),
         batch_service_(&batches_),
-        model_files_service_(checkpoint_.get()),
+        model_files_service_(model_files_.get()),
         pipeline_service_(controller_options.incarnation,
                           [this](v1::Step step) { return driver_->Receive(std::move(step)); }) {}
 
@@ -133,7 +133,7 @@ class Server final : public CoordinatorServer {
  private:
   PipelineDriver::Options DriverOptions(const ClusterController::Options& controller_options) {
     PipelineDriver::Options driver;
-    driver.vocab_size = checkpoint_->config().vocab_size;
+    driver.vocab_size = model_files_->config().vocab_size;
     driver.context_tokens = controller_options.context_tokens;
     driver.prefill_chunk = options_.prefill_chunk;
     driver.max_queued_jobs = options_.max_queued_jobs;
@@ -162,7 +162,7 @@ class Server final : public CoordinatorServer {
     model.name = options_.model_name;
     model.text = text_.get();
     model.context_tokens = context_tokens;
-    model.vocab_size = checkpoint_->config().vocab_size;
+    model.vocab_size = model_files_->config().vocab_size;
     model.created = absl::ToUnixSeconds(absl::Now());
     return model;
   }
@@ -205,7 +205,7 @@ class Server final : public CoordinatorServer {
   }
 
   const CoordinatorOptions options_;
-  const std::unique_ptr<Checkpoint> checkpoint_;
+  const std::unique_ptr<StoredModel> model_files_;
   const std::unique_ptr<TextModel> text_;
   State state_;  // its job ids belong to loop_
   BatchBook batches_;
@@ -230,10 +230,10 @@ class Server final : public CoordinatorServer {
 
 absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
     CoordinatorOptions options) {
-  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint,
-                           Checkpoint::Open(options.model_directory));
+  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<StoredModel> model_files,
+                           OpenStoredModel(options.model_directory));
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<TextModel> text,
-                           TextModel::Load(options.model_directory, checkpoint->config()));
+                           TextModel::Load(options.model_directory, model_files->config()));
 
   ClusterController::Options controller;
   // Workers may run elsewhere on this machine, so they get the whole path.
@@ -245,13 +245,13 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
     options.model_name =
         (directory.has_filename() ? directory : directory.parent_path()).filename().string();
   }
-  controller.model.set_fingerprint(checkpoint->fingerprint());
-  controller.model.set_config_json(checkpoint->config_json());
-  controller.config = checkpoint->config();
-  CARAVAN_ASSIGN_OR_RETURN(controller.cost,
-                           ComputeModelCost(checkpoint->config(), *checkpoint, options.speculate));
+  controller.model.set_fingerprint(model_files->fingerprint());
+  controller.model.set_config_json(model_files->config_json());
+  controller.config = model_files->config();
+  CARAVAN_ASSIGN_OR_RETURN(
+      controller.cost, ComputeModelCost(model_files->config(), *model_files, options.speculate));
   controller.min_workers = options.min_workers;
-  const int64_t model_context = checkpoint->config().max_position_embeddings;
+  const int64_t model_context = model_files->config().max_position_embeddings;
   if (options.context_tokens < 0 || options.context_tokens > model_context) {
     return absl::InvalidArgumentError(absl::StrCat("a context of ", options.context_tokens,
                                                    " tokens cannot be: the model allows 1 to ",
@@ -266,9 +266,9 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
   controller.heartbeat_interval = std::min(absl::Seconds(1), options.heartbeat_timeout / 4);
   controller.incarnation = NewIncarnation();
 
-  absl::StatusOr<State> state = OpenState(options.state, checkpoint->fingerprint());
+  absl::StatusOr<State> state = OpenState(options.state, model_files->fingerprint());
   if (!state.ok()) return Annotate(state.status(), "--state");
-  auto server = std::make_unique<Server>(options, std::move(checkpoint), std::move(text),
+  auto server = std::make_unique<Server>(options, std::move(model_files), std::move(text),
                                          *std::move(state), std::move(controller));
   CARAVAN_RETURN_IF_ERROR(server->Listen());
   LogInfo("coordinator_listening",

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "cluster/grpc_status.h"
@@ -22,12 +23,14 @@ grpc::Status WrongModel() {
 grpc::Status ModelFilesService::ListTensors(grpc::ServerContext* /*context*/,
                                             const v1::ListTensorsRequest* request,
                                             v1::ListTensorsResponse* response) {
-  if (request->fingerprint() != checkpoint_->fingerprint()) return WrongModel();
-  for (const std::string& name : checkpoint_->TensorNames()) {
-    const TensorInfo& info = *checkpoint_->Find(name);
+  if (request->fingerprint() != model_->fingerprint()) return WrongModel();
+  for (const std::string& name : model_->TensorNames()) {
+    const TensorInfo& info = *model_->Find(name);
     v1::TensorDescription& tensor = *response->add_tensors();
     tensor.set_name(name);
     tensor.set_dtype(std::string(DTypeName(info.dtype)));
+    tensor.set_layout(info.layout == MatrixLayout::kTiled16 ? v1::TENSOR_LAYOUT_TILED_16
+                                                            : v1::TENSOR_LAYOUT_ROW_MAJOR);
     for (const int64_t dim : info.shape) tensor.add_shape(static_cast<uint64_t>(dim));
   }
   return grpc::Status::OK;
@@ -36,19 +39,26 @@ grpc::Status ModelFilesService::ListTensors(grpc::ServerContext* /*context*/,
 grpc::Status ModelFilesService::ReadTensor(grpc::ServerContext* /*context*/,
                                            const v1::ReadTensorRequest* request,
                                            grpc::ServerWriter<v1::ReadTensorResponse>* writer) {
-  if (request->fingerprint() != checkpoint_->fingerprint()) return WrongModel();
-  const SafetensorsFile* const shard = checkpoint_->ShardOf(request->name());
-  if (shard == nullptr) {
+  if (request->fingerprint() != model_->fingerprint()) return WrongModel();
+  const TensorInfo* const info = model_->Find(request->name());
+  if (info == nullptr) {
     return ToGrpcStatus(absl::NotFoundError(absl::StrCat("no tensor ", request->name())));
   }
-  const absl::Span<const std::byte> bytes = shard->Bytes(request->name());
+  const auto total = static_cast<uint64_t>(info->num_bytes());
+  if (request->offset() > total || request->size() > total - request->offset()) {
+    return ToGrpcStatus(
+        absl::OutOfRangeError(absl::StrCat("tensor ", request->name(), " has ", total, " bytes")));
+  }
+  std::vector<std::byte> bytes(std::min<size_t>(kPieceBytes, request->size()));
   v1::ReadTensorResponse piece;
-  for (size_t begin = 0; begin < bytes.size(); begin += kPieceBytes) {
-    const size_t size = std::min(kPieceBytes, bytes.size() - begin);
-    piece.set_data(bytes.data() + begin, size);
+  for (uint64_t done = 0; done < request->size(); done += bytes.size()) {
+    bytes.resize(std::min<size_t>(kPieceBytes, request->size() - done));
+    const absl::Status read = model_->ReadPart(
+        request->name(), static_cast<int64_t>(request->offset() + done), absl::MakeSpan(bytes));
+    if (!read.ok()) return ToGrpcStatus(read);
+    piece.set_data(bytes.data(), bytes.size());
     if (!writer->Write(piece)) break;  // The worker went away.
   }
-  shard->Release(request->name());
   return grpc::Status::OK;
 }
 

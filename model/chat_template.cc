@@ -6,7 +6,6 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "base/file.h"
 #include "base/json.h"
 #include "base/status_macros.h"
 #include "model/utf8_stream.h"
@@ -16,7 +15,6 @@ namespace {
 
 using nlohmann::json;
 
-constexpr int64_t kMaxFileBytes = int64_t{16} << 20;
 constexpr absl::string_view kUser = "<｜User｜>";
 constexpr absl::string_view kAssistant = "<｜Assistant｜>";
 constexpr absl::string_view kThinkBegin = "<think>";
@@ -70,11 +68,11 @@ absl::string_view WithoutThought(absl::string_view reply) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Load(const std::string& directory,
-                                                                 const Tokenizer& tokenizer) {
-  const std::string path = JoinPath(directory, "tokenizer_config.json");
-  CARAVAN_ASSIGN_OR_RETURN(const json file, ReadJsonFile(path, kMaxFileBytes));
-  CARAVAN_ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::Of(file, path));
+absl::StatusOr<std::unique_ptr<ChatTemplate>> ChatTemplate::Parse(absl::string_view text,
+                                                                  absl::string_view origin,
+                                                                  const Tokenizer& tokenizer) {
+  CARAVAN_ASSIGN_OR_RETURN(const json file, ParseJson(text, origin));
+  CARAVAN_ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::Of(file, origin));
   CARAVAN_ASSIGN_OR_RETURN(const std::string jinja, fields.String("chat_template"));
   const std::optional<bool> ends_in_thought = EndsInThought(jinja);
   if (!ends_in_thought.has_value()) {

@@ -3,7 +3,7 @@
 
 // A conversation as the prompt that DeepSeek's models were trained on:
 //   BOS | system texts | <｜User｜> text | <｜Assistant｜> reply EOS | ... | <｜Assistant｜>
-// Not an interpreter of Jinja: Load recognises the kinds of template that it knows.
+// Not an interpreter of Jinja: Parse recognises the kinds of template that it knows.
 
 #include <cstdint>
 #include <memory>
@@ -25,12 +25,14 @@ struct ChatTurn {
 /// Immutable, thread-safe.
 class ChatTemplate {
  public:
-  /// Reads `directory`/tokenizer_config.json. `tokenizer` must outlive the template.
-  /// Errors: NotFound - no such file; InvalidArgument - malformed, a chat_template that is not of
-  ///         DeepSeek R1's or V3's kind, or a token of it that `tokenizer` lacks. Each names the
-  ///         file and the field.
-  static absl::StatusOr<std::unique_ptr<ChatTemplate>> Load(const std::string& directory,
-                                                            const Tokenizer& tokenizer);
+  /// Of a tokenizer_config.json's text; `origin` names it in errors. `tokenizer` must outlive the
+  /// template.
+  /// Errors: InvalidArgument - malformed, a chat_template that is not of DeepSeek R1's or V3's
+  /// kind,
+  ///         or a token of it that `tokenizer` lacks. Each names the origin and the field.
+  static absl::StatusOr<std::unique_ptr<ChatTemplate>> Parse(absl::string_view text,
+                                                             absl::string_view origin,
+                                                             const Tokenizer& tokenizer);
 
   /// The prompt, up to where the model's reply begins. All system texts come first, wherever they
   /// stand; of earlier replies only what follows the last `</think>` stays.

@@ -10,34 +10,15 @@
 #include "base/json.h"
 #include "base/sorted_keys.h"
 #include "base/status_macros.h"
+#include "model/fingerprint.h"
 
 namespace caravan {
 namespace {
 
 using nlohmann::json;
 
-constexpr int64_t kMaxConfigBytes = int64_t{1} << 24;
 constexpr char kIndexName[] = "model.safetensors.index.json";
 constexpr char kSingleFileName[] = "model.safetensors";
-
-/// FNV-1a of 64 bits (Fowler, Noll, Vo), over bytes whose order does not depend on the machine.
-class Fingerprint {
- public:
-  /// The length goes first, so that neighbours cannot trade bytes.
-  void AddText(absl::string_view text) {
-    AddInt(static_cast<int64_t>(text.size()));
-    for (const char c : text) AddByte(static_cast<uint8_t>(c));
-  }
-  void AddInt(int64_t value) {
-    for (int i = 0; i < 8; ++i)
-      AddByte(static_cast<uint8_t>(static_cast<uint64_t>(value) >> (8 * i)));
-  }
-  uint64_t value() const { return hash_; }
-
- private:
-  void AddByte(uint8_t byte) { hash_ = (hash_ ^ byte) * 0x100000001b3; }
-  uint64_t hash_ = 0xcbf29ce484222325;
-};
 
 /// A plain file name: an index must not lead out of its directory.
 bool IsShardName(const std::string& name) {
@@ -68,11 +49,7 @@ absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& 
 
 absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& directory) {
   auto checkpoint = std::unique_ptr<Checkpoint>(new Checkpoint());
-  checkpoint->directory_ = directory;
-  const std::string config_path = JoinPath(directory, "config.json");
-  CARAVAN_ASSIGN_OR_RETURN(checkpoint->config_json_, ReadFile(config_path, kMaxConfigBytes));
-  CARAVAN_ASSIGN_OR_RETURN(checkpoint->config_,
-                           ParseModelConfig(checkpoint->config_json_, config_path));
+  CARAVAN_RETURN_IF_ERROR(checkpoint->ReadConfig(directory));
 
   std::map<std::string, const SafetensorsFile*> shards;  // by name
   const auto open_shard = [&](const std::string& name) -> absl::Status {
@@ -100,7 +77,7 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
   }
 
   Fingerprint fingerprint;
-  fingerprint.AddText(checkpoint->config_json_);
+  fingerprint.AddText(checkpoint->config_json());
   for (const auto& [tensor, shard_name] : shard_names) {
     CARAVAN_RETURN_IF_ERROR(Annotate(open_shard(shard_name), absl::StrCat("tensor ", tensor)));
     const SafetensorsFile* const shard = shards[shard_name];
@@ -110,33 +87,26 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
           index_path, ": tensor ", tensor, " is said to be in ", shard_name, ", which lacks it"));
     }
     checkpoint->shard_of_[tensor] = shard;
-    fingerprint.AddText(tensor);
-    fingerprint.AddText(DTypeName(info->dtype));
-    fingerprint.AddInt(static_cast<int64_t>(info->shape.size()));
-    for (const int64_t dim : info->shape) fingerprint.AddInt(dim);
+    fingerprint.AddTensor(tensor, *info);
     fingerprint.AddText(shard_name);
     fingerprint.AddInt(shard->Offset(tensor));
   }
-  checkpoint->fingerprint_ = fingerprint.value();
+  checkpoint->set_fingerprint(fingerprint.value());
   return checkpoint;
 }
 
 std::vector<std::string> Checkpoint::TensorNames() const { return SortedKeys(shard_of_); }
 
 const TensorInfo* Checkpoint::Find(absl::string_view name) const {
-  const SafetensorsFile* const shard = ShardOf(name);
-  return shard == nullptr ? nullptr : shard->Find(name);
-}
-
-absl::Status Checkpoint::Read(absl::string_view name, absl::Span<std::byte> out) const {
-  const SafetensorsFile* const shard = ShardOf(name);
-  CARAVAN_CHECK(shard != nullptr);
-  return shard->Read(name, out);
-}
-
-const SafetensorsFile* Checkpoint::ShardOf(absl::string_view name) const {
   const auto it = shard_of_.find(name);
-  return it == shard_of_.end() ? nullptr : it->second;
+  return it == shard_of_.end() ? nullptr : it->second->Find(name);
+}
+
+absl::Status Checkpoint::ReadPart(absl::string_view name, int64_t offset,
+                                  absl::Span<std::byte> out) const {
+  const auto it = shard_of_.find(name);
+  CARAVAN_CHECK(it != shard_of_.end());
+  return it->second->ReadPart(name, offset, out);
 }
 
 }  // namespace caravan

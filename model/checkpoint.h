@@ -11,14 +11,14 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
-#include "model/model_config.h"
 #include "model/safetensors.h"
-#include "model/tensor_source.h"
+#include "model/stored_model.h"
 
 namespace caravan {
 
-/// Immutable once open, so thread-safe.
-class Checkpoint : public TensorSource {
+/// The fingerprint is of config.json's bytes and of every tensor's name, type, shape and place: the
+/// same on every machine that holds the same layout. It says nothing about the weights' values.
+class Checkpoint : public StoredModel {
  public:
   /// Reads config and headers, no weights. Shards that the index names must be there, well formed,
   /// and hold what the index says they hold.
@@ -27,31 +27,16 @@ class Checkpoint : public TensorSource {
   ///         and the field or tensor.
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& directory);
 
-  const std::string& directory() const { return directory_; }
-  const ModelConfig& config() const { return config_; }
-  const std::string& config_json() const { return config_json_; }
-
-  /// Of config.json's bytes and of every tensor's name, type, shape and place: the same on every
-  /// machine that holds the same layout. Says nothing about the weights' values.
-  uint64_t fingerprint() const { return fingerprint_; }
-
-  /// In ascending order.
-  std::vector<std::string> TensorNames() const;
+  std::vector<std::string> TensorNames() const override;
 
   const TensorInfo* Find(absl::string_view name) const override;
   /// Pages of the file that were read do not stay mapped in.
-  absl::Status Read(absl::string_view name, absl::Span<std::byte> out) const override;
-
-  /// The shard that holds the tensor, for those who want its mapped bytes. Null: no such tensor.
-  const SafetensorsFile* ShardOf(absl::string_view name) const;
+  absl::Status ReadPart(absl::string_view name, int64_t offset,
+                        absl::Span<std::byte> out) const override;
 
  private:
   Checkpoint() = default;
 
-  std::string directory_;
-  std::string config_json_;
-  ModelConfig config_;
-  uint64_t fingerprint_ = 0;
   std::vector<std::unique_ptr<SafetensorsFile>> shards_;
   absl::flat_hash_map<std::string, const SafetensorsFile*> shard_of_;
 };

@@ -24,19 +24,14 @@ const TensorInfo* MappedTensors::Find(absl::string_view name) const {
   return it == tensors_.end() ? nullptr : &it->second.info;
 }
 
-absl::Status MappedTensors::Read(absl::string_view name, absl::Span<std::byte> out) const {
-  CARAVAN_CHECK(static_cast<int64_t>(out.size()) == At(name).info.num_bytes());
-  ReadPart(name, 0, out);
-  return absl::OkStatus();
-}
-
-void MappedTensors::ReadPart(absl::string_view name, int64_t offset,
-                             absl::Span<std::byte> out) const {
+absl::Status MappedTensors::ReadPart(absl::string_view name, int64_t offset,
+                                     absl::Span<std::byte> out) const {
   const absl::Span<const std::byte> bytes = Bytes(name);
   CARAVAN_CHECK(offset >= 0 && static_cast<size_t>(offset) <= bytes.size());
   CARAVAN_CHECK(out.size() <= bytes.size() - static_cast<size_t>(offset));
   std::memcpy(out.data(), bytes.data() + offset, out.size());
   file_->Release(Offset(name) + offset, static_cast<int64_t>(out.size()));
+  return absl::OkStatus();
 }
 
 void MappedTensors::Release(absl::string_view name) const {

@@ -28,11 +28,9 @@ class MappedTensors : public TensorSource {
   std::vector<std::string> TensorNames() const;
 
   const TensorInfo* Find(absl::string_view name) const override;
-  absl::Status Read(absl::string_view name, absl::Span<std::byte> out) const override;
-
-  /// Copies out.size() bytes from `offset` on, counted from the tensor's begin.
-  /// REQUIRES: Find(name) is not null; the range lies within the tensor.
-  void ReadPart(absl::string_view name, int64_t offset, absl::Span<std::byte> out) const;
+  /// Lets go of the pages that it reads. Never fails.
+  absl::Status ReadPart(absl::string_view name, int64_t offset,
+                        absl::Span<std::byte> out) const override;
 
   /// The tensor's mapped bytes; not aligned. REQUIRES: Find(name) is not null.
   absl::Span<const std::byte> Bytes(absl::string_view name) const;

@@ -12,19 +12,25 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "base/dtype.h"
+#include "kernels/matrix.h"
+#include "kernels/tiled/tile_layout.h"
 
 namespace caravan {
 
 struct TensorInfo {
   DType dtype = DType::kF32;
-  std::vector<int64_t> shape;  // slowest dimension first; all positive
+  std::vector<int64_t> shape;                     // slowest dimension first; all positive
+  MatrixLayout layout = MatrixLayout::kRowMajor;  // another: shape is [rows, cols]
 
   int64_t num_elements() const {
     int64_t n = 1;
     for (const int64_t dim : shape) n *= dim;
     return n;
   }
-  int64_t num_bytes() const { return DTypeBytes(dtype, num_elements()); }
+  int64_t num_bytes() const {
+    return layout == MatrixLayout::kTiled16 ? TiledBytes(dtype, shape[0], shape[1])
+                                            : DTypeBytes(dtype, num_elements());
+  }
 };
 
 /// Thread-safe.
@@ -35,10 +41,17 @@ class TensorSource {
   /// Null when there is no such tensor. The answer lives as long as the source.
   virtual const TensorInfo* Find(absl::string_view name) const = 0;
 
-  /// Copies the tensor's bytes, row-major and little-endian, into `out`.
-  /// REQUIRES: Find(name) is not null and out.size() == its num_bytes().
+  /// Copies bytes [offset, offset + out.size()) of the tensor, which lies in its layout,
+  /// little-endian.
+  /// REQUIRES: Find(name) is not null, and its num_bytes() cover them.
   /// Errors: DataLoss - the bytes could not be read; Unavailable - the other side is gone.
-  virtual absl::Status Read(absl::string_view name, absl::Span<std::byte> out) const = 0;
+  virtual absl::Status ReadPart(absl::string_view name, int64_t offset,
+                                absl::Span<std::byte> out) const = 0;
+
+  /// The whole tensor. REQUIRES: out.size() == Find(name)->num_bytes(). Errors: as ReadPart.
+  absl::Status Read(absl::string_view name, absl::Span<std::byte> out) const {
+    return ReadPart(name, 0, out);
+  }
 };
 
 }  // namespace caravan

@@ -103,10 +103,11 @@ absl::StatusOr<int64_t> CheckTensor(const TensorSource& source, const TensorSpec
   const std::string scale_name = ScaleName(spec.name);
   const bool is_matrix = spec.shape.size() == 2;
   const bool is_fp8 = info->dtype == DType::kF8E4M3;
-  if (info->dtype == DType::kI32 || BlockOf(info->dtype).values != 1 || (is_fp8 && !is_matrix)) {
-    return Wrong(spec.name,
-                 absl::StrCat("has dtype ", DTypeName(info->dtype), ", but must be ",
-                              is_matrix ? "F32, F16, BF16 or F8_E4M3" : "F32, F16 or BF16"));
+  const bool of_matrices = is_fp8 || BlockOf(info->dtype).values != 1;
+  if (info->dtype == DType::kI32 || (of_matrices && !is_matrix)) {
+    return Wrong(spec.name, absl::StrCat("has dtype ", DTypeName(info->dtype), ", but must be ",
+                                         is_matrix ? "a float or one of GGUF's block formats"
+                                                   : "F32, F16 or BF16"));
   }
   if (!is_fp8) {
     if (source.Find(scale_name) != nullptr) {

@@ -3,22 +3,24 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
-#include "base/file.h"
 #include "base/status_macros.h"
+#include "model/text_files.h"
 
 namespace caravan {
 
-absl::StatusOr<std::unique_ptr<TextModel>> TextModel::Load(const std::string& directory,
+absl::StatusOr<std::unique_ptr<TextModel>> TextModel::Load(const std::string& model_path,
                                                            const ModelConfig& config) {
   std::unique_ptr<TextModel> text(new TextModel);
-  const std::string path = JoinPath(directory, "tokenizer.json");
-  CARAVAN_ASSIGN_OR_RETURN(text->tokenizer_, Tokenizer::Load(path));
+  CARAVAN_ASSIGN_OR_RETURN(const TextFile tokens, ReadTextFile(model_path, "tokenizer.json"));
+  CARAVAN_ASSIGN_OR_RETURN(text->tokenizer_, Tokenizer::Parse(tokens.text, tokens.origin));
   if (text->tokenizer_->vocab_size() > config.vocab_size) {
     return absl::InvalidArgumentError(
-        absl::StrCat(path, ": token ids go up to ", text->tokenizer_->vocab_size() - 1,
+        absl::StrCat(tokens.origin, ": token ids go up to ", text->tokenizer_->vocab_size() - 1,
                      ", past config.json's vocab_size ", config.vocab_size));
   }
-  CARAVAN_ASSIGN_OR_RETURN(text->chat_, ChatTemplate::Load(directory, *text->tokenizer_));
+  CARAVAN_ASSIGN_OR_RETURN(const TextFile chat, ReadTextFile(model_path, "tokenizer_config.json"));
+  CARAVAN_ASSIGN_OR_RETURN(text->chat_,
+                           ChatTemplate::Parse(chat.text, chat.origin, *text->tokenizer_));
   text->stop_token_ids_ = config.eos_token_ids;
   const int32_t eos = text->chat_->eos_token_id();
   if (std::count(text->stop_token_ids_.begin(), text->stop_token_ids_.end(), eos) == 0) {

@@ -1,7 +1,7 @@
 #ifndef CARAVAN_MODEL_TEXT_MODEL_H_
 #define CARAVAN_MODEL_TEXT_MODEL_H_
 
-// The text side of a model directory: its tokenizer, its chat form, and the tokens that end a
+// The text side of a model: its tokenizer, its chat form, and the tokens that end a
 // reply.
 
 #include <cstdint>
@@ -20,9 +20,10 @@ namespace caravan {
 /// Immutable, thread-safe.
 class TextModel {
  public:
-  /// Errors: as Tokenizer::Load and ChatTemplate::Load; InvalidArgument - the tokenizer has more
-  ///         tokens than config.vocab_size.
-  static absl::StatusOr<std::unique_ptr<TextModel>> Load(const std::string& directory,
+  /// `model_path` as OpenStoredModel's.
+  /// Errors: as ReadTextFile, Tokenizer::Parse and ChatTemplate::Parse; InvalidArgument - the
+  ///         tokenizer has more tokens than config.vocab_size.
+  static absl::StatusOr<std::unique_ptr<TextModel>> Load(const std::string& model_path,
                                                          const ModelConfig& config);
 
   const Tokenizer& tokenizer() const { return *tokenizer_; }

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/file.h"
 #include "base/json.h"
 #include "base/status_macros.h"
 #include "model/utf8_stream.h"
@@ -52,21 +53,28 @@ std::vector<std::string> MakeTokenBytes(const Bpe& bpe, const AddedTokens& added
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& path) {
-  CARAVAN_ASSIGN_OR_RETURN(const json file, ReadJsonFile(path, kMaxFileBytes));
-  CARAVAN_ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::Of(file, path));
+  CARAVAN_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxFileBytes));
+  return Parse(text, path);
+}
+
+absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Parse(absl::string_view text,
+                                                            absl::string_view origin) {
+  CARAVAN_ASSIGN_OR_RETURN(const json file, ParseJson(text, origin));
+  CARAVAN_ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::Of(file, origin));
   CARAVAN_RETURN_IF_ERROR(fields.Object("model").status());
-  CARAVAN_ASSIGN_OR_RETURN(Bpe bpe, Bpe::Parse(file["model"], absl::StrCat(path, ": model")));
+  CARAVAN_ASSIGN_OR_RETURN(Bpe bpe, Bpe::Parse(file["model"], absl::StrCat(origin, ": model")));
   CARAVAN_RETURN_IF_ERROR(CheckPipeline(file, fields));
   CARAVAN_RETURN_IF_ERROR(fields.Object("pre_tokenizer").status());
   CARAVAN_ASSIGN_OR_RETURN(
       PreTokenizer pre_tokenizer,
-      PreTokenizer::Parse(file["pre_tokenizer"], absl::StrCat(path, ": pre_tokenizer")));
+      PreTokenizer::Parse(file["pre_tokenizer"], absl::StrCat(origin, ": pre_tokenizer")));
   const json none = json::array();
   const json* added = &none;
   if (fields.Has("added_tokens")) {
     CARAVAN_ASSIGN_OR_RETURN(added, fields.Array("added_tokens"));
   }
-  CARAVAN_ASSIGN_OR_RETURN(AddedTokens added_tokens, AddedTokens::Parse(*added, bpe.vocab(), path));
+  CARAVAN_ASSIGN_OR_RETURN(AddedTokens added_tokens,
+                           AddedTokens::Parse(*added, bpe.vocab(), origin));
   std::vector<std::string> token_bytes = MakeTokenBytes(bpe, added_tokens);
   return std::unique_ptr<Tokenizer>(new Tokenizer(std::move(bpe), std::move(pre_tokenizer),
                                                   std::move(added_tokens), std::move(token_bytes)));

@@ -26,6 +26,10 @@ class Tokenizer {
   ///         and the field.
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Load(const std::string& path);
 
+  /// The same of a tokenizer.json's text. `origin` names it in errors.
+  static absl::StatusOr<std::unique_ptr<Tokenizer>> Parse(absl::string_view text,
+                                                          absl::string_view origin);
+
   /// No special tokens are put around the text, but added tokens that are spelt out in it count.
   /// Errors: InvalidArgument - not UTF-8 (names the byte offset), or larger than 1 GiB;
   ///         ResourceExhausted - a pattern of the tokenizer took too many steps on this text.

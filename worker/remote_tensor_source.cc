@@ -50,6 +50,12 @@ absl::StatusOr<std::unique_ptr<RemoteTensorSource>> RemoteTensorSource::Connect(
       elements *= static_cast<int64_t>(dim);
       info.shape.push_back(static_cast<int64_t>(dim));
     }
+    if (valid) {
+      info.layout = tensor.layout() == v1::TENSOR_LAYOUT_TILED_16 ? MatrixLayout::kTiled16
+                                                                  : MatrixLayout::kRowMajor;
+      valid = !info.shape.empty() && info.shape.back() % BlockOf(info.dtype).values == 0 &&
+              (info.layout == MatrixLayout::kRowMajor || info.shape.size() == 2);
+    }
     if (!valid) {
       return absl::InvalidArgumentError(
           absl::StrCat("the coordinator describes tensor ", tensor.name(), " wrongly"));
@@ -64,13 +70,16 @@ const TensorInfo* RemoteTensorSource::Find(absl::string_view name) const {
   return it == tensors_.end() ? nullptr : &it->second;
 }
 
-absl::Status RemoteTensorSource::Read(absl::string_view name, absl::Span<std::byte> out) const {
+absl::Status RemoteTensorSource::ReadPart(absl::string_view name, int64_t offset,
+                                          absl::Span<std::byte> out) const {
   grpc::ClientContext context;
   const std::stop_callback cancel(stop_, [&context] { context.TryCancel(); });
   context.set_deadline(absl::ToChronoTime(absl::Now() + kReadTimeout));
   v1::ReadTensorRequest request;
   request.set_fingerprint(fingerprint_);
   request.set_name(std::string(name));
+  request.set_offset(static_cast<uint64_t>(offset));
+  request.set_size(out.size());
   const std::unique_ptr<grpc::ClientReader<v1::ReadTensorResponse>> reader =
       stub_->ReadTensor(&context, request);
   v1::ReadTensorResponse piece;

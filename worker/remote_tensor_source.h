@@ -27,7 +27,8 @@ class RemoteTensorSource : public TensorSource {
       std::stop_token stop);
 
   const TensorInfo* Find(absl::string_view name) const override;
-  absl::Status Read(absl::string_view name, absl::Span<std::byte> out) const override;
+  absl::Status ReadPart(absl::string_view name, int64_t offset,
+                        absl::Span<std::byte> out) const override;
 
  private:
   RemoteTensorSource(std::unique_ptr<v1::ModelFiles::Stub> stub, uint64_t fingerprint,

@@ -19,7 +19,7 @@
 #include "cluster/grpc_transport.h"
 #include "cluster/incarnation.h"
 #include "cluster/pipeline_service.h"
-#include "model/checkpoint.h"
+#include "model/stored_model.h"
 #include "worker/remote_tensor_source.h"
 #include "worker/worker.h"
 
@@ -193,8 +193,8 @@ class Session {
   absl::StatusOr<std::unique_ptr<TensorSource>> OpenModel(const v1::ModelReference& model,
                                                           std::stop_token stop) {
     if (!options_.model_directory.empty()) {
-      CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> local,
-                               Checkpoint::Open(options_.model_directory));
+      CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<StoredModel> local,
+                               OpenStoredModel(options_.model_directory));
       if (local->fingerprint() != model.fingerprint()) {
         return absl::FailedPreconditionError(
             absl::StrCat(options_.model_directory, " is not the coordinator's model"));
@@ -203,8 +203,8 @@ class Session {
     }
     // The coordinator's own directory, when this machine has it too (the same machine, or a shared
     // disk) and the same model lies in it.
-    if (FileExists(JoinPath(model.directory(), "config.json"))) {
-      absl::StatusOr<std::unique_ptr<Checkpoint>> local = Checkpoint::Open(model.directory());
+    if (FileExists(model.directory())) {
+      absl::StatusOr<std::unique_ptr<StoredModel>> local = OpenStoredModel(model.directory());
       if (local.ok() && (*local)->fingerprint() == model.fingerprint()) return *std::move(local);
       LogWarning("local_copy_skipped",
                  {{"directory", model.directory()},

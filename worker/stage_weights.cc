@@ -87,8 +87,12 @@ class LoadedTensors {
     const float* scale = tensor.scale_offset < 0
                              ? nullptr
                              : reinterpret_cast<const float*>(memory_ + tensor.scale_offset);
-    return Matrix{memory_ + tensor.offset, tensor.info.dtype, tensor.info.shape[0],
-                  tensor.info.shape[1], scale};
+    return Matrix{memory_ + tensor.offset,
+                  tensor.info.dtype,
+                  tensor.info.shape[0],
+                  tensor.info.shape[1],
+                  scale,
+                  tensor.info.layout};
   }
 
   /// Null when the model has no such tensor.

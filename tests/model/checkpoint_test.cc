@@ -68,7 +68,7 @@ class CheckpointTest : public ::testing::Test {
 TEST_F(CheckpointTest, FindsTensorsInTheirShards) {
   const auto checkpoint = Checkpoint::Open(dir_.path());
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
-  EXPECT_EQ((*checkpoint)->directory(), dir_.path());
+  EXPECT_EQ((*checkpoint)->path(), dir_.path());
   EXPECT_EQ((*checkpoint)->config().hidden_size, 7168);
   EXPECT_EQ((*checkpoint)->config_json(), DeepSeekR1Config().dump());
   EXPECT_THAT((*checkpoint)->TensorNames(), ElementsAre("x", "y", "z"));

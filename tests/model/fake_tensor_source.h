@@ -20,10 +20,12 @@ class FakeTensorSource : public TensorSource {
   void Add(const std::vector<TensorSpec>& specs, DType matrix_dtype) {
     for (const TensorSpec& spec : specs) {
       const bool plain = spec.shape.size() == 1 || spec.tensor_class == TensorClass::kRouter;
-      tensors[spec.name] = {plain ? DType::kBF16 : matrix_dtype, spec.shape};
+      tensors[spec.name] = {plain ? DType::kBF16 : matrix_dtype, spec.shape,
+                            MatrixLayout::kRowMajor};
       if (plain || matrix_dtype != DType::kF8E4M3) continue;
       tensors[ScaleName(spec.name)] = {DType::kF32,
-                                       {Fp8Blocks(spec.shape[0]), Fp8Blocks(spec.shape[1])}};
+                                       {Fp8Blocks(spec.shape[0]), Fp8Blocks(spec.shape[1])},
+                                       MatrixLayout::kRowMajor};
     }
   }
 
@@ -32,7 +34,7 @@ class FakeTensorSource : public TensorSource {
     return it == tensors.end() ? nullptr : &it->second;
   }
 
-  absl::Status Read(absl::string_view name, absl::Span<std::byte>) const override {
+  absl::Status ReadPart(absl::string_view name, int64_t, absl::Span<std::byte>) const override {
     return absl::DataLossError(std::string(name) + ": has no bytes");
   }
 

@@ -26,10 +26,11 @@ class CountingSource : public TensorSource {
  public:
   explicit CountingSource(const TensorSource& source) : source_(source) {}
   const TensorInfo* Find(absl::string_view name) const override { return source_.Find(name); }
-  absl::Status Read(absl::string_view name, absl::Span<std::byte> out) const override {
+  absl::Status ReadPart(absl::string_view name, int64_t offset,
+                        absl::Span<std::byte> out) const override {
     names.insert(std::string(name));
     if (name == broken) return absl::DataLossError("the disk failed");
-    return source_.Read(name, out);
+    return source_.ReadPart(name, offset, out);
   }
 
   mutable std::set<std::string> names;

@@ -23,8 +23,9 @@ class BorrowedSource : public TensorSource {
  public:
   explicit BorrowedSource(const TensorSource& source) : source_(source) {}
   const TensorInfo* Find(absl::string_view name) const override { return source_.Find(name); }
-  absl::Status Read(absl::string_view name, absl::Span<std::byte> out) const override {
-    return source_.Read(name, out);
+  absl::Status ReadPart(absl::string_view name, int64_t offset,
+                        absl::Span<std::byte> out) const override {
+    return source_.ReadPart(name, offset, out);
   }
 
  private:

@@ -1,4 +1,4 @@
-#include "model/gguf_tokenizer.h"
+#include "model/gguf/gguf_tokenizer.h"
 
 #include <cstdint>
 #include <utility>
@@ -166,6 +166,27 @@ absl::StatusOr<std::string> GgufTokenizerJson(const GgufMetadata& metadata) {
         {"use_regex", true}}},
       {"model", std::move(bpe)},
   };
+  return file.dump();
+}
+
+absl::StatusOr<std::string> GgufTokenizerConfigJson(const GgufMetadata& metadata) {
+  json file = json::object();
+  CARAVAN_ASSIGN_OR_RETURN(const std::vector<absl::string_view> tokens, metadata.Strings(kTokens));
+  for (const auto& [key, field] : {std::pair{"tokenizer.ggml.bos_token_id", "bos_token"},
+                                   std::pair{"tokenizer.ggml.eos_token_id", "eos_token"}}) {
+    if (!metadata.Has(key)) continue;
+    CARAVAN_ASSIGN_OR_RETURN(const int64_t id,
+                             metadata.Int(key, 0, static_cast<int64_t>(tokens.size()) - 1));
+    file[field] = std::string(tokens[static_cast<size_t>(id)]);
+  }
+  constexpr char kAddBos[] = "tokenizer.ggml.add_bos_token";
+  if (metadata.Has(kAddBos)) {
+    CARAVAN_ASSIGN_OR_RETURN(file["add_bos_token"], metadata.Bool(kAddBos));
+  }
+  constexpr char kChatTemplate[] = "tokenizer.chat_template";
+  if (metadata.Has(kChatTemplate)) {
+    CARAVAN_ASSIGN_OR_RETURN(file["chat_template"], metadata.String(kChatTemplate));
+  }
   return file.dump();
 }
 

@@ -1,4 +1,4 @@
-#include "tests/model/gguf_model.h"
+#include "tests/model/gguf/gguf_model.h"
 
 #include <cstring>
 #include <random>

@@ -1,4 +1,4 @@
-#include "model/gguf_set.h"
+#include "model/gguf/gguf_set.h"
 
 #include <filesystem>
 #include <string>

@@ -1,4 +1,4 @@
-#include "model/gguf_config.h"
+#include "model/gguf/gguf_config.h"
 
 #include <cstdint>
 #include <limits>

@@ -1,5 +1,5 @@
-#ifndef CARAVAN_MODEL_GGUF_CONFIG_H_
-#define CARAVAN_MODEL_GGUF_CONFIG_H_
+#ifndef CARAVAN_MODEL_GGUF_GGUF_CONFIG_H_
+#define CARAVAN_MODEL_GGUF_GGUF_CONFIG_H_
 
 // What a GGUF file of architecture deepseek2 says of its model, as the config.json that
 // ParseModelConfig reads and checks.
@@ -7,7 +7,7 @@
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "model/gguf_metadata.h"
+#include "model/gguf/gguf_metadata.h"
 #include "model/tensor_source.h"
 
 namespace caravan {
@@ -42,4 +42,4 @@ absl::StatusOr<std::string> GgufConfigJson(const GgufMetadata& metadata,
 
 }  // namespace caravan
 
-#endif  // CARAVAN_MODEL_GGUF_CONFIG_H_
+#endif  // CARAVAN_MODEL_GGUF_GGUF_CONFIG_H_

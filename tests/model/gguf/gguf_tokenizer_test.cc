@@ -1,4 +1,4 @@
-#include "model/gguf_tokenizer.h"
+#include "model/gguf/gguf_tokenizer.h"
 
 #include <functional>
 #include <memory>
@@ -8,8 +8,8 @@
 #include "base/status_macros.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "model/gguf_file.h"
-#include "tests/model/gguf_model.h"
+#include "model/gguf/gguf_file.h"
+#include "tests/model/gguf/gguf_model.h"
 #include "tests/model/tokenizer_files.h"
 #include "tests/support/gguf_writer.h"
 #include "tests/support/temp_dir.h"
@@ -163,6 +163,32 @@ TEST_F(GgufTokenizerTest, RefusesOtherTokenizersByKey) {
                 "\"tokenizer.ggml.tokens\" is not valid UTF-8 at element 1");
   ExpectRefused(small("gpt2", "deepseek-v3", {"a", "b"}, {1, 1}),
                 "\"tokenizer.ggml.merges\" is missing");
+}
+
+TEST_F(GgufTokenizerTest, TellsWhatBeginsAndEndsAText) {
+  const auto convert = [this](const std::function<void(GgufWriter&)>& add) {
+    GgufWriter writer;
+    writer.SetStrings("tokenizer.ggml.tokens", {"a", "<b>", "<e>"});
+    add(writer);
+    file_ = *GgufFile::Open(dir_.Write("x.gguf", writer.Bytes()));
+    return GgufTokenizerConfigJson(file_->metadata());
+  };
+  EXPECT_EQ(*convert([](GgufWriter&) {}), "{}");
+  const auto whole = convert([](GgufWriter& writer) {
+    writer.Set("tokenizer.ggml.bos_token_id", uint32_t{1});
+    writer.Set("tokenizer.ggml.eos_token_id", uint32_t{2});
+    writer.Set("tokenizer.ggml.add_bos_token", false);
+    writer.SetString("tokenizer.chat_template", "{{x}}");
+  });
+  EXPECT_EQ(json::parse(*whole), json({{"bos_token", "<b>"},
+                                       {"eos_token", "<e>"},
+                                       {"add_bos_token", false},
+                                       {"chat_template", "{{x}}"}}));
+  const absl::Status outside = convert([](GgufWriter& writer) {
+                                 writer.Set("tokenizer.ggml.eos_token_id", uint32_t{3});
+                               }).status();
+  EXPECT_EQ(outside.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(outside.message()), HasSubstr("tokenizer.ggml.eos_token_id"));
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-#ifndef CARAVAN_MODEL_GGUF_FILE_H_
-#define CARAVAN_MODEL_GGUF_FILE_H_
+#ifndef CARAVAN_MODEL_GGUF_GGUF_FILE_H_
+#define CARAVAN_MODEL_GGUF_GGUF_FILE_H_
 
 // One .gguf file, mapped. Format (ggml-org/ggml, docs/gguf.md), little-endian, versions 2 and 3:
 //   "GGUF" | u32 version | u64 tensors | u64 pairs | the pairs (gguf_metadata.h) | tensor infos
@@ -13,7 +13,7 @@
 
 #include "absl/status/statusor.h"
 #include "base/file.h"
-#include "model/gguf_metadata.h"
+#include "model/gguf/gguf_metadata.h"
 #include "model/mapped_tensors.h"
 
 namespace caravan {
@@ -41,4 +41,4 @@ class GgufFile : public MappedTensors {
 
 }  // namespace caravan
 
-#endif  // CARAVAN_MODEL_GGUF_FILE_H_
+#endif  // CARAVAN_MODEL_GGUF_GGUF_FILE_H_

@@ -1,5 +1,5 @@
-#ifndef CARAVAN_MODEL_GGUF_SET_H_
-#define CARAVAN_MODEL_GGUF_SET_H_
+#ifndef CARAVAN_MODEL_GGUF_GGUF_SET_H_
+#define CARAVAN_MODEL_GGUF_GGUF_SET_H_
 
 // A model's GGUF files as one: a single file, or a split set. The files of a set of N are named
 // PREFIX-00001-of-0000N.gguf and so on, and each says in its metadata which one it is (split.no,
@@ -15,10 +15,13 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
-#include "model/gguf_file.h"
+#include "model/gguf/gguf_file.h"
 #include "model/tensor_source.h"
 
 namespace caravan {
+
+/// Whether `path` has the name of a GGUF file.
+bool IsGgufPath(absl::string_view path);
 
 /// Tensors under GGUF's own names. Immutable once open, so thread-safe.
 class GgufSet : public TensorSource {
@@ -39,7 +42,8 @@ class GgufSet : public TensorSource {
   std::vector<std::string> TensorNames() const;
 
   const TensorInfo* Find(absl::string_view name) const override;
-  absl::Status Read(absl::string_view name, absl::Span<std::byte> out) const override;
+  absl::Status ReadPart(absl::string_view name, int64_t offset,
+                        absl::Span<std::byte> out) const override;
 
   /// The file that holds the tensor. Null: no such tensor.
   const GgufFile* FileOf(absl::string_view name) const;
@@ -53,4 +57,4 @@ class GgufSet : public TensorSource {
 
 }  // namespace caravan
 
-#endif  // CARAVAN_MODEL_GGUF_SET_H_
+#endif  // CARAVAN_MODEL_GGUF_GGUF_SET_H_

@@ -1,4 +1,4 @@
-#include "model/gguf_set.h"
+#include "model/gguf/gguf_set.h"
 
 #include <utility>
 
@@ -30,6 +30,8 @@ absl::Status CheckSays(const GgufFile& file, absl::string_view key, int64_t valu
 }
 
 }  // namespace
+
+bool IsGgufPath(absl::string_view path) { return absl::EndsWith(path, ".gguf"); }
 
 absl::StatusOr<std::unique_ptr<GgufSet>> GgufSet::Open(const std::string& path) {
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> given, GgufFile::Open(path));
@@ -95,10 +97,11 @@ const TensorInfo* GgufSet::Find(absl::string_view name) const {
   return file == nullptr ? nullptr : file->Find(name);
 }
 
-absl::Status GgufSet::Read(absl::string_view name, absl::Span<std::byte> out) const {
+absl::Status GgufSet::ReadPart(absl::string_view name, int64_t offset,
+                               absl::Span<std::byte> out) const {
   const GgufFile* const file = FileOf(name);
   CARAVAN_CHECK(file != nullptr);
-  return file->Read(name, out);
+  return file->ReadPart(name, offset, out);
 }
 
 }  // namespace caravan

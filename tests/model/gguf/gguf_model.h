@@ -1,5 +1,5 @@
-#ifndef CARAVAN_TESTS_MODEL_GGUF_MODEL_H_
-#define CARAVAN_TESTS_MODEL_GGUF_MODEL_H_
+#ifndef CARAVAN_TESTS_MODEL_GGUF_GGUF_MODEL_H_
+#define CARAVAN_TESTS_MODEL_GGUF_GGUF_MODEL_H_
 
 // Models as GGUF, for tests: what a converter does to a checkpoint in Hugging Face's layout.
 
@@ -64,4 +64,4 @@ uint32_t GgufTypeCode(DType dtype);
 
 }  // namespace caravan
 
-#endif  // CARAVAN_TESTS_MODEL_GGUF_MODEL_H_
+#endif  // CARAVAN_TESTS_MODEL_GGUF_GGUF_MODEL_H_

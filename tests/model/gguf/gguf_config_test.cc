@@ -1,4 +1,4 @@
-#include "model/gguf_config.h"
+#include "model/gguf/gguf_config.h"
 
 #include <cmath>
 #include <memory>
@@ -10,10 +10,10 @@
 #include "base/status_macros.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "model/gguf_file.h"
+#include "model/gguf/gguf_file.h"
 #include "model/model_config.h"
 #include "tests/model/fake_tensor_source.h"
-#include "tests/model/gguf_model.h"
+#include "tests/model/gguf/gguf_model.h"
 #include "tests/model/published_configs.h"
 #include "tests/support/gguf_writer.h"
 #include "tests/support/temp_dir.h"

@@ -1,5 +1,5 @@
-#ifndef CARAVAN_MODEL_GGUF_CURSOR_H_
-#define CARAVAN_MODEL_GGUF_CURSOR_H_
+#ifndef CARAVAN_MODEL_GGUF_GGUF_CURSOR_H_
+#define CARAVAN_MODEL_GGUF_GGUF_CURSOR_H_
 
 // Little-endian values one after the other, as GGUF's header has them. Never reads past the end,
 // whatever the bytes say.
@@ -62,4 +62,4 @@ class GgufCursor {
 
 }  // namespace caravan
 
-#endif  // CARAVAN_MODEL_GGUF_CURSOR_H_
+#endif  // CARAVAN_MODEL_GGUF_GGUF_CURSOR_H_

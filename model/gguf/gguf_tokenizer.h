@@ -1,13 +1,13 @@
-#ifndef CARAVAN_MODEL_GGUF_TOKENIZER_H_
-#define CARAVAN_MODEL_GGUF_TOKENIZER_H_
+#ifndef CARAVAN_MODEL_GGUF_GGUF_TOKENIZER_H_
+#define CARAVAN_MODEL_GGUF_GGUF_TOKENIZER_H_
 
 // The tokenizer inside a GGUF file (tokenizer.ggml.*), as the tokenizer.json that model/tokenizer.h
-// loads.
+// loads and the tokenizer_config.json that model/chat_template.h does.
 
 #include <string>
 
 #include "absl/status/statusor.h"
-#include "model/gguf_metadata.h"
+#include "model/gguf/gguf_metadata.h"
 
 namespace caravan {
 
@@ -26,6 +26,11 @@ namespace caravan {
 ///         refuses of the text it names as tokenizer.json does.)
 absl::StatusOr<std::string> GgufTokenizerJson(const GgufMetadata& metadata);
 
+/// A tokenizer_config.json's text: chat_template, bos_token, eos_token and add_bos_token, as far as
+/// the metadata have them. Errors: InvalidArgument - one of wrong type, or a token id that is none.
+///         Names the file and the key.
+absl::StatusOr<std::string> GgufTokenizerConfigJson(const GgufMetadata& metadata);
+
 }  // namespace caravan
 
-#endif  // CARAVAN_MODEL_GGUF_TOKENIZER_H_
+#endif  // CARAVAN_MODEL_GGUF_GGUF_TOKENIZER_H_

@@ -1,5 +1,5 @@
-#ifndef CARAVAN_MODEL_GGUF_METADATA_H_
-#define CARAVAN_MODEL_GGUF_METADATA_H_
+#ifndef CARAVAN_MODEL_GGUF_GGUF_METADATA_H_
+#define CARAVAN_MODEL_GGUF_GGUF_METADATA_H_
 
 // The key-value pairs of a GGUF file (ggml-org/ggml, docs/gguf.md):
 //   string key | u32 type | value       string: u64 length, bytes
@@ -16,7 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
-#include "model/gguf_cursor.h"
+#include "model/gguf/gguf_cursor.h"
 
 namespace caravan {
 
@@ -96,4 +96,4 @@ double ShortestDecimal(float value);
 
 }  // namespace caravan
 
-#endif  // CARAVAN_MODEL_GGUF_METADATA_H_
+#endif  // CARAVAN_MODEL_GGUF_GGUF_METADATA_H_

@@ -1,5 +1,7 @@
-#include "model/gguf_checkpoint.h"
+#include "model/gguf/gguf_checkpoint.h"
 
+#include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
@@ -10,7 +12,9 @@
 #include "base/check.h"
 #include "base/sorted_keys.h"
 #include "base/status_macros.h"
-#include "model/gguf_config.h"
+#include "kernels/quant/dequantize.h"
+#include "model/fingerprint.h"
+#include "model/gguf/gguf_config.h"
 #include "model/tensor_table.h"
 
 namespace caravan {
@@ -105,7 +109,7 @@ class GgufCheckpoint::Mapper {
       CARAVAN_CHECK(absl::ConsumePrefix(&rest, prefix));
       const std::string gguf_name = absl::StrCat(gguf_prefix, GgufName(kLayerNames, rest));
       if (rest == kKvB) {
-        CARAVAN_RETURN_IF_ERROR(MapKvB(spec, prefix, gguf_prefix, gguf_name));
+        CARAVAN_RETURN_IF_ERROR(MapKvB(spec, gguf_prefix, gguf_name));
       } else {
         CARAVAN_RETURN_IF_ERROR(Map(spec, gguf_name));
       }
@@ -162,26 +166,19 @@ class GgufCheckpoint::Mapper {
   }
 
   /// kv_b_proj, whole or in two: see the header.
-  absl::Status MapKvB(const TensorSpec& spec, absl::string_view prefix,
-                      absl::string_view gguf_prefix, const std::string& gguf_name) {
+  absl::Status MapKvB(const TensorSpec& spec, absl::string_view gguf_prefix,
+                      const std::string& gguf_name) {
     const std::string k_name = absl::StrCat(gguf_prefix, "attn_k_b.weight");
     const std::string v_name = absl::StrCat(gguf_prefix, "attn_v_b.weight");
     const bool has_halves = files_.Find(k_name) != nullptr || files_.Find(v_name) != nullptr;
     if (files_.Find(gguf_name) != nullptr || !has_halves) return Map(spec, gguf_name);
     const MlaShape mla = config_.Mla();
-    CARAVAN_RETURN_IF_ERROR(MapHeads(absl::StrCat(prefix, "self_attn.k_b_proj.weight"), k_name,
-                                     mla.kv_lora_rank, mla.qk_nope_head_dim));
-    return MapHeads(absl::StrCat(prefix, "self_attn.v_b_proj.weight"), v_name, mla.v_head_dim,
-                    mla.kv_lora_rank);
-  }
-
-  /// A matrix [rows, cols] a head, stacked: one matrix of all heads' rows.
-  absl::Status MapHeads(const std::string& name, const std::string& gguf_name, int64_t rows,
-                        int64_t cols) {
-    const int64_t heads = config_.num_attention_heads;
-    CARAVAN_ASSIGN_OR_RETURN(const TensorInfo* const stack,
-                             FindInShape(gguf_name, {heads, rows, cols}));
-    tensors_[name] = {TensorInfo{stack->dtype, {heads * rows, cols}}, gguf_name, 0};
+    CARAVAN_RETURN_IF_ERROR(
+        FindInShape(k_name, {mla.num_heads, mla.kv_lora_rank, mla.qk_nope_head_dim}).status());
+    CARAVAN_RETURN_IF_ERROR(
+        FindInShape(v_name, {mla.num_heads, mla.v_head_dim, mla.kv_lora_rank}).status());
+    const TensorInfo info = {.dtype = DType::kF32, .shape = spec.shape};
+    tensors_[spec.name] = {info, k_name, 0, v_name};
     return absl::OkStatus();
   }
 
@@ -215,13 +212,11 @@ absl::StatusOr<std::unique_ptr<GgufCheckpoint>> GgufCheckpoint::Open(const std::
   auto checkpoint = std::unique_ptr<GgufCheckpoint>(new GgufCheckpoint());
   CARAVAN_ASSIGN_OR_RETURN(checkpoint->files_, GgufSet::Open(path));
   const GgufSet& files = *checkpoint->files_;
-  CARAVAN_ASSIGN_OR_RETURN(checkpoint->config_json_, GgufConfigJson(files.metadata(), files));
-  CARAVAN_ASSIGN_OR_RETURN(
-      checkpoint->config_,
-      ParseModelConfig(checkpoint->config_json_,
-                       absl::StrCat(files.path(), ": metadata as config.json")));
+  CARAVAN_ASSIGN_OR_RETURN(std::string config_json, GgufConfigJson(files.metadata(), files));
+  CARAVAN_RETURN_IF_ERROR(checkpoint->SetConfig(
+      path, std::move(config_json), absl::StrCat(files.path(), ": metadata as config.json")));
 
-  const ModelConfig& config = checkpoint->config_;
+  const ModelConfig& config = checkpoint->config();
   Mapper mapper(files, config, checkpoint->tensors_);
   CARAVAN_RETURN_IF_ERROR(mapper.MapModel(EmbeddingTensors(config)));
   CARAVAN_RETURN_IF_ERROR(mapper.MapModel(HeadTensors(config)));
@@ -232,6 +227,16 @@ absl::StatusOr<std::unique_ptr<GgufCheckpoint>> GgufCheckpoint::Open(const std::
     CARAVAN_RETURN_IF_ERROR(mapper.MapLayer(config.num_hidden_layers, MtpTensors(config)));
   }
   CARAVAN_RETURN_IF_ERROR(mapper.CheckRest());
+
+  Fingerprint fingerprint;
+  fingerprint.AddText(checkpoint->config_json());
+  for (const std::string& name : checkpoint->TensorNames()) {
+    const Entry& entry = checkpoint->tensors_[name];
+    fingerprint.AddTensor(name, entry.info);
+    fingerprint.AddText(entry.gguf_name);
+    fingerprint.AddInt(files.FileOf(entry.gguf_name)->Offset(entry.gguf_name) + entry.offset);
+  }
+  checkpoint->set_fingerprint(fingerprint.value());
   return checkpoint;
 }
 
@@ -242,12 +247,55 @@ const TensorInfo* GgufCheckpoint::Find(absl::string_view name) const {
   return it == tensors_.end() ? nullptr : &it->second.info;
 }
 
-absl::Status GgufCheckpoint::Read(absl::string_view name, absl::Span<std::byte> out) const {
+absl::Status GgufCheckpoint::ReadPart(absl::string_view name, int64_t offset,
+                                      absl::Span<std::byte> out) const {
   const auto it = tensors_.find(name);
   CARAVAN_CHECK(it != tensors_.end());
   const Entry& entry = it->second;
-  CARAVAN_CHECK(static_cast<int64_t>(out.size()) == entry.info.num_bytes());
-  files_->FileOf(entry.gguf_name)->ReadPart(entry.gguf_name, entry.offset, out);
+  CARAVAN_CHECK(offset >= 0 && offset + static_cast<int64_t>(out.size()) <= entry.info.num_bytes());
+  if (!entry.value_half.empty()) return ReadHalves(entry, offset, out);
+  return files_->ReadPart(entry.gguf_name, entry.offset + offset, out);
+}
+
+absl::Status GgufCheckpoint::ReadHalves(const Entry& entry, int64_t offset,
+                                        absl::Span<std::byte> out) const {
+  const MlaShape mla = config().Mla();
+  const int64_t latent = mla.kv_lora_rank;
+  const int64_t nope = mla.qk_nope_head_dim;
+  const int64_t head_rows = nope + mla.v_head_dim;
+  const int64_t row_bytes = latent * static_cast<int64_t>(sizeof(float));
+  const DType key_type = files_->Find(entry.gguf_name)->dtype;
+  const DType value_type = files_->Find(entry.value_half)->dtype;
+  std::vector<std::byte> stored;
+  std::vector<float> keys(static_cast<size_t>(latent * nope));  // W_UK^T of key_head
+  std::vector<float> values(static_cast<size_t>(latent));       // one row of kv_b_proj
+  int64_t key_head = -1;
+  while (!out.empty()) {
+    const int64_t row = offset / row_bytes;
+    const int64_t head = row / head_rows;
+    const int64_t row_in_head = row % head_rows;
+    if (row_in_head >= nope) {
+      stored.resize(static_cast<size_t>(DTypeBytes(value_type, latent)));
+      const int64_t value_row = head * mla.v_head_dim + row_in_head - nope;
+      CARAVAN_RETURN_IF_ERROR(files_->ReadPart(
+          entry.value_half, value_row * DTypeBytes(value_type, latent), absl::MakeSpan(stored)));
+      DequantizeRow(value_type, stored.data(), latent, values.data());
+    } else {
+      if (head != key_head) {
+        stored.resize(static_cast<size_t>(DTypeBytes(key_type, latent * nope)));
+        CARAVAN_RETURN_IF_ERROR(files_->ReadPart(
+            entry.gguf_name, head * DTypeBytes(key_type, latent * nope), absl::MakeSpan(stored)));
+        DequantizeRow(key_type, stored.data(), latent * nope, keys.data());
+        key_head = head;
+      }
+      for (int64_t i = 0; i < latent; ++i) values[i] = keys[i * nope + row_in_head];
+    }
+    const int64_t skip = offset % row_bytes;
+    const size_t count = std::min(out.size(), static_cast<size_t>(row_bytes - skip));
+    std::memcpy(out.data(), reinterpret_cast<const std::byte*>(values.data()) + skip, count);
+    out.remove_prefix(count);
+    offset += static_cast<int64_t>(count);
+  }
   return absl::OkStatus();
 }
 

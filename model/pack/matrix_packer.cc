@@ -1,0 +1,127 @@
+#include "model/pack/matrix_packer.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "base/mutex.h"
+#include "base/status_macros.h"
+#include "kernels/quant/dequantize.h"
+#include "kernels/quant/quantize.h"
+#include "kernels/tiled/tile_layout.h"
+#include "model/tensor_table.h"
+
+namespace caravan {
+namespace {
+
+// Of the source, read at a time.
+constexpr int64_t kPieceBytes = int64_t{8} << 20;
+
+/// The stored rows [first, first + num_rows) of one tensor, and what they become.
+struct Piece {
+  const TensorInfo* stored;
+  const TensorInfo* packed;
+  int64_t cols;
+  int64_t first_row;
+  int64_t num_rows;
+  const std::byte* stored_bytes;
+  const float* scales;  // of the whole matrix, or null
+};
+
+/// One row in the packed format. `values` is scratch of [cols].
+absl::Status ConvertRow(const Piece& piece, int64_t row, float* values, std::byte* out) {
+  const DType from = piece.stored->dtype;
+  const DType to = piece.packed->dtype;
+  const std::byte* const stored = piece.stored_bytes + row * DTypeBytes(from, piece.cols);
+  if (from == to) {
+    std::memcpy(out, stored, static_cast<size_t>(DTypeBytes(to, piece.cols)));
+    return absl::OkStatus();
+  }
+  DequantizeRow(from, stored, piece.cols, values);
+  if (piece.scales != nullptr) {
+    const float* const scales =
+        piece.scales + (piece.first_row + row) / kFp8BlockSize * Fp8Blocks(piece.cols);
+    for (int64_t col = 0; col < piece.cols; ++col) values[col] *= scales[col / kFp8BlockSize];
+  }
+  switch (to) {
+    case DType::kF32:
+      std::memcpy(out, values, static_cast<size_t>(piece.cols) * sizeof(float));
+      return absl::OkStatus();
+    case DType::kF16:
+    case DType::kBF16:
+      for (int64_t col = 0; col < piece.cols; ++col) {
+        const uint16_t bits =
+            to == DType::kF16 ? FloatToFloat16(values[col]) : FloatToBFloat16(values[col]);
+        std::memcpy(out + 2 * col, &bits, 2);
+      }
+      return absl::OkStatus();
+    default:
+      return QuantizeRow(to, values, piece.cols, /*importance=*/nullptr, out);
+  }
+}
+
+/// Rows [begin, end) of the piece into `out`, in the packed layout. begin is a tile's first row.
+absl::Status ConvertRows(const Piece& piece, int64_t begin, int64_t end, std::byte* out) {
+  const DType to = piece.packed->dtype;
+  const int64_t row_bytes = DTypeBytes(to, piece.cols);
+  std::vector<float> values(static_cast<size_t>(piece.cols));
+  const bool tiled = piece.packed->layout == MatrixLayout::kTiled16;
+  std::vector<std::byte> row_major(tiled ? static_cast<size_t>((end - begin) * row_bytes) : 0);
+  std::byte* const rows = tiled ? row_major.data() : out;
+  for (int64_t row = begin; row < end; ++row) {
+    CARAVAN_RETURN_IF_ERROR(
+        Annotate(ConvertRow(piece, row, values.data(), rows + (row - begin) * row_bytes),
+                 absl::StrCat("row ", piece.first_row + row)));
+  }
+  if (tiled) TileMatrix(to, end - begin, piece.cols, rows, out);
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status MatrixPacker::Pack(const std::string& name, const TensorInfo& packed,
+                                absl::FunctionRef<absl::Status(absl::Span<const std::byte>)> sink) {
+  const TensorInfo& stored = *source_->Find(name);
+  const int64_t rows = packed.shape.size() == 1 ? 1 : packed.shape[0];
+  const int64_t cols = packed.shape.back();
+  const TensorInfo* const scale = source_->Find(ScaleName(name));
+  if (scale != nullptr && stored.dtype != packed.dtype) {
+    scales_.resize(static_cast<size_t>(scale->num_elements()));
+    CARAVAN_RETURN_IF_ERROR(Annotate(
+        source_->Read(ScaleName(name), absl::MakeSpan(reinterpret_cast<std::byte*>(scales_.data()),
+                                                      scales_.size() * sizeof(float))),
+        ScaleName(name)));
+  }
+  const int64_t stored_row = DTypeBytes(stored.dtype, cols);
+  const int64_t packed_row = DTypeBytes(packed.dtype, cols);
+  const int64_t piece_rows = std::max<int64_t>(1, kPieceBytes / stored_row / kTileRows) * kTileRows;
+  Piece piece = {&stored, &packed, cols, 0, 0, nullptr, nullptr};
+  if (scale != nullptr && stored.dtype != packed.dtype) piece.scales = scales_.data();
+  for (; piece.first_row < rows; piece.first_row += piece_rows) {
+    piece.num_rows = std::min(piece_rows, rows - piece.first_row);
+    stored_.resize(static_cast<size_t>(piece.num_rows * stored_row));
+    CARAVAN_RETURN_IF_ERROR(Annotate(
+        source_->ReadPart(name, piece.first_row * stored_row, absl::MakeSpan(stored_)), name));
+    piece.stored_bytes = stored_.data();
+    const int64_t whole_rows = packed.layout == MatrixLayout::kTiled16
+                                   ? Tiles(piece.num_rows) * kTileRows
+                                   : piece.num_rows;
+    packed_.resize(static_cast<size_t>(whole_rows * packed_row));
+    Mutex mu;
+    absl::Status converted;
+    pool_->ParallelFor(piece.num_rows, kTileRows, [&](int64_t begin, int64_t end) {
+      const absl::Status status =
+          ConvertRows(piece, begin, end, packed_.data() + begin * packed_row);
+      if (status.ok()) return;
+      MutexLock lock(&mu);
+      converted.Update(status);
+    });
+    if (!converted.ok()) {
+      return absl::DataLossError(absl::StrCat("tensor ", name, ": ", converted.message()));
+    }
+    CARAVAN_RETURN_IF_ERROR(sink(packed_));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace caravan

@@ -1,0 +1,44 @@
+#ifndef CARAVAN_MODEL_PACK_MATRIX_PACKER_H_
+#define CARAVAN_MODEL_PACK_MATRIX_PACKER_H_
+
+// One tensor from the form that it has in a checkpoint into the form that it gets in a pack.
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+#include "base/thread_pool.h"
+#include "model/tensor_source.h"
+
+namespace caravan {
+
+/// Used by one thread, which its pool helps. Memory: a few megabytes, and one row tile where a row
+/// is longer than that.
+class MatrixPacker {
+ public:
+  /// Both outlive the object.
+  MatrixPacker(const TensorSource* source, ThreadPool* pool) : source_(source), pool_(pool) {}
+
+  /// Gives `sink` the bytes of tensor `name` as `packed` describes them, in order, a piece at a
+  /// time; what it returns ends the packing unless OK.
+  /// REQUIRES: the source has the tensor, row-major, in packed's shape.
+  /// Errors: DataLoss - from the source, or a weight is no finite number; the sink's. Each names
+  ///         the tensor.
+  absl::Status Pack(const std::string& name, const TensorInfo& packed,
+                    absl::FunctionRef<absl::Status(absl::Span<const std::byte>)> sink);
+
+ private:
+  const TensorSource* const source_;
+  ThreadPool* const pool_;
+  std::vector<std::byte> stored_;  // rows as the source has them
+  std::vector<std::byte> packed_;
+  std::vector<float> scales_;  // of an FP8 matrix
+};
+
+}  // namespace caravan
+
+#endif  // CARAVAN_MODEL_PACK_MATRIX_PACKER_H_

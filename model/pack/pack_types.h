@@ -1,0 +1,40 @@
+#ifndef CARAVAN_MODEL_PACK_PACK_TYPES_H_
+#define CARAVAN_MODEL_PACK_PACK_TYPES_H_
+
+// In which format each tensor of a packed model is stored.
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "base/dtype.h"
+#include "model/tensor_source.h"
+#include "model/tensor_table.h"
+
+namespace caravan {
+
+/// What a user asks for. nullopt: each tensor stays in the format that it has.
+struct PackTypes {
+  std::optional<DType> experts;  // routed experts
+  std::optional<DType> dense;    // all other matrices but the router
+};
+
+/// "q4_K", "Q8_0", "bf16", "f16", "f32" or "keep", in any case.
+/// Errors: InvalidArgument - no such format, or one that nothing is packed to.
+absl::StatusOr<std::optional<DType>> ParsePackType(absl::string_view name);
+
+/// "8bit", "4bit" or "2bit". Errors: InvalidArgument - no such preset.
+absl::StatusOr<PackTypes> PackPreset(absl::string_view name);
+
+/// How `spec`'s tensor is stored, `source` being what there is of it now. What departs from
+/// `types`: norms are F32, the router stays as it is; kv_b_proj, whose error every attention score
+/// bears, has 8 bits or more; a matrix whose columns are no multiple of the format's block is Q8_0,
+/// or BF16.
+TensorInfo PackedInfo(const PackTypes& types, const TensorSpec& spec, const TensorInfo& source);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_MODEL_PACK_PACK_TYPES_H_

@@ -1,0 +1,111 @@
+#include "model/pack/packed_model.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/status_macros.h"
+#include "model/fingerprint.h"
+#include "model/pack/file_hash.h"
+
+namespace caravan {
+namespace {
+
+constexpr int64_t kMaxManifestBytes = int64_t{1} << 28;
+constexpr size_t kPieceBytes = size_t{4} << 20;
+
+}  // namespace
+
+bool PackedModel::IsAt(const std::string& directory) {
+  return FileExists(JoinPath(directory, kPackManifestName)) ||
+         FileExists(JoinPath(directory, kUnfinishedPackName));
+}
+
+absl::StatusOr<std::unique_ptr<PackedModel>> PackedModel::Open(const std::string& directory) {
+  const std::string path = JoinPath(directory, kPackManifestName);
+  if (!FileExists(path) && FileExists(JoinPath(directory, kUnfinishedPackName))) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        directory, ": packing was not finished; the same `caravan pack` goes on with it"));
+  }
+  auto model = std::unique_ptr<PackedModel>(new PackedModel());
+  CARAVAN_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxManifestBytes));
+  CARAVAN_ASSIGN_OR_RETURN(model->manifest_, ParsePackManifest(text, path));
+  CARAVAN_RETURN_IF_ERROR(model->ReadConfig(directory));
+  for (const PackedFile& file : model->manifest_.files) {
+    CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<ReadableFile> opened,
+                             ReadableFile::Open(JoinPath(directory, file.name)));
+    if (opened->bytes() != file.bytes) {
+      return absl::InvalidArgumentError(absl::StrCat(opened->path(), ": has ", opened->bytes(),
+                                                     " bytes, but ", kPackManifestName, " says ",
+                                                     file.bytes));
+    }
+    for (PackedTensor& tensor : AllTensors(file)) {
+      const bool is_new = model->places_
+                              .try_emplace(tensor.name, Place{std::move(tensor.info),
+                                                              model->files_.size(), tensor.offset})
+                              .second;
+      if (!is_new) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(path, ": tensor ", tensor.name, " is there twice"));
+      }
+    }
+    model->files_.push_back(std::move(opened));
+  }
+  Fingerprint fingerprint;
+  fingerprint.AddText(model->config_json());
+  fingerprint.AddText(text);
+  model->set_fingerprint(fingerprint.value());
+  return model;
+}
+
+absl::Status PackedModel::CheckHashes(
+    absl::FunctionRef<bool(int64_t done, int64_t total)> progress) const {
+  int64_t total = 0;
+  for (const PackedFile& file : manifest_.files) total += file.bytes;
+  int64_t done = 0;
+  std::vector<std::byte> piece(kPieceBytes);
+  for (size_t i = 0; i < files_.size(); ++i) {
+    FileHash hash;
+    for (int64_t offset = 0; offset < files_[i]->bytes();) {
+      if (!progress(done, total)) return absl::CancelledError("checking was stopped");
+      const auto size = std::min<int64_t>(kPieceBytes, files_[i]->bytes() - offset);
+      const auto bytes = absl::MakeSpan(piece).first(static_cast<size_t>(size));
+      CARAVAN_RETURN_IF_ERROR(files_[i]->Read(offset, bytes));
+      hash.Add(bytes);
+      offset += size;
+      done += size;
+    }
+    if (hash.Digest() != manifest_.files[i].hash) {
+      return absl::DataLossError(absl::StrCat(files_[i]->path(), ": hash ", hash.Digest(),
+                                              ", but it was packed with ",
+                                              manifest_.files[i].hash));
+    }
+  }
+  progress(total, total);
+  return absl::OkStatus();
+}
+
+std::vector<std::string> PackedModel::TensorNames() const {
+  std::vector<std::string> names;
+  names.reserve(places_.size());
+  for (const auto& [name, place] : places_) names.push_back(name);
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+const TensorInfo* PackedModel::Find(absl::string_view name) const {
+  const auto it = places_.find(name);
+  return it == places_.end() ? nullptr : &it->second.info;
+}
+
+absl::Status PackedModel::ReadPart(absl::string_view name, int64_t offset,
+                                   absl::Span<std::byte> out) const {
+  const auto it = places_.find(name);
+  CARAVAN_CHECK(it != places_.end());
+  const Place& place = it->second;
+  CARAVAN_CHECK(offset >= 0 && offset + static_cast<int64_t>(out.size()) <= place.info.num_bytes());
+  return files_[place.file]->Read(place.offset + offset, out);
+}
+
+}  // namespace caravan

@@ -1,0 +1,62 @@
+#ifndef CARAVAN_MODEL_PACK_PACKED_MODEL_H_
+#define CARAVAN_MODEL_PACK_PACKED_MODEL_H_
+
+// A model as `caravan pack` writes it: config.json, the tokenizer's files, caravan-pack.json and
+// the files that it names (docs/packed-format.md).
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/functional/function_ref.h"
+#include "absl/status/statusor.h"
+#include "base/file.h"
+#include "model/pack/pack_manifest.h"
+#include "model/stored_model.h"
+
+namespace caravan {
+
+/// The fingerprint covers the config and the manifest, and with it the hash of every file.
+class PackedModel : public StoredModel {
+ public:
+  /// Whether `directory` holds a packed model, or what is there of one.
+  static bool IsAt(const std::string& directory);
+
+  /// Reads the manifest, no weights. A pack that was not finished is refused; so is one whose files
+  /// are missing or of another size than the manifest says.
+  /// Errors: FailedPrecondition - it was not finished; NotFound - a file is missing;
+  ///         InvalidArgument - as ParsePackManifest, a tensor in two places, a wrong size. Each
+  ///         names the file.
+  static absl::StatusOr<std::unique_ptr<PackedModel>> Open(const std::string& directory);
+
+  const PackManifest& manifest() const { return manifest_; }
+
+  /// Reads every file and compares its hash. `progress` is called now and then with how many bytes
+  /// are done; false stops it.
+  /// Errors: DataLoss - names the file whose bytes are not those that were packed; Cancelled - by
+  ///         `progress`.
+  absl::Status CheckHashes(absl::FunctionRef<bool(int64_t done, int64_t total)> progress) const;
+
+  std::vector<std::string> TensorNames() const override;
+  const TensorInfo* Find(absl::string_view name) const override;
+  absl::Status ReadPart(absl::string_view name, int64_t offset,
+                        absl::Span<std::byte> out) const override;
+
+ private:
+  struct Place {
+    TensorInfo info;
+    size_t file = 0;
+    int64_t offset = 0;
+  };
+  PackedModel() = default;
+
+  PackManifest manifest_;
+  std::vector<std::unique_ptr<ReadableFile>> files_;  // as in the manifest
+  absl::flat_hash_map<std::string, Place> places_;
+};
+
+}  // namespace caravan
+
+#endif  // CARAVAN_MODEL_PACK_PACKED_MODEL_H_

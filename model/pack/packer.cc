@@ -1,0 +1,277 @@
+#include "model/pack/packer.h"
+
+#include <cerrno>
+#include <filesystem>
+#include <system_error>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/byte_size.h"
+#include "base/check.h"
+#include "base/file.h"
+#include "base/status_macros.h"
+#include "base/thread_pool.h"
+#include "model/pack/matrix_packer.h"
+#include "model/pack/pack_file_writer.h"
+#include "model/tensor_table.h"
+#include "model/text_files.h"
+
+namespace caravan {
+namespace {
+
+constexpr int64_t kMaxManifestBytes = int64_t{1} << 28;
+
+int64_t AlignedTo(int64_t offset, int64_t alignment) {
+  return (offset + alignment - 1) / alignment * alignment;
+}
+
+/// Lays tensors out in a file or an expert's run.
+class Placer {
+ public:
+  Placer(const TensorSource& source, const PackTypes& types) : source_(source), types_(types) {}
+
+  /// Adds a tensor, and its scales where it stays FP8, as `name`.
+  void Add(const TensorSpec& spec, const std::string& name, std::vector<PackedTensor>& tensors,
+           int64_t& end) const {
+    PackedTensor tensor;
+    tensor.name = name;
+    tensor.info = PackedInfo(types_, spec, *source_.Find(spec.name));
+    const bool is_fp8 = tensor.info.dtype == DType::kF8E4M3;
+    Place(std::move(tensor), tensors, end);
+    const TensorInfo* const scale = source_.Find(ScaleName(spec.name));
+    if (is_fp8 && scale != nullptr) Place({ScaleName(name), *scale, 0}, tensors, end);
+  }
+
+ private:
+  static void Place(PackedTensor tensor, std::vector<PackedTensor>& tensors, int64_t& end) {
+    tensor.offset = AlignedTo(end, kTensorAlignment);
+    end = tensor.offset + tensor.info.num_bytes();
+    tensors.push_back(std::move(tensor));
+  }
+
+  const TensorSource& source_;
+  const PackTypes& types_;
+};
+
+/// A file of these tensors; routed experts come last, in runs of one shape.
+absl::StatusOr<PackedFile> PlanFile(const TensorSource& source, const PackTypes& types,
+                                    std::string name, const std::vector<TensorSpec>& specs) {
+  CARAVAN_RETURN_IF_ERROR(CheckTensors(source, specs).status());
+  const Placer placer(source, types);
+  PackedFile file;
+  file.name = std::move(name);
+  std::vector<const TensorSpec*> experts;
+  for (const TensorSpec& spec : specs) {
+    if (source.Find(spec.name)->layout != MatrixLayout::kRowMajor) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("tensor ", spec.name, " is packed already; pack the checkpoint it is of"));
+    }
+    if (spec.tensor_class == TensorClass::kRoutedExpert) {
+      experts.push_back(&spec);
+    } else {
+      placer.Add(spec, spec.name, file.tensors, file.bytes);
+    }
+  }
+  if (experts.empty()) return file;
+  // "model.layers.3.mlp.experts." "0" "." "gate_proj.weight"
+  const absl::string_view first = experts[0]->name;
+  const size_t number = first.find(".0.");
+  CARAVAN_CHECK(number != absl::string_view::npos &&
+                absl::EndsWith(first.substr(0, number), ".experts"));
+  PackedExperts runs;
+  runs.prefix = std::string(first.substr(0, number + 1));
+  runs.offset = AlignedTo(file.bytes, kExpertAlignment);
+  const std::string first_prefix = runs.prefix + "0.";
+  int64_t run_bytes = 0;
+  for (const TensorSpec* spec : experts) {
+    if (!absl::StartsWith(spec->name, first_prefix)) break;
+    placer.Add(*spec, spec->name.substr(first_prefix.size()), runs.tensors, run_bytes);
+  }
+  runs.stride = AlignedTo(run_bytes, kExpertAlignment);
+  size_t matrices = 0;
+  while (matrices < experts.size() && absl::StartsWith(experts[matrices]->name, first_prefix)) {
+    ++matrices;
+  }
+  CARAVAN_CHECK(experts.size() % matrices == 0);
+  runs.count = static_cast<int64_t>(experts.size() / matrices);
+  for (size_t i = matrices; i < experts.size(); ++i) {
+    if (source.Find(experts[i]->name)->dtype != source.Find(experts[i % matrices]->name)->dtype) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("tensor ", experts[i]->name, " has dtype ",
+                       DTypeName(source.Find(experts[i]->name)->dtype), ", but that of expert 0 ",
+                       DTypeName(source.Find(experts[i % matrices]->name)->dtype)));
+    }
+  }
+  file.bytes = runs.offset + runs.count * runs.stride;
+  file.experts = std::move(runs);
+  return file;
+}
+
+/// The plan's files that an unfinished pack at `path` holds already.
+absl::StatusOr<std::vector<PackedFile>> ReadUnfinished(const std::string& path,
+                                                       const PackManifest& plan,
+                                                       const std::string& directory) {
+  std::vector<PackedFile> done;
+  if (!FileExists(path)) return done;
+  CARAVAN_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxManifestBytes));
+  CARAVAN_ASSIGN_OR_RETURN(PackManifest unfinished, ParsePackManifest(text, path));
+  PackManifest expected;
+  for (size_t i = 0; i < unfinished.files.size(); ++i) {
+    if (i >= plan.files.size()) break;
+    expected.files.push_back(plan.files[i]);
+    expected.files.back().hash = unfinished.files[i].hash;
+  }
+  if (PackManifestToJson(expected) != PackManifestToJson(unfinished)) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        directory, ": holds an unfinished pack of another model or with other options; remove it"));
+  }
+  for (PackedFile& file : unfinished.files) {
+    const std::string file_path = JoinPath(directory, file.name);
+    std::error_code error;
+    if (std::filesystem::file_size(file_path, error) != static_cast<uintmax_t>(file.bytes)) break;
+    done.push_back(std::move(file));
+  }
+  return done;
+}
+
+class Packing {
+ public:
+  Packing(const StoredModel& source, const PackOptions& options, PackManifest plan)
+      : source_(source), options_(options), plan_(std::move(plan)), pool_(options.num_threads) {
+    for (const PackedFile& file : plan_.files) total_bytes_ += file.bytes;
+  }
+
+  absl::Status Run() {
+    CARAVAN_RETURN_IF_ERROR(Prepare());
+    PackManifest manifest;
+    CARAVAN_ASSIGN_OR_RETURN(manifest.files,
+                             ReadUnfinished(UnfinishedPath(), plan_, options_.output));
+    for (const PackedFile& file : manifest.files) done_bytes_ += file.bytes;
+    CARAVAN_RETURN_IF_ERROR(CheckRoom());
+    CARAVAN_RETURN_IF_ERROR(WritePackFile(UnfinishedPath(), PackManifestToJson(manifest)));
+    for (size_t i = manifest.files.size(); i < plan_.files.size(); ++i) {
+      PackedFile file = plan_.files[i];
+      CARAVAN_ASSIGN_OR_RETURN(file.hash, WriteFile(file));
+      manifest.files.push_back(std::move(file));
+      CARAVAN_RETURN_IF_ERROR(WritePackFile(UnfinishedPath(), PackManifestToJson(manifest)));
+    }
+    CARAVAN_RETURN_IF_ERROR(CopyTextFiles());
+    // The last one: now it is a pack.
+    CARAVAN_RETURN_IF_ERROR(
+        WritePackFile(JoinPath(options_.output, kPackManifestName), PackManifestToJson(manifest)));
+    std::error_code ignored;
+    std::filesystem::remove(UnfinishedPath(), ignored);
+    if (options_.progress) options_.progress(total_bytes_, total_bytes_);
+    return absl::OkStatus();
+  }
+
+ private:
+  std::string UnfinishedPath() const { return JoinPath(options_.output, kUnfinishedPackName); }
+
+  absl::Status Prepare() const {
+    if (FileExists(JoinPath(options_.output, kPackManifestName))) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(options_.output, ": holds a packed model already"));
+    }
+    std::error_code error;
+    std::filesystem::create_directories(options_.output, error);
+    if (error) {
+      return absl::InvalidArgumentError(absl::StrCat(options_.output, ": ", error.message()));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckRoom() const {
+    std::error_code error;
+    const std::filesystem::space_info space = std::filesystem::space(options_.output, error);
+    if (error) return absl::DataLossError(absl::StrCat(options_.output, ": ", error.message()));
+    const int64_t needed = total_bytes_ - done_bytes_;
+    if (static_cast<uintmax_t>(needed) <= space.available) return absl::OkStatus();
+    return absl::ResourceExhaustedError(absl::StrCat(
+        options_.output, ": packing takes ", FormatByteSize(needed), ", but the disk has only ",
+        FormatByteSize(static_cast<int64_t>(space.available)), " left"));
+  }
+
+  /// Returns the file's hash.
+  absl::StatusOr<std::string> WriteFile(const PackedFile& file) {
+    CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<PackFileWriter> writer,
+                             PackFileWriter::Create(JoinPath(options_.output, file.name)));
+    MatrixPacker packer(&source_, &pool_);
+    for (const PackedTensor& tensor : AllTensors(file)) {
+      CARAVAN_RETURN_IF_ERROR(writer->PadTo(tensor.offset));
+      CARAVAN_RETURN_IF_ERROR(packer.Pack(
+          tensor.name, tensor.info, [&](absl::Span<const std::byte> bytes) -> absl::Status {
+            if (options_.progress &&
+                !options_.progress(done_bytes_ + writer->bytes(), total_bytes_)) {
+              return absl::CancelledError("packing was stopped; the same command goes on with it");
+            }
+            return writer->Write(bytes);
+          }));
+    }
+    CARAVAN_RETURN_IF_ERROR(writer->PadTo(file.bytes));
+    CARAVAN_ASSIGN_OR_RETURN(std::string hash, writer->Commit());
+    done_bytes_ += file.bytes;
+    return hash;
+  }
+
+  absl::Status CopyTextFiles() const {
+    CARAVAN_RETURN_IF_ERROR(
+        WritePackFile(JoinPath(options_.output, "config.json"), source_.config_json()));
+    for (const char* name : kTextFileNames) {
+      const absl::StatusOr<TextFile> file = ReadTextFile(source_.path(), name);
+      if (absl::IsNotFound(file.status())) continue;
+      if (!file.ok()) return file.status();
+      CARAVAN_RETURN_IF_ERROR(WritePackFile(JoinPath(options_.output, name), file->text));
+    }
+    return absl::OkStatus();
+  }
+
+  const StoredModel& source_;
+  const PackOptions& options_;
+  const PackManifest plan_;
+  ThreadPool pool_;
+  int64_t total_bytes_ = 0;
+  int64_t done_bytes_ = 0;  // in files that are whole
+};
+
+}  // namespace
+
+absl::StatusOr<PackManifest> PlanPack(const StoredModel& source, const PackTypes& types,
+                                      const std::optional<std::pair<int, int>>& layers) {
+  const ModelConfig& config = source.config();
+  const auto [first, end] = layers.value_or(std::pair(0, config.num_hidden_layers));
+  if (first < 0 || end > config.num_hidden_layers || first >= end) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "layers ", first, "-", end - 1, ": the model has layers 0-", config.num_hidden_layers - 1));
+  }
+  PackManifest plan;
+  const auto add = [&](std::string name, const std::vector<TensorSpec>& specs) -> absl::Status {
+    CARAVAN_ASSIGN_OR_RETURN(PackedFile file, PlanFile(source, types, std::move(name), specs));
+    plan.files.push_back(std::move(file));
+    return absl::OkStatus();
+  };
+  if (first == 0) CARAVAN_RETURN_IF_ERROR(add("embedding.bin", EmbeddingTensors(config)));
+  for (int layer = first; layer < end; ++layer) {
+    CARAVAN_RETURN_IF_ERROR(
+        add(absl::StrFormat("layer-%03d.bin", layer), LayerTensors(config, layer)));
+  }
+  if (end < config.num_hidden_layers) return plan;
+  std::vector<TensorSpec> head = HeadTensors(config);
+  // A tied projection is in the embedding's file, if there is one.
+  if (config.tie_word_embeddings && first == 0) head.pop_back();
+  CARAVAN_RETURN_IF_ERROR(add("head.bin", head));
+  if (config.num_nextn_predict_layers == 0) return plan;
+  const std::vector<TensorSpec> mtp = MtpTensors(config);
+  // Checkpoints may leave it out, whatever their config says.
+  if (source.Find(mtp[0].name) != nullptr) CARAVAN_RETURN_IF_ERROR(add("mtp.bin", mtp));
+  return plan;
+}
+
+absl::Status Pack(const StoredModel& source, const PackOptions& options) {
+  CARAVAN_ASSIGN_OR_RETURN(PackManifest plan, PlanPack(source, options.types, options.layers));
+  return Packing(source, options, std::move(plan)).Run();
+}
+
+}  // namespace caravan

@@ -1,0 +1,328 @@
+#include "model/pack/packer.h"
+
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/quant/dequantize.h"
+#include "kernels/quant/quantize.h"
+#include "kernels/tiled/tile_layout.h"
+#include "model/checkpoint.h"
+#include "model/pack/packed_model.h"
+#include "model/text_model.h"
+#include "tests/model/gguf/gguf_model.h"
+#include "tests/model/tokenizer_files.h"
+#include "tests/support/gguf_writer.h"
+#include "tests/support/temp_dir.h"
+
+namespace caravan {
+namespace {
+
+using nlohmann::json;
+using ::testing::HasSubstr;
+
+constexpr char kTiny[] = CARAVAN_SOURCE_DIR "/models/tiny-r1";
+
+std::vector<std::byte> ReadAll(const TensorSource& source, const std::string& name) {
+  std::vector<std::byte> bytes(static_cast<size_t>(source.Find(name)->num_bytes()));
+  EXPECT_TRUE(source.Read(name, absl::MakeSpan(bytes)).ok()) << name;
+  return bytes;
+}
+
+/// The checkpoint's exact values, row-major.
+std::vector<float> Values(const TensorSource& source, const std::string& name) {
+  const TensorInfo& info = *source.Find(name);
+  const int64_t cols = info.shape.back();
+  const int64_t rows = info.num_elements() / cols;
+  const std::vector<std::byte> bytes = ReadAll(source, name);
+  std::vector<float> values(static_cast<size_t>(info.num_elements()));
+  for (int64_t row = 0; row < rows; ++row) {
+    DequantizeRow(info.dtype, bytes.data() + row * DTypeBytes(info.dtype, cols), cols,
+                  values.data() + row * cols);
+  }
+  if (source.Find(ScaleName(name)) == nullptr) return values;
+  const std::vector<std::byte> scale_bytes = ReadAll(source, ScaleName(name));
+  std::vector<float> scales(scale_bytes.size() / sizeof(float));
+  std::memcpy(scales.data(), scale_bytes.data(), scale_bytes.size());
+  for (int64_t i = 0; i < rows * cols; ++i) {
+    values[i] *= scales[i / cols / kFp8BlockSize * Fp8Blocks(cols) + i % cols / kFp8BlockSize];
+  }
+  return values;
+}
+
+/// The packed tensor's rows, out of their tiles.
+std::vector<std::byte> RowMajor(const TensorSource& source, const std::string& name) {
+  const TensorInfo& info = *source.Find(name);
+  std::vector<std::byte> bytes = ReadAll(source, name);
+  if (info.layout == MatrixLayout::kRowMajor) return bytes;
+  std::vector<std::byte> rows(static_cast<size_t>(DTypeBytes(info.dtype, info.num_elements())));
+  UntileMatrix(info.dtype, info.shape[0], info.shape[1], bytes.data(), rows.data());
+  return rows;
+}
+
+class PackerTest : public ::testing::Test {
+ protected:
+  PackerTest() : source_(*Checkpoint::Open(kTiny)) {}
+
+  PackOptions Options(const std::string& name, const PackTypes& types) const {
+    PackOptions options;
+    options.output = dir_.File(name);
+    options.types = types;
+    options.num_threads = 2;
+    return options;
+  }
+  std::unique_ptr<PackedModel> MustPack(const PackOptions& options) const {
+    const absl::Status packed = Pack(*source_, options);
+    EXPECT_TRUE(packed.ok()) << packed;
+    auto model = PackedModel::Open(options.output);
+    EXPECT_TRUE(model.ok()) << model.status();
+    return *std::move(model);
+  }
+
+  const TempDir dir_;
+  const std::unique_ptr<Checkpoint> source_;
+};
+
+TEST_F(PackerTest, KeptFormatsLoseNothing) {
+  const auto packed = MustPack(Options("kept", {}));
+  EXPECT_EQ(packed->TensorNames().size(), source_->TensorNames().size());
+  for (const std::string& name : packed->TensorNames()) {
+    const TensorInfo& before = *source_->Find(name);
+    const TensorInfo& after = *packed->Find(name);
+    EXPECT_EQ(after.shape, before.shape) << name;
+    if (after.dtype == before.dtype) {
+      EXPECT_TRUE(RowMajor(*packed, name) == ReadAll(*source_, name)) << name;
+    } else {
+      EXPECT_EQ(after.dtype, DType::kF32) << name;  // a norm
+      EXPECT_EQ(after.shape.size(), 1u) << name;
+      EXPECT_TRUE(Values(*packed, name) == Values(*source_, name)) << name;
+    }
+  }
+}
+
+TEST_F(PackerTest, QuantizesTheExactValuesOfTheCheckpoint) {
+  const auto packed = MustPack(Options("q", {DType::kQ4_K, DType::kQ8_0}));
+  int quantized = 0;
+  for (const std::string& name : packed->TensorNames()) {
+    const TensorInfo& info = *packed->Find(name);
+    if (BlockOf(info.dtype).values == 1) continue;
+    ++quantized;
+    const std::vector<float> values = Values(*source_, name);
+    const std::vector<std::byte> rows = RowMajor(*packed, name);
+    const int64_t cols = info.shape[1];
+    const int64_t row_bytes = DTypeBytes(info.dtype, cols);
+    std::vector<std::byte> expected(static_cast<size_t>(row_bytes));
+    for (int64_t row : {int64_t{0}, info.shape[0] / 2, info.shape[0] - 1}) {
+      ASSERT_TRUE(
+          QuantizeRow(info.dtype, values.data() + row * cols, cols, nullptr, expected.data()).ok());
+      EXPECT_EQ(std::memcmp(expected.data(), rows.data() + row * row_bytes, expected.size()), 0)
+          << name << " row " << row;
+    }
+  }
+  EXPECT_GT(quantized, 600);
+  const std::string expert = "model.layers.3.mlp.experts.7.";
+  EXPECT_EQ(packed->Find(expert + "gate_proj.weight")->dtype, DType::kQ4_K);
+  EXPECT_EQ(packed->Find(expert + "gate_proj.weight")->layout, MatrixLayout::kTiled16);
+  // 128 columns are no whole block of Q4_K.
+  EXPECT_EQ(packed->Find(expert + "down_proj.weight")->dtype, DType::kQ8_0);
+  EXPECT_EQ(packed->Find("model.layers.3.self_attn.kv_b_proj.weight")->layout,
+            MatrixLayout::kRowMajor);
+  EXPECT_EQ(packed->Find("model.layers.3.mlp.gate.weight")->dtype,
+            source_->Find("model.layers.3.mlp.gate.weight")->dtype);
+  EXPECT_EQ(packed->Find(expert + "down_proj.weight_scale_inv"), nullptr);
+}
+
+TEST_F(PackerTest, ExpertsLieWhereDirectReadsCanTakeThem) {
+  const auto packed = MustPack(Options("q", {DType::kQ8_0, DType::kQ8_0}));
+  int layers = 0;
+  for (const PackedFile& file : packed->manifest().files) {
+    if (!file.experts.has_value()) continue;
+    ++layers;
+    EXPECT_EQ(file.experts->offset % kExpertAlignment, 0);
+    EXPECT_EQ(file.experts->stride % kExpertAlignment, 0);
+    EXPECT_EQ(file.experts->count, 32);
+    EXPECT_EQ(file.experts->tensors.size(), 3u);
+  }
+  EXPECT_EQ(layers, 6);
+}
+
+TEST_F(PackerTest, TheSameBytesWhateverTheThreads) {
+  PackOptions one = Options("one", {DType::kQ4_K, DType::kQ8_0});
+  one.num_threads = 1;
+  PackOptions three = one;
+  three.output = dir_.File("three");
+  three.num_threads = 3;
+  EXPECT_EQ(PackManifestToJson(MustPack(one)->manifest()),
+            PackManifestToJson(MustPack(three)->manifest()));
+}
+
+TEST_F(PackerTest, WhatIsInterruptedIsNoPackAndGoesOn) {
+  const auto whole = MustPack(Options("whole", {DType::kQ8_0, DType::kQ8_0}));
+  PackOptions options = Options("broken", {DType::kQ8_0, DType::kQ8_0});
+  int64_t last_start = -1;
+  int interruptions = 0;
+  while (true) {
+    // Each time a little further, in the midst of a file.
+    int64_t first = -1;
+    options.progress = [&](int64_t done, int64_t /*total*/) {
+      if (first < 0) first = done;
+      return done < first + (int64_t{4} << 20);
+    };
+    const absl::Status status = Pack(*source_, options);
+    if (status.ok()) break;
+    ASSERT_TRUE(absl::IsCancelled(status)) << status;
+    ASSERT_GE(first, last_start);
+    last_start = first;
+    ASSERT_LT(++interruptions, 100);
+    const absl::Status opened = OpenStoredModel(options.output).status();
+    EXPECT_EQ(opened.code(), absl::StatusCode::kFailedPrecondition) << opened;
+    EXPECT_THAT(std::string(opened.message()), HasSubstr("not finished"));
+    for (const auto& entry : std::filesystem::directory_iterator(options.output)) {
+      EXPECT_NE(entry.path().extension(), ".partial") << entry.path();
+    }
+  }
+  EXPECT_GT(interruptions, 2);
+  const auto packed = PackedModel::Open(options.output);
+  ASSERT_TRUE(packed.ok()) << packed.status();
+  EXPECT_EQ(PackManifestToJson((*packed)->manifest()), PackManifestToJson(whole->manifest()));
+  EXPECT_TRUE((*packed)->CheckHashes([](int64_t, int64_t) { return true; }).ok());
+}
+
+TEST_F(PackerTest, AnUnfinishedPackOfOtherOptionsIsNotGoneOnWith) {
+  PackOptions options = Options("broken", {DType::kQ8_0, DType::kQ8_0});
+  options.progress = [](int64_t done, int64_t) { return done < 4 << 20; };
+  ASSERT_TRUE(absl::IsCancelled(Pack(*source_, options)));
+  options.types.experts = DType::kQ4_K;
+  options.types.dense = DType::kBF16;
+  options.progress = nullptr;
+  const absl::Status status = Pack(*source_, options);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr(options.output));
+}
+
+TEST_F(PackerTest, APackIsNotPackedOver) {
+  const PackOptions options = Options("q", {DType::kQ8_0, DType::kQ8_0});
+  const auto packed = MustPack(options);
+  EXPECT_EQ(Pack(*source_, options).code(), absl::StatusCode::kFailedPrecondition);
+  PackOptions again = Options("again", {});
+  const absl::Status repacked = Pack(*packed, again);
+  EXPECT_EQ(repacked.code(), absl::StatusCode::kInvalidArgument) << repacked;
+  EXPECT_THAT(std::string(repacked.message()), HasSubstr("packed already"));
+}
+
+TEST_F(PackerTest, SomeLayersAlone) {
+  PackOptions options = Options("some", {DType::kQ8_0, DType::kQ8_0});
+  options.layers = {2, 4};
+  const auto packed = MustPack(options);
+  ASSERT_EQ(packed->manifest().files.size(), 2u);
+  EXPECT_NE(packed->Find("model.layers.3.input_layernorm.weight"), nullptr);
+  EXPECT_EQ(packed->Find("model.layers.4.input_layernorm.weight"), nullptr);
+  EXPECT_EQ(packed->Find("model.embed_tokens.weight"), nullptr);
+  options.output = dir_.File("outside");
+  options.layers = {4, 7};
+  const absl::Status outside = Pack(*source_, options);
+  EXPECT_EQ(outside.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(outside.message()), HasSubstr("layers 4-6: the model has layers 0-5"));
+}
+
+TEST_F(PackerTest, ADamagedPackIsFound) {
+  const auto packed = MustPack(Options("q", {DType::kQ8_0, DType::kQ8_0}));
+  const std::string path = JoinPath(packed->path(), "layer-002.bin");
+  {
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekg(5000);
+    const char byte = static_cast<char>(file.get() ^ 1);
+    file.seekp(5000);
+    file.put(byte);
+  }
+  const absl::Status damaged = packed->CheckHashes([](int64_t, int64_t) { return true; });
+  EXPECT_EQ(damaged.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(damaged.message()), HasSubstr(path));
+  std::filesystem::resize_file(path, 5000);
+  const absl::Status truncated = PackedModel::Open(packed->path()).status();
+  EXPECT_EQ(truncated.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(truncated.message()), HasSubstr(path));
+  std::filesystem::remove(path);
+  EXPECT_EQ(PackedModel::Open(packed->path()).status().code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(PackerTest, ADirectoryThatCannotBeMadeIsNamed) {
+  PackOptions options = Options("x", {});
+  options.output = "/dev/null/pack";
+  const absl::Status status = Pack(*source_, options);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("/dev/null/pack"));
+}
+
+TEST_F(PackerTest, PacksAGgufWithItsTokenizerAndLosesNothing) {
+  const json config = json::parse(source_->config_json());
+  GgufWriter writer;
+  AddGgufConfig(config, GgufAge::kNew, /*with_mtp=*/true, writer);
+  AddGgufTokenizer(TinyTokenizerJson(), config["vocab_size"], "deepseek-v3", writer);
+  const std::string chat_path = JoinPath(kTiny, "tokenizer_config.json");
+  writer.SetString("tokenizer.chat_template",
+                   (*ReadJsonFile(chat_path))["chat_template"].get<std::string>());
+  writer.Set("tokenizer.ggml.add_bos_token", true);
+  const RawTensors tensors = SplitKvB(
+      DequantizedTensors(*source_, source_->config(), /*with_mtp=*/true), source_->config());
+  for (const auto& [name, tensor] : GgufTensors(tensors, source_->config().num_attention_heads)) {
+    AddGgufTensor(name, tensor, writer);
+  }
+  const std::string path = dir_.Write("model.gguf", writer.Bytes());
+  const absl::StatusOr<std::unique_ptr<StoredModel>> gguf = OpenStoredModel(path);
+  ASSERT_TRUE(gguf.ok()) << gguf.status();
+  const PackOptions options = Options("gguf", {});
+  ASSERT_TRUE(Pack(**gguf, options).ok());
+  const absl::StatusOr<std::unique_ptr<StoredModel>> packed = OpenStoredModel(options.output);
+  ASSERT_TRUE(packed.ok()) << packed.status();
+  EXPECT_EQ((*packed)->TensorNames(), (*gguf)->TensorNames());
+  EXPECT_NE((*packed)->fingerprint(), (*gguf)->fingerprint());
+  for (const std::string& name : (*packed)->TensorNames()) {
+    EXPECT_EQ((*packed)->Find(name)->dtype, (*gguf)->Find(name)->dtype) << name;
+    EXPECT_TRUE(RowMajor(**packed, name) == ReadAll(**gguf, name)) << name;
+  }
+  // And what is said to the model is the same, from either.
+  const std::vector<ChatTurn> turns = {{"system", "Be brief."}, {"user", "What is 487 + 358?"}};
+  const auto original = TextModel::Load(kTiny, source_->config());
+  ASSERT_TRUE(original.ok()) << original.status();
+  for (const StoredModel* model : {gguf->get(), packed->get()}) {
+    const auto text = TextModel::Load(model->path(), model->config());
+    ASSERT_TRUE(text.ok()) << text.status();
+    EXPECT_EQ(*(*text)->chat().Encode(turns), *(*original)->chat().Encode(turns));
+    EXPECT_EQ((*text)->stop_token_ids(), (*original)->stop_token_ids());
+  }
+}
+
+TEST(PackTypesTest, NamesOfFormatsAndPresets) {
+  EXPECT_EQ(**ParsePackType("q4_K"), DType::kQ4_K);
+  EXPECT_EQ(**ParsePackType("Q8_0"), DType::kQ8_0);
+  EXPECT_EQ(**ParsePackType("bf16"), DType::kBF16);
+  EXPECT_EQ(*ParsePackType("keep"), std::nullopt);
+  for (const char* name : {"", "q9", "i32", "f8_e4m3", "4bit"}) {
+    EXPECT_EQ(ParsePackType(name).status().code(), absl::StatusCode::kInvalidArgument) << name;
+  }
+  EXPECT_EQ(PackPreset("4bit")->experts, DType::kQ4_K);
+  EXPECT_FALSE(PackPreset("5bit").ok());
+}
+
+TEST(PackTypesTest, KvBKeepsEightBits) {
+  const TensorSpec kv_b = {
+      "model.layers.0.self_attn.kv_b_proj.weight", {64, 512}, TensorClass::kAttention};
+  const TensorInfo source = {DType::kBF16, {64, 512}, MatrixLayout::kRowMajor};
+  EXPECT_EQ(PackedInfo({DType::kQ4_K, DType::kQ4_K}, kv_b, source).dtype, DType::kQ8_0);
+  EXPECT_EQ(PackedInfo({DType::kQ4_K, DType::kBF16}, kv_b, source).dtype, DType::kBF16);
+  const TensorSpec odd = {"model.layers.0.mlp.up_proj.weight", {64, 33}, TensorClass::kDenseFfn};
+  EXPECT_EQ(PackedInfo({DType::kQ4_K, DType::kQ4_K}, odd, {DType::kF32, {64, 33}, {}}).dtype,
+            DType::kBF16);
+}
+
+}  // namespace
+}  // namespace caravan
