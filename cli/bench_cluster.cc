@@ -15,6 +15,9 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/status_macros.h"
+#include "cli/output_file.h"
+#include "cli/stand_in_tokenizer.h"
+#include "model/stored_model.h"
 
 namespace caravan {
 namespace {
@@ -77,6 +80,9 @@ absl::Status BenchCluster::Launch(const Options& options) {
                                           http_address_file,
                                           "--address-file",
                                           address_file};
+  CARAVAN_ASSIGN_OR_RETURN(const std::vector<std::string> tokenizer,
+                           TokenizerArguments(options.model));
+  coordinator.insert(coordinator.end(), tokenizer.begin(), tokenizer.end());
   coordinator.insert(coordinator.end(), options.coordinator_arguments.begin(),
                      options.coordinator_arguments.end());
   CARAVAN_RETURN_IF_ERROR(Spawn(std::move(coordinator)));
@@ -105,6 +111,23 @@ BenchCluster::~BenchCluster() {
   for (Subprocess& process : processes_) process.Wait(kStopTimeout);
   std::error_code ignored;
   std::filesystem::remove_all(directory_, ignored);
+}
+
+absl::StatusOr<std::vector<std::string>> BenchCluster::TokenizerArguments(
+    const std::string& model) const {
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> files, OpenStoredModel(model));
+  if (!absl::IsNotFound(files->ReadText("tokenizer.json").status())) {
+    return std::vector<std::string>();
+  }
+  CARAVAN_ASSIGN_OR_RETURN(const StandInTokenizer stand_in, MakeStandInTokenizer(files->config()));
+  for (const auto& [name, text] : {std::pair{"tokenizer.json", &stand_in.tokenizer_json},
+                                   std::pair{"tokenizer_config.json", &stand_in.config_json}}) {
+    CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFile> file,
+                             OutputFile::Create(JoinPath(directory_, name)));
+    CARAVAN_RETURN_IF_ERROR(file->Write(*text));
+    CARAVAN_RETURN_IF_ERROR(file->Commit());
+  }
+  return std::vector<std::string>{"--tokenizer", directory_};
 }
 
 absl::Status BenchCluster::Spawn(std::vector<std::string> command) {

@@ -14,7 +14,8 @@
 
 namespace caravan {
 
-/// Serves from Start until it is destroyed. Used by one thread.
+/// A model without a tokenizer gets a stand-in. Serves from Start until it is destroyed. Used by
+/// one thread.
 class BenchCluster {
  public:
   struct Options {
@@ -27,7 +28,8 @@ class BenchCluster {
 
   /// Returns when all workers have been started, not when they serve.
   /// Errors: InvalidArgument - the coordinator does not start; DeadlineExceeded - it does not
-  ///         listen; Internal - no directory for its files, or a worker cannot be pinned.
+  ///         listen; as OpenStoredModel and MakeStandInTokenizer; Internal - no directory for its
+  ///         files, or a worker cannot be pinned.
   static absl::StatusOr<std::unique_ptr<BenchCluster>> Start(const Options& options);
   ~BenchCluster();
   BenchCluster(const BenchCluster&) = delete;
@@ -41,6 +43,8 @@ class BenchCluster {
   BenchCluster() = default;
 
   absl::Status Launch(const Options& options);
+  /// Writes the stand-in where it is needed; returns the coordinator's options.
+  absl::StatusOr<std::vector<std::string>> TokenizerArguments(const std::string& model) const;
   absl::Status Spawn(std::vector<std::string> command);
   absl::StatusOr<std::string> WaitForAddress(const std::string& address_file);
 

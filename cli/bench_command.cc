@@ -29,12 +29,15 @@
 namespace caravan {
 namespace {
 
+constexpr int64_t kMaxContext = 4096;  // tokens
+
 struct BenchFlags {
   std::string model;
   std::string prompt = "Sort these numbers: 53 9 72 80 25";
   int workers = 2;
   int threads = 1;
   int rounds = 30;
+  uint32_t max_tokens = 256;
 };
 
 absl::StatusOr<std::unique_ptr<v1::Jobs::Stub>> ConnectTo(const BenchCluster& cluster) {
@@ -45,13 +48,14 @@ absl::StatusOr<std::unique_ptr<v1::Jobs::Stub>> ConnectTo(const BenchCluster& cl
 }
 
 /// Runs the prompt once.
-absl::StatusOr<v1::JobFinished> RunPrompt(v1::Jobs::Stub& jobs, const std::string& prompt) {
+absl::StatusOr<v1::JobFinished> RunPrompt(v1::Jobs::Stub& jobs, const BenchFlags& flags) {
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Minutes(10)));
   v1::SubmitRequest request;
   v1::ChatMessage& message = *request.add_messages();
   message.set_role("user");
-  message.set_content(prompt);
+  message.set_content(flags.prompt);
+  request.set_max_tokens(flags.max_tokens);
   const auto events = jobs.Submit(&context, request);
   v1::JobEvent event;
   v1::JobFinished finished;
@@ -103,6 +107,10 @@ absl::Status Bench(const BenchFlags& flags) {
     options.model = flags.model;
     options.workers = size;
     options.threads = flags.threads;
+    // No memory for caches that one stream never fills.
+    options.coordinator_arguments = {
+        "--context",
+        absl::StrCat(std::min(kMaxContext, model_files->config().max_position_embeddings))};
     CARAVAN_ASSIGN_OR_RETURN(clusters.emplace_back(), BenchCluster::Start(options));
     CARAVAN_ASSIGN_OR_RETURN(jobs.emplace_back(), ConnectTo(*clusters.back()));
   }
@@ -111,7 +119,7 @@ absl::Status Bench(const BenchFlags& flags) {
   constexpr int kWarmUpRounds = 3;
   for (int round = -kWarmUpRounds; round < flags.rounds; ++round) {
     for (size_t i = 0; i < clusters.size(); ++i) {
-      CARAVAN_ASSIGN_OR_RETURN(const v1::JobFinished finished, RunPrompt(*jobs[i], flags.prompt));
+      CARAVAN_ASSIGN_OR_RETURN(const v1::JobFinished finished, RunPrompt(*jobs[i], flags));
       if (round < 0) continue;
       steps_us[i].push_back(1e6 / finished.decode_tokens_per_s());
       first_ms[i].push_back(1e3 * finished.time_to_first_token_s());
@@ -159,6 +167,11 @@ void AddBenchCommand(CLI::App& app, CommandBody& body) {
       ->capture_default_str();
   command->add_option("--threads", flags->threads, "CPU threads of each worker")
       ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  command
+      ->add_option("--max-tokens", flags->max_tokens,
+                   "Longest reply; a synthetic model's ends nowhere else")
+      ->check(CLI::Range(2, 2048))
       ->capture_default_str();
   command->add_option("--rounds", flags->rounds, "Runs of each, after three to warm up")
       ->check(CLI::Range(1, 100000))

@@ -31,6 +31,7 @@ struct BenchServeFlags {
   BenchLoadFlags load{{1, 2, 4, 8, 16, 32, 64}, 3};
   int threads = 1;
   uint64_t seed = 1;
+  int max_tokens = 512;
   bool pin = false;
   bool whole = false;
   std::vector<std::string> coordinator_arguments;
@@ -43,14 +44,16 @@ struct Cell {
   std::vector<double> gaps_ms;
 };
 
-std::vector<std::string> MakeBodies(int64_t count, bool whole, std::mt19937_64& generator) {
+std::vector<std::string> MakeBodies(int64_t count, const BenchServeFlags& flags,
+                                    std::mt19937_64& generator) {
   std::vector<std::string> bodies;
   for (int64_t i = 0; i < count; ++i) {
     nlohmann::json body = {{"messages", {{{"role", "user"}, {"content", DrawSum(generator)}}}},
                            {"temperature", 0},
+                           {"max_tokens", flags.max_tokens},
                            {"stream", true},
                            {"stream_options", {{"include_usage", true}}}};
-    if (whole) {
+    if (flags.whole) {
       body.erase("stream");
       body.erase("stream_options");
     }
@@ -152,14 +155,14 @@ absl::Status BenchServe(const BenchServeFlags& flags) {
     options.pin = flags.pin;
     options.coordinator_arguments = flags.coordinator_arguments;
     CARAVAN_ASSIGN_OR_RETURN(clusters.emplace_back(), BenchCluster::Start(options));
-    CARAVAN_RETURN_IF_ERROR(WarmUp(*clusters.back(), MakeBodies(8, flags.whole, generator)));
+    CARAVAN_RETURN_IF_ERROR(WarmUp(*clusters.back(), MakeBodies(8, flags, generator)));
   }
   std::vector<std::vector<Cell>> cells(clusters.size(), std::vector<Cell>(flags.load.jobs.size()));
   // In turns, so that the machine's moods meet all.
   for (int round = 0; round < flags.load.rounds; ++round) {
     for (size_t j = 0; j < flags.load.jobs.size(); ++j) {
-      const std::vector<std::string> bodies = MakeBodies(
-          int64_t{flags.load.jobs[j]} * flags.load.requests_per_job, flags.whole, generator);
+      const std::vector<std::string> bodies =
+          MakeBodies(int64_t{flags.load.jobs[j]} * flags.load.requests_per_job, flags, generator);
       for (size_t w = 0; w < clusters.size(); ++w) {
         CARAVAN_RETURN_IF_ERROR(RunCell(*clusters[w], bodies, flags.load.jobs[j], cells[w][j]));
       }
@@ -196,6 +199,11 @@ void AddBenchServeCommand(CLI::App& bench, CommandBody& body) {
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   flags->load.AddTo(*command, 4096);
+  command
+      ->add_option("--max-tokens", flags->max_tokens,
+                   "Longest reply; a synthetic model's ends nowhere else")
+      ->check(CLI::Range(2, 1 << 20))
+      ->capture_default_str();
   command->add_option("--seed", flags->seed, "Of the questions")->capture_default_str();
   command->add_flag("--pin", flags->pin, "Worker i runs on core i alone (modulo the cores)");
   command->add_flag("--whole", flags->whole,

@@ -22,6 +22,7 @@ void AddPackCommand(CLI::App& app, CommandBody& body);
 void AddRunCommand(CLI::App& app, CommandBody& body);
 void AddStatusCommand(CLI::App& app, CommandBody& body);
 void AddSubmitCommand(CLI::App& app, CommandBody& body);
+void AddSynthCommand(CLI::App& app, CommandBody& body);
 void AddTokenizeCommand(CLI::App& app, CommandBody& body);
 void AddVerifyCommand(CLI::App& app, CommandBody& body);
 void AddWorkerCommand(CLI::App& app, CommandBody& body);

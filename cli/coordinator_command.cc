@@ -74,6 +74,10 @@ void AddCoordinatorCommand(CLI::App& app, CommandBody& body) {
       ->add_option("--model", options.model_directory,
                    "Model directory in Hugging Face's layout, with tokenizer.json")
       ->required();
+  command->add_option(
+      "--tokenizer", options.tokenizer_directory,
+      "Directory with another model's tokenizer.json and tokenizer_config.json, for "
+      "a model that has none");
   command
       ->add_option("--listen", options.listen,
                    "HOST:PORT for workers and clients; port 0 takes a free one")

@@ -232,8 +232,11 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
     CoordinatorOptions options) {
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<StoredModel> model_files,
                            OpenStoredModel(options.model_directory));
-  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<TextModel> text,
-                           TextModel::Load(options.model_directory, model_files->config()));
+  CARAVAN_ASSIGN_OR_RETURN(
+      std::unique_ptr<TextModel> text,
+      TextModel::Load(options.tokenizer_directory.empty() ? options.model_directory
+                                                          : options.tokenizer_directory,
+                      model_files->config()));
 
   ClusterController::Options controller;
   // Workers may run elsewhere on this machine, so they get the whole path.

@@ -15,7 +15,8 @@ namespace caravan {
 
 struct CoordinatorOptions {
   std::string model_directory;
-  std::string model_name;  // what clients of the HTTP API call it; empty: the directory's
+  std::string tokenizer_directory;  // of the text side's files; empty: model_directory
+  std::string model_name;           // what clients of the HTTP API call it; empty: the directory's
   std::string listen = "127.0.0.1:7070";  // HOST:PORT; port 0: any free one
   std::string http_listen;                // the same, for HTTP; empty: none is served
   std::string api_key_file;               // empty: HTTP without keys, on loopback only

@@ -42,12 +42,6 @@ constexpr std::array<int16_t, kNumSpellings> MakeSpelledBytes() {
 }
 constexpr std::array<int16_t, kNumSpellings> kSpelledBytes = MakeSpelledBytes();
 
-std::string SpellingOfByte(int byte) {
-  const uint16_t point = kByteSpellings[byte];
-  if (point < 0x80) return std::string(1, static_cast<char>(point));
-  return {static_cast<char>(0xC0 | point >> 6), static_cast<char>(0x80 | (point & 0x3F))};
-}
-
 /// Fields whose only value that Caravan runs is "off".
 absl::Status CheckUnusedOptions(const JsonFields& fields) {
   for (const char* name : {"dropout", "unk_token"}) {
@@ -80,6 +74,12 @@ std::optional<std::pair<absl::string_view, absl::string_view>> SplitMerge(const 
 }
 
 }  // namespace
+
+std::string SpellingOfByte(int byte) {
+  const uint16_t point = kByteSpellings[byte];
+  if (point < 0x80) return std::string(1, static_cast<char>(point));
+  return {static_cast<char>(0xC0 | point >> 6), static_cast<char>(0x80 | (point & 0x3F))};
+}
 
 std::string BytesOfSpelling(absl::string_view spelling) {
   std::string bytes;

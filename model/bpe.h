@@ -20,6 +20,9 @@ namespace caravan {
 /// Past any model's vocabulary; bounds what a broken file can make us allocate.
 inline constexpr int32_t kMaxVocabSize = 1 << 21;
 
+/// How a vocabulary spells the byte.
+std::string SpellingOfByte(int byte);
+
 /// The bytes that a token's spelling stands for. A spelling with a character that stands for no
 /// byte is text as it is: some special tokens are.
 std::string BytesOfSpelling(absl::string_view spelling);

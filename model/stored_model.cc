@@ -29,6 +29,10 @@ absl::Status StoredModel::ReadConfig(const std::string& directory) {
   return SetConfig(directory, std::move(config_json), path);
 }
 
+absl::StatusOr<TextFile> StoredModel::ReadText(absl::string_view name) const {
+  return ReadTextFile(path_, name);
+}
+
 absl::StatusOr<std::unique_ptr<StoredModel>> OpenStoredModel(const std::string& path) {
   if (IsGgufPath(path)) return GgufCheckpoint::Open(path);
   if (PackedModel::IsAt(path)) return PackedModel::Open(path);

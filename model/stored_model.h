@@ -1,8 +1,7 @@
 #ifndef CARAVAN_MODEL_STORED_MODEL_H_
 #define CARAVAN_MODEL_STORED_MODEL_H_
 
-// A model on this machine's disk, in whichever form: its config and its tensors.
-// (model/text_files.h has the text side.)
+// A model, in whichever form: its config, its tensors and the files of its text side.
 
 #include <cstdint>
 #include <memory>
@@ -12,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "model/model_config.h"
 #include "model/tensor_source.h"
+#include "model/text_files.h"
 
 namespace caravan {
 
@@ -28,6 +28,9 @@ class StoredModel : public TensorSource {
 
   /// In ascending order.
   virtual std::vector<std::string> TensorNames() const = 0;
+
+  /// As ReadTextFile(path(), name).
+  virtual absl::StatusOr<TextFile> ReadText(absl::string_view name) const;
 
  protected:
   /// `origin` names the text in errors, which are ParseModelConfig's.

@@ -11,11 +11,17 @@ namespace caravan {
 absl::StatusOr<std::unique_ptr<TextModel>> TextModel::Load(const std::string& model_path,
                                                            const ModelConfig& config) {
   std::unique_ptr<TextModel> text(new TextModel);
-  CARAVAN_ASSIGN_OR_RETURN(const TextFile tokens, ReadTextFile(model_path, "tokenizer.json"));
-  CARAVAN_ASSIGN_OR_RETURN(text->tokenizer_, Tokenizer::Parse(tokens.text, tokens.origin));
+  const absl::StatusOr<TextFile> tokens = ReadTextFile(model_path, "tokenizer.json");
+  if (absl::IsNotFound(tokens.status())) {
+    return absl::NotFoundError(
+        absl::StrCat(tokens.status().message(),
+                     "; without a tokenizer (synthetic models have none) there is no text"));
+  }
+  CARAVAN_RETURN_IF_ERROR(tokens.status());
+  CARAVAN_ASSIGN_OR_RETURN(text->tokenizer_, Tokenizer::Parse(tokens->text, tokens->origin));
   if (text->tokenizer_->vocab_size() > config.vocab_size) {
     return absl::InvalidArgumentError(
-        absl::StrCat(tokens.origin, ": token ids go up to ", text->tokenizer_->vocab_size() - 1,
+        absl::StrCat(tokens->origin, ": token ids go up to ", text->tokenizer_->vocab_size() - 1,
                      ", past config.json's vocab_size ", config.vocab_size));
   }
   CARAVAN_ASSIGN_OR_RETURN(const TextFile chat, ReadTextFile(model_path, "tokenizer_config.json"));

@@ -192,8 +192,14 @@ std::string PackManifestToJson(const PackManifest& manifest) {
                       {"stride", file.experts->stride},
                       {"tensors", ToJson(file.experts->tensors)}};
   }
-  return json{{"format", kFormat}, {"version", kVersion}, {"files", std::move(files)}}.dump(1) +
-         "\n";
+  json value = {{"format", kFormat}, {"version", kVersion}, {"files", std::move(files)}};
+  if (manifest.origin.has_value()) {
+    value["origin"] = {{"path", manifest.origin->path},
+                       {"fingerprint", manifest.origin->fingerprint},
+                       {"options", manifest.origin->options}};
+  }
+  // A path need not be UTF-8.
+  return value.dump(1, ' ', /*ensure_ascii=*/false, json::error_handler_t::replace) + "\n";
 }
 
 absl::StatusOr<PackManifest> ParsePackManifest(absl::string_view text, absl::string_view origin) {
@@ -210,6 +216,13 @@ absl::StatusOr<PackManifest> ParsePackManifest(absl::string_view text, absl::str
   CARAVAN_ASSIGN_OR_RETURN(const json* const files, fields.Array("files"));
   const Parser parser(origin);
   PackManifest manifest;
+  if (fields.Has("origin")) {
+    CARAVAN_ASSIGN_OR_RETURN(const JsonFields made_of, fields.Object("origin"));
+    manifest.origin.emplace();
+    CARAVAN_ASSIGN_OR_RETURN(manifest.origin->path, made_of.String("path"));
+    CARAVAN_ASSIGN_OR_RETURN(manifest.origin->fingerprint, made_of.String("fingerprint"));
+    CARAVAN_ASSIGN_OR_RETURN(manifest.origin->options, made_of.String("options"));
+  }
   for (const json& each : *files) {
     CARAVAN_ASSIGN_OR_RETURN(PackedFile file, parser.ParseFile(each));
     manifest.files.push_back(std::move(file));

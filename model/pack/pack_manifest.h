@@ -47,8 +47,18 @@ struct PackedFile {
   std::optional<PackedExperts> experts;
 };
 
+/// What an unfinished pack is made of, so that it is not gone on with from something else.
+struct PackOrigin {
+  std::string path;         // of the source; absolute, where it lies on a disk
+  std::string fingerprint;  // of the source
+  std::string options;      // all that changes the bytes, as people read it
+  friend bool operator==(const PackOrigin&, const PackOrigin&) = default;
+};
+
 struct PackManifest {
   std::vector<PackedFile> files;
+  /// Of unfinished packs only: where a pack was made shows nowhere in it.
+  std::optional<PackOrigin> origin = {};
 };
 
 std::string PackManifestToJson(const PackManifest& manifest);

@@ -26,6 +26,9 @@ struct PackTypes {
 /// Errors: InvalidArgument - no such format, or one that nothing is packed to.
 absl::StatusOr<std::optional<DType>> ParsePackType(absl::string_view name);
 
+/// "experts Q4_K, dense keep".
+std::string DescribePackTypes(const PackTypes& types);
+
 /// "8bit", "4bit" or "2bit". Errors: InvalidArgument - no such preset.
 absl::StatusOr<PackTypes> PackPreset(absl::string_view name);
 

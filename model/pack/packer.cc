@@ -109,23 +109,41 @@ absl::StatusOr<PackedFile> PlanFile(const TensorSource& source, const PackTypes&
   return file;
 }
 
+PackOrigin OriginOf(const StoredModel& source, const PackOptions& options) {
+  PackOrigin origin;
+  origin.path = std::filesystem::absolute(source.path()).lexically_normal().string();
+  origin.fingerprint = absl::StrFormat("%016x", source.fingerprint());
+  origin.options = DescribePackTypes(options.types);
+  if (options.layers.has_value()) {
+    absl::StrAppend(&origin.options, ", layers ", options.layers->first, "-",
+                    options.layers->second - 1);
+  }
+  return origin;
+}
+
 /// The plan's files that an unfinished pack at `path` holds already.
 absl::StatusOr<std::vector<PackedFile>> ReadUnfinished(const std::string& path,
+                                                       const PackOrigin& origin,
                                                        const PackManifest& plan,
                                                        const std::string& directory) {
   std::vector<PackedFile> done;
   if (!FileExists(path)) return done;
   CARAVAN_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxManifestBytes));
   CARAVAN_ASSIGN_OR_RETURN(PackManifest unfinished, ParsePackManifest(text, path));
+  // Weights are not compared, but a source of the same path and fingerprint has the same ones
+  // unless somebody changed its files in between.
   PackManifest expected;
-  for (size_t i = 0; i < unfinished.files.size(); ++i) {
-    if (i >= plan.files.size()) break;
+  expected.origin = origin;
+  for (size_t i = 0; i < unfinished.files.size() && i < plan.files.size(); ++i) {
     expected.files.push_back(plan.files[i]);
     expected.files.back().hash = unfinished.files[i].hash;
   }
   if (PackManifestToJson(expected) != PackManifestToJson(unfinished)) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        directory, ": holds an unfinished pack of another model or with other options; remove it"));
+    const PackOrigin of = unfinished.origin.value_or(PackOrigin{});
+    return absl::FailedPreconditionError(
+        absl::StrCat(directory, ": holds an unfinished pack of ", of.path, " (fingerprint ",
+                     of.fingerprint, "; ", of.options, "), not of ", origin.path, " (fingerprint ",
+                     origin.fingerprint, "; ", origin.options, "); remove it, or go on with that"));
   }
   for (PackedFile& file : unfinished.files) {
     const std::string file_path = JoinPath(directory, file.name);
@@ -146,8 +164,9 @@ class Packing {
   absl::Status Run() {
     CARAVAN_RETURN_IF_ERROR(Prepare());
     PackManifest manifest;
-    CARAVAN_ASSIGN_OR_RETURN(manifest.files,
-                             ReadUnfinished(UnfinishedPath(), plan_, options_.output));
+    manifest.origin = OriginOf(source_, options_);
+    CARAVAN_ASSIGN_OR_RETURN(
+        manifest.files, ReadUnfinished(UnfinishedPath(), *manifest.origin, plan_, options_.output));
     for (const PackedFile& file : manifest.files) done_bytes_ += file.bytes;
     CARAVAN_RETURN_IF_ERROR(CheckRoom());
     CARAVAN_RETURN_IF_ERROR(WritePackFile(UnfinishedPath(), PackManifestToJson(manifest)));
@@ -159,6 +178,7 @@ class Packing {
     }
     CARAVAN_RETURN_IF_ERROR(CopyTextFiles());
     // The last one: now it is a pack.
+    manifest.origin.reset();
     CARAVAN_RETURN_IF_ERROR(
         WritePackFile(JoinPath(options_.output, kPackManifestName), PackManifestToJson(manifest)));
     std::error_code ignored;
@@ -220,7 +240,7 @@ class Packing {
     CARAVAN_RETURN_IF_ERROR(
         WritePackFile(JoinPath(options_.output, "config.json"), source_.config_json()));
     for (const char* name : kTextFileNames) {
-      const absl::StatusOr<TextFile> file = ReadTextFile(source_.path(), name);
+      const absl::StatusOr<TextFile> file = source_.ReadText(name);
       if (absl::IsNotFound(file.status())) continue;
       if (!file.ok()) return file.status();
       CARAVAN_RETURN_IF_ERROR(WritePackFile(JoinPath(options_.output, name), file->text));

@@ -36,7 +36,8 @@ struct PackOptions {
 absl::StatusOr<PackManifest> PlanPack(const StoredModel& source, const PackTypes& types,
                                       const std::optional<std::pair<int, int>>& layers);
 
-/// Packs. Files of an unfinished pack of the same source and options are kept.
+/// Packs. Files of an unfinished pack of the same source (path and fingerprint) and options are
+/// kept.
 /// Errors: as PlanPack; FailedPrecondition - `output` holds a pack already, or an unfinished one of
 ///         another source or other options; ResourceExhausted - the disk has not the room (looked
 ///         at before the start), or is full; DataLoss - a disk failed, or a weight is no finite

@@ -1,0 +1,38 @@
+#ifndef CARAVAN_CLI_PACK_FLAGS_H_
+#define CARAVAN_CLI_PACK_FLAGS_H_
+
+// What the commands that write packed models share: options, and a run under the user's eyes.
+
+#include <string>
+
+#include "CLI/CLI.hpp"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "model/pack/packer.h"
+#include "model/stored_model.h"
+
+namespace caravan {
+
+/// The options --preset, --experts, --dense and --threads.
+struct PackFlags {
+  std::string preset;
+  std::string experts;
+  std::string dense;
+  int num_threads = 0;
+
+  /// Those of the formats make no sense without `needed`. `kept`: what they are otherwise.
+  void AddTo(CLI::App& command, CLI::Option* needed, const std::string& kept);
+
+  /// Errors: InvalidArgument - no such preset or format; names the option.
+  absl::StatusOr<PackTypes> Types() const;
+  /// Those of the command line, or one a core.
+  int Threads() const;
+};
+
+/// Packs: says first what it will be, shows how far it is, ends on a signal. `label`: what the bar
+/// says. Errors: as Pack.
+absl::Status PackVisibly(const StoredModel& source, PackOptions options, const std::string& label);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_CLI_PACK_FLAGS_H_

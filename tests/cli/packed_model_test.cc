@@ -1,0 +1,48 @@
+// The commands that make packed models, and what runs on their work.
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/test_cluster.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+const char kConfig[] = CARAVAN_SOURCE_DIR "/tests/data/goldens/v3-like/config.json";
+
+TEST(PackedModelTest, ASyntheticModelIsBenchmarkedButHasNoText) {
+  TestCluster cluster;
+  const std::string out = cluster.dir().File("synthetic");
+  // With this seed the reply does not end at once.
+  TestProcess& synth = cluster.Launch(
+      "synth", {"synth", "--config", kConfig, "--out", out, "--layers", "2", "--experts", "q8_0",
+                "--dense", "q4_0", "--threads", "2", "--seed", "1"});
+  ASSERT_EQ(synth.Wait(), 0) << synth.Transcript();
+  EXPECT_THAT(synth.Out(), HasSubstr("routed experts"));
+  EXPECT_THAT(Slurp(out + "/config.json"), HasSubstr("\"num_hidden_layers\": 2"));
+  TestProcess& bench =
+      cluster.Launch("bench", {"bench", "--model", out, "--workers", "2", "--rounds", "1",
+                               "--max-tokens", "4", "--prompt", "hi"});
+  EXPECT_EQ(bench.Wait(), 0) << bench.Transcript();
+  EXPECT_THAT(bench.Out(), AllOf(HasSubstr("| 1 |"), HasSubstr("| 2 |")));
+  TestProcess& coordinator = cluster.Launch("coordinator", {"coordinator", "--model", out});
+  EXPECT_EQ(coordinator.Wait(), 2) << coordinator.Transcript();
+  EXPECT_THAT(coordinator.Err(), AllOf(HasSubstr(out), HasSubstr("without a tokenizer")));
+  TestProcess& again = cluster.Launch("again", {"synth", "--config", kConfig, "--out", out});
+  EXPECT_EQ(again.Wait(), 1) << again.Transcript();
+  EXPECT_THAT(again.Err(), HasSubstr("holds a packed model already"));
+  TestProcess& wrong =
+      cluster.Launch("wrong", {"synth", "--config", "/nowhere/config.json", "--out", out + "2"});
+  EXPECT_EQ(wrong.Wait(), 2) << wrong.Transcript();
+  EXPECT_THAT(wrong.Err(), HasSubstr("/nowhere/config.json"));
+  EXPECT_FALSE(FileExists(out + "2"));
+}
+
+}  // namespace
+}  // namespace caravan
