@@ -13,6 +13,7 @@ void AddBenchCommand(CLI::App& app, CommandBody& body);
 /// To `bench` itself.
 void AddBenchServeCommand(CLI::App& bench, CommandBody& body);
 void AddBenchSpeculateCommand(CLI::App& bench, CommandBody& body);
+void AddCalibrateCommand(CLI::App& app, CommandBody& body);
 void AddCancelCommand(CLI::App& app, CommandBody& body);
 void AddChatCommand(CLI::App& app, CommandBody& body);
 void AddCoordinatorCommand(CLI::App& app, CommandBody& body);

@@ -25,6 +25,7 @@ int main(int argc, char** argv) {
   caravan::AddCoordinatorCommand(app, body);
   caravan::AddWorkerCommand(app, body);
   caravan::AddPackCommand(app, body);
+  caravan::AddCalibrateCommand(app, body);
   caravan::AddSynthCommand(app, body);
   caravan::AddRunCommand(app, body);
   caravan::AddChatCommand(app, body);

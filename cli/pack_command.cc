@@ -14,6 +14,7 @@
 #include "cli/pack_flags.h"
 #include "cli/progress_bar.h"
 #include "cli/stop_signals.h"
+#include "model/pack/importance.h"
 #include "model/pack/packed_model.h"
 #include "model/pack/packer.h"
 #include "model/stored_model.h"
@@ -26,6 +27,7 @@ struct PackCommandFlags {
   std::string output;
   std::string check;
   std::string layers;
+  std::string importance;
   PackFlags pack;
 };
 
@@ -49,6 +51,11 @@ absl::Status RunPack(const PackCommandFlags& flags) {
   CARAVAN_ASSIGN_OR_RETURN(options.layers, LayersOf(flags.layers));
   options.output = flags.output;
   options.num_threads = flags.pack.Threads();
+  Importance importance;
+  if (!flags.importance.empty()) {
+    CARAVAN_ASSIGN_OR_RETURN(importance, Importance::Read(flags.importance));
+    options.importance = &importance;
+  }
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> source, OpenStoredModel(flags.model));
   return PackVisibly(*source, std::move(options), "packing");
 }
@@ -85,6 +92,10 @@ void AddPackCommand(CLI::App& app, CommandBody& body) {
   model->needs(output);
   output->needs(model);
   flags->pack.AddTo(*command, model, "formats are kept");
+  command
+      ->add_option("--imatrix", flags->importance,
+                   "File of caravan calibrate: quantize with the least error where columns matter")
+      ->needs(model);
   command->add_option("--layers", flags->layers, "Only layers A-B, counted from 0")->needs(model);
   CLI::Option* const check = command->add_option(
       "--check", flags->check, "Compare the hashes of the packed model in this directory");

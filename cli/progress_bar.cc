@@ -54,7 +54,8 @@ std::string ProgressBar::Describe(double units) const {
   if (unit_ == Unit::kBytes) return FormatByteSize(static_cast<int64_t>(units));
   // Few a second are told to a tenth.
   const bool whole = units >= 100 || units == static_cast<double>(static_cast<int64_t>(units));
-  return absl::StrFormat("%.*f lines", whole ? 0 : 1, units);
+  return absl::StrFormat("%.*f %s", whole ? 0 : 1, units,
+                         unit_ == Unit::kLines ? "lines" : "tokens");
 }
 
 }  // namespace caravan

@@ -1,8 +1,8 @@
 #ifndef CARAVAN_CLI_PROGRESS_BAR_H_
 #define CARAVAN_CLI_PROGRESS_BAR_H_
 
-// Progress of a long work over bytes or lines, on standard error: a bar with rate and time left on
-// a terminal, else one line at the end.
+// Progress of a long work over bytes, lines or tokens, on standard error: a bar with rate and time
+// left on a terminal, else one line at the end.
 
 #include <cstdint>
 #include <string>
@@ -15,7 +15,7 @@ namespace caravan {
 /// Used by one thread at a time. May be used again after its end.
 class ProgressBar {
  public:
-  enum class Unit { kBytes, kLines };
+  enum class Unit { kBytes, kLines, kTokens };
 
   explicit ProgressBar(std::string label, Unit unit = Unit::kBytes)
       : label_(std::move(label)), unit_(unit) {}

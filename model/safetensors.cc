@@ -121,7 +121,12 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
   auto opened = std::unique_ptr<SafetensorsFile>(new SafetensorsFile(std::move(file)));
   std::vector<std::pair<int64_t, std::string>> order;  // by place
   for (const auto& [name, value] : header.items()) {
-    if (name == "__metadata__") continue;  // Free text about the file.
+    if (name == "__metadata__") {
+      for (const auto& [key, text] : value.items()) {
+        if (text.is_string()) opened->metadata_[key] = text.get<std::string>();
+      }
+      continue;
+    }
     CARAVAN_ASSIGN_OR_RETURN(Placed tensor,
                              ParseTensor(value, absl::StrCat(path, ": tensor ", name), data_bytes));
     order.emplace_back(tensor.begin, name);

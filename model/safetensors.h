@@ -5,6 +5,7 @@
 //   u64 little-endian N | N bytes of JSON {"name": {"dtype", "shape", "data_offsets": [begin,
 //   end]}} | data; offsets count from the data's start.
 
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -25,8 +26,13 @@ class SafetensorsFile : public MappedTensors {
   ///         names the file and the tensor.
   static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
 
+  /// The strings under __metadata__: free text about the file.
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+
  private:
   explicit SafetensorsFile(std::unique_ptr<MappedFile> file) : MappedTensors(std::move(file)) {}
+
+  std::map<std::string, std::string> metadata_;
 };
 
 }  // namespace caravan

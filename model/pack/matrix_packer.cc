@@ -25,7 +25,8 @@ struct Piece {
   int64_t first_row;
   int64_t num_rows;
   const std::byte* stored_bytes;
-  const float* scales;  // of the whole matrix, or null
+  const float* scales;      // of the whole matrix, or null
+  const float* importance;  // [cols], or null
 };
 
 /// One row in the packed format. `values` is scratch of [cols].
@@ -56,7 +57,7 @@ absl::Status ConvertRow(const Piece& piece, int64_t row, float* values, std::byt
       }
       return absl::OkStatus();
     default:
-      return QuantizeRow(to, values, piece.cols, /*importance=*/nullptr, out);
+      return QuantizeRow(to, values, piece.cols, piece.importance, out);
   }
 }
 
@@ -95,7 +96,10 @@ absl::Status MatrixPacker::Pack(const std::string& name, const TensorInfo& packe
   const int64_t stored_row = DTypeBytes(stored.dtype, cols);
   const int64_t packed_row = DTypeBytes(packed.dtype, cols);
   const int64_t piece_rows = std::max<int64_t>(1, kPieceBytes / stored_row / kTileRows) * kTileRows;
-  Piece piece = {&stored, &packed, cols, 0, 0, nullptr, nullptr};
+  Piece piece = {&stored, &packed, cols, 0, 0, nullptr, nullptr, nullptr};
+  const Importance::Columns* const columns =
+      importance_ == nullptr ? nullptr : importance_->Find(name);
+  if (columns != nullptr && columns->count > 0) piece.importance = columns->mean_square.data();
   if (scale != nullptr && stored.dtype != packed.dtype) piece.scales = scales_.data();
   for (; piece.first_row < rows; piece.first_row += piece_rows) {
     piece.num_rows = std::min(piece_rows, rows - piece.first_row);

@@ -12,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "base/thread_pool.h"
+#include "model/pack/importance.h"
 #include "model/tensor_source.h"
 
 namespace caravan {
@@ -20,12 +21,15 @@ namespace caravan {
 /// is longer than that.
 class MatrixPacker {
  public:
-  /// Both outlive the object.
-  MatrixPacker(const TensorSource* source, ThreadPool* pool) : source_(source), pool_(pool) {}
+  /// All outlive the object. `importance`: null, or what columns weigh where they are quantized; of
+  /// tensors that it does not know, or of which it saw no row, they weigh the same.
+  MatrixPacker(const TensorSource* source, const Importance* importance, ThreadPool* pool)
+      : source_(source), importance_(importance), pool_(pool) {}
 
   /// Gives `sink` the bytes of tensor `name` as `packed` describes them, in order, a piece at a
   /// time; what it returns ends the packing unless OK.
-  /// REQUIRES: the source has the tensor, row-major, in packed's shape.
+  /// REQUIRES: the source has the tensor, row-major, in packed's shape; the importance has as many
+  /// columns for it, if it has any.
   /// Errors: DataLoss - from the source, or a weight is no finite number; the sink's. Each names
   ///         the tensor.
   absl::Status Pack(const std::string& name, const TensorInfo& packed,
@@ -33,6 +37,7 @@ class MatrixPacker {
 
  private:
   const TensorSource* const source_;
+  const Importance* const importance_;
   ThreadPool* const pool_;
   std::vector<std::byte> stored_;  // rows as the source has them
   std::vector<std::byte> packed_;

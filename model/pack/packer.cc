@@ -118,7 +118,30 @@ PackOrigin OriginOf(const StoredModel& source, const PackOptions& options) {
     absl::StrAppend(&origin.options, ", layers ", options.layers->first, "-",
                     options.layers->second - 1);
   }
+  if (options.importance != nullptr) {
+    absl::StrAppendFormat(&origin.options, ", imatrix %016x", options.importance->fingerprint());
+  }
   return origin;
+}
+
+absl::Status CheckImportance(const StoredModel& source, const Importance& importance,
+                             const PackManifest& plan) {
+  for (const PackedFile& file : plan.files) {
+    for (const PackedTensor& tensor : AllTensors(file)) {
+      const DType dtype = tensor.info.dtype;
+      if (BlockOf(dtype).values == 1 || source.Find(tensor.name)->dtype == dtype) continue;
+      const Importance::Columns* const columns = importance.Find(tensor.name);
+      const auto wrong = [&](absl::string_view what) {
+        return absl::InvalidArgumentError(
+            absl::StrCat(importance.path(), ": tensor ", tensor.name, " ", what));
+      };
+      if (columns == nullptr) return wrong("is missing");
+      const int64_t cols = static_cast<int64_t>(columns->mean_square.size());
+      if (cols == tensor.info.shape[1]) continue;
+      return wrong(absl::StrCat("has ", cols, " columns, but the matrix ", tensor.info.shape[1]));
+    }
+  }
+  return absl::OkStatus();
 }
 
 /// The plan's files that an unfinished pack at `path` holds already.
@@ -218,7 +241,7 @@ class Packing {
   absl::StatusOr<std::string> WriteFile(const PackedFile& file) {
     CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<PackFileWriter> writer,
                              PackFileWriter::Create(JoinPath(options_.output, file.name)));
-    MatrixPacker packer(&source_, &pool_);
+    MatrixPacker packer(&source_, options_.importance, &pool_);
     for (const PackedTensor& tensor : AllTensors(file)) {
       CARAVAN_RETURN_IF_ERROR(writer->PadTo(tensor.offset));
       CARAVAN_RETURN_IF_ERROR(packer.Pack(
@@ -291,6 +314,9 @@ absl::StatusOr<PackManifest> PlanPack(const StoredModel& source, const PackTypes
 
 absl::Status Pack(const StoredModel& source, const PackOptions& options) {
   CARAVAN_ASSIGN_OR_RETURN(PackManifest plan, PlanPack(source, options.types, options.layers));
+  if (options.importance != nullptr) {
+    CARAVAN_RETURN_IF_ERROR(CheckImportance(source, *options.importance, plan));
+  }
   return Packing(source, options, std::move(plan)).Run();
 }
 

@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "model/pack/importance.h"
 #include "model/pack/pack_manifest.h"
 #include "model/pack/pack_types.h"
 #include "model/stored_model.h"
@@ -24,6 +25,9 @@ struct PackOptions {
   /// [first, end): only these layers. The embedding goes with the first of the model, the head with
   /// the last, the layer of multi-token prediction likewise. nullopt: all.
   std::optional<std::pair<int, int>> layers;
+  /// Null: all columns weigh the same. Else it knows every matrix that is quantized; those that it
+  /// saw no row of are treated as without.
+  const Importance* importance = nullptr;
   int num_threads = 1;
   /// Called now and then; false stops it.
   std::function<bool(int64_t done_bytes, int64_t total_bytes)> progress;
@@ -38,10 +42,11 @@ absl::StatusOr<PackManifest> PlanPack(const StoredModel& source, const PackTypes
 
 /// Packs. Files of an unfinished pack of the same source (path and fingerprint) and options are
 /// kept.
-/// Errors: as PlanPack; FailedPrecondition - `output` holds a pack already, or an unfinished one of
-///         another source or other options; ResourceExhausted - the disk has not the room (looked
-///         at before the start), or is full; DataLoss - a disk failed, or a weight is no finite
-///         number; Cancelled - by `progress`. Each names the file.
+/// Errors: as PlanPack; InvalidArgument - the importance lacks a tensor, or has another number of
+///         columns for it; FailedPrecondition - `output` holds a pack already, or an unfinished one
+///         of another source or other options; ResourceExhausted - the disk has not the room
+///         (looked at before the start), or is full; DataLoss - a disk failed, or a weight is no
+///         finite number; Cancelled - by `progress`. Each names the file.
 absl::Status Pack(const StoredModel& source, const PackOptions& options);
 
 }  // namespace caravan

@@ -195,8 +195,9 @@ TEST(CommandTest, PromptsThatCannotBeRunAreRefused) {
 
 TEST(CommandTest, EveryOptionIsExplained) {
   TestCluster cluster;
-  for (const char* command : {"coordinator", "worker", "run", "chat", "submit", "jobs", "cancel",
-                              "status", "verify", "eval", "tokenize", "bench", "pack", "synth"}) {
+  for (const char* command :
+       {"coordinator", "worker", "run", "chat", "submit", "jobs", "cancel", "status", "verify",
+        "eval", "tokenize", "bench", "pack", "synth", "calibrate"}) {
     TestProcess& help = cluster.Launch("help", {command, "--help"});
     EXPECT_EQ(help.Wait(), 0);
     const std::vector<std::string> lines = absl::StrSplit(help.Out(), '\n');

@@ -44,5 +44,35 @@ TEST(PackedModelTest, ASyntheticModelIsBenchmarkedButHasNoText) {
   EXPECT_FALSE(FileExists(out + "2"));
 }
 
+TEST(PackedModelTest, ACalibratedPackAnswers) {
+  TestCluster cluster;
+  const std::string model = CARAVAN_SOURCE_DIR "/models/tiny-r1";
+  const std::string imatrix = cluster.dir().File("tiny.imatrix");
+  const std::string text = cluster.dir().Write(
+      "text", "<｜User｜>What is 487 + 358?<｜Assistant｜>487 + 358 = 845<｜end▁of▁sentence｜>");
+  TestProcess& calibrate = cluster.Launch("calibrate", {"calibrate", "--model", model, "--text",
+                                                        text, "--out", imatrix, "--chunk", "16"});
+  ASSERT_EQ(calibrate.Wait(), 0) << calibrate.Transcript();
+  EXPECT_THAT(calibrate.Out(), HasSubstr("perplexity"));
+  const std::string packed = cluster.dir().File("packed");
+  TestProcess& pack = cluster.Launch("pack", {"pack", "--model", model, "--out", packed, "--preset",
+                                              "8bit", "--imatrix", imatrix});
+  ASSERT_EQ(pack.Wait(), 0) << pack.Transcript();
+  const std::string tasks = cluster.dir().Write(
+      "tasks", R"({"task": "add", "question": "What is 487 + 358?", "answer": "487 + 358 = 845"})");
+  TestProcess& eval = cluster.Launch("eval", {"eval", "--model", packed, "--tasks", tasks});
+  EXPECT_EQ(eval.Wait(), 0) << eval.Transcript();
+  EXPECT_THAT(eval.Out(), HasSubstr("1 / 1"));
+
+  TestProcess& bad = cluster.Launch("bad", {"pack", "--model", model, "--out", packed + "2",
+                                            "--preset", "8bit", "--imatrix", text});
+  EXPECT_EQ(bad.Wait(), 2) << bad.Transcript();
+  EXPECT_THAT(bad.Err(), HasSubstr(text));
+  TestProcess& empty = cluster.Launch(
+      "empty", {"calibrate", "--model", model, "--text", "/dev/null", "--out", imatrix});
+  EXPECT_EQ(empty.Wait(), 2) << empty.Transcript();
+  EXPECT_THAT(empty.Err(), HasSubstr("/dev/null"));
+}
+
 }  // namespace
 }  // namespace caravan

@@ -1,0 +1,172 @@
+// caravan calibrate: what each column of each matrix is multiplied with over some text, for
+// `caravan pack --imatrix`.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
+#include "base/file.h"
+#include "base/status_macros.h"
+#include "caravan/v1/pipeline.pb.h"
+#include "cli/commands.h"
+#include "cli/progress_bar.h"
+#include "cli/stop_signals.h"
+#include "cluster/machine.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/observing_backend.h"
+#include "model/pack/importance.h"
+#include "model/stored_model.h"
+#include "model/text_model.h"
+#include "worker/input_statistics.h"
+#include "worker/stage.h"
+
+namespace caravan {
+namespace {
+
+constexpr int64_t kMaxTextBytes = int64_t{1} << 30;
+
+struct CalibrateFlags {
+  std::string model;
+  std::string text;
+  std::string output;
+  int64_t chunk = 512;
+  int threads = 0;
+};
+
+/// The whole model as one stage, its inputs observed.
+absl::StatusOr<std::unique_ptr<Stage>> LoadObserved(const StoredModel& model,
+                                                    const CalibrateFlags& flags,
+                                                    const StopSignals& signals,
+                                                    InputObserver* observer) {
+  const ModelConfig& config = model.config();
+  StageSpec whole = {0, config.num_hidden_layers, /*embeds=*/true, /*has_head=*/true};
+  // Checkpoints may leave the layer of multi-token prediction out, whatever their config says.
+  whole.drafts = config.num_nextn_predict_layers > 0 &&
+                 model.Find(absl::StrCat("model.layers.", config.num_hidden_layers,
+                                         ".eh_proj.weight")) != nullptr;
+  CpuOptions cpu;
+  cpu.num_threads = flags.threads;
+  if (flags.threads == 0) {
+    CARAVAN_ASSIGN_OR_RETURN(const Machine machine, ProbeMachine());
+    cpu.num_threads = machine.num_cores;
+  }
+  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeCpuBackend(cpu));
+  Stage::Options options;
+  options.name = "calibration";
+  options.max_step_tokens = flags.chunk;
+  const int64_t blocks = (flags.chunk + kKvBlockTokens - 1) / kKvBlockTokens;
+  options.kv_budget_bytes = blocks * kKvBlockTokens * whole.num_kv_layers() *
+                            config.Mla().kv_width() * static_cast<int64_t>(sizeof(float));
+  ProgressBar bar("loading");
+  absl::StatusOr<std::unique_ptr<Stage>> stage =
+      Stage::Create(config, whole, model, MakeObservingBackend(std::move(backend), observer),
+                    options, [&](int64_t loaded, int64_t total) {
+                      bar.Show(loaded, total);
+                      return !signals.token().stop_requested();
+                    });
+  if (!stage.ok()) bar.Break();
+  return stage;
+}
+
+/// A chunk of text by itself: every row goes through all layers and the head, and each but the last
+/// through the layer of multi-token prediction. Returns the sum of the tokens' log-probabilities.
+absl::StatusOr<double> RunChunk(absl::Span<const int32_t> ids, Stage& stage) {
+  v1::Step step;
+  v1::SequenceSlice& slice = *step.add_slices();
+  for (size_t i = 0; i < ids.size(); ++i) {
+    slice.add_token_ids(static_cast<uint32_t>(ids[i]));
+    if (i > 0) slice.add_scored_token_ids(static_cast<uint32_t>(ids[i]));
+  }
+  slice.set_output(v1::SLICE_OUTPUT_NONE);
+  slice.set_draft(stage.spec().drafts);
+  for (int64_t block = 0; block < stage.kv_cache().num_blocks(); ++block) {
+    slice.add_kv_blocks(static_cast<uint32_t>(block));
+  }
+  step = stage.Run(std::move(step));
+  if (step.has_error()) {
+    return absl::Status(static_cast<absl::StatusCode>(step.error().code()), step.error().message());
+  }
+  double sum = 0;
+  for (const v1::TokenScore& scored : step.results(0).scored()) {
+    sum += static_cast<double>(scored.log_probability());
+  }
+  return sum;
+}
+
+absl::Status Calibrate(const CalibrateFlags& flags) {
+  const StopSignals signals;
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model, OpenStoredModel(flags.model));
+  if (flags.chunk > model->config().max_position_embeddings) {
+    return absl::InvalidArgumentError(absl::StrCat("--chunk ", flags.chunk,
+                                                   ": the model's context is ",
+                                                   model->config().max_position_embeddings));
+  }
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TextModel> text,
+                           TextModel::Load(flags.model, model->config()));
+  CARAVAN_ASSIGN_OR_RETURN(const std::string bytes, ReadFile(flags.text, kMaxTextBytes));
+  absl::StatusOr<std::vector<int32_t>> encoded = text->tokenizer().Encode(bytes);
+  if (!encoded.ok()) return Annotate(encoded.status(), flags.text);
+  // Each chunk begins as texts do, whatever was before it.
+  const size_t chunk = static_cast<size_t>(flags.chunk) - 1;
+  if (encoded->size() < 2) {
+    return absl::InvalidArgumentError(absl::StrCat(flags.text, ": is no text"));
+  }
+  InputStatistics statistics;
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<Stage> stage,
+                           LoadObserved(*model, flags, signals, &statistics));
+  ProgressBar bar("calibrating", ProgressBar::Unit::kTokens);
+  double log_probability = 0;
+  for (size_t done = 0; done < encoded->size(); done += chunk) {
+    bar.Show(static_cast<int64_t>(done), static_cast<int64_t>(encoded->size()));
+    const auto piece = absl::MakeConstSpan(*encoded).subspan(done, chunk);
+    std::vector<int32_t> ids(piece.begin(), piece.end());
+    text->BeginText(ids);
+    absl::StatusOr<double> sum = RunChunk(ids, *stage);
+    if (sum.ok() && signals.token().stop_requested()) {
+      sum = absl::CancelledError("calibrating was stopped");
+    }
+    if (!sum.ok()) {
+      bar.Break();
+      return sum.status();
+    }
+    log_probability += *sum;
+  }
+  bar.Show(static_cast<int64_t>(encoded->size()), static_cast<int64_t>(encoded->size()));
+  CARAVAN_RETURN_IF_ERROR(
+      statistics.Result(model->config(), stage->spec(), stage->weights()).Write(flags.output));
+  std::printf("%zu tokens, perplexity %.6g\n", encoded->size(),
+              std::exp(-log_probability / static_cast<double>(encoded->size())));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddCalibrateCommand(CLI::App& app, CommandBody& body) {
+  CLI::App* const command = app.add_subcommand(
+      "calibrate",
+      "Measure over a text what each column of each matrix weighs, for pack --imatrix");
+  const auto flags = std::make_shared<CalibrateFlags>();
+  AddConfigOption(*command);
+  command->add_option("--model", flags->model, "Model directory, or a GGUF file")->required();
+  command
+      ->add_option("--text", flags->text,
+                   "UTF-8 text such as the model will meet; tokens spelt out in it count")
+      ->required();
+  command->add_option("--out", flags->output, "File to write, by custom NAME.imatrix")->required();
+  command->add_option("--chunk", flags->chunk, "Tokens that see each other")
+      ->check(CLI::Range(2, 8192))
+      ->capture_default_str();
+  command->add_option("--threads", flags->threads, "CPU threads; 0: one a core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  command->callback([flags, &body] { body = [flags] { return ReportStatus(Calibrate(*flags)); }; });
+}
+
+}  // namespace caravan

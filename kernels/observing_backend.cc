@@ -1,0 +1,116 @@
+#include "kernels/observing_backend.h"
+
+#include <cmath>
+#include <cstring>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace caravan {
+namespace {
+
+class ObservingBackend : public Backend {
+ public:
+  ObservingBackend(std::unique_ptr<Backend> backend, InputObserver* observer)
+      : backend_(std::move(backend)), observer_(*observer) {}
+
+  std::string Name() const override { return backend_->Name() + ", observed"; }
+
+  void Embed(const Matrix& table, absl::Span<const int32_t> ids, float* out) override {
+    backend_->Embed(table, ids, out);
+  }
+
+  void RmsNorm(const float* x, int64_t num_rows, int64_t width, const float* weight, float eps,
+               float* out) override {
+    backend_->RmsNorm(x, num_rows, width, weight, eps, out);
+  }
+
+  void MatMul(const Matrix& w, const float* x, int64_t num_rows, float* out) override {
+    if (num_rows > 0) observer_.Observe(w, x, num_rows);
+    backend_->MatMul(w, x, num_rows, out);
+  }
+
+  void Add(const float* x, int64_t count, float* y) override { backend_->Add(x, count, y); }
+
+  void RotateQueries(const MlaShape& shape, const RopeTable& rope,
+                     absl::Span<const SequenceRows> sequences, float* q) override {
+    backend_->RotateQueries(shape, rope, sequences, q);
+  }
+
+  void WriteKv(const MlaShape& shape, const RopeTable& rope, const float* norm_weight, float eps,
+               absl::Span<const SequenceRows> sequences, int64_t block_tokens,
+               const float* kv_a) override {
+    backend_->WriteKv(shape, rope, norm_weight, eps, sequences, block_tokens, kv_a);
+  }
+
+  void MlaAttention(const MlaShape& shape, const Matrix& kv_b,
+                    absl::Span<const SequenceRows> sequences, int64_t block_tokens, const float* q,
+                    float* out) override {
+    // The sequences' own rows are what WriteKv has just put there.
+    for (const SequenceRows& sequence : sequences) {
+      for (int64_t i = 0; i < sequence.num_rows; ++i) {
+        const int64_t position = sequence.first_position + i;
+        const float* const block = sequence.kv_blocks[static_cast<size_t>(position / block_tokens)];
+        observer_.Observe(kv_b, block + position % block_tokens * shape.kv_width(), 1);
+      }
+    }
+    backend_->MlaAttention(shape, kv_b, sequences, block_tokens, q, out);
+  }
+
+  void Ffn(const FfnWeights& ffn, const float* x, int64_t num_rows, float* out) override {
+    if (num_rows > 0) ObserveFfn(ffn, x, num_rows);
+    backend_->Ffn(ffn, x, num_rows, out);
+  }
+
+  void Route(const RouterShape& shape, const float* logits, const float* bias, int64_t num_rows,
+             int32_t* expert_ids, float* weights) override {
+    backend_->Route(shape, logits, bias, num_rows, expert_ids, weights);
+  }
+
+  void RoutedExperts(absl::Span<const FfnWeights> experts, const float* x, int64_t num_rows,
+                     const int32_t* expert_ids, const float* weights, int64_t k,
+                     float* out) override {
+    std::vector<std::vector<int64_t>> rows_of(experts.size());
+    for (int64_t i = 0; i < num_rows * k; ++i) {
+      rows_of[static_cast<size_t>(expert_ids[i])].push_back(i / k);
+    }
+    std::vector<float> chosen;
+    for (size_t expert = 0; expert < experts.size(); ++expert) {
+      if (rows_of[expert].empty()) continue;
+      const int64_t width = experts[expert].gate.cols;
+      chosen.clear();
+      for (const int64_t row : rows_of[expert]) {
+        chosen.insert(chosen.end(), x + row * width, x + (row + 1) * width);
+      }
+      ObserveFfn(experts[expert], chosen.data(), static_cast<int64_t>(rows_of[expert].size()));
+    }
+    backend_->RoutedExperts(experts, x, num_rows, expert_ids, weights, k, out);
+  }
+
+ private:
+  void ObserveFfn(const FfnWeights& ffn, const float* x, int64_t num_rows) {
+    observer_.Observe(ffn.gate, x, num_rows);
+    observer_.Observe(ffn.up, x, num_rows);
+    const size_t count = static_cast<size_t>(num_rows * ffn.gate.rows);
+    gate_.resize(count);
+    up_.resize(count);
+    backend_->MatMul(ffn.gate, x, num_rows, gate_.data());
+    backend_->MatMul(ffn.up, x, num_rows, up_.data());
+    for (size_t i = 0; i < count; ++i) gate_[i] *= up_[i] / (1 + std::exp(-gate_[i]));
+    observer_.Observe(ffn.down, gate_.data(), num_rows);
+  }
+
+  const std::unique_ptr<Backend> backend_;
+  InputObserver& observer_;
+  std::vector<float> gate_;  // [rows, inter]
+  std::vector<float> up_;    // the same
+};
+
+}  // namespace
+
+std::unique_ptr<Backend> MakeObservingBackend(std::unique_ptr<Backend> backend,
+                                              InputObserver* observer) {
+  return std::make_unique<ObservingBackend>(std::move(backend), observer);
+}
+
+}  // namespace caravan
