@@ -93,7 +93,8 @@ class PackerTest : public ::testing::Test {
 
 TEST_F(PackerTest, KeptFormatsLoseNothing) {
   const auto packed = MustPack(Options("kept", {}));
-  EXPECT_EQ(packed->TensorNames().size(), source_->TensorNames().size());
+  // All but the copies of the embedding and the head in the layer of multi-token prediction.
+  EXPECT_EQ(packed->TensorNames().size(), source_->TensorNames().size() - 2);
   for (const std::string& name : packed->TensorNames()) {
     const TensorInfo& before = *source_->Find(name);
     const TensorInfo& after = *packed->Find(name);
