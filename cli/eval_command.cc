@@ -45,8 +45,10 @@ void PrintShare(int right, int total) {
 
 /// A row a task, and one of all.
 void PrintScores(const std::map<std::string, TaskScore>& scores, bool choices) {
-  const auto print = [choices](const std::string& name, const TaskScore& score) {
-    std::printf("%-16s ", name.c_str());
+  size_t width = 16;
+  for (const auto& [name, score] : scores) width = std::max(width, name.size());
+  const auto print = [&](const std::string& name, const TaskScore& score) {
+    std::printf("%-*s ", static_cast<int>(width), name.c_str());
     PrintShare(score.right, score.total);
     if (choices) {
       std::printf("  by bytes ");
@@ -118,18 +120,18 @@ absl::StatusOr<std::unique_ptr<StoredModel>> OpenReference(const std::string& pa
 }
 
 void PrintText(const TextScore& score, bool compared) {
-  const auto print = [](const char* name, double value, const char* unit) {
-    std::printf("%-32s %12.6g %s\n", name, value, unit);
+  const auto print = [](const char* name, double value, const char* unit = "") {
+    std::printf("%-32s %12.6g%s\n", name, value, unit);
   };
   std::printf("%-32s %12lld\n", "tokens scored", static_cast<long long>(score.model.tokens()));
-  print("mean negative log-likelihood", score.model.mean_nll(), "nats a token");
-  print("perplexity", score.model.perplexity(), "");
+  print("mean negative log-likelihood", score.model.mean_nll(), " nats a token");
+  print("perplexity", score.model.perplexity());
   if (!compared) return;
-  print("the same of --against", score.reference.mean_nll(), "nats a token");
-  print("perplexity of --against", score.reference.perplexity(), "");
-  print("mean KL divergence", score.divergence.mean(), "nats a token");
-  print("largest KL divergence", score.divergence.largest(), "nats");
-  print("top-1 agreement", 100 * score.divergence.top1_agreement(), "%");
+  print("the same of --against", score.reference.mean_nll(), " nats a token");
+  print("perplexity of --against", score.reference.perplexity());
+  print("mean KL divergence", score.divergence.mean(), " nats a token");
+  print("largest KL divergence", score.divergence.largest(), " nats");
+  print("top-1 agreement", 100 * score.divergence.top1_agreement(), " %");
 }
 
 absl::Status EvalText(const EvalFlags& flags, TextWindows windows, PipelineDriver& driver,
