@@ -94,8 +94,9 @@ absl::StatusOr<int64_t> WindowOf(const EvalFlags& flags, const ModelConfig& conf
 
 absl::StatusOr<TextWindows> ReadWindows(const EvalFlags& flags, const TextModel& text,
                                         int64_t window) {
-  CARAVAN_ASSIGN_OR_RETURN(const std::string contents, ReadFile(flags.text, kMaxTextBytes));
-  absl::StatusOr<std::vector<int32_t>> ids = text.tokenizer().Encode(contents);
+  const absl::StatusOr<std::string> contents = ReadFile(flags.text, kMaxTextBytes);
+  if (!contents.ok()) return Annotate(contents.status(), "--text");
+  absl::StatusOr<std::vector<int32_t>> ids = text.tokenizer().Encode(*contents);
   if (!ids.ok()) return Annotate(ids.status(), absl::StrCat("--text ", flags.text));
   return TextWindows(text, *std::move(ids), window);
 }
@@ -152,7 +153,9 @@ absl::Status Eval(const EvalFlags& flags) {
   // What is wrong with flags and files is said before anything is computed.
   std::vector<EvalTask> tasks;
   if (!flags.tasks.empty()) {
-    CARAVAN_ASSIGN_OR_RETURN(tasks, ReadEvalTasks(flags.tasks));
+    absl::StatusOr<std::vector<EvalTask>> read = ReadEvalTasks(flags.tasks);
+    if (!read.ok()) return Annotate(read.status(), "--tasks");
+    tasks = *std::move(read);
   }
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> files,
                            OpenStoredModel(flags.pipeline.model));

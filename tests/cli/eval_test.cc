@@ -192,7 +192,7 @@ TEST_F(EvalTextTest, WhatIsWrongIsNamed) {
            {{"--text", good, "--window", "1"}, "--window"},
            {{"--text", good, "--window", "4097"},
             "--window 4097: more than the model's context of 4096 tokens"},
-           {{"--text", good + ".none"}, good + ".none: No such file or directory"},
+           {{"--text", good + ".none"}, "--text: " + good + ".none: No such file or directory"},
            {{"--text", empty}, absl::StrCat("--text ", empty, ": holds no token")},
            {{"--text", bytes}, absl::StrCat("--text ", bytes, ": ")},
            {{"--text", good, "--against", "/nowhere"}, "--against: /nowhere"},
