@@ -143,6 +143,15 @@ absl::StatusOr<std::vector<float>> ScorePrompt(PipelineDriver& driver,
   }
 }
 
+absl::StatusOr<std::vector<ScoredToken>> ReadPromptScores(JobHandle& job) {
+  std::vector<ScoredToken> scores;
+  while (true) {
+    CARAVAN_ASSIGN_OR_RETURN(const JobUpdate update, job.Next());
+    scores.insert(scores.end(), update.prompt_scores.begin(), update.prompt_scores.end());
+    if (update.finished) return scores;
+  }
+}
+
 absl::StatusOr<std::vector<int32_t>> ReadReply(JobHandle& job) {
   std::vector<int32_t> reply;
   while (true) {

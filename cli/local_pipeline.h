@@ -62,6 +62,10 @@ struct LocalPipelineFlags {
 /// Errors: as PipelineDriver::Submit and JobHandle::Next.
 absl::StatusOr<std::vector<float>> ScorePrompt(PipelineDriver& driver, std::vector<int32_t> prompt);
 
+/// Waits for the scores of prompt tokens 1, 2, ..., of a job with score_prompt.
+/// Errors: as JobHandle::Next.
+absl::StatusOr<std::vector<ScoredToken>> ReadPromptScores(JobHandle& job);
+
 /// Waits for the whole reply: its tokens, the stop token included.
 /// Errors: as JobHandle::Next.
 absl::StatusOr<std::vector<int32_t>> ReadReply(JobHandle& job);
