@@ -34,6 +34,7 @@ struct BenchFlags {
   std::string prompt = "Sort these numbers: 53 9 72 80 25";
   int workers = 2;
   int threads = 1;
+  DType kv_dtype = DType::kF32;
   int rounds = 30;
 };
 
@@ -103,6 +104,7 @@ absl::Status Bench(const BenchFlags& flags) {
     options.model = flags.model;
     options.workers = size;
     options.threads = flags.threads;
+    options.kv_dtype = flags.kv_dtype;
     CARAVAN_ASSIGN_OR_RETURN(clusters.emplace_back(), BenchCluster::Start(options));
     CARAVAN_ASSIGN_OR_RETURN(jobs.emplace_back(), ConnectTo(*clusters.back()));
   }
@@ -160,6 +162,7 @@ void AddBenchCommand(CLI::App& app, CommandBody& body) {
   command->add_option("--threads", flags->threads, "CPU threads of each worker")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
+  AddKvOption(*command, flags->kv_dtype);
   command->add_option("--rounds", flags->rounds, "Runs of each, after three to warm up")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();

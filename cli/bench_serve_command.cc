@@ -30,6 +30,7 @@ struct BenchServeFlags {
   std::vector<int> workers = {1, 2, 3};
   BenchLoadFlags load{{1, 2, 4, 8, 16, 32, 64}, 3};
   int threads = 1;
+  DType kv_dtype = DType::kF32;
   uint64_t seed = 1;
   bool pin = false;
   bool whole = false;
@@ -149,6 +150,7 @@ absl::Status BenchServe(const BenchServeFlags& flags) {
     options.model = flags.model;
     options.workers = workers;
     options.threads = flags.threads;
+    options.kv_dtype = flags.kv_dtype;
     options.pin = flags.pin;
     options.coordinator_arguments = flags.coordinator_arguments;
     CARAVAN_ASSIGN_OR_RETURN(clusters.emplace_back(), BenchCluster::Start(options));
@@ -195,6 +197,7 @@ void AddBenchServeCommand(CLI::App& bench, CommandBody& body) {
   command->add_option("--threads", flags->threads, "CPU threads of each worker")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
+  AddKvOption(*command, flags->kv_dtype);
   flags->load.AddTo(*command, 4096);
   command->add_option("--seed", flags->seed, "Of the questions")->capture_default_str();
   command->add_flag("--pin", flags->pin, "Worker i runs on core i alone (modulo the cores)");
