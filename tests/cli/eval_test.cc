@@ -44,7 +44,8 @@ std::unique_ptr<TextModel> MustLoadText(const ModelConfig& config) {
 /// The value of each row that `eval --text` printed, by its name.
 std::map<std::string, double> Rows(const std::string& out) {
   std::map<std::string, double> rows;
-  for (const std::string& line : absl::StrSplit(out, '\n', absl::SkipEmpty())) {
+  const std::vector<std::string> lines = absl::StrSplit(out, '\n', absl::SkipEmpty());
+  for (const std::string& line : lines) {
     if (line.size() < 45) {
       ADD_FAILURE() << line;
       continue;
