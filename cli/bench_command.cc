@@ -153,8 +153,7 @@ void AddBenchCommand(CLI::App& app, CommandBody& body) {
   const auto flags = std::make_shared<BenchFlags>();
   AddConfigOption(*command);
   // Not required by the parser, which would ask `bench serve` for it too.
-  command->add_option("--model", flags->model,
-                      "Model directory in Hugging Face's layout; required");
+  command->add_option("--model", flags->model, absl::StrCat(kModelHelp, "; required"));
   command->add_option("--prompt", flags->prompt, "What each run asks")->capture_default_str();
   command->add_option("--workers", flags->workers, "Compare so many workers with one")
       ->check(CLI::Range(1, 64))

@@ -188,8 +188,7 @@ void AddBenchServeCommand(CLI::App& bench, CommandBody& body) {
       "serve", "Measure many clients of the HTTP API at once, with pipelines of several lengths");
   const auto flags = std::make_shared<BenchServeFlags>();
   AddConfigOption(*command);
-  command->add_option("--model", flags->model, "Model directory in Hugging Face's layout")
-      ->required();
+  command->add_option("--model", flags->model, kModelHelp)->required();
   command->add_option("--workers", flags->workers, "Compare pipelines of so many workers")
       ->delimiter(',')
       ->check(CLI::Range(1, 64))

@@ -58,6 +58,10 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
   if (options.prefill_chunk < 1) {
     return absl::InvalidArgumentError("a prefill chunk must be at least 1 token");
   }
+  const absl::Status kv = CheckKvDType(config.Mla(), options.kv_dtype);
+  if (!kv.ok()) {
+    return Annotate(kv, absl::StrCat("--kv ", KvOptionName(options.kv_dtype), ": ", model.path()));
+  }
   CARAVAN_ASSIGN_OR_RETURN(const PipelinePlan plan, PlanEvenly(model, options));
   int num_threads = options.num_threads;
   if (num_threads == 0) {
@@ -118,7 +122,7 @@ LocalPipeline::~LocalPipeline() {
 }
 
 void LocalPipelineFlags::AddTo(CLI::App& command) {
-  command.add_option("--model", model, "Model directory in Hugging Face's layout")->required();
+  command.add_option("--model", model, kModelHelp)->required();
   command.add_option("--workers", workers, "Split the layers over so many stages")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();

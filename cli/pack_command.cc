@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -58,14 +59,14 @@ absl::StatusOr<PackTypes> TypesOf(const PackFlags& flags) {
   return types;
 }
 
-/// "3-5" is [3, 6); "3" is [3, 4).
+/// "3-5" is [3, 6), "3" is [3, 4).
 absl::StatusOr<std::optional<std::pair<int, int>>> LayersOf(const std::string& text) {
   if (text.empty()) return std::optional<std::pair<int, int>>();
-  const std::pair<std::string, std::string> ends = absl::StrSplit(text, absl::MaxSplits('-', 1));
+  const std::vector<std::string> ends = absl::StrSplit(text, absl::MaxSplits('-', 1));
   int first = 0;
   int last = 0;
-  if (!absl::SimpleAtoi(ends.first, &first) ||
-      !absl::SimpleAtoi(ends.second.empty() ? ends.first : ends.second, &last) || last < first) {
+  if (!absl::SimpleAtoi(ends.front(), &first) || !absl::SimpleAtoi(ends.back(), &last) ||
+      last < first || last == std::numeric_limits<int>::max()) {
     return absl::InvalidArgumentError(
         absl::StrCat("--layers: \"", text, "\" is no range of layers such as 3-5"));
   }
@@ -151,8 +152,7 @@ void AddPackCommand(CLI::App& app, CommandBody& body) {
       "pack", "Quantize a checkpoint and lay it out for workers; or check what was packed");
   const auto flags = std::make_shared<PackFlags>();
   AddConfigOption(*command);
-  CLI::Option* const model =
-      command->add_option("--model", flags->model, "Directory of a Hugging Face checkpoint");
+  CLI::Option* const model = command->add_option("--model", flags->model, kModelHelp);
   CLI::Option* const output = command->add_option(
       "--out", flags->output,
       "Directory to make; an interrupted pack goes on when the command is given again");

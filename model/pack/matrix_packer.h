@@ -26,8 +26,8 @@ class MatrixPacker {
   /// Gives `sink` the bytes of tensor `name` as `packed` describes them, in order, a piece at a
   /// time; what it returns ends the packing unless OK.
   /// REQUIRES: the source has the tensor, row-major, in packed's shape.
-  /// Errors: DataLoss - from the source, or a weight is no finite number; the sink's. Each names
-  ///         the tensor.
+  /// Errors: DataLoss - from the source; or a weight is not finite, or too large, in F16 or in a
+  ///         block format that the source has not; the sink's. Each names the tensor.
   absl::Status Pack(const std::string& name, const TensorInfo& packed,
                     absl::FunctionRef<absl::Status(absl::Span<const std::byte>)> sink);
 

@@ -39,6 +39,13 @@ absl::StatusOr<std::optional<DType>> ParsePackType(absl::string_view name) {
       absl::StrCat("\"", name, "\" is no format to pack to; there are ", known));
 }
 
+std::string DescribePackTypes(const PackTypes& types) {
+  const auto name = [](const std::optional<DType>& type) {
+    return type.has_value() ? DTypeName(*type) : "keep";
+  };
+  return absl::StrCat("experts ", name(types.experts), ", dense ", name(types.dense));
+}
+
 absl::StatusOr<PackTypes> PackPreset(absl::string_view name) {
   if (name == "8bit") return PackTypes{DType::kQ8_0, DType::kQ8_0};
   if (name == "4bit") return PackTypes{DType::kQ4_K, DType::kQ8_0};

@@ -26,13 +26,16 @@ struct PackTypes {
 /// Errors: InvalidArgument - no such format, or one that nothing is packed to.
 absl::StatusOr<std::optional<DType>> ParsePackType(absl::string_view name);
 
+/// "experts Q4_K, dense keep".
+std::string DescribePackTypes(const PackTypes& types);
+
 /// "8bit", "4bit" or "2bit". Errors: InvalidArgument - no such preset.
 absl::StatusOr<PackTypes> PackPreset(absl::string_view name);
 
 /// How `spec`'s tensor is stored, `source` being what there is of it now. What departs from
 /// `types`: norms are F32, the router stays as it is; kv_b_proj, whose error every attention score
-/// bears, has 8 bits or more; a matrix whose columns are no multiple of the format's block is Q8_0,
-/// or BF16.
+/// bears, gets 8 bits or more; a matrix whose columns are no multiple of the format's block is
+/// Q8_0, or BF16.
 TensorInfo PackedInfo(const PackTypes& types, const TensorSpec& spec, const TensorInfo& source);
 
 }  // namespace caravan

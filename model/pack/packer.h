@@ -36,11 +36,13 @@ struct PackOptions {
 absl::StatusOr<PackManifest> PlanPack(const StoredModel& source, const PackTypes& types,
                                       const std::optional<std::pair<int, int>>& layers);
 
-/// Packs. Files of an unfinished pack of the same source and options are kept.
-/// Errors: as PlanPack; FailedPrecondition - `output` holds a pack already, or an unfinished one of
-///         another source or other options; ResourceExhausted - the disk has not the room (looked
-///         at before the start), or is full; DataLoss - a disk failed, or a weight is no finite
-///         number; Cancelled - by `progress`. Each names the file.
+/// Packs. Files of an unfinished pack of the same source (path and fingerprint) and options are
+/// kept.
+/// Errors: as PlanPack, ReadTextFile and MatrixPacker::Pack; FailedPrecondition - `output` holds a
+///         pack already, or an unfinished one of another source or other options, or another
+///         process packs into it; ResourceExhausted - the disk has not the room (looked at before
+///         the start), or is full; DataLoss - a disk failed; Cancelled - by `progress`. Each names
+///         the file.
 absl::Status Pack(const StoredModel& source, const PackOptions& options);
 
 }  // namespace caravan

@@ -103,7 +103,10 @@ TEST(PackTest, WrongFlagsGetASentenceThatNamesThem) {
   expect({"--model", kModel, "--out", out, "--experts", "q9"}, "--experts: \"q9\"");
   expect({"--model", kModel, "--out", out, "--preset", "5bit"}, "--preset: \"5bit\"");
   expect({"--model", kModel, "--out", out, "--layers", "5-7"}, "the model has layers 0-5");
-  expect({"--model", kModel, "--out", out, "--layers", "x"}, "--layers: \"x\"");
+  for (const std::string layers : {"x", "3-", "-3", "4-3", "0-2147483647"}) {
+    expect({"--model", kModel, "--out", out, absl::StrCat("--layers=", layers)},
+           absl::StrCat("--layers: \"", layers, "\""));
+  }
   expect({"--check", "/nowhere"}, "/nowhere");
   expect({"--check", kModel}, "caravan-pack.json");
 }

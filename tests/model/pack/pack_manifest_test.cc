@@ -126,6 +126,22 @@ TEST(PackManifestTest, RefusesExpertsThatCannotBe) {
   ExpectRefused(manifest, "down of an expert of layer-001.bin: runs past the end");
 }
 
+TEST(PackManifestTest, RefusesWhatWouldTakeMuchMemory) {
+  json manifest = SmallJson();
+  manifest["files"][0]["experts"]["prefix"] = std::string(257, 'x');
+  ExpectRefused(manifest, "field \"prefix\"");
+  manifest = SmallJson();
+  manifest["files"][0]["tensors"][0]["name"] = "";
+  ExpectRefused(manifest, "field \"name\"");
+  manifest = SmallJson();
+  constexpr int64_t kMany = 1 << 20;
+  json& experts = manifest["files"][0]["experts"];
+  experts["count"] = kMany;
+  manifest["files"][0]["bytes"] =
+      experts["offset"].get<int64_t>() + kMany * experts["stride"].get<int64_t>();
+  ExpectRefused(manifest, "more than 1048576 tensors");
+}
+
 TEST(PackManifestTest, RefusesAHashThatIsNone) {
   for (const char* hash : {"", "0123", "0123456789abcdef0123456789abcdeg"}) {
     json manifest = SmallJson();

@@ -27,6 +27,7 @@ namespace caravan {
 namespace {
 
 using nlohmann::json;
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 
 constexpr char kTiny[] = CARAVAN_SOURCE_DIR "/models/tiny-r1";
@@ -207,6 +208,62 @@ TEST_F(PackerTest, AnUnfinishedPackOfOtherOptionsIsNotGoneOnWith) {
   const absl::Status status = Pack(*source_, options);
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr(options.output));
+}
+
+TEST_F(PackerTest, AnUnfinishedPackOfAnotherSourceIsNotGoneOnWith) {
+  const PackTypes types = {DType::kQ8_0, DType::kQ8_0};
+  PackOptions options = Options("broken", types);
+  options.progress = [](int64_t done, int64_t) { return done < 4 << 20; };
+  ASSERT_TRUE(absl::IsCancelled(Pack(*source_, options)));
+  options.progress = nullptr;
+  // The same shapes and the same fingerprint, but it may hold other weights.
+  const std::string other = dir_.File("other");
+  std::filesystem::copy(kTiny, other, std::filesystem::copy_options::recursive);
+  const absl::Status moved = Pack(**Checkpoint::Open(other), options);
+  EXPECT_EQ(moved.code(), absl::StatusCode::kFailedPrecondition) << moved;
+  EXPECT_THAT(std::string(moved.message()),
+              AllOf(HasSubstr(options.output), HasSubstr(kTiny), HasSubstr(other)));
+  // The same path, but another model by now: what was begun there is not taken for it.
+  const std::string path = JoinPath(options.output, kUnfinishedPackName);
+  json unfinished = *ReadJsonFile(path);
+  unfinished["origin"]["fingerprint"] = "0123456789abcdef";
+  std::ofstream(path) << unfinished.dump();
+  EXPECT_EQ(Pack(*source_, options).code(), absl::StatusCode::kFailedPrecondition);
+  unfinished.erase("origin");
+  std::ofstream(path) << unfinished.dump();
+  EXPECT_EQ(Pack(*source_, options).code(), absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(PackerTest, AFinishedPackDoesNotSayWhereItWasMade) {
+  const auto packed = MustPack(Options("q", {DType::kQ8_0, DType::kQ8_0}));
+  EXPECT_FALSE(packed->manifest().origin.has_value());
+  const json manifest = *ReadJsonFile(JoinPath(packed->path(), kPackManifestName));
+  EXPECT_FALSE(manifest.contains("origin"));
+}
+
+TEST_F(PackerTest, TwoDoNotPackIntoOneDirectory) {
+  PackOptions options = Options("both", {});
+  absl::Status second;
+  options.progress = [&](int64_t, int64_t) {
+    if (second.ok()) second = Pack(*source_, Options("both", {}));
+    return true;
+  };
+  ASSERT_TRUE(Pack(*source_, options).ok());
+  EXPECT_EQ(second.code(), absl::StatusCode::kFailedPrecondition) << second;
+  EXPECT_THAT(std::string(second.message()), HasSubstr("another process is packing into it"));
+}
+
+TEST_F(PackerTest, WhatAKilledProcessLeftGoes) {
+  const std::string output = dir_.File("q");
+  std::filesystem::create_directory(output);
+  // Of a file that would come late, and of one that is none of ours.
+  std::ofstream(output + "/mtp.bin.partial") << "x";
+  std::ofstream(output + "/notes.partial") << "x";
+  PackOptions options = Options("q", {});
+  options.progress = [](int64_t, int64_t) { return false; };
+  EXPECT_TRUE(absl::IsCancelled(Pack(*source_, options)));
+  EXPECT_FALSE(FileExists(output + "/mtp.bin.partial"));
+  EXPECT_TRUE(FileExists(output + "/notes.partial"));
 }
 
 TEST_F(PackerTest, APackIsNotPackedOver) {
