@@ -9,6 +9,10 @@
 //
 //   kernels_bench --benchmark_filter='Tiled.*/threads:2'
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -20,6 +24,7 @@
 #include <vector>
 
 #include "absl/functional/function_ref.h"
+#include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/thread_pool.h"
 #include "benchmark/benchmark.h"
@@ -138,50 +143,99 @@ BENCHMARK_CAPTURE(MatMul, f32, DType::kF32)
     ->ArgsProduct({{1, 16, 128}, {1, 2}})
     ->UseRealTime();
 
-/// Rows at position 1023 of one sequence each (decode), or the last rows of one prompt (prefill).
-void MlaAttention(benchmark::State& state, bool is_prefill) {
-  const int64_t num_rows = state.range(0);
-  const MlaShape shape = {.num_heads = 128,
+// --- attention -----------------------------------------------------------------------------------
+
+#if defined(__x86_64__)
+/// Fused multiply-adds between registers, in as many chains as hide their latency. Returns what
+/// keeps the compiler from leaving them out.
+__attribute__((target("avx512f"))) float MultiplyAdd512(int64_t rounds) {
+  __m512 sums[16];
+  for (int i = 0; i < 16; ++i) sums[i] = _mm512_set1_ps(static_cast<float>(i));
+  const __m512 a = _mm512_set1_ps(0.999f), b = _mm512_set1_ps(0.001f);
+  for (int64_t round = 0; round < rounds; ++round) {
+    for (__m512& sum : sums) sum = _mm512_fmadd_ps(sum, a, b);
+  }
+  for (int i = 1; i < 16; ++i) sums[0] = _mm512_add_ps(sums[0], sums[i]);
+  return _mm512_cvtss_f32(sums[0]);
+}
+
+/// The bound of products: what the cores' units of 512 bits do, or nothing where there are none.
+void FusedMultiplyAdds(benchmark::State& state) {
+  constexpr int64_t kRounds = 1 << 20;
+  if (__builtin_cpu_supports("avx512f") == 0) {
+    state.SkipWithError("no AVX-512");
+    return;
+  }
+  ThreadPool pool(static_cast<int>(state.range(0)));
+  for (auto _ : state) {
+    pool.ParallelFor(state.range(0), 1,
+                     [](int64_t, int64_t) { benchmark::DoNotOptimize(MultiplyAdd512(kRounds)); });
+  }
+  Report(state, 0, static_cast<double>(kRounds * 16 * 16 * state.range(0)));
+}
+BENCHMARK(FusedMultiplyAdds)->ArgNames({"threads"})->Arg(1)->Arg(2)->UseRealTime();
+#endif
+
+/// One row each of `rows` sequences of `context` tokens (decode), or the last rows of one
+/// (prefill). Caches come from the working set, as kv_b does: a model's other layers lie between
+/// two calls for one.
+void MlaAttention(benchmark::State& state, int64_t num_heads, DType kv_dtype, bool is_prefill) {
+  const int64_t context = state.range(0);
+  const int64_t num_rows = state.range(1);
+  const MlaShape shape = {.num_heads = num_heads,
                           .qk_nope_head_dim = 128,
                           .qk_rope_head_dim = 64,
                           .v_head_dim = 128,
                           .kv_lora_rank = 512,
-                          .softmax_scale = 0.1352f};
-  constexpr int64_t kPositions = 1024;
+                          .softmax_scale = 0.001f};
   constexpr int64_t kBlockTokens = 64;
-  const std::unique_ptr<Backend> backend = BackendOf(state.range(1));
-  MatrixRing ring(DType::kF8E4M3, 128 * 256, 512);
+  const std::unique_ptr<Backend> backend = BackendOf(state.range(2));
+  MatrixRing ring(DType::kF8E4M3, num_heads * 256, 512);
+  MatrixRing caches(kv_dtype, context, shape.kv_width());
   const int64_t num_sequences = is_prefill ? 1 : num_rows;
-  std::vector<float> cache = Activations(num_sequences * kPositions * shape.kv_width());
-  std::vector<float*> blocks;
-  for (int64_t p = 0; p < num_sequences * kPositions; p += kBlockTokens) {
-    blocks.push_back(cache.data() + p * shape.kv_width());
-  }
-  std::vector<SequenceRows> sequences;
   const int64_t rows_each = num_rows / num_sequences;
-  const int64_t blocks_each = kPositions / kBlockTokens;
+  const int64_t block_bytes = DTypeBytes(kv_dtype, kBlockTokens * shape.kv_width());
+  const int64_t blocks_each = context / kBlockTokens;
+  std::vector<std::byte*> blocks(num_sequences * blocks_each);
+  std::vector<SequenceRows> sequences;
   for (int64_t s = 0; s < num_sequences; ++s) {
-    sequences.push_back({s * rows_each, rows_each, kPositions - rows_each,
+    sequences.push_back({s * rows_each, rows_each, context - rows_each,
                          absl::MakeConstSpan(blocks).subspan(s * blocks_each, blocks_each)});
   }
-  const std::vector<float> q = Activations(num_rows * shape.num_heads * shape.q_head_dim());
-  std::vector<float> out(num_rows * shape.num_heads * shape.v_head_dim);
+  const std::vector<float> q = Activations(num_rows * num_heads * shape.q_head_dim());
+  std::vector<float> out(num_rows * num_heads * shape.v_head_dim);
   for (auto _ : state) {
-    backend->MlaAttention(shape, ring.Next(), sequences, kBlockTokens, q.data(), out.data());
+    for (int64_t s = 0; s < num_sequences; ++s) {
+      // Only read.
+      auto* const cache = const_cast<std::byte*>(caches.Next().data);
+      for (int64_t b = 0; b < blocks_each; ++b)
+        blocks[s * blocks_each + b] = cache + b * block_bytes;
+    }
+    backend->MlaAttention(shape, ring.Next(), sequences, {kv_dtype, kBlockTokens}, q.data(),
+                          out.data());
   }
-  const double scored = 128.0 * static_cast<double>(num_rows) *
-                        (static_cast<double>(kPositions) - static_cast<double>(rows_each - 1) / 2);
-  Report(state, static_cast<double>(ring.bytes()) + static_cast<double>(cache.size()) * 4,
-         scored * (576 + 512) + static_cast<double>(num_rows) * 128 * 256 * 512);
+  const double scored = static_cast<double>(num_heads * num_rows) *
+                        (static_cast<double>(context) - static_cast<double>(rows_each - 1) / 2);
+  Report(state, static_cast<double>(ring.bytes() + num_sequences * caches.bytes()),
+         scored * (576 + 512) + static_cast<double>(num_rows * num_heads) * 256 * 512);
 }
-BENCHMARK_CAPTURE(MlaAttention, decode, false)
-    ->ArgNames({"rows", "threads"})
-    ->ArgsProduct({{1, 16}, {1, 2}})
-    ->UseRealTime();
-BENCHMARK_CAPTURE(MlaAttention, prefill, true)
-    ->ArgNames({"rows", "threads"})
-    ->ArgsProduct({{128}, {1, 2}})
-    ->UseRealTime();
+
+void RegisterAttention() {
+  for (const int64_t num_heads : {128, 16}) {
+    for (const DType dtype : {DType::kF32, DType::kF16, DType::kQ8_0}) {
+      for (const bool is_prefill : {false, true}) {
+        const std::string name = absl::StrCat("MlaAttention/", is_prefill ? "prefill" : "decode",
+                                              "/heads:", num_heads, "/", DTypeName(dtype));
+        benchmark::RegisterBenchmark(name.c_str(), MlaAttention, num_heads, dtype, is_prefill)
+            ->ArgNames({"context", "rows", "threads"})
+            ->ArgsProduct({{512, 4096},
+                           is_prefill ? std::vector<int64_t>{512} : std::vector<int64_t>{1, 16},
+                           {1, 2}})
+            ->UseRealTime();
+      }
+    }
+  }
+}
 
 /// 64 experts of [512, 2048] in FP8, 8 a row: row t takes every eighth from t % 8 on.
 void RoutedExperts(benchmark::State& state) {
@@ -306,6 +360,7 @@ void RegisterTiled() {
 }  // namespace caravan
 
 int main(int argc, char** argv) {
+  caravan::RegisterAttention();
   caravan::RegisterTiled();
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;

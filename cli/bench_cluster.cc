@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/status_macros.h"
+#include "cli/command.h"
 #include "cli/output_file.h"
 #include "cli/stand_in_tokenizer.h"
 #include "model/stored_model.h"
@@ -90,9 +91,16 @@ absl::Status BenchCluster::Launch(const Options& options) {
   CARAVAN_ASSIGN_OR_RETURN(http_address_, WaitForAddress(http_address_file));
   const int num_cores = static_cast<int>(std::thread::hardware_concurrency());
   for (int i = 0; i < options.workers; ++i) {
-    std::vector<std::string> worker = {
-        self,       "worker",      "--coordinator", address_,
-        "--listen", "127.0.0.1:0", "--threads",     absl::StrCat(options.threads)};
+    std::vector<std::string> worker = {self,
+                                       "worker",
+                                       "--coordinator",
+                                       address_,
+                                       "--listen",
+                                       "127.0.0.1:0",
+                                       "--threads",
+                                       absl::StrCat(options.threads),
+                                       "--kv",
+                                       KvOptionName(options.kv_dtype)};
     if (!options.pin) {
       CARAVAN_RETURN_IF_ERROR(Spawn(std::move(worker)));
       continue;

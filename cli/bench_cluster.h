@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/dtype.h"
 #include "base/subprocess.h"
 
 namespace caravan {
@@ -21,7 +22,8 @@ class BenchCluster {
   struct Options {
     std::string model;
     int workers = 1;
-    int threads = 1;   // of each worker
+    int threads = 1;  // of each worker
+    DType kv_dtype = DType::kF32;
     bool pin = false;  // worker i runs on core i (modulo the cores) alone
     std::vector<std::string> coordinator_arguments;
   };

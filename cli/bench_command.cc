@@ -36,6 +36,7 @@ struct BenchFlags {
   std::string prompt = "Sort these numbers: 53 9 72 80 25";
   int workers = 2;
   int threads = 1;
+  DType kv_dtype = DType::kF32;
   int rounds = 30;
   uint32_t max_tokens = 256;
 };
@@ -107,6 +108,7 @@ absl::Status Bench(const BenchFlags& flags) {
     options.model = flags.model;
     options.workers = size;
     options.threads = flags.threads;
+    options.kv_dtype = flags.kv_dtype;
     // No memory for caches that one stream never fills.
     options.coordinator_arguments = {
         "--context",
@@ -159,8 +161,7 @@ void AddBenchCommand(CLI::App& app, CommandBody& body) {
   const auto flags = std::make_shared<BenchFlags>();
   AddConfigOption(*command);
   // Not required by the parser, which would ask `bench serve` for it too.
-  command->add_option("--model", flags->model,
-                      "Model directory in Hugging Face's layout; required");
+  command->add_option("--model", flags->model, absl::StrCat(kModelHelp, "; required"));
   command->add_option("--prompt", flags->prompt, "What each run asks")->capture_default_str();
   command->add_option("--workers", flags->workers, "Compare so many workers with one")
       ->check(CLI::Range(1, 64))
@@ -173,6 +174,7 @@ void AddBenchCommand(CLI::App& app, CommandBody& body) {
                    "Longest reply; a synthetic model's ends nowhere else")
       ->check(CLI::Range(2, 2048))
       ->capture_default_str();
+  AddKvOption(*command, flags->kv_dtype);
   command->add_option("--rounds", flags->rounds, "Runs of each, after three to warm up")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();

@@ -30,6 +30,7 @@ struct BenchServeFlags {
   std::vector<int> workers = {1, 2, 3};
   BenchLoadFlags load{{1, 2, 4, 8, 16, 32, 64}, 3};
   int threads = 1;
+  DType kv_dtype = DType::kF32;
   uint64_t seed = 1;
   int max_tokens = 512;
   bool pin = false;
@@ -152,6 +153,7 @@ absl::Status BenchServe(const BenchServeFlags& flags) {
     options.model = flags.model;
     options.workers = workers;
     options.threads = flags.threads;
+    options.kv_dtype = flags.kv_dtype;
     options.pin = flags.pin;
     options.coordinator_arguments = flags.coordinator_arguments;
     CARAVAN_ASSIGN_OR_RETURN(clusters.emplace_back(), BenchCluster::Start(options));
@@ -189,8 +191,7 @@ void AddBenchServeCommand(CLI::App& bench, CommandBody& body) {
       "serve", "Measure many clients of the HTTP API at once, with pipelines of several lengths");
   const auto flags = std::make_shared<BenchServeFlags>();
   AddConfigOption(*command);
-  command->add_option("--model", flags->model, "Model directory in Hugging Face's layout")
-      ->required();
+  command->add_option("--model", flags->model, kModelHelp)->required();
   command->add_option("--workers", flags->workers, "Compare pipelines of so many workers")
       ->delimiter(',')
       ->check(CLI::Range(1, 64))
@@ -198,6 +199,7 @@ void AddBenchServeCommand(CLI::App& bench, CommandBody& body) {
   command->add_option("--threads", flags->threads, "CPU threads of each worker")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
+  AddKvOption(*command, flags->kv_dtype);
   flags->load.AddTo(*command, 4096);
   command
       ->add_option("--max-tokens", flags->max_tokens,

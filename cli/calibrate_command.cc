@@ -2,9 +2,7 @@
 // `caravan pack --imatrix`.
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <memory>
 #include <string>
 #include <utility>
@@ -24,6 +22,7 @@
 #include "model/pack/importance.h"
 #include "model/stored_model.h"
 #include "model/text_model.h"
+#include "model/text_windows.h"
 #include "worker/input_statistics.h"
 #include "worker/stage.h"
 
@@ -36,7 +35,7 @@ struct CalibrateFlags {
   std::string model;
   std::string text;
   std::string output;
-  int64_t chunk = 512;
+  int64_t window = 512;
   int threads = 0;
 };
 
@@ -60,8 +59,8 @@ absl::StatusOr<std::unique_ptr<Stage>> LoadObserved(const StoredModel& model,
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeCpuBackend(cpu));
   Stage::Options options;
   options.name = "calibration";
-  options.max_step_tokens = flags.chunk;
-  const int64_t blocks = (flags.chunk + kKvBlockTokens - 1) / kKvBlockTokens;
+  options.max_step_tokens = flags.window;
+  const int64_t blocks = (flags.window + kKvBlockTokens - 1) / kKvBlockTokens;
   options.kv_budget_bytes = blocks * kKvBlockTokens * whole.num_kv_layers() *
                             config.Mla().kv_width() * static_cast<int64_t>(sizeof(float));
   ProgressBar bar("loading");
@@ -75,14 +74,15 @@ absl::StatusOr<std::unique_ptr<Stage>> LoadObserved(const StoredModel& model,
   return stage;
 }
 
-/// A chunk of text by itself: every row goes through all layers and the head, and each but the last
-/// through the layer of multi-token prediction. Returns the sum of the tokens' log-probabilities.
-absl::StatusOr<double> RunChunk(absl::Span<const int32_t> ids, Stage& stage) {
+/// Every row goes through all layers and the head, and each but the last through the layer of
+/// multi-token prediction.
+absl::Status RunWindow(absl::Span<const int32_t> ids, Stage& stage) {
   v1::Step step;
   v1::SequenceSlice& slice = *step.add_slices();
-  for (size_t i = 0; i < ids.size(); ++i) {
-    slice.add_token_ids(static_cast<uint32_t>(ids[i]));
-    if (i > 0) slice.add_scored_token_ids(static_cast<uint32_t>(ids[i]));
+  for (const int32_t id : ids) {
+    slice.add_token_ids(static_cast<uint32_t>(id));
+    // A row whose logits somebody wants is projected; these scores nobody reads.
+    slice.add_scored_token_ids(static_cast<uint32_t>(id));
   }
   slice.set_output(v1::SLICE_OUTPUT_NONE);
   slice.set_draft(stage.spec().drafts);
@@ -90,60 +90,48 @@ absl::StatusOr<double> RunChunk(absl::Span<const int32_t> ids, Stage& stage) {
     slice.add_kv_blocks(static_cast<uint32_t>(block));
   }
   step = stage.Run(std::move(step));
-  if (step.has_error()) {
-    return absl::Status(static_cast<absl::StatusCode>(step.error().code()), step.error().message());
-  }
-  double sum = 0;
-  for (const v1::TokenScore& scored : step.results(0).scored()) {
-    sum += static_cast<double>(scored.log_probability());
-  }
-  return sum;
+  if (!step.has_error()) return absl::OkStatus();
+  return absl::Status(static_cast<absl::StatusCode>(step.error().code()), step.error().message());
 }
 
 absl::Status Calibrate(const CalibrateFlags& flags) {
   const StopSignals signals;
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model, OpenStoredModel(flags.model));
-  if (flags.chunk > model->config().max_position_embeddings) {
-    return absl::InvalidArgumentError(absl::StrCat("--chunk ", flags.chunk,
-                                                   ": the model's context is ",
-                                                   model->config().max_position_embeddings));
+  const int64_t context = model->config().max_position_embeddings;
+  if (flags.window > context) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--window ", flags.window, ": more than the model's context of ", context, " tokens"));
   }
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TextModel> text,
                            TextModel::Load(flags.model, model->config()));
-  CARAVAN_ASSIGN_OR_RETURN(const std::string bytes, ReadFile(flags.text, kMaxTextBytes));
-  absl::StatusOr<std::vector<int32_t>> encoded = text->tokenizer().Encode(bytes);
-  if (!encoded.ok()) return Annotate(encoded.status(), flags.text);
-  // Each chunk begins as texts do, whatever was before it.
-  const size_t chunk = static_cast<size_t>(flags.chunk) - 1;
-  if (encoded->size() < 2) {
-    return absl::InvalidArgumentError(absl::StrCat(flags.text, ": is no text"));
+  const absl::StatusOr<std::string> contents = ReadFile(flags.text, kMaxTextBytes);
+  if (!contents.ok()) return Annotate(contents.status(), "--text");
+  absl::StatusOr<std::vector<int32_t>> encoded = text->tokenizer().Encode(*contents);
+  if (!encoded.ok()) return Annotate(encoded.status(), absl::StrCat("--text ", flags.text));
+  if (encoded->empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("--text ", flags.text, ": is empty"));
   }
+  const int64_t total = static_cast<int64_t>(encoded->size());
+  TextWindows windows(*text, *std::move(encoded), flags.window);
   InputStatistics statistics;
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<Stage> stage,
                            LoadObserved(*model, flags, signals, &statistics));
   ProgressBar bar("calibrating", ProgressBar::Unit::kTokens);
-  double log_probability = 0;
-  for (size_t done = 0; done < encoded->size(); done += chunk) {
-    bar.Show(static_cast<int64_t>(done), static_cast<int64_t>(encoded->size()));
-    const auto piece = absl::MakeConstSpan(*encoded).subspan(done, chunk);
-    std::vector<int32_t> ids(piece.begin(), piece.end());
-    text->BeginText(ids);
-    absl::StatusOr<double> sum = RunChunk(ids, *stage);
-    if (sum.ok() && signals.token().stop_requested()) {
-      sum = absl::CancelledError("calibrating was stopped");
-    }
-    if (!sum.ok()) {
+  int64_t done = 0;
+  for (std::vector<int32_t> ids = windows.Next(); !ids.empty(); ids = windows.Next()) {
+    bar.Show(std::min(done, total - 1), total);
+    absl::Status run = RunWindow(ids, *stage);
+    if (signals.token().stop_requested()) run = absl::CancelledError("calibrating was stopped");
+    if (!run.ok()) {
       bar.Break();
-      return sum.status();
+      return run;
     }
-    log_probability += *sum;
+    done += static_cast<int64_t>(ids.size());
   }
-  bar.Show(static_cast<int64_t>(encoded->size()), static_cast<int64_t>(encoded->size()));
-  CARAVAN_RETURN_IF_ERROR(
-      statistics.Result(model->config(), stage->spec(), stage->weights()).Write(flags.output));
-  std::printf("%zu tokens, perplexity %.6g\n", encoded->size(),
-              std::exp(-log_probability / static_cast<double>(encoded->size())));
-  return absl::OkStatus();
+  bar.Show(total, total);
+  const absl::Status written =
+      statistics.Result(model->config(), stage->spec(), stage->weights()).Write(flags.output);
+  return Annotate(written, "--out");
 }
 
 }  // namespace
@@ -154,13 +142,13 @@ void AddCalibrateCommand(CLI::App& app, CommandBody& body) {
       "Measure over a text what each column of each matrix weighs, for pack --imatrix");
   const auto flags = std::make_shared<CalibrateFlags>();
   AddConfigOption(*command);
-  command->add_option("--model", flags->model, "Model directory, or a GGUF file")->required();
+  command->add_option("--model", flags->model, kModelHelp)->required();
   command
       ->add_option("--text", flags->text,
                    "UTF-8 text such as the model will meet; tokens spelt out in it count")
       ->required();
   command->add_option("--out", flags->output, "File to write, by custom NAME.imatrix")->required();
-  command->add_option("--chunk", flags->chunk, "Tokens that see each other")
+  command->add_option("--window", flags->window, "Tokens of the text that see each other")
       ->check(CLI::Range(2, 8192))
       ->capture_default_str();
   command->add_option("--threads", flags->threads, "CPU threads; 0: one a core")

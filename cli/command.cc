@@ -1,7 +1,11 @@
 #include "cli/command.h"
 
 #include <cstdio>
+#include <map>
 #include <string>
+
+#include "absl/strings/ascii.h"
+#include "kernels/kv_rows.h"
 
 namespace caravan {
 
@@ -59,5 +63,20 @@ void AddSpeculateOption(CLI::App& command, bool& speculate) {
       ->type_name("off|mtp")
       ->default_str(speculate ? "mtp" : "off");
 }
+
+void AddKvOption(CLI::App& command, DType& dtype) {
+  std::map<std::string, DType> formats;
+  for (const DType each : kKvDTypes) formats[KvOptionName(each)] = each;
+  command
+      .add_option_function<std::string>(
+          "--kv", [&dtype, formats](const std::string& name) { dtype = formats.at(name); },
+          "Format of the KV cache: f16 takes half the memory of f32, q8_0 little more than a "
+          "quarter, each with rounding of its own")
+      ->check(CLI::IsMember(formats))
+      ->type_name("f32|f16|q8_0")
+      ->default_str(KvOptionName(dtype));
+}
+
+std::string KvOptionName(DType dtype) { return absl::AsciiStrToLower(DTypeName(dtype)); }
 
 }  // namespace caravan

@@ -4,9 +4,11 @@
 // What the subcommands of `caravan` share.
 
 #include <functional>
+#include <string>
 
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
+#include "base/dtype.h"
 
 namespace caravan {
 
@@ -29,6 +31,16 @@ void AddConfigOption(CLI::App& command);
 
 /// The option --speculate mtp|off. Borrows `speculate`, which keeps its value without the option.
 void AddSpeculateOption(CLI::App& command, bool& speculate);
+
+/// The option --kv f32|f16|q8_0. Borrows `dtype`, which keeps its value without the option.
+void AddKvOption(CLI::App& command, DType& dtype);
+
+/// What every --model but the worker's takes.
+inline constexpr char kModelHelp[] =
+    "The model: a directory in Hugging Face's layout or made by caravan pack, or a GGUF file";
+
+/// As --kv spells it.
+std::string KvOptionName(DType dtype);
 
 }  // namespace caravan
 

@@ -70,10 +70,7 @@ void AddCoordinatorCommand(CLI::App& app, CommandBody& body) {
   const auto flags = std::make_shared<CoordinatorFlags>();
   CoordinatorOptions& options = flags->options;
   AddConfigOption(*command);
-  command
-      ->add_option("--model", options.model_directory,
-                   "Model directory in Hugging Face's layout, with tokenizer.json")
-      ->required();
+  command->add_option("--model", options.model_directory, kModelHelp)->required();
   command->add_option(
       "--tokenizer", options.tokenizer_directory,
       "Directory with another model's tokenizer.json and tokenizer_config.json, for "

@@ -1,164 +1,232 @@
-// caravan eval: how many of a file's questions does the model answer right?
+// caravan eval: how good is a model? By questions, by a text, and by another model.
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
-#include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
 #include "base/file.h"
-#include "base/json.h"
 #include "base/status_macros.h"
 #include "cli/commands.h"
+#include "cli/eval_task.h"
 #include "cli/local_pipeline.h"
+#include "cli/task_score.h"
+#include "cli/text_score.h"
 #include "model/text_model.h"
+#include "model/text_windows.h"
 
 namespace caravan {
 namespace {
 
-// Of a file of tasks; far more than anybody asks.
-constexpr int64_t kMaxTasksBytes = int64_t{1} << 30;
+// Of a text; more takes weeks.
+constexpr int64_t kMaxTextBytes = int64_t{1} << 30;
 
 struct EvalFlags {
   LocalPipelineFlags pipeline;
   std::string tasks;
-  int jobs = 8;
-  int64_t max_tokens = 512;
+  TaskScoreOptions asking;
   bool speculate = false;
+  std::string text;
+  std::string against;
+  std::optional<int64_t> window;  // tokens
 };
 
-struct Task {
-  std::string task;
-  std::string question;
-  std::string answer;
-};
+constexpr int64_t kDefaultWindow = 512;  // tokens
 
-struct Score {
-  int right = 0;
-  int total = 0;
-};
-
-absl::StatusOr<std::vector<Task>> ReadTasks(const std::string& path) {
-  CARAVAN_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxTasksBytes));
-  std::vector<Task> tasks;
-  int number = 0;
-  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
-    ++number;
-    if (absl::StripAsciiWhitespace(line).empty()) continue;
-    const std::string origin = absl::StrCat(path, ":", number);
-    CARAVAN_ASSIGN_OR_RETURN(const nlohmann::json json, ParseJson(line, origin));
-    CARAVAN_ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::Of(json, origin));
-    Task task;
-    CARAVAN_ASSIGN_OR_RETURN(task.task, fields.String("task", "all"));
-    CARAVAN_ASSIGN_OR_RETURN(task.question, fields.String("question"));
-    CARAVAN_ASSIGN_OR_RETURN(task.answer, fields.String("answer"));
-    tasks.push_back(std::move(task));
-  }
-  if (tasks.empty()) return absl::InvalidArgumentError(absl::StrCat(path, ": holds no tasks"));
-  return tasks;
+void PrintShare(int right, int total) {
+  std::printf("%5d / %-5d %6.1f%%", right, total, 100.0 * right / total);
 }
 
-/// What the reply answers: its text past the thought, without space around.
-std::string AnswerText(const TextModel& text, const std::vector<int32_t>& reply) {
-  ReplyStream stream = text.NewReply();
-  std::string answer;
-  const auto collect = [&answer](const std::vector<ReplyDelta>& deltas) {
-    for (const ReplyDelta& delta : deltas) {
-      if (delta.part == ReplyPart::kAnswer) answer += delta.text;
+/// A row a task, and one of all.
+void PrintScores(const std::map<std::string, TaskScore>& scores, bool choices) {
+  size_t width = 16;
+  for (const auto& [name, score] : scores) width = std::max(width, name.size());
+  const auto print = [&](const std::string& name, const TaskScore& score) {
+    std::printf("%-*s ", static_cast<int>(width), name.c_str());
+    PrintShare(score.right, score.total);
+    if (choices) {
+      std::printf("  by bytes ");
+      PrintShare(score.right_per_byte, score.total);
     }
+    std::printf("\n");
   };
-  for (const int32_t token : reply) collect(stream.Push(token));
-  collect(stream.Finish());
-  return std::string(absl::StripAsciiWhitespace(answer));
-}
-
-/// Asks every question, `flags.jobs` at a time.
-absl::StatusOr<std::map<std::string, Score>> AskAll(const std::vector<Task>& tasks,
-                                                    const TextModel& text, PipelineDriver& driver,
-                                                    const EvalFlags& flags) {
-  std::map<std::string, Score> scores;
-  std::deque<std::unique_ptr<JobHandle>> running;  // of tasks [answered, submitted)
-  size_t submitted = 0;
-  for (const Task& task : tasks) {
-    while (submitted < tasks.size() && running.size() < static_cast<size_t>(flags.jobs)) {
-      JobSpec spec;
-      CARAVAN_ASSIGN_OR_RETURN(spec.prompt,
-                               text.chat().Encode({{"user", tasks[submitted].question}}));
-      spec.max_new_tokens = flags.max_tokens;
-      spec.stop_token_ids = text.stop_token_ids();
-      CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<JobHandle> job, driver.Submit(std::move(spec)));
-      running.push_back(std::move(job));
-      ++submitted;
-    }
-    CARAVAN_ASSIGN_OR_RETURN(const std::vector<int32_t> reply, ReadReply(*running.front()));
-    running.pop_front();
-    Score& score = scores[task.task];
-    ++score.total;
-    if (AnswerText(text, reply) == absl::StripAsciiWhitespace(task.answer)) ++score.right;
-  }
-  return scores;
-}
-
-void PrintScore(const std::string& name, const Score& score) {
-  std::printf("%-16s %5d / %-5d %6.1f%%\n", name.c_str(), score.right, score.total,
-              100.0 * score.right / score.total);
-}
-
-absl::Status Eval(const EvalFlags& flags) {
-  CARAVAN_ASSIGN_OR_RETURN(const std::vector<Task> tasks, ReadTasks(flags.tasks));
-  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model_files,
-                           OpenStoredModel(flags.pipeline.model));
-  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TextModel> text,
-                           TextModel::Load(flags.pipeline.model, model_files->config()));
-  LocalPipeline::Options options = flags.pipeline.Options();
-  options.kv_tokens = flags.jobs * model_files->config().max_position_embeddings;
-  options.speculate = flags.speculate;
-  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<LocalPipeline> pipeline,
-                           LocalPipeline::Create(*model_files, options));
-  CARAVAN_ASSIGN_OR_RETURN(const auto scores, AskAll(tasks, *text, pipeline->driver(), flags));
-  Score all;
+  if (scores.empty()) return;
+  TaskScore all;
   for (const auto& [name, score] : scores) {
-    PrintScore(name, score);
-    all.right += score.right;
+    print(name, score);
     all.total += score.total;
+    all.right += score.right;
+    all.right_per_byte += score.right_per_byte;
   }
-  PrintScore("all", all);
+  print(choices ? "all choices" : "all", all);
+}
+
+absl::Status EvalTasks(const EvalFlags& flags, const std::vector<EvalTask>& tasks,
+                       const TextModel& text, PipelineDriver& driver) {
+  CARAVAN_ASSIGN_OR_RETURN(const TaskScores scores, ScoreTasks(tasks, text, driver, flags.asking));
+  PrintScores(scores.answers, /*choices=*/false);
+  PrintScores(scores.choices, /*choices=*/true);
   if (flags.speculate) {
-    const PipelineStats stats = pipeline->driver().stats();
+    const PipelineStats stats = driver.stats();
     std::printf("drafts accepted: %lld of %lld\n",
                 static_cast<long long>(stats.draft_accepted_tokens),
                 static_cast<long long>(stats.draft_tokens));
   }
+  std::fflush(stdout);
   return absl::OkStatus();
+}
+
+/// Errors: InvalidArgument - names the flag: the window is past the model's context.
+absl::StatusOr<int64_t> WindowOf(const EvalFlags& flags, const ModelConfig& config) {
+  const int64_t context = config.max_position_embeddings;
+  if (flags.window.has_value() && *flags.window > context) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--window ", *flags.window, ": more than the model's context of ", context, " tokens"));
+  }
+  return flags.window.value_or(std::min(kDefaultWindow, context));
+}
+
+absl::StatusOr<TextWindows> ReadWindows(const EvalFlags& flags, const TextModel& text,
+                                        int64_t window) {
+  const absl::StatusOr<std::string> contents = ReadFile(flags.text, kMaxTextBytes);
+  if (!contents.ok()) return Annotate(contents.status(), "--text");
+  absl::StatusOr<std::vector<int32_t>> ids = text.tokenizer().Encode(*contents);
+  if (!ids.ok()) return Annotate(ids.status(), absl::StrCat("--text ", flags.text));
+  return TextWindows(text, *std::move(ids), window);
+}
+
+absl::StatusOr<std::unique_ptr<StoredModel>> OpenReference(const std::string& path,
+                                                           const ModelConfig& config,
+                                                           int64_t window) {
+  absl::StatusOr<std::unique_ptr<StoredModel>> files = OpenStoredModel(path);
+  if (!files.ok()) return Annotate(files.status(), "--against");
+  const ModelConfig& other = (*files)->config();
+  if (other.vocab_size != config.vocab_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--against ", path, ": a vocabulary of ", other.vocab_size,
+                     " tokens cannot be compared with --model's of ", config.vocab_size));
+  }
+  if (other.max_position_embeddings < window) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--against ", path, ": a context of ", other.max_position_embeddings,
+                     " tokens is shorter than the window of ", window));
+  }
+  return files;
+}
+
+void PrintText(const TextScore& score, bool compared) {
+  const auto print = [](const char* name, double value, const char* unit = "") {
+    std::printf("%-32s %12.6g%s\n", name, value, unit);
+  };
+  std::printf("%-32s %12lld\n", "tokens scored", static_cast<long long>(score.model.tokens()));
+  print("mean negative log-likelihood", score.model.mean_nll(), " nats a token");
+  print("perplexity", score.model.perplexity());
+  if (!compared) return;
+  print("the same of --against", score.reference.mean_nll(), " nats a token");
+  print("perplexity of --against", score.reference.perplexity());
+  print("mean KL divergence", score.divergence.mean(), " nats a token");
+  print("largest KL divergence", score.divergence.largest(), " nats");
+  print("top-1 agreement", 100 * score.divergence.top1_agreement(), " %");
+}
+
+absl::Status EvalText(const EvalFlags& flags, TextWindows windows, PipelineDriver& driver,
+                      const StoredModel* reference_files) {
+  std::unique_ptr<LocalPipeline> reference;
+  if (reference_files != nullptr) {
+    CARAVAN_ASSIGN_OR_RETURN(reference,
+                             LocalPipeline::Create(*reference_files, flags.pipeline.Options()));
+  }
+  const absl::StatusOr<TextScore> score =
+      ScoreText(std::move(windows), driver, reference == nullptr ? nullptr : &reference->driver());
+  if (!score.ok()) return Annotate(score.status(), absl::StrCat("--text ", flags.text));
+  PrintText(*score, reference != nullptr);
+  return absl::OkStatus();
+}
+
+absl::Status Eval(const EvalFlags& flags) {
+  // What is wrong with flags and files is said before anything is computed.
+  std::vector<EvalTask> tasks;
+  if (!flags.tasks.empty()) {
+    absl::StatusOr<std::vector<EvalTask>> read = ReadEvalTasks(flags.tasks);
+    if (!read.ok()) return Annotate(read.status(), "--tasks");
+    tasks = *std::move(read);
+  }
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> files,
+                           OpenStoredModel(flags.pipeline.model));
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TextModel> text,
+                           TextModel::Load(flags.pipeline.model, files->config()));
+  std::optional<TextWindows> windows;
+  std::unique_ptr<StoredModel> reference;
+  if (!flags.text.empty()) {
+    CARAVAN_ASSIGN_OR_RETURN(const int64_t window, WindowOf(flags, files->config()));
+    CARAVAN_ASSIGN_OR_RETURN(windows, ReadWindows(flags, *text, window));
+    if (!flags.against.empty()) {
+      CARAVAN_ASSIGN_OR_RETURN(reference, OpenReference(flags.against, files->config(), window));
+    }
+  }
+
+  LocalPipeline::Options options = flags.pipeline.Options();
+  if (!tasks.empty()) {
+    options.kv_tokens = flags.asking.jobs * files->config().max_position_embeddings;
+  }
+  options.speculate = flags.speculate;
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<LocalPipeline> pipeline,
+                           LocalPipeline::Create(*files, options));
+  if (!tasks.empty()) {
+    CARAVAN_RETURN_IF_ERROR(EvalTasks(flags, tasks, *text, pipeline->driver()));
+  }
+  if (!windows.has_value()) return absl::OkStatus();
+  return EvalText(flags, *std::move(windows), pipeline->driver(), reference.get());
 }
 
 }  // namespace
 
 void AddEvalCommand(CLI::App& app, CommandBody& body) {
-  CLI::App* const command =
-      app.add_subcommand("eval", "Print the exact-match accuracy of a model's answers by task");
+  CLI::App* const command = app.add_subcommand(
+      "eval", "Print how many questions a model answers right, and how well it foretells a text");
   const auto flags = std::make_shared<EvalFlags>();
   AddConfigOption(*command);
   flags->pipeline.AddTo(*command);
+  command->add_option(
+      "--tasks", flags->tasks,
+      "JSON lines with task, question and answer: what the reply says after </think>, without "
+      "space "
+      "around, must equal the answer. With choices too, an array of strings, the answer is the "
+      "index of the right one from 0, or its text: it must be the likeliest");
   command
-      ->add_option("--tasks", flags->tasks,
-                   "JSON lines with task, question and answer; what the reply says after </think>, "
-                   "without space around, must equal the answer")
-      ->required();
-  command->add_option("--jobs", flags->jobs, "Questions asked at once")
+      ->add_option("--jobs", flags->asking.jobs,
+                   "Jobs at once, each a question or one of its choices")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  command->add_option("--max-tokens", flags->max_tokens, "Longest reply, in tokens")
+  command->add_option("--max-tokens", flags->asking.max_tokens, "Longest reply, in tokens")
       ->check(CLI::Range(1, 1 << 24))
       ->capture_default_str();
   AddSpeculateOption(*command, flags->speculate);
-  command->callback([flags, &body] { body = [flags] { return ReportStatus(Eval(*flags)); }; });
+  CLI::Option* const text = command->add_option(
+      "--text", flags->text, "UTF-8 file: print the model's perplexity on it, window by window");
+  command
+      ->add_option("--window", flags->window,
+                   "Tokens read at once, the one that begins texts included; at most the model's "
+                   "context")
+      ->check(CLI::Range(2, 1 << 24))
+      ->default_str(absl::StrCat(kDefaultWindow))
+      ->needs(text);
+  command
+      ->add_option("--against", flags->against,
+                   "A second model, such as the one before quantizing: print the KL divergence of "
+                   "--model from it, in nats a token of --text, and how often both find the same "
+                   "token likeliest")
+      ->needs(text);
+  command->callback([flags, &body] {
+    if (flags->tasks.empty() && flags->text.empty()) throw CLI::RequiredError("--tasks or --text");
+    body = [flags] { return ReportStatus(Eval(*flags)); };
+  });
 }
 
 }  // namespace caravan

@@ -7,10 +7,12 @@
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "cli/command.h"
 #include "cluster/in_process_channel.h"
 #include "cluster/machine.h"
 #include "cluster/planner.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/kv_rows.h"
 #include "model/layer_cost.h"
 
 namespace caravan {
@@ -36,7 +38,9 @@ absl::StatusOr<PipelinePlan> PlanEvenly(const StoredModel& model,
   std::vector<PlannerWorker> workers;
   for (int i = 0; i < options.num_workers; ++i) {
     workers.push_back({WorkerId(i + 1), absl::StrCat("local worker ", i + 1),
-                       whole.weight_bytes + whole.kv_bytes_per_token * planner.kv_tokens});
+                       whole.weight_bytes +
+                           KvBytes(options.kv_dtype, whole.kv_values_per_token * planner.kv_tokens),
+                       options.kv_dtype});
   }
   return PlanStages(cost, workers, planner);
 }
@@ -53,6 +57,10 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
   }
   if (options.prefill_chunk < 1) {
     return absl::InvalidArgumentError("a prefill chunk must be at least 1 token");
+  }
+  const absl::Status kv = CheckKvDType(config.Mla(), options.kv_dtype);
+  if (!kv.ok()) {
+    return Annotate(kv, absl::StrCat("--kv ", KvOptionName(options.kv_dtype), ": ", model.path()));
   }
   CARAVAN_ASSIGN_OR_RETURN(const PipelinePlan plan, PlanEvenly(model, options));
   int num_threads = options.num_threads;
@@ -87,6 +95,7 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
     CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeCpuBackend(cpu));
     Stage::Options stage_options;
     stage_options.name = absl::StrCat("local worker ", i + 1);
+    stage_options.kv_dtype = options.kv_dtype;
     stage_options.kv_budget_bytes = plan.stages[i].kv_bytes;
     stage_options.max_step_tokens = options.prefill_chunk;
     CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Stage> stage,
@@ -113,19 +122,21 @@ LocalPipeline::~LocalPipeline() {
 }
 
 void LocalPipelineFlags::AddTo(CLI::App& command) {
-  command.add_option("--model", model, "Model directory in Hugging Face's layout")->required();
+  command.add_option("--model", model, kModelHelp)->required();
   command.add_option("--workers", workers, "Split the layers over so many stages")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   command.add_option("--threads", threads, "CPU threads, of all stages together; 0: one a core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
+  AddKvOption(command, kv_dtype);
 }
 
 LocalPipeline::Options LocalPipelineFlags::Options() const {
   LocalPipeline::Options options;
   options.num_workers = workers;
   options.num_threads = threads;
+  options.kv_dtype = kv_dtype;
   return options;
 }
 
@@ -140,6 +151,15 @@ absl::StatusOr<std::vector<float>> ScorePrompt(PipelineDriver& driver,
     CARAVAN_ASSIGN_OR_RETURN(const JobUpdate update, job->Next());
     logits.insert(logits.end(), update.logits.begin(), update.logits.end());
     if (update.finished) return logits;
+  }
+}
+
+absl::StatusOr<std::vector<ScoredToken>> ReadPromptScores(JobHandle& job) {
+  std::vector<ScoredToken> scores;
+  while (true) {
+    CARAVAN_ASSIGN_OR_RETURN(const JobUpdate update, job.Next());
+    scores.insert(scores.end(), update.prompt_scores.begin(), update.prompt_scores.end());
+    if (update.finished) return scores;
   }
 }
 

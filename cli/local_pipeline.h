@@ -12,6 +12,7 @@
 
 #include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
+#include "base/dtype.h"
 #include "coordinator/pipeline_driver.h"
 #include "kernels/cpu/row_ops.h"
 #include "model/stored_model.h"
@@ -27,7 +28,8 @@ class LocalPipeline {
     int num_threads = 1;          // of all workers together; 0: one a core
     int64_t prefill_chunk = 512;  // tokens
     int64_t kv_tokens = 0;        // the KV caches hold; 0: one longest sequence
-    bool speculate = false;       // the last worker drafts
+    DType kv_dtype = DType::kF32;
+    bool speculate = false;  // the last worker drafts
     CpuIsa isa = CpuIsa::kAuto;
   };
 
@@ -47,11 +49,13 @@ class LocalPipeline {
   std::vector<std::unique_ptr<StepLoop>> workers_;  // by stage
 };
 
-/// The options --model, --workers and --threads of the commands that run a pipeline of their own.
+/// The options --model, --workers, --threads and --kv of the commands that run a pipeline of their
+/// own.
 struct LocalPipelineFlags {
   std::string model;
   int workers = 1;
   int threads = 0;
+  DType kv_dtype = DType::kF32;
 
   void AddTo(CLI::App& command);
   /// What else there is keeps its default.
@@ -61,6 +65,10 @@ struct LocalPipelineFlags {
 /// The logits of every position of `prompt`, f32 [prompt.size(), vocab_size].
 /// Errors: as PipelineDriver::Submit and JobHandle::Next.
 absl::StatusOr<std::vector<float>> ScorePrompt(PipelineDriver& driver, std::vector<int32_t> prompt);
+
+/// Waits for the scores of prompt tokens 1, 2, ..., of a job with score_prompt.
+/// Errors: as JobHandle::Next.
+absl::StatusOr<std::vector<ScoredToken>> ReadPromptScores(JobHandle& job);
 
 /// Waits for the whole reply: its tokens, the stop token included.
 /// Errors: as JobHandle::Next.

@@ -1,10 +1,12 @@
 // caravan pack: a model in the form that workers read fastest, in the number formats that fit.
 
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -31,14 +33,14 @@ struct PackCommandFlags {
   PackFlags pack;
 };
 
-/// "3-5" is [3, 6); "3" is [3, 4).
+/// "3-5" is [3, 6), "3" is [3, 4).
 absl::StatusOr<std::optional<std::pair<int, int>>> LayersOf(const std::string& text) {
   if (text.empty()) return std::optional<std::pair<int, int>>();
-  const std::pair<std::string, std::string> ends = absl::StrSplit(text, absl::MaxSplits('-', 1));
+  const std::vector<std::string> ends = absl::StrSplit(text, absl::MaxSplits('-', 1));
   int first = 0;
   int last = 0;
-  if (!absl::SimpleAtoi(ends.first, &first) ||
-      !absl::SimpleAtoi(ends.second.empty() ? ends.first : ends.second, &last) || last < first) {
+  if (!absl::SimpleAtoi(ends.front(), &first) || !absl::SimpleAtoi(ends.back(), &last) ||
+      last < first || last == std::numeric_limits<int>::max()) {
     return absl::InvalidArgumentError(
         absl::StrCat("--layers: \"", text, "\" is no range of layers such as 3-5"));
   }
@@ -84,8 +86,7 @@ void AddPackCommand(CLI::App& app, CommandBody& body) {
       "pack", "Quantize a checkpoint and lay it out for workers; or check what was packed");
   const auto flags = std::make_shared<PackCommandFlags>();
   AddConfigOption(*command);
-  CLI::Option* const model =
-      command->add_option("--model", flags->model, "Directory of a Hugging Face checkpoint");
+  CLI::Option* const model = command->add_option("--model", flags->model, kModelHelp);
   CLI::Option* const output = command->add_option(
       "--out", flags->output,
       "Directory to make; an interrupted pack goes on when the command is given again");

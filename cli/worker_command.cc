@@ -105,6 +105,7 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
   command->add_option("--threads", flags->threads, "CPU threads; 0: one a core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
+  AddKvOption(*command, options.kv_dtype);
   command->add_option("--model", options.model_directory,
                       "Local copy of the model; if not given, the coordinator's directory where it "
                       "is here too, else its files over the network");

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "cluster/address.h"
+#include "kernels/kv_rows.h"
 
 namespace caravan {
 namespace {
@@ -57,7 +58,17 @@ absl::Status CheckRegistration(const v1::Registration& registration) {
   if (threads == 0 || threads > kMaxThreads) {
     return FieldError("num_threads", absl::StrCat("is ", threads, ", not from 1 to ", kMaxThreads));
   }
+  if (!registration.kv_dtype().empty()) {
+    const std::optional<DType> kv_dtype = ParseDType(registration.kv_dtype());
+    if (!kv_dtype.has_value() || !IsKvDType(*kv_dtype)) {
+      return FieldError("kv_dtype", "is none of F32, F16 and Q8_0");
+    }
+  }
   return absl::OkStatus();
+}
+
+DType KvDTypeOf(const v1::Registration& registration) {
+  return ParseDType(registration.kv_dtype()).value_or(DType::kF32);
 }
 
 absl::StatusOr<WorkerId> Membership::Join(uint64_t incarnation,

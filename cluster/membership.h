@@ -26,6 +26,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "base/clock.h"
+#include "base/dtype.h"
 #include "base/mutex.h"
 #include "caravan/v1/cluster.pb.h"
 #include "cluster/worker_id.h"
@@ -46,6 +47,9 @@ struct MembershipOptions {
 
 /// Errors: InvalidArgument - a field of the registration that cannot be (named).
 absl::Status CheckRegistration(const v1::Registration& registration);
+
+/// The format of the worker's KV cache. REQUIRES: CheckRegistration is OK.
+DType KvDTypeOf(const v1::Registration& registration);
 
 /// Thread-safe.
 class Membership {

@@ -8,6 +8,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "base/byte_size.h"
+#include "kernels/kv_rows.h"
 
 namespace caravan {
 namespace {
@@ -24,7 +25,7 @@ class StageCosts {
         mtp_(cost.mtp) {
     for (const LayerCost& layer : cost.layers) {
       weights_.push_back(weights_.back() + layer.weight_bytes);
-      kv_per_token_.push_back(kv_per_token_.back() + layer.kv_bytes_per_token);
+      kv_per_token_.push_back(kv_per_token_.back() + layer.kv_values_per_token);
     }
   }
 
@@ -40,9 +41,11 @@ class StageCosts {
     return weights_[end] - weights_[begin] + (stage.embeds || stage.drafts ? embedding_bytes_ : 0) +
            (stage.has_head ? head_bytes_ : 0) + (stage.drafts ? mtp_->weight_bytes : 0);
   }
-  int64_t KvBytesPerToken(int begin, int end) const {
-    return kv_per_token_[end] - kv_per_token_[begin] +
-           (Stage(begin, end).drafts ? mtp_->kv_bytes_per_token : 0);
+  /// Of so many tokens' KV cache.
+  int64_t KvCacheBytes(int begin, int end, DType dtype, int64_t tokens) const {
+    const int64_t values = kv_per_token_[end] - kv_per_token_[begin] +
+                           (Stage(begin, end).drafts ? mtp_->kv_values_per_token : 0);
+    return KvBytes(dtype, values * tokens);
   }
 
  private:
@@ -95,7 +98,7 @@ std::optional<std::vector<int>> SplitOver(const StageCosts& costs,
   const auto share = [&](int worker, int begin, int end) {
     const int64_t budget = workers[worker]->memory_budget_bytes;
     const int64_t weights = costs.WeightBytes(begin, end);
-    const int64_t kv = costs.KvBytesPerToken(begin, end) * context_tokens;
+    const int64_t kv = costs.KvCacheBytes(begin, end, workers[worker]->kv_dtype, context_tokens);
     if (weights + kv > budget) return kImpossible;
     return static_cast<double>(weights) / static_cast<double>(budget);
   };
@@ -119,13 +122,17 @@ absl::Status DoesNotFit(const StageCosts& costs, absl::Span<const PlannerWorker>
                         int64_t context_tokens) {
   const int n = costs.num_layers();
   const int64_t weights = costs.WeightBytes(0, n);
-  const int64_t kv = costs.KvBytesPerToken(0, n) * context_tokens;
   int64_t offered = 0;
+  DType smallest_kv = workers.front().kv_dtype;
   const PlannerWorker* largest = &workers.front();
   for (const PlannerWorker& worker : workers) {
     offered += worker.memory_budget_bytes;
     if (worker.memory_budget_bytes > largest->memory_budget_bytes) largest = &worker;
+    if (KvBytes(worker.kv_dtype, context_tokens) < KvBytes(smallest_kv, context_tokens)) {
+      smallest_kv = worker.kv_dtype;
+    }
   }
+  const int64_t kv = costs.KvCacheBytes(0, n, smallest_kv, context_tokens);
   const std::string needs =
       absl::StrCat("the model needs ", FormatByteSize(weights), " for weights and ",
                    FormatByteSize(kv), " for the KV cache of ", context_tokens, " tokens, ");
@@ -137,7 +144,7 @@ absl::Status DoesNotFit(const StageCosts& costs, absl::Span<const PlannerWorker>
     return absl::FailedPreconditionError(absl::StrCat(needs, "but ", offer));
   for (int layer = 0; layer < n; ++layer) {
     const int64_t bytes = costs.WeightBytes(layer, layer + 1) +
-                          costs.KvBytesPerToken(layer, layer + 1) * context_tokens;
+                          costs.KvCacheBytes(layer, layer + 1, smallest_kv, context_tokens);
     if (bytes <= largest->memory_budget_bytes) continue;
     return absl::FailedPreconditionError(
         absl::StrCat(needs, "and ", offer, ", but ", DescribeStage(costs.Stage(layer, layer + 1)),
@@ -195,7 +202,7 @@ absl::StatusOr<PipelinePlan> PlanStages(const ModelCost& cost,
     stage.stage = costs.Stage(begin, end);
     stage.weight_bytes = costs.WeightBytes(begin, end);
     stage.kv_bytes = std::min(candidates[i]->memory_budget_bytes - stage.weight_bytes,
-                              costs.KvBytesPerToken(begin, end) * tokens);
+                              costs.KvCacheBytes(begin, end, candidates[i]->kv_dtype, tokens));
     plan.stages.push_back(stage);
     begin = end;
   }

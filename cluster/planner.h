@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "base/dtype.h"
 #include "cluster/pipeline_plan.h"
 #include "cluster/worker_id.h"
 #include "model/layer_cost.h"
@@ -18,6 +19,7 @@ struct PlannerWorker {
   WorkerId id{};
   std::string name;                 // for messages
   int64_t memory_budget_bytes = 0;  // of weights and KV cache together
+  DType kv_dtype = DType::kF32;     // of its KV cache
 };
 
 struct PlannerOptions {

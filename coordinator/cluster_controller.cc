@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "cluster/planner.h"
+#include "kernels/kv_rows.h"
 
 namespace caravan {
 namespace {
@@ -209,7 +210,8 @@ absl::StatusOr<PipelinePlan> ClusterController::MakePlan() const {
   std::vector<PlannerWorker> workers;
   for (const Member& member : Usable()) {
     workers.push_back({member.id, DescribeWorker(member),
-                       static_cast<int64_t>(member.registration.memory_budget_bytes())});
+                       static_cast<int64_t>(member.registration.memory_budget_bytes()),
+                       KvDTypeOf(member.registration)});
   }
   PlannerOptions planner;
   planner.version = last_version_ + 1;
@@ -351,8 +353,10 @@ v1::GetStatusResponse ClusterController::Status() const {
     if (state.ready.has_value()) {
       worker.set_kv_blocks(state.ready->kv_blocks());
       worker.set_kv_block_tokens(state.ready->kv_block_tokens());
-      worker.set_kv_bytes(uint64_t{state.ready->kv_blocks()} * state.ready->kv_block_tokens() *
-                          static_cast<uint64_t>(options_.cost.Of(plan.stage).kv_bytes_per_token));
+      const int64_t tokens = int64_t{state.ready->kv_blocks()} * state.ready->kv_block_tokens();
+      worker.set_kv_bytes(static_cast<uint64_t>(
+          KvBytes(KvDTypeOf(member.registration),
+                  tokens * options_.cost.Of(plan.stage).kv_values_per_token)));
     }
   }
   return response;

@@ -10,10 +10,12 @@
 //
 // An object is used by one thread at a time.
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
 #include "absl/types/span.h"
+#include "base/dtype.h"
 #include "kernels/matrix.h"
 
 namespace caravan {
@@ -40,13 +42,19 @@ struct RopeTable {
   float amplitude = 1;
 };
 
+/// How a cache block holds its tokens: `dtype` [block_tokens, kv_width], a token's values in a row.
+struct KvLayout {
+  DType dtype = DType::kF32;  // one that CheckKvDType (kernels/kv_rows.h) takes for the shape
+  int64_t block_tokens = 0;
+};
+
 /// The rows of one sequence in a batch, and where its keys and values lie.
 struct SequenceRows {
   int64_t first_row = 0;
   int64_t num_rows = 0;
   int64_t first_position = 0;  // Row first_row + i has position first_position + i.
-  // Cache blocks in order of position, each f32 [block_tokens, kv_width]: enough for the last row.
-  absl::Span<float* const> kv_blocks;
+  // Cache blocks in order of position, each as KvLayout says: enough for the last row.
+  absl::Span<std::byte* const> kv_blocks;
 };
 
 enum class ScoringFunc { kSigmoid, kSoftmax };
@@ -107,9 +115,9 @@ class Backend {
 
   /// Fills the cache for the sequences' rows. kv_a [num_rows, kv_width] is kv_a_proj_with_mqa's
   /// output: its first kv_lora_rank values are RMS-normed with norm_weight and eps, the rest
-  /// rotated.
+  /// rotated; the row is then stored as EncodeKvRow does.
   virtual void WriteKv(const MlaShape& shape, const RopeTable& rope, const float* norm_weight,
-                       float eps, absl::Span<const SequenceRows> sequences, int64_t block_tokens,
+                       float eps, absl::Span<const SequenceRows> sequences, const KvLayout& kv,
                        const float* kv_a) = 0;
 
   /// Causal attention over the compressed cache (absorbed form: scores and sums in the latent
@@ -117,7 +125,7 @@ class Backend {
   /// key rows, then its value rows. q as RotateQueries leaves it, out [num_rows, num_heads *
   /// v_head_dim]. Row at position p attends to positions [0, p], which are all cached.
   virtual void MlaAttention(const MlaShape& shape, const Matrix& kv_b,
-                            absl::Span<const SequenceRows> sequences, int64_t block_tokens,
+                            absl::Span<const SequenceRows> sequences, const KvLayout& kv,
                             const float* q, float* out) = 0;
 
   /// out = FFN(x). x, out [num_rows, hidden].

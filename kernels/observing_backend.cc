@@ -1,10 +1,12 @@
 #include "kernels/observing_backend.h"
 
 #include <cmath>
-#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "kernels/kv_rows.h"
+#include "kernels/quant/dequantize.h"
 
 namespace caravan {
 namespace {
@@ -38,23 +40,24 @@ class ObservingBackend : public Backend {
   }
 
   void WriteKv(const MlaShape& shape, const RopeTable& rope, const float* norm_weight, float eps,
-               absl::Span<const SequenceRows> sequences, int64_t block_tokens,
+               absl::Span<const SequenceRows> sequences, const KvLayout& kv,
                const float* kv_a) override {
-    backend_->WriteKv(shape, rope, norm_weight, eps, sequences, block_tokens, kv_a);
+    backend_->WriteKv(shape, rope, norm_weight, eps, sequences, kv, kv_a);
   }
 
   void MlaAttention(const MlaShape& shape, const Matrix& kv_b,
-                    absl::Span<const SequenceRows> sequences, int64_t block_tokens, const float* q,
+                    absl::Span<const SequenceRows> sequences, const KvLayout& kv, const float* q,
                     float* out) override {
     // The sequences' own rows are what WriteKv has just put there.
+    latent_.resize(static_cast<size_t>(shape.kv_lora_rank));
     for (const SequenceRows& sequence : sequences) {
       for (int64_t i = 0; i < sequence.num_rows; ++i) {
-        const int64_t position = sequence.first_position + i;
-        const float* const block = sequence.kv_blocks[static_cast<size_t>(position / block_tokens)];
-        observer_.Observe(kv_b, block + position % block_tokens * shape.kv_width(), 1);
+        DequantizeRow(kv.dtype, KvRow(shape, kv, sequence, sequence.first_position + i),
+                      shape.kv_lora_rank, latent_.data());
+        observer_.Observe(kv_b, latent_.data(), 1);
       }
     }
-    backend_->MlaAttention(shape, kv_b, sequences, block_tokens, q, out);
+    backend_->MlaAttention(shape, kv_b, sequences, kv, q, out);
   }
 
   void Ffn(const FfnWeights& ffn, const float* x, int64_t num_rows, float* out) override {
@@ -102,8 +105,9 @@ class ObservingBackend : public Backend {
 
   const std::unique_ptr<Backend> backend_;
   InputObserver& observer_;
-  std::vector<float> gate_;  // [rows, inter]
-  std::vector<float> up_;    // the same
+  std::vector<float> latent_;  // [kv_lora_rank]
+  std::vector<float> gate_;    // [rows, inter]
+  std::vector<float> up_;      // the same
 };
 
 }  // namespace

@@ -29,7 +29,7 @@ void Add(const LayerCost& cost, LayerCost& sum) {
   sum.weight_bytes += cost.weight_bytes;
   sum.active_bytes_per_token += cost.active_bytes_per_token;
   sum.flops_per_token += cost.flops_per_token;
-  sum.kv_bytes_per_token += cost.kv_bytes_per_token;
+  sum.kv_values_per_token += cost.kv_values_per_token;
 }
 
 /// Of a layer with these tensors.
@@ -41,7 +41,7 @@ absl::StatusOr<LayerCost> CostOfLayer(const ModelConfig& config, const TensorSou
     (spec.tensor_class == TensorClass::kRoutedExpert ? routed : always).push_back(std::move(spec));
   }
   CARAVAN_ASSIGN_OR_RETURN(LayerCost cost, AlwaysActive(source, always));
-  cost.kv_bytes_per_token = DTypeBytes(DType::kF32, config.Mla().kv_width());
+  cost.kv_values_per_token = config.Mla().kv_width();
   if (!routed.empty()) {
     CARAVAN_ASSIGN_OR_RETURN(LayerCost experts, AlwaysActive(source, routed));
     const int64_t chosen = config.router.num_experts_per_tok;

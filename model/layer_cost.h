@@ -18,9 +18,9 @@ namespace caravan {
 struct LayerCost {
   int64_t weight_bytes = 0;  // all of its tensors
   int64_t active_bytes_per_token =
-      0;                           // read for one token alone: num_experts_per_tok of the experts
-  int64_t flops_per_token = 0;     // multiplications and additions in the matrices
-  int64_t kv_bytes_per_token = 0;  // of the cache
+      0;                            // read for one token alone: num_experts_per_tok of the experts
+  int64_t flops_per_token = 0;      // multiplications and additions in the matrices
+  int64_t kv_values_per_token = 0;  // cached, in a format of the worker's (kernels/kv_rows.h)
 };
 
 struct ModelCost {

@@ -12,8 +12,8 @@ namespace caravan {
 
 absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Options& options) {
   CARAVAN_CHECK(options.num_layers > 0 && options.width > 0 && options.block_tokens > 0);
-  const int64_t block_bytes = options.num_layers * options.block_tokens * options.width *
-                              static_cast<int64_t>(sizeof(float));
+  const int64_t block_bytes =
+      options.num_layers * options.block_tokens * DTypeBytes(options.dtype, options.width);
   const int64_t num_blocks = options.budget_bytes / block_bytes;
   if (num_blocks < 1) {
     return absl::FailedPreconditionError(
@@ -26,18 +26,21 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Options& options)
 }
 
 KvCache::KvCache(const Options& options, int64_t num_blocks, Buffer memory)
-    : options_(options), num_blocks_(num_blocks), memory_(std::move(memory)) {}
+    : options_(options),
+      num_blocks_(num_blocks),
+      layer_bytes_(options.block_tokens * DTypeBytes(options.dtype, options.width)),
+      memory_(std::move(memory)) {}
 
-float* KvCache::LayerOfBlock(int64_t block, int layer) const {
+std::byte* KvCache::LayerOfBlock(int64_t block, int layer) const {
   CARAVAN_CHECK(block >= 0 && block < num_blocks_ && layer >= 0 && layer < options_.num_layers);
-  return memory_.floats() + (block * options_.num_layers + layer) * LayerFloats();
+  return memory_.data() + (block * options_.num_layers + layer) * layer_bytes_;
 }
 
 void KvCache::CopyBlock(int64_t from, int64_t to) {
   if (from == to) return;
   // The layers of a block lie one behind the other.
   std::memcpy(LayerOfBlock(to, 0), LayerOfBlock(from, 0),
-              static_cast<size_t>(options_.num_layers * LayerFloats()) * sizeof(float));
+              static_cast<size_t>(options_.num_layers * layer_bytes_));
 }
 
 }  // namespace caravan

@@ -28,14 +28,14 @@ LayerRunner::LayerRunner(const ModelConfig& config, Backend& backend, int64_t ma
       scratch_(config, max_rows) {}
 
 void LayerRunner::Run(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
-                      int64_t block_tokens, int64_t num_rows, float* hidden) {
+                      const KvLayout& kv, int64_t num_rows, float* hidden) {
   CARAVAN_CHECK(num_rows * config_.hidden_size <= static_cast<int64_t>(scratch_.normed.size()));
   const float eps = static_cast<float>(config_.rms_norm_eps);
   const int64_t count = num_rows * config_.hidden_size;
 
   backend_.RmsNorm(hidden, num_rows, config_.hidden_size, weights.input_layernorm, eps,
                    scratch_.normed.data());
-  Attend(weights, sequences, block_tokens, num_rows);
+  Attend(weights, sequences, kv, num_rows);
   backend_.Add(scratch_.delta.data(), count, hidden);
 
   backend_.RmsNorm(hidden, num_rows, config_.hidden_size, weights.post_attention_layernorm, eps,
@@ -45,7 +45,7 @@ void LayerRunner::Run(const LayerWeights& weights, absl::Span<const SequenceRows
 }
 
 void LayerRunner::Attend(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
-                         int64_t block_tokens, int64_t num_rows) {
+                         const KvLayout& kv, int64_t num_rows) {
   const float eps = static_cast<float>(config_.rms_norm_eps);
   const float* const normed = scratch_.normed.data();
   float* const query = scratch_.query.data();
@@ -61,10 +61,9 @@ void LayerRunner::Attend(const LayerWeights& weights, absl::Span<const SequenceR
   backend_.RotateQueries(mla_, rotary_.Table(), sequences, query);
 
   backend_.MatMul(weights.kv_a_proj_with_mqa, normed, num_rows, scratch_.kv_latent.data());
-  backend_.WriteKv(mla_, rotary_.Table(), weights.kv_a_layernorm, eps, sequences, block_tokens,
+  backend_.WriteKv(mla_, rotary_.Table(), weights.kv_a_layernorm, eps, sequences, kv,
                    scratch_.kv_latent.data());
-  backend_.MlaAttention(mla_, weights.kv_b_proj, sequences, block_tokens, query,
-                        scratch_.heads.data());
+  backend_.MlaAttention(mla_, weights.kv_b_proj, sequences, kv, query, scratch_.heads.data());
   backend_.MatMul(weights.o_proj, scratch_.heads.data(), num_rows, scratch_.delta.data());
 }
 

@@ -41,11 +41,11 @@ class LayerRunner {
   /// hidden += ffn(norm(hidden)). `sequences` cover the rows; their cache blocks are this layer's.
   /// REQUIRES: num_rows <= max_rows.
   void Run(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
-           int64_t block_tokens, int64_t num_rows, float* hidden);
+           const KvLayout& kv, int64_t num_rows, float* hidden);
 
  private:
   void Attend(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
-              int64_t block_tokens, int64_t num_rows);
+              const KvLayout& kv, int64_t num_rows);
   void FeedForward(const LayerWeights& weights, int64_t num_rows);
 
   const ModelConfig& config_;

@@ -60,8 +60,8 @@ void MtpDrafter::Run(const float* hidden, const KvCache& kv_cache, int kv_layer,
   }
   if (rows.empty()) return;
   TakeInput(hidden, rows, next_ids);
-  layer_runner_.Run(weights_.mtp->layer, table.ForLayer(kv_cache, kv_layer),
-                    kv_cache.block_tokens(), table.num_rows(), hidden_.data());
+  layer_runner_.Run(weights_.mtp->layer, table.ForLayer(kv_cache, kv_layer), kv_cache.layout(),
+                    table.num_rows(), hidden_.data());
   head_.Project(hidden_.data(), wanted, weights_.mtp->head_norm,
                 [&](size_t i, absl::Span<const float> logits) {
                   Answer(logits, step.slices(slice_of_wanted[i]),

@@ -6,6 +6,7 @@
 //
 // Used by one thread at a time.
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -31,7 +32,7 @@ class SequenceTable {
   int64_t num_rows_ = 0;
   std::vector<const v1::SequenceSlice*> slices_;
   std::vector<SequenceRows> sequences_;
-  std::vector<float*> blocks_;  // of one layer, slice after slice
+  std::vector<std::byte*> blocks_;  // of one layer, slice after slice
 };
 
 }  // namespace caravan

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -57,6 +58,7 @@ class Session {
   Worker::Environment MakeEnvironment() {
     Worker::Environment environment;
     environment.name = absl::StrCat("worker ", options_.name);
+    environment.kv_dtype = options_.kv_dtype;
     environment.make_backend = options_.make_backend;
     environment.show_progress = options_.show_progress;
     environment.open_model = [this](const v1::ModelReference& model, std::stop_token stop) {
@@ -157,6 +159,7 @@ class Session {
     registration.set_device("cpu");
     registration.set_memory_budget_bytes(static_cast<uint64_t>(options_.memory_budget_bytes));
     registration.set_num_threads(static_cast<uint32_t>(options_.num_threads));
+    registration.set_kv_dtype(std::string(DTypeName(options_.kv_dtype)));
     return report;
   }
 

@@ -12,6 +12,7 @@
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
+#include "base/dtype.h"
 #include "kernels/backend.h"
 
 namespace caravan {
@@ -26,6 +27,7 @@ struct WorkerSessionOptions {
   std::string model_directory;  // a local copy of the model; empty: the coordinator's directory if
                                 // it is here too, else its files over the network
   int64_t memory_budget_bytes = 0;
+  DType kv_dtype = DType::kF32;  // of the KV cache
   int num_threads = 1;
   absl::Duration connect_timeout = absl::Seconds(60);
   std::function<std::unique_ptr<Backend>()> make_backend;

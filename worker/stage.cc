@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "kernels/kv_rows.h"
 #include "worker/sequence_table.h"
 #include "worker/step_check.h"
 
@@ -27,9 +28,11 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
                                                    config.num_hidden_layers, ", steps of ",
                                                    options.max_step_tokens, " tokens"));
   }
+  CARAVAN_RETURN_IF_ERROR(CheckKvDType(config.Mla(), options.kv_dtype));
   KvCache::Options kv_options;
   kv_options.num_layers = spec.num_kv_layers();
   kv_options.width = config.Mla().kv_width();
+  kv_options.dtype = options.kv_dtype;
   kv_options.block_tokens = kKvBlockTokens;
   kv_options.budget_bytes = options.kv_budget_bytes;
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<KvCache> kv_cache, KvCache::Create(kv_options));
@@ -129,8 +132,8 @@ void Stage::RunLayers(const v1::Step& step) {
   for (const v1::SequenceSlice& slice : step.slices()) table.Add(slice, slice.token_ids_size());
   for (int layer = 0; layer < spec_.num_layers(); ++layer) {
     layer_runner_.Run(weights_->layers[static_cast<size_t>(layer)],
-                      table.ForLayer(*kv_cache_, layer), kv_cache_->block_tokens(),
-                      table.num_rows(), hidden_.data());
+                      table.ForLayer(*kv_cache_, layer), kv_cache_->layout(), table.num_rows(),
+                      hidden_.data());
   }
 }
 

@@ -33,11 +33,12 @@ class Stage {
   struct Options {
     std::string name;             // for errors: "worker 2 (box-b)"
     int64_t kv_budget_bytes = 0;  // of the stage's KV cache
+    DType kv_dtype = DType::kF32;
     int64_t max_step_tokens = 0;  // rows that one step may carry
   };
 
   /// Loads the stage's weights from `source`, which is not used afterwards.
-  /// Errors: as StageWeights::Load and KvCache::Create.
+  /// Errors: as CheckKvDType, StageWeights::Load and KvCache::Create.
   static absl::StatusOr<std::unique_ptr<Stage>> Create(const ModelConfig& config,
                                                        const StageSpec& spec,
                                                        const TensorSource& source,

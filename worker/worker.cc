@@ -102,6 +102,7 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
 
   Stage::Options options;
   options.name = environment_.name;
+  options.kv_dtype = environment_.kv_dtype;
   options.kv_budget_bytes = static_cast<int64_t>(order.kv_budget_bytes());
   options.max_step_tokens = order.max_step_tokens();
   int64_t next_report = 0;

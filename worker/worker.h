@@ -18,6 +18,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/dtype.h"
 #include "base/mutex.h"
 #include "base/named_thread.h"
 #include "caravan/v1/cluster.pb.h"
@@ -35,7 +36,8 @@ class Worker {
   /// The outside world. Everything but `report` is called by the loading thread. What opens
   /// something gives up soon after `stop` is requested.
   struct Environment {
-    std::string name;  // for errors and logs
+    std::string name;              // for errors and logs
+    DType kv_dtype = DType::kF32;  // of the stages' KV caches
     std::function<std::unique_ptr<Backend>()> make_backend;
     /// The source's reads heed `stop` too.
     std::function<absl::StatusOr<std::unique_ptr<TensorSource>>(const v1::ModelReference&,

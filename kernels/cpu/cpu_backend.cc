@@ -14,6 +14,7 @@
 #include "kernels/cpu/router.h"
 #include "kernels/cpu/tile_product.h"
 #include "kernels/cpu/weight_tile.h"
+#include "kernels/kv_rows.h"
 #include "kernels/tiled/tile_layout.h"
 
 namespace caravan {
@@ -88,25 +89,26 @@ class CpuBackend : public Backend {
   }
 
   void WriteKv(const MlaShape& shape, const RopeTable& rope, const float* norm_weight, float eps,
-               absl::Span<const SequenceRows> sequences, int64_t block_tokens,
+               absl::Span<const SequenceRows> sequences, const KvLayout& kv,
                const float* kv_a) override {
+    kv_row_.resize(static_cast<size_t>(shape.kv_width()));
     for (const SequenceRows& sequence : sequences) {
       for (int64_t i = 0; i < sequence.num_rows; ++i) {
         const int64_t position = sequence.first_position + i;
         const float* source = kv_a + (sequence.first_row + i) * shape.kv_width();
-        float* target = sequence.kv_blocks[position / block_tokens] +
-                        position % block_tokens * shape.kv_width();
-        NormRow(source, shape.kv_lora_rank, norm_weight, eps, target);
+        NormRow(source, shape.kv_lora_rank, norm_weight, eps, kv_row_.data());
         SetAngles(rope, position);
-        Rotate(source + shape.kv_lora_rank, target + shape.kv_lora_rank);
+        Rotate(source + shape.kv_lora_rank, kv_row_.data() + shape.kv_lora_rank);
+        EncodeKvRow(kv.dtype, kv_row_.data(), shape.kv_width(),
+                    KvRow(shape, kv, sequence, position));
       }
     }
   }
 
   void MlaAttention(const MlaShape& shape, const Matrix& kv_b,
-                    absl::Span<const SequenceRows> sequences, int64_t block_tokens, const float* q,
+                    absl::Span<const SequenceRows> sequences, const KvLayout& kv, const float* q,
                     float* out) override {
-    attention_.Run(shape, kv_b, sequences, block_tokens, q, out);
+    attention_.Run(shape, kv_b, sequences, kv, q, out);
   }
 
   void Ffn(const FfnWeights& ffn, const float* x, int64_t num_rows, float* out) override {
@@ -166,6 +168,7 @@ class CpuBackend : public Backend {
   std::vector<const ActivationBlock*> block_inputs_;
   std::vector<float> cosines_;
   std::vector<float> sines_;
+  std::vector<float> kv_row_;
 };
 
 }  // namespace

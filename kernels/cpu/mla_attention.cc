@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "kernels/cpu/weight_tile.h"
+#include "kernels/kv_rows.h"
 
 namespace caravan {
 namespace {
@@ -41,7 +42,7 @@ float OnlineSoftmax(float scale, float* scores, int64_t n, float* max, float* to
 struct CpuMlaAttention::Call {
   const MlaShape& shape;
   const Matrix& kv_b;
-  int64_t block_tokens;
+  const KvLayout& kv;
   const float* q;
   float* out;
 
@@ -67,7 +68,7 @@ struct CpuMlaAttention::Tile {
 };
 
 void CpuMlaAttention::Run(const MlaShape& shape, const Matrix& kv_b,
-                          absl::Span<const SequenceRows> sequences, int64_t block_tokens,
+                          absl::Span<const SequenceRows> sequences, const KvLayout& kv,
                           const float* q, float* out) {
   rows_.clear();
   int64_t num_scores = 0;
@@ -80,7 +81,7 @@ void CpuMlaAttention::Run(const MlaShape& shape, const Matrix& kv_b,
   const int64_t num_rows = static_cast<int64_t>(rows_.size());
   if (num_rows == 0) return;
 
-  const Call call = {shape, kv_b, block_tokens, q, out};
+  const Call call = {shape, kv_b, kv, q, out};
   const int64_t rows_per_tile = std::min(num_rows, kTileQueryRows);
   const int64_t row_tiles = (num_rows + rows_per_tile - 1) / rows_per_tile;
   // Few rows are cut into enough heads to give each thread two tiles.
@@ -149,6 +150,8 @@ void CpuMlaAttention::Attend(const Call& call, const Tile& tile, LaneScratch& sc
   const MlaShape& shape = call.shape;
   const int64_t heads = tile.num_heads;
   const float** cached = scratch.pointers[0].Get(kTilePositions);
+  const RowOps::Decode decode = DecoderOf(ops_, call.kv.dtype);
+  float* decoded = scratch.weights.Get(kTilePositions * shape.kv_width());
   const float** queries = scratch.pointers[1].Get(tile.num_rows() * heads);
   for (int64_t i = 0; i < tile.num_rows() * heads; ++i) {
     queries[i] = tile.queries + i * shape.kv_width();
@@ -165,8 +168,13 @@ void CpuMlaAttention::Attend(const Call& call, const Tile& tile, LaneScratch& sc
     for (int64_t first = 0; first < num_positions; first += kTilePositions) {
       const int64_t count = std::min(kTilePositions, num_positions - first);
       for (int64_t p = 0; p < count; ++p) {
-        cached[p] = sequence->kv_blocks[(first + p) / call.block_tokens] +
-                    (first + p) % call.block_tokens * shape.kv_width();
+        const std::byte* const row = KvRow(shape, call.kv, *sequence, first + p);
+        if (call.kv.dtype == DType::kF32) {
+          cached[p] = reinterpret_cast<const float*>(row);
+        } else {
+          decode(row, shape.kv_width(), 1, decoded + p * shape.kv_width());
+          cached[p] = decoded + p * shape.kv_width();
+        }
       }
       for (int64_t i = begin; i < end; ++i) {
         const int64_t visible = std::min(count, tile.rows[i].position + 1 - first);

@@ -24,7 +24,7 @@ class CpuMlaAttention {
   CpuMlaAttention(const RowOps& ops, Lanes& lanes) : ops_(ops), lanes_(lanes) {}
 
   void Run(const MlaShape& shape, const Matrix& kv_b, absl::Span<const SequenceRows> sequences,
-           int64_t block_tokens, const float* q, float* out);
+           const KvLayout& kv, const float* q, float* out);
 
  private:
   struct QueryRow {

@@ -27,12 +27,14 @@ struct RowOps {
   CpuIsa isa;
   absl::string_view name;
 
-  // dst[i] = value of src[i] * scale, src as its dtype's bytes. One rounding at most.
+  // dst[i] = value of src[i] * scale, src as its dtype's bytes. One rounding at most (Q8_0: two, n
+  // in whole blocks).
   using Decode = void (*)(const void* src, int64_t n, float scale, float* dst);
   Decode decode_f32;
   Decode decode_f16;
   Decode decode_bf16;
   Decode decode_f8e4m3;
+  Decode decode_q8_0;
 
   // out[i * out_stride + j] += x[i] . w[j] over n values, for i < num_x, j < num_w.
   void (*dots)(const float* const* w, int64_t num_w, const float* const* x, int64_t num_x,

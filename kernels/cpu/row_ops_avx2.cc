@@ -96,6 +96,23 @@ inline Sixteen LoadF8E4M3(const unsigned char* src) {
 }
 constexpr int kF8E4M3Factor = 256;
 
+constexpr int64_t kQ8_0Values = 32;  // a block: a binary16, then as many int8 codes
+constexpr int64_t kQ8_0Bytes = 34;
+
+void DecodeQ8_0(const void* src, int64_t n, float scale, float* dst) {
+  const auto* bytes = static_cast<const unsigned char*>(src);
+  for (int64_t i = 0; i < n; i += kQ8_0Values, bytes += kQ8_0Bytes) {
+    uint16_t half;
+    std::memcpy(&half, bytes, sizeof(half));
+    const __m256 d = _mm256_set1_ps(_cvtsh_ss(half) * scale);
+    for (int64_t j = 0; j < kQ8_0Values; j += kLanes) {
+      const __m128i codes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + 2 + j));
+      _mm256_storeu_ps(dst + i + j,
+                       _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes)), d));
+    }
+  }
+}
+
 // --- dot products --------------------------------------------------------------------------------
 
 constexpr int64_t kDotColumns = 4;  // rows of w at a time
@@ -240,6 +257,7 @@ constexpr RowOps kOps = {
     .decode_f16 = Decode<2, 1, LoadF16>,
     .decode_bf16 = Decode<2, 1, LoadBF16>,
     .decode_f8e4m3 = Decode<1, kF8E4M3Factor, LoadF8E4M3>,
+    .decode_q8_0 = DecodeQ8_0,
     .dots = Dots,
     .weighted_sums = WeightedSums,
     .sum_squares = SumSquares,

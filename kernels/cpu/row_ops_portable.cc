@@ -5,6 +5,7 @@
 
 #include "base/dtype.h"
 #include "kernels/cpu/row_ops.h"
+#include "kernels/quant/blocks.h"
 
 namespace caravan {
 namespace {
@@ -57,6 +58,18 @@ void DecodeF8E4M3(const void* src, int64_t n, float scale, float* dst) {
   for (int64_t i = 0; i < n; ++i) dst[i] = kValues[codes[i]] * scale;
 }
 
+void DecodeQ8_0(const void* src, int64_t n, float scale, float* dst) {
+  const auto* bytes = static_cast<const unsigned char*>(src);
+  for (int64_t i = 0; i < n; i += Q8_0Block::kValues, bytes += sizeof(Q8_0Block)) {
+    Q8_0Block block;
+    std::memcpy(&block, bytes, sizeof(block));
+    const float d = block.D() * scale;
+    for (int64_t j = 0; j < Q8_0Block::kValues; ++j) {
+      dst[i + j] = static_cast<float>(block.codes[j]) * d;
+    }
+  }
+}
+
 void Dots(const float* const* w, int64_t num_w, const float* const* x, int64_t num_x, int64_t n,
           float* out, int64_t out_stride) {
   for (int64_t i = 0; i < num_x; ++i) {
@@ -97,6 +110,7 @@ const RowOps& PortableRowOps() {
       .decode_f16 = Decode16<Float16ToFloat>,
       .decode_bf16 = Decode16<BFloat16ToFloat>,
       .decode_f8e4m3 = DecodeF8E4M3,
+      .decode_q8_0 = DecodeQ8_0,
       .dots = Dots,
       .weighted_sums = WeightedSums,
       .sum_squares = SumSquares,

@@ -23,22 +23,6 @@ void Prefetch(const Matrix& w, int64_t row, int64_t first_col) {
   for (int64_t i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(src + i);
 }
 
-/// The function that decodes single values of `dtype`; null for block formats.
-RowOps::Decode DecoderOf(const RowOps& ops, DType dtype) {
-  switch (dtype) {
-    case DType::kF32:
-      return ops.decode_f32;
-    case DType::kF16:
-      return ops.decode_f16;
-    case DType::kBF16:
-      return ops.decode_bf16;
-    case DType::kF8E4M3:
-      return ops.decode_f8e4m3;
-    default:
-      return nullptr;
-  }
-}
-
 /// DecodeRow for values under one scale. src: row-major, as many as n.
 void DecodeValues(const RowOps& ops, DType dtype, const std::byte* src, int64_t n, float scale,
                   float* dst) {
@@ -50,6 +34,23 @@ void DecodeValues(const RowOps& ops, DType dtype, const std::byte* src, int64_t 
 }
 
 }  // namespace
+
+RowOps::Decode DecoderOf(const RowOps& ops, DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return ops.decode_f32;
+    case DType::kF16:
+      return ops.decode_f16;
+    case DType::kBF16:
+      return ops.decode_bf16;
+    case DType::kF8E4M3:
+      return ops.decode_f8e4m3;
+    case DType::kQ8_0:
+      return ops.decode_q8_0;
+    default:
+      return nullptr;
+  }
+}
 
 void DecodeRow(const RowOps& ops, const Matrix& w, int64_t row, int64_t first_col, int64_t n,
                float* dst) {

@@ -24,6 +24,9 @@ inline constexpr int64_t ProductWork(int64_t num_weights, int64_t num_rows) {
   return num_weights * (num_rows + 2);
 }
 
+/// The function that decodes `dtype`; null where there is none but DequantizeRow.
+RowOps::Decode DecoderOf(const RowOps& ops, DType dtype);
+
 /// dst[i] = w[row, first_col + i] for i < n, scales applied. Any layout.
 /// REQUIRES: first_col and n are multiples of BlockOf(w.dtype).values.
 void DecodeRow(const RowOps& ops, const Matrix& w, int64_t row, int64_t first_col, int64_t n,

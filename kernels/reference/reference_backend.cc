@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "base/check.h"
+#include "kernels/kv_rows.h"
 #include "kernels/quant/dequantize.h"
 #include "kernels/reference/reference_router.h"
 #include "kernels/tiled/tile_layout.h"
@@ -74,9 +75,12 @@ Vector FeedForward(const FfnWeights& ffn, const float* x) {
   return Multiply(ffn.down, 0, ffn.down.rows, inner.data());
 }
 
-float* CachedRow(const MlaShape& shape, const SequenceRows& sequence, int64_t block_tokens,
+/// The cached values of a position, exactly.
+Vector CachedRow(const MlaShape& shape, const KvLayout& kv, const SequenceRows& sequence,
                  int64_t position) {
-  return sequence.kv_blocks[position / block_tokens] + position % block_tokens * shape.kv_width();
+  Vector values(shape.kv_width());
+  DequantizeRow(kv.dtype, KvRow(shape, kv, sequence, position), shape.kv_width(), values.data());
+  return values;
 }
 
 class ReferenceBackend : public Backend {
@@ -122,15 +126,17 @@ class ReferenceBackend : public Backend {
   }
 
   void WriteKv(const MlaShape& shape, const RopeTable& rope, const float* norm_weight, float eps,
-               absl::Span<const SequenceRows> sequences, int64_t block_tokens,
+               absl::Span<const SequenceRows> sequences, const KvLayout& kv,
                const float* kv_a) override {
+    std::vector<float> row(shape.kv_width());
     for (const SequenceRows& sequence : sequences) {
       for (int64_t i = 0; i < sequence.num_rows; ++i) {
         const int64_t position = sequence.first_position + i;
         const float* source = kv_a + (sequence.first_row + i) * shape.kv_width();
-        float* target = CachedRow(shape, sequence, block_tokens, position);
-        Store(Normed(source, shape.kv_lora_rank, norm_weight, eps), target);
-        Store(Rotated(rope, position, source + shape.kv_lora_rank), target + shape.kv_lora_rank);
+        Store(Normed(source, shape.kv_lora_rank, norm_weight, eps), row.data());
+        Store(Rotated(rope, position, source + shape.kv_lora_rank),
+              row.data() + shape.kv_lora_rank);
+        EncodeKvRow(kv.dtype, row.data(), shape.kv_width(), KvRow(shape, kv, sequence, position));
       }
     }
   }
@@ -138,11 +144,11 @@ class ReferenceBackend : public Backend {
   // DeepSeek-V2, arXiv:2405.04434, section 2.1.2 and 2.1.3: every head's keys [W_UK c; k_rope] and
   // values W_UV c are built from the cached latents c, then o = sum softmax(q k^T * scale) v.
   void MlaAttention(const MlaShape& shape, const Matrix& kv_b,
-                    absl::Span<const SequenceRows> sequences, int64_t block_tokens, const float* q,
+                    absl::Span<const SequenceRows> sequences, const KvLayout& kv, const float* q,
                     float* out) override {
     for (const SequenceRows& sequence : sequences) {
       for (int64_t head = 0; head < shape.num_heads; ++head) {
-        AttendWithHead(shape, kv_b, sequence, block_tokens, head, q, out);
+        AttendWithHead(shape, kv_b, sequence, kv, head, q, out);
       }
     }
   }
@@ -190,7 +196,7 @@ class ReferenceBackend : public Backend {
   }
 
   static void AttendWithHead(const MlaShape& shape, const Matrix& kv_b,
-                             const SequenceRows& sequence, int64_t block_tokens, int64_t head,
+                             const SequenceRows& sequence, const KvLayout& kv, int64_t head,
                              const float* q, float* out) {
     const int64_t nope = shape.qk_nope_head_dim;
     const int64_t rope = shape.qk_rope_head_dim;
@@ -199,11 +205,10 @@ class ReferenceBackend : public Backend {
     std::vector<Vector> keys(num_positions);
     std::vector<Vector> values(num_positions);
     for (int64_t p = 0; p < num_positions; ++p) {
-      const float* latent = CachedRow(shape, sequence, block_tokens, p);
-      const float* rope_part = latent + shape.kv_lora_rank;
-      keys[p] = Multiply(kv_b, first_key_row, nope, latent);
-      keys[p].insert(keys[p].end(), rope_part, rope_part + rope);
-      values[p] = Multiply(kv_b, first_key_row + nope, shape.v_head_dim, latent);
+      const Vector cached = CachedRow(shape, kv, sequence, p);
+      keys[p] = Multiply(kv_b, first_key_row, nope, cached.data());
+      keys[p].insert(keys[p].end(), cached.begin() + shape.kv_lora_rank, cached.end());
+      values[p] = Multiply(kv_b, first_key_row + nope, shape.v_head_dim, cached.data());
     }
     for (int64_t i = 0; i < sequence.num_rows; ++i) {
       const int64_t row = sequence.first_row + i;

@@ -103,6 +103,7 @@ int64_t TiledBytes(DType dtype, int64_t rows, int64_t cols) {
 void TileMatrix(DType dtype, int64_t rows, int64_t cols, const std::byte* row_major,
                 std::byte* tiled) {
   const int64_t row_bytes = DTypeBytes(dtype, cols);
+  if (row_bytes == 0) return;
   for (int64_t first = 0; first < rows; first += kTileRows) {
     const int64_t count = std::min(kTileRows, rows - first);
     std::byte* tile = tiled + first * row_bytes;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
@@ -233,8 +234,14 @@ absl::StatusOr<std::unique_ptr<GgufCheckpoint>> GgufCheckpoint::Open(const std::
   for (const std::string& name : checkpoint->TensorNames()) {
     const Entry& entry = checkpoint->tensors_[name];
     fingerprint.AddTensor(name, entry.info);
-    fingerprint.AddText(entry.gguf_name);
-    fingerprint.AddInt(files.FileOf(entry.gguf_name)->Offset(entry.gguf_name) + entry.offset);
+    fingerprint.AddInt(entry.offset);
+    for (const std::string& gguf_name : {entry.gguf_name, entry.value_half}) {
+      if (gguf_name.empty()) continue;
+      const GgufFile& file = *files.FileOf(gguf_name);
+      fingerprint.AddTensor(gguf_name, *file.Find(gguf_name));
+      fingerprint.AddText(std::filesystem::path(file.path()).filename().string());
+      fingerprint.AddInt(file.Offset(gguf_name));
+    }
   }
   checkpoint->set_fingerprint(fingerprint.value());
   return checkpoint;
@@ -264,35 +271,43 @@ absl::Status GgufCheckpoint::ReadHalves(const Entry& entry, int64_t offset,
   const int64_t nope = mla.qk_nope_head_dim;
   const int64_t head_rows = nope + mla.v_head_dim;
   const int64_t row_bytes = latent * static_cast<int64_t>(sizeof(float));
-  const DType key_type = files_->Find(entry.gguf_name)->dtype;
-  const DType value_type = files_->Find(entry.value_half)->dtype;
-  std::vector<std::byte> stored;
-  std::vector<float> keys(static_cast<size_t>(latent * nope));  // W_UK^T of key_head
-  std::vector<float> values(static_cast<size_t>(latent));       // one row of kv_b_proj
+  // Both halves of one head: a whole half at a time, so that its pages can go.
+  const auto read_half = [&](const std::string& gguf_name, int64_t head, int64_t rows, int64_t cols,
+                             std::vector<float>& decoded) -> absl::Status {
+    const DType dtype = files_->Find(gguf_name)->dtype;
+    const int64_t bytes = DTypeBytes(dtype, rows * cols);
+    std::vector<std::byte> stored(static_cast<size_t>(bytes));
+    CARAVAN_RETURN_IF_ERROR(files_->ReadPart(gguf_name, head * bytes, absl::MakeSpan(stored)));
+    decoded.resize(static_cast<size_t>(rows * cols));
+    DequantizeRow(dtype, stored.data(), rows * cols, decoded.data());
+    return absl::OkStatus();
+  };
+  std::vector<float> keys;    // W_UK^T of key_head
+  std::vector<float> values;  // W_UV of value_head
   int64_t key_head = -1;
+  int64_t value_head = -1;
+  std::vector<float> key_row(static_cast<size_t>(latent));
   while (!out.empty()) {
     const int64_t row = offset / row_bytes;
     const int64_t head = row / head_rows;
     const int64_t row_in_head = row % head_rows;
+    const float* values_of_row = key_row.data();
     if (row_in_head >= nope) {
-      stored.resize(static_cast<size_t>(DTypeBytes(value_type, latent)));
-      const int64_t value_row = head * mla.v_head_dim + row_in_head - nope;
-      CARAVAN_RETURN_IF_ERROR(files_->ReadPart(
-          entry.value_half, value_row * DTypeBytes(value_type, latent), absl::MakeSpan(stored)));
-      DequantizeRow(value_type, stored.data(), latent, values.data());
+      if (head != value_head) {
+        CARAVAN_RETURN_IF_ERROR(read_half(entry.value_half, head, mla.v_head_dim, latent, values));
+        value_head = head;
+      }
+      values_of_row = values.data() + (row_in_head - nope) * latent;
     } else {
       if (head != key_head) {
-        stored.resize(static_cast<size_t>(DTypeBytes(key_type, latent * nope)));
-        CARAVAN_RETURN_IF_ERROR(files_->ReadPart(
-            entry.gguf_name, head * DTypeBytes(key_type, latent * nope), absl::MakeSpan(stored)));
-        DequantizeRow(key_type, stored.data(), latent * nope, keys.data());
+        CARAVAN_RETURN_IF_ERROR(read_half(entry.gguf_name, head, latent, nope, keys));
         key_head = head;
       }
-      for (int64_t i = 0; i < latent; ++i) values[i] = keys[i * nope + row_in_head];
+      for (int64_t i = 0; i < latent; ++i) key_row[i] = keys[i * nope + row_in_head];
     }
     const int64_t skip = offset % row_bytes;
     const size_t count = std::min(out.size(), static_cast<size_t>(row_bytes - skip));
-    std::memcpy(out.data(), reinterpret_cast<const std::byte*>(values.data()) + skip, count);
+    std::memcpy(out.data(), reinterpret_cast<const std::byte*>(values_of_row) + skip, count);
     out.remove_prefix(count);
     offset += static_cast<int64_t>(count);
   }

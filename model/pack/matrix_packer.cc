@@ -53,6 +53,10 @@ absl::Status ConvertRow(const Piece& piece, int64_t row, float* values, std::byt
       for (int64_t col = 0; col < piece.cols; ++col) {
         const uint16_t bits =
             to == DType::kF16 ? FloatToFloat16(values[col]) : FloatToBFloat16(values[col]);
+        if (to == DType::kF16 && (bits & 0x7c00) == 0x7c00) {
+          return absl::InvalidArgumentError(
+              absl::StrCat("value ", col, " is ", values[col], ", which F16 does not hold"));
+        }
         std::memcpy(out + 2 * col, &bits, 2);
       }
       return absl::OkStatus();

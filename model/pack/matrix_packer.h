@@ -30,8 +30,8 @@ class MatrixPacker {
   /// time; what it returns ends the packing unless OK.
   /// REQUIRES: the source has the tensor, row-major, in packed's shape; the importance has as many
   /// columns for it, if it has any.
-  /// Errors: DataLoss - from the source, or a weight is no finite number; the sink's. Each names
-  ///         the tensor.
+  /// Errors: DataLoss - from the source; or a weight is not finite, or too large, in F16 or in a
+  ///         block format that the source has not; the sink's. Each names the tensor.
   absl::Status Pack(const std::string& name, const TensorInfo& packed,
                     absl::FunctionRef<absl::Status(absl::Span<const std::byte>)> sink);
 

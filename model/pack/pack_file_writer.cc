@@ -16,6 +16,8 @@
 namespace caravan {
 namespace {
 
+std::string PartialPath(const std::string& path) { return absl::StrCat(path, ".partial"); }
+
 absl::Status WriteError(int error, const std::string& path) {
   const absl::Status status = absl::ErrnoToStatus(error, path);
   if (error == ENOSPC || error == EDQUOT) return absl::ResourceExhaustedError(status.message());
@@ -37,7 +39,7 @@ absl::Status SyncDirectoryOf(const std::string& path) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PackFileWriter>> PackFileWriter::Create(const std::string& path) {
-  const std::string partial = absl::StrCat(path, ".partial");
+  const std::string partial = PartialPath(path);
   const int fd = ::open(partial.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (fd < 0) {
     if (errno == ENOSPC || errno == EDQUOT) return WriteError(errno, partial);
@@ -46,11 +48,11 @@ absl::StatusOr<std::unique_ptr<PackFileWriter>> PackFileWriter::Create(const std
   return std::unique_ptr<PackFileWriter>(new PackFileWriter(path, fd));
 }
 
-std::string PackFileWriter::PartialPath() const { return absl::StrCat(path_, ".partial"); }
+void PackFileWriter::RemovePartial(const std::string& path) { ::unlink(PartialPath(path).c_str()); }
 
 PackFileWriter::~PackFileWriter() {
   if (fd_ >= 0) ::close(fd_);
-  if (!committed_) ::unlink(PartialPath().c_str());
+  if (!committed_) ::unlink(PartialPath(path_).c_str());
 }
 
 absl::Status PackFileWriter::Write(absl::Span<const std::byte> bytes) {
@@ -79,7 +81,7 @@ absl::StatusOr<std::string> PackFileWriter::Commit() {
   if (::fsync(fd_) != 0) return WriteError(errno, path_);
   const int closed = ::close(fd_);
   fd_ = -1;
-  if (closed != 0 || std::rename(PartialPath().c_str(), path_.c_str()) != 0) {
+  if (closed != 0 || std::rename(PartialPath(path_).c_str(), path_.c_str()) != 0) {
     return WriteError(errno, path_);
   }
   committed_ = true;

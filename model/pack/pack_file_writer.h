@@ -26,6 +26,9 @@ class PackFileWriter {
   PackFileWriter(const PackFileWriter&) = delete;
   PackFileWriter& operator=(const PackFileWriter&) = delete;
 
+  /// Removes what a killed process left of `path`, if anything. REQUIRES: nobody writes it.
+  static void RemovePartial(const std::string& path);
+
   int64_t bytes() const { return bytes_; }
 
   absl::Status Write(absl::Span<const std::byte> bytes);
@@ -36,7 +39,6 @@ class PackFileWriter {
 
  private:
   PackFileWriter(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
-  std::string PartialPath() const;
 
   const std::string path_;
   int fd_;

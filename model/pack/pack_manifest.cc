@@ -21,7 +21,9 @@ constexpr size_t kHashDigits = 32;
 // Keeps every product of sizes in range; no file and no tensor comes near it.
 constexpr int64_t kMaxBytes = int64_t{1} << 50;
 constexpr int64_t kMaxDim = int64_t{1} << 24;
-constexpr int64_t kMaxExperts = 1 << 16;
+// So that a small manifest cannot ask for much memory. DeepSeek-V3 has 46,000 tensors.
+constexpr int64_t kMaxTensors = 1 << 20;
+constexpr size_t kMaxNameBytes = 256;
 
 constexpr std::pair<MatrixLayout, const char*> kLayouts[] = {{MatrixLayout::kRowMajor, "row_major"},
                                                              {MatrixLayout::kTiled16, "tiled16"}};
@@ -84,10 +86,18 @@ class Parser {
     return tensors;
   }
 
+  static absl::StatusOr<std::string> Name(const JsonFields& fields, absl::string_view field) {
+    CARAVAN_ASSIGN_OR_RETURN(std::string name, fields.String(field));
+    if (name.empty() || name.size() > kMaxNameBytes) {
+      return fields.Error(field, absl::StrCat("must have 1 to ", kMaxNameBytes, " bytes"));
+    }
+    return name;
+  }
+
   absl::StatusOr<PackedTensor> ParseTensor(const json& value) const {
     CARAVAN_ASSIGN_OR_RETURN(const JsonFields anonymous, JsonFields::Of(value, origin_));
     PackedTensor tensor;
-    CARAVAN_ASSIGN_OR_RETURN(tensor.name, anonymous.String("name"));
+    CARAVAN_ASSIGN_OR_RETURN(tensor.name, Name(anonymous, "name"));
     CARAVAN_ASSIGN_OR_RETURN(
         const JsonFields fields,
         JsonFields::Of(value, absl::StrCat(origin_, ": tensor ", tensor.name)));
@@ -153,8 +163,8 @@ class Parser {
         const JsonFields fields,
         JsonFields::Of(value, absl::StrCat(origin_, ": experts of ", file.name)));
     PackedExperts experts;
-    CARAVAN_ASSIGN_OR_RETURN(experts.prefix, fields.String("prefix"));
-    CARAVAN_ASSIGN_OR_RETURN(experts.count, fields.Int("count", 1, kMaxExperts));
+    CARAVAN_ASSIGN_OR_RETURN(experts.prefix, Name(fields, "prefix"));
+    CARAVAN_ASSIGN_OR_RETURN(experts.count, fields.Int("count", 1, kMaxTensors));
     CARAVAN_ASSIGN_OR_RETURN(experts.offset, fields.Int("offset", begin, file.bytes));
     CARAVAN_ASSIGN_OR_RETURN(experts.stride, fields.Int("stride", 1, file.bytes));
     for (const auto& [name, number] :
@@ -223,8 +233,16 @@ absl::StatusOr<PackManifest> ParsePackManifest(absl::string_view text, absl::str
     CARAVAN_ASSIGN_OR_RETURN(manifest.origin->fingerprint, made_of.String("fingerprint"));
     CARAVAN_ASSIGN_OR_RETURN(manifest.origin->options, made_of.String("options"));
   }
+  int64_t num_tensors = 0;
   for (const json& each : *files) {
     CARAVAN_ASSIGN_OR_RETURN(PackedFile file, parser.ParseFile(each));
+    num_tensors += static_cast<int64_t>(file.tensors.size());
+    if (file.experts.has_value()) {
+      num_tensors += file.experts->count * static_cast<int64_t>(file.experts->tensors.size());
+    }
+    if (num_tensors > kMaxTensors) {
+      return fields.Error("files", absl::StrCat("have more than ", kMaxTensors, " tensors"));
+    }
     manifest.files.push_back(std::move(file));
   }
   return manifest;

@@ -19,6 +19,9 @@ inline constexpr char kPackManifestName[] = "caravan-pack.json";
 /// What there is of a pack that is not finished: the same, of the files that are.
 inline constexpr char kUnfinishedPackName[] = "caravan-pack.unfinished.json";
 
+/// Of either.
+inline constexpr int64_t kMaxPackManifestBytes = int64_t{1} << 28;
+
 /// Where an expert begins in its file: what O_DIRECT asks for.
 inline constexpr int64_t kExpertAlignment = 4096;
 /// Where a tensor begins in its file, or in its expert.
@@ -63,7 +66,8 @@ struct PackManifest {
 
 std::string PackManifestToJson(const PackManifest& manifest);
 
-/// Checks that every tensor lies aligned within its file, apart from the others.
+/// Checks that every tensor lies aligned within its file, apart from the others, and that there
+/// are no more of them than memory has room for.
 /// Errors: InvalidArgument - not a manifest, or of another version; names `origin` and the field or
 ///         the tensor.
 absl::StatusOr<PackManifest> ParsePackManifest(absl::string_view text, absl::string_view origin);

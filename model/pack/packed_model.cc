@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/sorted_keys.h"
 #include "base/status_macros.h"
 #include "model/fingerprint.h"
 #include "model/pack/file_hash.h"
@@ -12,7 +13,6 @@
 namespace caravan {
 namespace {
 
-constexpr int64_t kMaxManifestBytes = int64_t{1} << 28;
 constexpr size_t kPieceBytes = size_t{4} << 20;
 
 }  // namespace
@@ -29,8 +29,11 @@ absl::StatusOr<std::unique_ptr<PackedModel>> PackedModel::Open(const std::string
         directory, ": packing was not finished; the same `caravan pack` goes on with it"));
   }
   auto model = std::unique_ptr<PackedModel>(new PackedModel());
-  CARAVAN_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxManifestBytes));
+  CARAVAN_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxPackManifestBytes));
   CARAVAN_ASSIGN_OR_RETURN(model->manifest_, ParsePackManifest(text, path));
+  if (model->manifest_.files.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": names no files"));
+  }
   CARAVAN_RETURN_IF_ERROR(model->ReadConfig(directory));
   for (const PackedFile& file : model->manifest_.files) {
     CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<ReadableFile> opened,
@@ -86,13 +89,7 @@ absl::Status PackedModel::CheckHashes(
   return absl::OkStatus();
 }
 
-std::vector<std::string> PackedModel::TensorNames() const {
-  std::vector<std::string> names;
-  names.reserve(places_.size());
-  for (const auto& [name, place] : places_) names.push_back(name);
-  std::sort(names.begin(), names.end());
-  return names;
-}
+std::vector<std::string> PackedModel::TensorNames() const { return SortedKeys(places_); }
 
 const TensorInfo* PackedModel::Find(absl::string_view name) const {
   const auto it = places_.find(name);

@@ -1,5 +1,9 @@
 #include "model/pack/packer.h"
 
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
 #include <cerrno>
 #include <filesystem>
 #include <system_error>
@@ -20,8 +24,6 @@
 
 namespace caravan {
 namespace {
-
-constexpr int64_t kMaxManifestBytes = int64_t{1} << 28;
 
 int64_t AlignedTo(int64_t offset, int64_t alignment) {
   return (offset + alignment - 1) / alignment * alignment;
@@ -62,7 +64,7 @@ absl::StatusOr<PackedFile> PlanFile(const TensorSource& source, const PackTypes&
   const Placer placer(source, types);
   PackedFile file;
   file.name = std::move(name);
-  std::vector<const TensorSpec*> experts;
+  std::vector<const TensorSpec*> experts;  // expert by expert
   for (const TensorSpec& spec : specs) {
     if (source.Find(spec.name)->layout != MatrixLayout::kRowMajor) {
       return absl::InvalidArgumentError(
@@ -85,15 +87,13 @@ absl::StatusOr<PackedFile> PlanFile(const TensorSource& source, const PackTypes&
   runs.offset = AlignedTo(file.bytes, kExpertAlignment);
   const std::string first_prefix = runs.prefix + "0.";
   int64_t run_bytes = 0;
-  for (const TensorSpec* spec : experts) {
-    if (!absl::StartsWith(spec->name, first_prefix)) break;
-    placer.Add(*spec, spec->name.substr(first_prefix.size()), runs.tensors, run_bytes);
+  size_t matrices = 0;  // of an expert
+  for (; matrices < experts.size(); ++matrices) {
+    const TensorSpec& spec = *experts[matrices];
+    if (!absl::StartsWith(spec.name, first_prefix)) break;
+    placer.Add(spec, spec.name.substr(first_prefix.size()), runs.tensors, run_bytes);
   }
   runs.stride = AlignedTo(run_bytes, kExpertAlignment);
-  size_t matrices = 0;
-  while (matrices < experts.size() && absl::StartsWith(experts[matrices]->name, first_prefix)) {
-    ++matrices;
-  }
   CARAVAN_CHECK(experts.size() % matrices == 0);
   runs.count = static_cast<int64_t>(experts.size() / matrices);
   for (size_t i = matrices; i < experts.size(); ++i) {
@@ -151,7 +151,7 @@ absl::StatusOr<std::vector<PackedFile>> ReadUnfinished(const std::string& path,
                                                        const std::string& directory) {
   std::vector<PackedFile> done;
   if (!FileExists(path)) return done;
-  CARAVAN_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxManifestBytes));
+  CARAVAN_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxPackManifestBytes));
   CARAVAN_ASSIGN_OR_RETURN(PackManifest unfinished, ParsePackManifest(text, path));
   // Weights are not compared, but a source of the same path and fingerprint has the same ones
   // unless somebody changed its files in between.
@@ -177,6 +177,31 @@ absl::StatusOr<std::vector<PackedFile>> ReadUnfinished(const std::string& path,
   return done;
 }
 
+/// Keeps other processes from packing into the same directory.
+class DirectoryLock {
+ public:
+  DirectoryLock() = default;
+  ~DirectoryLock() {
+    if (fd_ >= 0) ::close(fd_);
+  }
+  DirectoryLock(const DirectoryLock&) = delete;
+  DirectoryLock& operator=(const DirectoryLock&) = delete;
+
+  /// Errors: FailedPrecondition - another has it; InvalidArgument - it cannot be opened.
+  absl::Status Take(const std::string& directory) {
+    fd_ = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd_ < 0) {
+      return absl::InvalidArgumentError(absl::ErrnoToStatus(errno, directory).message());
+    }
+    if (::flock(fd_, LOCK_EX | LOCK_NB) == 0) return absl::OkStatus();
+    return absl::FailedPreconditionError(
+        absl::StrCat(directory, ": another process is packing into it"));
+  }
+
+ private:
+  int fd_ = -1;
+};
+
 class Packing {
  public:
   Packing(const StoredModel& source, const PackOptions& options, PackManifest plan)
@@ -185,6 +210,8 @@ class Packing {
   }
 
   absl::Status Run() {
+    // What could refuse the model is looked at before hours of work.
+    CARAVAN_RETURN_IF_ERROR(ReadTexts());
     CARAVAN_RETURN_IF_ERROR(Prepare());
     PackManifest manifest;
     manifest.origin = OriginOf(source_, options_);
@@ -199,7 +226,7 @@ class Packing {
       manifest.files.push_back(std::move(file));
       CARAVAN_RETURN_IF_ERROR(WritePackFile(UnfinishedPath(), PackManifestToJson(manifest)));
     }
-    CARAVAN_RETURN_IF_ERROR(CopyTextFiles());
+    CARAVAN_RETURN_IF_ERROR(WriteTexts());
     // The last one: now it is a pack.
     manifest.origin.reset();
     CARAVAN_RETURN_IF_ERROR(
@@ -213,7 +240,7 @@ class Packing {
  private:
   std::string UnfinishedPath() const { return JoinPath(options_.output, kUnfinishedPackName); }
 
-  absl::Status Prepare() const {
+  absl::Status Prepare() {
     if (FileExists(JoinPath(options_.output, kPackManifestName))) {
       return absl::FailedPreconditionError(
           absl::StrCat(options_.output, ": holds a packed model already"));
@@ -222,6 +249,11 @@ class Packing {
     std::filesystem::create_directories(options_.output, error);
     if (error) {
       return absl::InvalidArgumentError(absl::StrCat(options_.output, ": ", error.message()));
+    }
+    CARAVAN_RETURN_IF_ERROR(lock_.Take(options_.output));
+    // What a killed process left takes room.
+    for (const PackedFile& file : plan_.files) {
+      PackFileWriter::RemovePartial(JoinPath(options_.output, file.name));
     }
     return absl::OkStatus();
   }
@@ -259,14 +291,20 @@ class Packing {
     return hash;
   }
 
-  absl::Status CopyTextFiles() const {
-    CARAVAN_RETURN_IF_ERROR(
-        WritePackFile(JoinPath(options_.output, "config.json"), source_.config_json()));
+  absl::Status ReadTexts() {
+    texts_.emplace_back("config.json", source_.config_json());
     for (const char* name : kTextFileNames) {
-      const absl::StatusOr<TextFile> file = source_.ReadText(name);
+      absl::StatusOr<TextFile> file = source_.ReadText(name);
       if (absl::IsNotFound(file.status())) continue;
       if (!file.ok()) return file.status();
-      CARAVAN_RETURN_IF_ERROR(WritePackFile(JoinPath(options_.output, name), file->text));
+      texts_.emplace_back(name, std::move(file->text));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status WriteTexts() const {
+    for (const auto& [name, text] : texts_) {
+      CARAVAN_RETURN_IF_ERROR(WritePackFile(JoinPath(options_.output, name), text));
     }
     return absl::OkStatus();
   }
@@ -274,6 +312,8 @@ class Packing {
   const StoredModel& source_;
   const PackOptions& options_;
   const PackManifest plan_;
+  DirectoryLock lock_;
+  std::vector<std::pair<std::string, std::string>> texts_;  // name and contents
   ThreadPool pool_;
   int64_t total_bytes_ = 0;
   int64_t done_bytes_ = 0;  // in files that are whole

@@ -42,11 +42,12 @@ absl::StatusOr<PackManifest> PlanPack(const StoredModel& source, const PackTypes
 
 /// Packs. Files of an unfinished pack of the same source (path and fingerprint) and options are
 /// kept.
-/// Errors: as PlanPack; InvalidArgument - the importance lacks a tensor, or has another number of
-///         columns for it; FailedPrecondition - `output` holds a pack already, or an unfinished one
-///         of another source or other options; ResourceExhausted - the disk has not the room
-///         (looked at before the start), or is full; DataLoss - a disk failed, or a weight is no
-///         finite number; Cancelled - by `progress`. Each names the file.
+/// Errors: as PlanPack, StoredModel::ReadText and MatrixPacker::Pack; InvalidArgument - the
+///         importance lacks a tensor, or has another number of columns for it; FailedPrecondition -
+///         `output` holds a pack already, or an unfinished one of another source or other options,
+///         or another process packs into it; ResourceExhausted - the disk has not the room (looked
+///         at before the start), or is full; DataLoss - a disk failed; Cancelled - by `progress`.
+///         Each names the file.
 absl::Status Pack(const StoredModel& source, const PackOptions& options);
 
 }  // namespace caravan

@@ -71,6 +71,8 @@ TEST(CommandTest, WrongFlagsGetASentenceThatNamesThem) {
       {{"cancel", "seven"}, 2, "\"seven\" is neither a job's number nor a batch's id"},
       {{"jobs", "--connect-timeout", "x"}, 2, "--connect-timeout"},
       {{"verify", "--model", kModel, "--golden", "x", "--chunk", "0"}, 2, "--chunk"},
+      {{"verify", "--model", kModel, "--golden", "x", "--kv", "f17"}, 2, "--kv"},
+      {{"worker", "--coordinator", "h:1", "--kv", "F16"}, 2, "--kv"},
       {{"tokenize"}, 2, "--tokenizer is required"},
   };
   for (const Refusal& refusal : refusals) ExpectRefusal(cluster, refusal);
@@ -244,6 +246,20 @@ TEST(CommandTest, VerifyTellsEqualFromDifferent) {
   TestProcess& different = cluster.Launch("verify", arguments);
   EXPECT_EQ(different.Wait(), 1) << different.Transcript();
   EXPECT_THAT(different.Out(), HasSubstr("ABOVE TOLERANCE"));
+}
+
+TEST(CommandTest, VerifyKnowsTheFormatsOfTheKvCache) {
+  TestCluster cluster;
+  // At most a layer's rounding each, 2^-11: tests/cli/golden_pipeline_test.cc derives it.
+  TestProcess& f16 =
+      cluster.Launch("verify", {"verify", "--model", kModel, "--golden",
+                                absl::StrCat(kGoldens, "tiny-r1-golden.safetensors"), "--kv", "f16",
+                                "--tolerance", absl::StrCat(6 * 0x1p-11)});
+  EXPECT_EQ(f16.Wait(), 0) << f16.Transcript();
+  ExpectRefusal(cluster, {{"verify", "--model", absl::StrCat(kGoldens, "v3-like"), "--golden",
+                           absl::StrCat(kGoldens, "v3-like/golden.safetensors"), "--kv", "q8_0"},
+                          2,
+                          "a KV cache of Q8_0 needs qk_rope_head_dim to be a multiple of 32"});
 }
 
 TEST(CommandTest, TinyR1SolvesItsTasks) {

@@ -124,6 +124,41 @@ TEST(GoldenPipelineTest, LongPrompt) {
   }
 }
 
+// A cached value is off by at most `unit` of itself (F16: 2^-11) or of the largest of its block
+// (Q8_0: half of one of 127 steps). So a layer's attention is off by about as much: by `unit` in
+// the values that it averages, and in the weights by what the scores are off by, which are sums of
+// as many errors of either sign. Each of the layers adds its own to the residual, to which it
+// contributes a part. Chunks and workers show no more than with f32.
+TEST(GoldenPipelineTest, SmallerKvCachesStayWithinTheirRounding) {
+  const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(kTinyR1.directory);
+  const std::unique_ptr<SafetensorsFile> golden = MustOpenGolden(kTinyR1.golden);
+  std::vector<std::vector<int32_t>> prompts;
+  std::vector<std::vector<float>> expected;
+  for (int i = 0; i < 5; ++i) {
+    prompts.push_back(GoldenValues<int32_t>(*golden, absl::StrCat("ids_", i)));
+    expected.push_back(GoldenValues<float>(*golden, absl::StrCat("logits_", i)));
+  }
+  for (const auto& [dtype, unit] : {std::pair{DType::kF16, 0x1p-11}, {DType::kQ8_0, 0.5 / 127}}) {
+    std::vector<std::vector<float>> first;
+    for (const auto& [workers, chunk] : {std::pair{1, kWhole}, {2, 7}, {3, 1}}) {
+      LocalPipeline::Options options;
+      options.num_workers = workers;
+      options.num_threads = 2;
+      options.prefill_chunk = chunk;
+      options.kv_dtype = dtype;
+      const std::vector<std::vector<float>> logits = ScoreAll(*checkpoint, options, prompts);
+      if (first.empty()) first = logits;
+      for (size_t i = 0; i < prompts.size(); ++i) {
+        const double error = RelativeError(logits[i], expected[i]);
+        EXPECT_LE(error, checkpoint->config().num_hidden_layers * unit)
+            << DTypeName(dtype) << " list " << i;
+        EXPECT_GT(error, kTolerance / 100) << DTypeName(dtype) << " is not in use";
+        EXPECT_TRUE(SameBits(logits[i], first[i])) << DTypeName(dtype) << " list " << i;
+      }
+    }
+  }
+}
+
 TEST(GoldenPipelineTest, ThreadsDoNotShow) {
   const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(kTinyR1.directory);
   const std::unique_ptr<SafetensorsFile> golden = MustOpenGolden(kTinyR1.golden);

@@ -51,9 +51,8 @@ TEST(PackedModelTest, ACalibratedPackAnswers) {
   const std::string text = cluster.dir().Write(
       "text", "<｜User｜>What is 487 + 358?<｜Assistant｜>487 + 358 = 845<｜end▁of▁sentence｜>");
   TestProcess& calibrate = cluster.Launch("calibrate", {"calibrate", "--model", model, "--text",
-                                                        text, "--out", imatrix, "--chunk", "16"});
+                                                        text, "--out", imatrix, "--window", "16"});
   ASSERT_EQ(calibrate.Wait(), 0) << calibrate.Transcript();
-  EXPECT_THAT(calibrate.Out(), HasSubstr("perplexity"));
   const std::string packed = cluster.dir().File("packed");
   TestProcess& pack = cluster.Launch("pack", {"pack", "--model", model, "--out", packed, "--preset",
                                               "8bit", "--imatrix", imatrix});

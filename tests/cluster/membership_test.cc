@@ -122,6 +122,8 @@ TEST_F(MembershipTest, NamesTheFieldThatCannotBe) {
       {"memory_budget_bytes", [](v1::Registration& r) { r.set_memory_budget_bytes(~0ull); }},
       {"num_threads", [](v1::Registration& r) { r.set_num_threads(0); }},
       {"num_threads", [](v1::Registration& r) { r.set_num_threads(1000000); }},
+      {"kv_dtype", [](v1::Registration& r) { r.set_kv_dtype("F17"); }},
+      {"kv_dtype", [](v1::Registration& r) { r.set_kv_dtype("Q4_K"); }},
   };
   for (const Case& c : cases) {
     v1::Registration registration = Worker("a");
@@ -132,6 +134,14 @@ TEST_F(MembershipTest, NamesTheFieldThatCannotBe) {
   }
   EXPECT_EQ(membership_.Join(0, Worker("a")).status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(membership_.Members(), IsEmpty());
+}
+
+TEST_F(MembershipTest, AKvFormatThatIsNotNamedIsF32) {
+  v1::Registration registration = Worker("a");
+  EXPECT_EQ(KvDTypeOf(registration), DType::kF32);
+  registration.set_kv_dtype("Q8_0");
+  EXPECT_TRUE(membership_.Join(1, registration).ok());
+  EXPECT_EQ(KvDTypeOf(registration), DType::kQ8_0);
 }
 
 TEST_F(MembershipTest, TakesNamesInAnyScript) {

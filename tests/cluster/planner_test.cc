@@ -19,7 +19,7 @@ using ::testing::HasSubstr;
 
 constexpr int64_t kMiB = 1 << 20;
 
-ModelCost MakeCost(const std::vector<int64_t>& layer_bytes, int64_t kv_bytes_per_token = 0,
+ModelCost MakeCost(const std::vector<int64_t>& layer_bytes, int64_t kv_values_per_token = 0,
                    int64_t embedding_bytes = 0, int64_t head_bytes = 0) {
   ModelCost cost;
   cost.embedding.weight_bytes = embedding_bytes;
@@ -27,16 +27,18 @@ ModelCost MakeCost(const std::vector<int64_t>& layer_bytes, int64_t kv_bytes_per
   for (const int64_t bytes : layer_bytes) {
     LayerCost layer;
     layer.weight_bytes = bytes;
-    layer.kv_bytes_per_token = kv_bytes_per_token;
+    layer.kv_values_per_token = kv_values_per_token;
     cost.layers.push_back(layer);
   }
   return cost;
 }
 
+/// Whose KV caches take a byte a value.
 std::vector<PlannerWorker> MakeWorkers(const std::vector<int64_t>& budgets) {
   std::vector<PlannerWorker> workers;
   for (size_t i = 0; i < budgets.size(); ++i) {
-    workers.push_back({WorkerId{static_cast<uint32_t>(i + 1)}, absl::StrCat("box", i), budgets[i]});
+    workers.push_back({WorkerId{static_cast<uint32_t>(i + 1)}, absl::StrCat("box", i), budgets[i],
+                       DType::kF8E4M3});
   }
   return workers;
 }
@@ -78,7 +80,7 @@ TEST(PlannerTest, CountsMultiTokenPredictionOnTheLastStage) {
   ModelCost cost = MakeCost({10, 10, 10, 10, 10, 10}, 2, 20, 10);
   cost.mtp.emplace();
   cost.mtp->weight_bytes = 15;
-  cost.mtp->kv_bytes_per_token = 2;
+  cost.mtp->kv_values_per_token = 2;
   const auto plan =
       PlanStages(cost, MakeWorkers({1000, 1000}), {.context_tokens = 8, .kv_tokens = 10});
   ASSERT_TRUE(plan.ok()) << plan.status();
@@ -141,6 +143,23 @@ TEST(PlannerTest, GivesTheKvCacheWhatTheBudgetLeavesUpToWhatIsWanted) {
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_EQ(plan->stages[0].kv_bytes, 30);  // 40 - 10
   EXPECT_EQ(plan->stages[1].kv_bytes, 45);
+}
+
+TEST(PlannerTest, CountsAKvCacheInTheFormatOfItsWorker) {
+  std::vector<PlannerWorker> workers = MakeWorkers({5000, 5000, 5000});
+  workers[0].kv_dtype = DType::kF32;
+  workers[1].kv_dtype = DType::kF16;
+  workers[2].kv_dtype = DType::kQ8_0;
+  const auto plan =
+      PlanStages(MakeCost({10, 10, 10}, 64), workers, {.context_tokens = 4, .kv_tokens = 12});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->stages[0].kv_bytes, 12 * 256);
+  EXPECT_EQ(plan->stages[1].kv_bytes, 12 * 128);
+  EXPECT_EQ(plan->stages[2].kv_bytes, 12 * 68);
+  // What is missing is counted in the smallest format.
+  const auto too_large =
+      PlanStages(MakeCost({10, 10, 10}, 64), workers, {.context_tokens = 100000});
+  EXPECT_THAT(too_large.status().message(), HasSubstr("19.5 MiB for the KV cache"));
 }
 
 TEST(PlannerTest, MovesALayerWhereItsKvCacheFits) {
@@ -221,7 +240,7 @@ void TrySplits(const ModelCost& cost, const std::vector<PlannerWorker>& workers,
     int64_t kv = 0;
     for (int layer = w == 0 ? 0 : ends[w - 1]; layer < ends[w]; ++layer) {
       weights += cost.layers[layer].weight_bytes;
-      kv += cost.layers[layer].kv_bytes_per_token * context_tokens;
+      kv += cost.layers[layer].kv_values_per_token * context_tokens;
       if (layer == 0) weights += cost.embedding.weight_bytes;
       if (layer == num_layers - 1) weights += cost.head.weight_bytes;
     }
@@ -246,7 +265,7 @@ TEST(PlannerTest, FindsTheBestOfAllSplits) {
     std::vector<int64_t> layer_bytes;
     for (int i = 0; i < num_layers; ++i) layer_bytes.push_back(draw(1, 20));
     ModelCost cost = MakeCost(layer_bytes, 0, draw(0, 20), draw(0, 20));
-    for (LayerCost& layer : cost.layers) layer.kv_bytes_per_token = draw(0, 3);
+    for (LayerCost& layer : cost.layers) layer.kv_values_per_token = draw(0, 3);
     std::vector<int64_t> budgets;
     const int num_workers = draw(1, std::min(4, num_layers));
     // A power of two, so that shares and their squares are exact and ties are true ties.
@@ -307,7 +326,7 @@ TEST(PlannerTest, EveryPlanIsWhole) {
       last_worker = Number(stage.worker);
       EXPECT_LE(stage.weight_bytes + stage.kv_bytes, budgets[last_worker - 1]);
       EXPECT_GE(stage.kv_bytes,
-                context_tokens * cost.layers[0].kv_bytes_per_token * stage.stage.num_layers());
+                context_tokens * cost.layers[0].kv_values_per_token * stage.stage.num_layers());
     }
     EXPECT_EQ(next_layer, static_cast<int>(layer_bytes.size()));
   }

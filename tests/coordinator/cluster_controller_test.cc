@@ -21,17 +21,17 @@ using ::testing::SizeIs;
 
 constexpr uint64_t kCoordinator = 4711;
 constexpr uint64_t kWhole = 10000;  // memory that holds the whole model
-constexpr uint64_t kHalf = 500;     // memory that holds half of it
+constexpr uint64_t kHalf = 900;     // memory that holds half of it
 
-/// 4 layers of 100 bytes and a KV cache of a byte a token, beside an embedding and a head of 100
-/// bytes: with a context of 64 tokens 856 bytes.
+/// 4 layers of 100 bytes and a KV cache of one value a token, beside an embedding and a head of 100
+/// bytes: with a context of 64 tokens in f32 1624 bytes.
 ModelCost SmallCost() {
   ModelCost cost;
   cost.embedding.weight_bytes = 100;
   cost.head.weight_bytes = 100;
   LayerCost layer;
   layer.weight_bytes = 100;
-  layer.kv_bytes_per_token = 1;
+  layer.kv_values_per_token = 1;
   cost.layers.assign(4, layer);
   return cost;
 }
@@ -261,7 +261,7 @@ TEST(ClusterControllerTest, TellsEachStageWhatToLoadAndWhoIsNext) {
   EXPECT_EQ(first.model().fingerprint(), 99u);
   EXPECT_EQ(first.max_step_tokens(), 32u);
   EXPECT_EQ(first.next_name(), "worker 2 (box-b)");
-  EXPECT_EQ(first.kv_budget_bytes(), 2 * 512u);  // two layers, kv_tokens, a byte each
+  EXPECT_EQ(first.kv_budget_bytes(), 2 * 512 * 4u);  // two layers, kv_tokens, f32
 }
 
 TEST(ClusterControllerTest, ServesOnceEveryStageIsReady) {
@@ -570,7 +570,7 @@ TEST(ClusterControllerTest, AModelThatDoesNotFitWaitsForAnotherBox) {
   FakeWorker* const a = cluster.Join("box-a", kHalf);
   EXPECT_EQ(a->TakeOrders().size(), 1u);  // Welcome
   EXPECT_THAT(cluster.Status().pipeline_state(),
-              AllOf(HasSubstr("the model needs"), HasSubstr("but the worker offers 500 B")));
+              AllOf(HasSubstr("the model needs"), HasSubstr("but the worker offers 900 B")));
   FakeWorker* const b = cluster.Join("box-b", kHalf);
   EXPECT_EQ(OnlyLoad(a->TakeOrders()).plan_version(), 1u);
   EXPECT_EQ(b->TakeOrders().size(), 2u);  // Welcome, LoadStage

@@ -48,14 +48,16 @@ TEST(WriteKvTest, FillsTheCacheAcrossBlocksAndNothingElse) {
   const std::vector<float> norm = RandomFloats(rng, 7);
   const std::vector<float> kv_a = RandomFloats(rng, 9 * 11);
   for (const NamedBackend& tested : AllBackends()) {
-    TestCache first(shape, 4, 12), second(shape, 4, 4);
+    const KvLayout kv = {DType::kF32, 4};
+    TestCache first(shape, kv, 12), second(shape, kv, 4);
     // Row 0 and rows 3..8 in use: positions 2 of one sequence, 2..7 of another.
     const std::vector<SequenceRows> sequences = {second.Rows(0, 1, 2), first.Rows(3, 6, 2)};
-    tested.backend->WriteKv(shape, rope, norm.data(), 1e-5f, sequences, 4, kv_a.data());
-    const auto expect_row = [&](int64_t row, int64_t position, const float* cached) {
+    tested.backend->WriteKv(shape, rope, norm.data(), 1e-5f, sequences, kv, kv_a.data());
+    const auto expect_row = [&](int64_t row, int64_t position, const std::vector<float>& cached) {
       std::vector<float> normed(7);
       tested.backend->RmsNorm(kv_a.data() + row * 11, 1, 7, norm.data(), 1e-5f, normed.data());
-      EXPECT_EQ(std::vector<float>(cached, cached + 7), normed) << tested.name << " row " << row;
+      EXPECT_EQ(std::vector<float>(cached.begin(), cached.begin() + 7), normed)
+          << tested.name << " row " << row;
       for (int64_t i = 0; i < 2; ++i) {
         const float* pair = kv_a.data() + row * 11 + 7 + 2 * i;
         const std::complex<double> turned =
@@ -67,9 +69,35 @@ TEST(WriteKvTest, FillsTheCacheAcrossBlocksAndNothingElse) {
     };
     expect_row(0, 2, second.Row(2));
     for (int64_t i = 0; i < 6; ++i) expect_row(3 + i, 2 + i, first.Row(2 + i));
-    for (const float* untouched : {first.Row(1), first.Row(8), second.Row(1), second.Row(3)}) {
-      EXPECT_THAT(std::vector<float>(untouched, untouched + 11), Each(testing::IsNan()))
-          << tested.name;
+    for (const auto& untouched : {first.Row(1), first.Row(8), second.Row(1), second.Row(3)}) {
+      EXPECT_THAT(untouched, Each(testing::IsNan())) << tested.name;
+    }
+  }
+}
+
+TEST(WriteKvTest, StoresTheSameRowInEveryFormat) {
+  const MlaShape shape = {.qk_rope_head_dim = 32, .kv_lora_rank = 96};
+  const std::vector<float> inv_freq = TestInvFreq(32);
+  Rng rng(3);
+  const std::vector<float> norm = RandomFloats(rng, 96), kv_a = RandomFloats(rng, 5 * 128, 4);
+  for (const NamedBackend& tested : AllBackends()) {
+    TestCache plain(shape, {DType::kF32, 3}, 9);
+    const auto write = [&](TestCache& cache) {
+      const std::vector<SequenceRows> sequences = {cache.Rows(0, 5, 2)};
+      tested.backend->WriteKv(shape, TestRope(inv_freq), norm.data(), 1e-5f, sequences, cache.kv(),
+                              kv_a.data());
+    };
+    write(plain);
+    for (const DType dtype : {DType::kF16, DType::kQ8_0}) {
+      TestCache cache(shape, {dtype, 3}, 9), expected(shape, {dtype, 3}, 9);
+      write(cache);
+      for (int64_t p = 2; p < 7; ++p) expected.Write(p, plain.Row(p));
+      for (int64_t p = 2; p < 7; ++p) {
+        EXPECT_EQ(cache.Row(p), expected.Row(p)) << tested.name << " " << DTypeName(dtype);
+      }
+      for (const int64_t untouched : {0, 1, 7, 8}) {
+        EXPECT_THAT(cache.Row(untouched), Each(testing::IsNan())) << tested.name;
+      }
     }
   }
 }
@@ -85,13 +113,14 @@ TEST(MlaAttentionTest, WorksAHandWorkedCase) {
   const TestMatrix kv_b = TestMatrix::FromFloats(2, 2, {1, 0, 10, 1});
   const float ln2 = std::log(2.0f);
   for (const NamedBackend& tested : AllBackends()) {
-    TestCache cache(shape, 2, 3);
-    const float rows[3][4] = {{0, 1, 0, 0}, {2 * ln2, 2, 0, 0}, {0, 5, 0, 2 * ln2}};
-    for (int64_t p = 0; p < 3; ++p) std::copy_n(rows[p], 4, cache.Row(p));
+    TestCache cache(shape, {DType::kF32, 2}, 3);
+    cache.Write(0, {0, 1, 0, 0});
+    cache.Write(1, {2 * ln2, 2, 0, 0});
+    cache.Write(2, {0, 5, 0, 2 * ln2});
     const float q[] = {1, 0, 0, 1, 7, 1};  // the rows at positions 1 and 2
     const std::vector<SequenceRows> sequences = {cache.Rows(0, 2, 1)};
     float out[2];
-    tested.backend->MlaAttention(shape, kv_b.view(), sequences, 2, q, out);
+    tested.backend->MlaAttention(shape, kv_b.view(), sequences, cache.kv(), q, out);
     // Scores ln 1, ln 2 (, ln 2): weights 1, 2 (, 2). Values 1, 20 ln 2 + 2, 5.
     const double second = 20 * std::log(2.0) + 2;
     EXPECT_NEAR(out[0], (1 + 2 * second) / 3, 2e-5) << tested.name;
@@ -102,7 +131,8 @@ TEST(MlaAttentionTest, WorksAHandWorkedCase) {
 /// Error bounds of absorbed attention for one row and head, term by term. It is a third way to the
 /// result (absorbed, in double); its values are compared with the reference's too.
 std::vector<Bounded> BoundAttention(const MlaShape& shape, const TestMatrix& kv_b, int64_t head,
-                                    TestCache& cache, int64_t num_positions, const float* query) {
+                                    const TestCache& cache, int64_t num_positions,
+                                    const float* query) {
   const int64_t latent = shape.kv_lora_rank, nope = shape.qk_nope_head_dim;
   const int64_t first_key = head * (nope + shape.v_head_dim);
   // The query in the latent space: a plain sum over nope, its terms' weights rounded once.
@@ -122,9 +152,10 @@ std::vector<Bounded> BoundAttention(const MlaShape& shape, const TestMatrix& kv_
   // 8 lanes over the whole width, without blocks of 512.
   const double depth = static_cast<double>(shape.kv_width()) / 8 + 8;
   for (int64_t p = 0; p < num_positions; ++p) {
+    const std::vector<float> row = cache.Row(p);
     double magnitude = 0;
     for (int64_t c = 0; c < shape.kv_width(); ++c) {
-      const double key = cache.Row(p)[c];
+      const double key = row[c];
       scores[p].value += absorbed[c].value * key;
       scores[p].error += absorbed[c].error * std::abs(key);
       magnitude += std::abs(absorbed[c].value * key);
@@ -146,11 +177,12 @@ std::vector<Bounded> BoundAttention(const MlaShape& shape, const TestMatrix& kv_
   std::vector<Bounded> mean(latent);
   double total = 0;
   for (int64_t p = 0; p < num_positions; ++p) {
+    const std::vector<float> row = cache.Row(p);
     const double weight = std::exp(scores[p].value - max);
     total += weight;
     for (int64_t c = 0; c < latent; ++c) {
-      mean[c].value += weight * cache.Row(p)[c];
-      mean[c].error += weight * std::abs(cache.Row(p)[c]);
+      mean[c].value += weight * row[c];
+      mean[c].error += weight * std::abs(row[c]);
     }
   }
   for (Bounded& value : mean) {
@@ -162,8 +194,8 @@ std::vector<Bounded> BoundAttention(const MlaShape& shape, const TestMatrix& kv_
 
 struct AttentionProblem {
   MlaShape shape;
-  DType dtype = DType::kF32;
-  int64_t block_tokens = 16;
+  DType dtype = DType::kF32;  // of kv_b
+  KvLayout kv = {DType::kF32, 16};
   // Rows and first position of each sequence.
   std::vector<std::pair<int64_t, int64_t>> sequences;
 };
@@ -178,10 +210,9 @@ void ExpectAttentionWithinBound(const AttentionProblem& problem, uint64_t seed) 
   std::vector<SequenceRows> sequences;
   int64_t num_rows = 0;
   for (const auto& [rows, first_position] : problem.sequences) {
-    caches.emplace_back(shape, problem.block_tokens, first_position + rows);
+    caches.emplace_back(shape, problem.kv, first_position + rows);
     for (int64_t p = 0; p < first_position + rows; ++p) {
-      const std::vector<float> values = RandomFloats(rng, shape.kv_width());
-      std::copy(values.begin(), values.end(), caches.back().Row(p));
+      caches.back().Write(p, RandomFloats(rng, shape.kv_width()));
     }
   }
   for (size_t s = 0; s < caches.size(); ++s) {
@@ -191,13 +222,13 @@ void ExpectAttentionWithinBound(const AttentionProblem& problem, uint64_t seed) 
   }
   const std::vector<float> q = RandomFloats(rng, num_rows * shape.num_heads * shape.q_head_dim());
   std::vector<float> expected(num_rows * shape.num_heads * shape.v_head_dim);
-  MakeReferenceBackend()->MlaAttention(shape, kv_b.view(), sequences, problem.block_tokens,
-                                       q.data(), expected.data());
+  MakeReferenceBackend()->MlaAttention(shape, kv_b.view(), sequences, problem.kv, q.data(),
+                                       expected.data());
   std::vector<NamedBackend> backends = CpuBackends();
   std::vector<std::vector<float>> outs;
   for (const NamedBackend& cpu : backends) {
     outs.emplace_back(expected.size(), 77.0f);
-    cpu.backend->MlaAttention(shape, kv_b.view(), sequences, problem.block_tokens, q.data(),
+    cpu.backend->MlaAttention(shape, kv_b.view(), sequences, problem.kv, q.data(),
                               outs.back().data());
   }
   for (size_t s = 0; s < sequences.size(); ++s) {
@@ -232,7 +263,11 @@ TEST(MlaAttentionTest, StaysWithinTheErrorOfItsParts) {
                      .kv_lora_rank = RandomInt(rng, 1, 140),
                      .softmax_scale = 0.2f};
     problem.dtype = kWeightTypes[seed % 4];
-    problem.block_tokens = RandomInt(rng, 1, 33);
+    problem.kv = {kKvDTypes[seed / 4 % 3], RandomInt(rng, 1, 33)};
+    if (problem.kv.dtype == DType::kQ8_0) {
+      problem.shape.qk_rope_head_dim = 32 * RandomInt(rng, 1, 2);
+      problem.shape.kv_lora_rank = 32 * RandomInt(rng, 1, 4);
+    }
     for (int64_t s = RandomInt(rng, 0, 3); s >= 0; --s) {
       problem.sequences.push_back({RandomInt(rng, 0, 12), RandomInt(rng, 0, 150)});
     }
@@ -242,6 +277,7 @@ TEST(MlaAttentionTest, StaysWithinTheErrorOfItsParts) {
 
 TEST(MlaAttentionTest, HoldsAtTheShapeOfR1) {
   AttentionProblem problem;
+  problem.kv = {DType::kQ8_0, 64};
   problem.shape = {.num_heads = 128,
                    .qk_nope_head_dim = 128,
                    .qk_rope_head_dim = 64,
@@ -264,15 +300,12 @@ TEST(MlaAttentionTest, SurvivesScoresFarApart) {
   const TestMatrix kv_b = TestMatrix::FromFloats(2, 1, {1, 1});
   for (const NamedBackend& tested : AllBackends()) {
     for (const float sign : {-1.0f, 1.0f}) {
-      TestCache cache(shape, 16, 200);
-      for (int64_t p = 0; p < 200; ++p) {
-        const float row[] = {sign * static_cast<float>(p - 100), 0, 0};
-        std::copy_n(row, 3, cache.Row(p));
-      }
+      TestCache cache(shape, {DType::kF32, 16}, 200);
+      for (int64_t p = 0; p < 200; ++p) cache.Write(p, {sign * static_cast<float>(p - 100), 0, 0});
       const float q[] = {300, 0, 0};
       const std::vector<SequenceRows> sequences = {cache.Rows(0, 1, 199)};
       float out = 0;
-      tested.backend->MlaAttention(shape, kv_b.view(), sequences, 16, q, &out);
+      tested.backend->MlaAttention(shape, kv_b.view(), sequences, cache.kv(), q, &out);
       EXPECT_EQ(out, sign > 0 ? 99 : 100) << tested.name;
     }
   }

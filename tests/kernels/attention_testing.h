@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "kernels/kv_rows.h"
 #include "tests/kernels/kernel_testing.h"
 
 namespace caravan {
@@ -12,16 +13,24 @@ namespace caravan {
 /// Blocks of one sequence. Unwritten values are NaN, so that reading one shows.
 class TestCache {
  public:
-  TestCache(const MlaShape& shape, int64_t block_tokens, int64_t num_positions)
-      : width_(shape.kv_width()), block_tokens_(block_tokens) {
-    const int64_t num_blocks = (num_positions + block_tokens - 1) / block_tokens;
-    blocks_.assign(num_blocks, std::vector<float>(block_tokens * width_, NAN));
-    for (std::vector<float>& block : blocks_) pointers_.push_back(block.data());
+  TestCache(const MlaShape& shape, const KvLayout& kv, int64_t num_positions)
+      : width_(shape.kv_width()), kv_(kv), row_bytes_(DTypeBytes(kv.dtype, width_)) {
+    const int64_t num_blocks = (num_positions + kv.block_tokens - 1) / kv.block_tokens;
+    // All ones is a NaN in F32, in F16 and as Q8_0's scale.
+    blocks_.assign(num_blocks,
+                   std::vector<std::byte>(kv.block_tokens * row_bytes_, std::byte{255}));
+    for (std::vector<std::byte>& block : blocks_) pointers_.push_back(block.data());
   }
 
-  int64_t block_tokens() const { return block_tokens_; }
-  float* Row(int64_t position) {
-    return pointers_[position / block_tokens_] + position % block_tokens_ * width_;
+  const KvLayout& kv() const { return kv_; }
+  void Write(int64_t position, const std::vector<float>& values) {
+    EncodeKvRow(kv_.dtype, values.data(), width_, Bytes(position));
+  }
+  /// The exact values of a position.
+  std::vector<float> Row(int64_t position) const {
+    std::vector<float> values(width_);
+    DequantizeRow(kv_.dtype, Bytes(position), width_, values.data());
+    return values;
   }
   /// `num_rows` rows of a batch, from `first_row` on, at positions from `first_position` on.
   SequenceRows Rows(int64_t first_row, int64_t num_rows, int64_t first_position) const {
@@ -29,10 +38,15 @@ class TestCache {
   }
 
  private:
+  std::byte* Bytes(int64_t position) const {
+    return pointers_[position / kv_.block_tokens] + position % kv_.block_tokens * row_bytes_;
+  }
+
   int64_t width_;
-  int64_t block_tokens_;
-  std::vector<std::vector<float>> blocks_;
-  std::vector<float*> pointers_;
+  KvLayout kv_;
+  int64_t row_bytes_;
+  std::vector<std::vector<std::byte>> blocks_;
+  std::vector<std::byte*> pointers_;
 };
 
 inline RopeTable TestRope(const std::vector<float>& inv_freq) { return {inv_freq, 1}; }

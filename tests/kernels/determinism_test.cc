@@ -193,13 +193,13 @@ TEST(DeterminismTest, Route) {
 /// WriteKv, RotateQueries and MlaAttention of a whole prompt in pieces of `piece` rows.
 std::vector<float> Prefill(Backend& backend, const MlaShape& shape, const TestMatrix& kv_b,
                            const std::vector<float>& kv_a, const std::vector<float>& q,
-                           int64_t num_rows, int64_t piece, int64_t block_tokens,
+                           int64_t num_rows, int64_t piece, const KvLayout& kv,
                            bool beside_another) {
   const std::vector<float> inv_freq = TestInvFreq(shape.qk_rope_head_dim);
   const std::vector<float> norm(shape.kv_lora_rank, 0.9f);
   const int64_t q_width = shape.num_heads * shape.q_head_dim();
   const int64_t out_width = shape.num_heads * shape.v_head_dim;
-  TestCache cache(shape, block_tokens, num_rows), other(shape, block_tokens, num_rows);
+  TestCache cache(shape, kv, num_rows), other(shape, kv, num_rows);
   std::vector<float> out;
   for (int64_t row = 0; row < num_rows; row += piece) {
     const int64_t count = std::min(piece, num_rows - row);
@@ -219,42 +219,50 @@ std::vector<float> Prefill(Backend& backend, const MlaShape& shape, const TestMa
                    kv_a.begin() + (row + count) * shape.kv_width());
     q_part.insert(q_part.end(), q.begin() + row * q_width, q.begin() + (row + count) * q_width);
     std::vector<float> part((first_row + count) * out_width);
-    backend.WriteKv(shape, TestRope(inv_freq), norm.data(), 1e-6f, sequences, block_tokens,
-                    kv_part.data());
+    backend.WriteKv(shape, TestRope(inv_freq), norm.data(), 1e-6f, sequences, kv, kv_part.data());
     backend.RotateQueries(shape, TestRope(inv_freq), sequences, q_part.data());
-    backend.MlaAttention(shape, kv_b.view(), sequences, block_tokens, q_part.data(), part.data());
+    backend.MlaAttention(shape, kv_b.view(), sequences, kv, q_part.data(), part.data());
     out.insert(out.end(), part.begin() + first_row * out_width, part.end());
   }
   return out;
 }
 
 TEST(DeterminismTest, AttentionOfAPromptCutAnyhow) {
-  const MlaShape shape = {.num_heads = 5,
-                          .qk_nope_head_dim = 18,
-                          .qk_rope_head_dim = 6,
-                          .v_head_dim = 19,
-                          .kv_lora_rank = 37,
-                          .softmax_scale = 0.3f};
   constexpr int64_t kRows = 150;  // three tiles of positions
-  for (const DType dtype : kWeightTypes) {
+  const std::pair<DType, DType> types[] = {{DType::kF32, DType::kF32},
+                                           {DType::kBF16, DType::kF16},
+                                           {DType::kF8E4M3, DType::kQ8_0},
+                                           {DType::kF16, DType::kF32}};
+  for (const auto& [dtype, kv_dtype] : types) {
+    MlaShape shape = {.num_heads = 5,
+                      .qk_nope_head_dim = 18,
+                      .qk_rope_head_dim = 6,
+                      .v_head_dim = 19,
+                      .kv_lora_rank = 37,
+                      .softmax_scale = 0.3f};
+    if (kv_dtype == DType::kQ8_0) {
+      shape.qk_rope_head_dim = 32;
+      shape.kv_lora_rank = 64;
+    }
     Rng rng(7);
-    const TestMatrix kv_b = TestMatrix::Random(rng, dtype, 5 * (18 + 19), 37);
+    const TestMatrix kv_b = TestMatrix::Random(rng, dtype, 5 * (18 + 19), shape.kv_lora_rank);
     const std::vector<float> kv_a = RandomFloats(rng, kRows * shape.kv_width());
     const std::vector<float> q = RandomFloats(rng, kRows * 5 * shape.q_head_dim());
     for (const CpuIsa isa : TestedIsas()) {
       std::unique_ptr<Backend> first = CpuBackendFor(isa, 1);
       const std::vector<float> expected =
-          Prefill(*first, shape, kv_b, kv_a, q, kRows, kRows, 16, false);
+          Prefill(*first, shape, kv_b, kv_a, q, kRows, kRows, {kv_dtype, 16}, false);
       for (const int num_threads : {1, 2, 3}) {
         std::unique_ptr<Backend> backend = CpuBackendFor(isa, num_threads);
         for (const int64_t piece : {kRows, int64_t{7}, int64_t{1}}) {
           for (const int64_t block_tokens : {16, 5}) {
             for (const bool beside_another : {false, true}) {
               const std::vector<float> out = Prefill(*backend, shape, kv_b, kv_a, q, kRows, piece,
-                                                     block_tokens, beside_another);
+                                                     {kv_dtype, block_tokens}, beside_another);
               ASSERT_EQ(std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)), 0)
-                  << backend->Name() << " " << DTypeName(dtype) << ", pieces of " << piece
-                  << ", blocks of " << block_tokens << (beside_another ? ", beside another" : "");
+                  << backend->Name() << " " << DTypeName(dtype) << " " << DTypeName(kv_dtype)
+                  << ", pieces of " << piece << ", blocks of " << block_tokens
+                  << (beside_another ? ", beside another" : "");
             }
           }
         }

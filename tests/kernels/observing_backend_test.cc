@@ -131,7 +131,7 @@ TEST(ObservingBackendTest, ShowsKvBTheLatentsThatAreNew) {
                     .kv_lora_rank = 16,
                     .softmax_scale = 0.3f};
   const TestMatrix kv_b = TestMatrix::Random(rng, DType::kF32, 2 * 16, 16);
-  TestCache cache(shape, 4, 8);
+  TestCache cache(shape, {DType::kF32, 4}, 8);
   const std::vector<float> inv_freq = TestInvFreq(4);
   const std::vector<float> norm(16, 1.0f);
   RecordingObserver observer;
@@ -142,12 +142,14 @@ TEST(ObservingBackendTest, ShowsKvBTheLatentsThatAreNew) {
        {std::pair(int64_t{0}, int64_t{5}), std::pair(int64_t{5}, int64_t{2})}) {
     const std::vector<float> kv_a = RandomFloats(rng, rows * shape.kv_width());
     const SequenceRows sequence = cache.Rows(0, rows, first);
-    backend->WriteKv(shape, TestRope(inv_freq), norm.data(), 1e-6f, {&sequence, 1}, 4, kv_a.data());
+    backend->WriteKv(shape, TestRope(inv_freq), norm.data(), 1e-6f, {&sequence, 1}, cache.kv(),
+                     kv_a.data());
     observer.rows_of.clear();
-    backend->MlaAttention(shape, kv_b.view(), {&sequence, 1}, 4, query.data(), out.data());
+    backend->MlaAttention(shape, kv_b.view(), {&sequence, 1}, cache.kv(), query.data(), out.data());
     std::vector<float> latents;
     for (int64_t i = 0; i < rows; ++i) {
-      latents.insert(latents.end(), cache.Row(first + i), cache.Row(first + i) + 16);
+      const std::vector<float> row = cache.Row(first + i);
+      latents.insert(latents.end(), row.begin(), row.begin() + 16);
     }
     EXPECT_EQ(observer.rows_of[kv_b.view().data], latents);
   }

@@ -47,6 +47,19 @@ TEST(RowOpsTest, DecodesEvery16BitCodeExactly) {
   }
 }
 
+TEST(RowOpsTest, DecodesQ8_0Exactly) {
+  Rng rng(8);
+  for (const RowOps* ops : TestedTables()) {
+    for (int64_t n = 0; n <= 96; n += 32) {
+      const TestMatrix m = TestMatrix::RandomBlocks(rng, DType::kQ8_0, 1, n);
+      std::vector<float> values(n + 1, 77);
+      ops->decode_q8_0(m.view().data, n, 1, values.data());
+      for (int64_t i = 0; i < n; ++i) EXPECT_EQ(values[i], m.At(0, i)) << ops->name << " " << i;
+      EXPECT_EQ(values[n], 77) << ops->name;
+    }
+  }
+}
+
 TEST(RowOpsTest, DecodesAnyLengthAndWritesNoFurther) {
   Rng rng(1);
   for (const RowOps* ops : TestedTables()) {

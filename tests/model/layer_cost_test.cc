@@ -43,21 +43,21 @@ TEST_F(LayerCostTest, CountsR1InSixteenBits) {
   EXPECT_EQ(cost->embedding.weight_bytes, 2 * kVocabMatrix);
   EXPECT_EQ(cost->embedding.active_bytes_per_token, 2 * 7168);
   EXPECT_EQ(cost->embedding.flops_per_token, 0);
-  EXPECT_EQ(cost->embedding.kv_bytes_per_token, 0);
+  EXPECT_EQ(cost->embedding.kv_values_per_token, 0);
 
   ASSERT_EQ(cost->layers.size(), 61u);
   const LayerCost& dense = cost->layers[0];
   EXPECT_EQ(dense.weight_bytes, 2 * (kAttention + kNorms + kDense));
   EXPECT_EQ(dense.active_bytes_per_token, dense.weight_bytes);
   EXPECT_EQ(dense.flops_per_token, 2 * (kAttention + kDense));
-  EXPECT_EQ(dense.kv_bytes_per_token, 4 * 576);
+  EXPECT_EQ(dense.kv_values_per_token, 576);
 
   const LayerCost& moe = cost->layers[60];
   const int64_t always = kAttention + kNorms + kRouter + 256 + kExpert;
   EXPECT_EQ(moe.weight_bytes, 2 * (always + 256 * kExpert));
   EXPECT_EQ(moe.active_bytes_per_token, 2 * (always + 8 * kExpert));
   EXPECT_EQ(moe.flops_per_token, 2 * (kAttention + kRouter + 9 * kExpert));
-  EXPECT_EQ(moe.kv_bytes_per_token, 4 * 576);
+  EXPECT_EQ(moe.kv_values_per_token, 576);
 
   EXPECT_EQ(cost->head.weight_bytes, 2 * (kVocabMatrix + 7168));
   EXPECT_EQ(cost->head.active_bytes_per_token, cost->head.weight_bytes);
@@ -68,7 +68,7 @@ TEST_F(LayerCostTest, AddsUpAStage) {
   const absl::StatusOr<ModelCost> cost = ComputeModelCost(config_, source_);
   ASSERT_TRUE(cost.ok()) << cost.status();
   EXPECT_EQ(cost->Of(WholeModel()).weight_bytes, 2 * int64_t{671026419200});
-  EXPECT_EQ(cost->Of(WholeModel()).kv_bytes_per_token, 61 * 4 * 576);
+  EXPECT_EQ(cost->Of(WholeModel()).kv_values_per_token, 61 * 576);
   const LayerCost first =
       cost->Of({.first_layer = 0, .end_layer = 30, .embeds = true, .has_head = false});
   const LayerCost second =
@@ -91,14 +91,14 @@ TEST_F(LayerCostTest, CountsMultiTokenPredictionWhereItIsAskedFor) {
   EXPECT_EQ(cost->mtp->weight_bytes, cost->layers[60].weight_bytes + 2 * (joined + 3 * 7168));
   EXPECT_EQ(cost->mtp->flops_per_token,
             cost->layers[60].flops_per_token + 2 * (joined + kVocabMatrix));
-  EXPECT_EQ(cost->mtp->kv_bytes_per_token, 4 * 576);
+  EXPECT_EQ(cost->mtp->kv_values_per_token, 576);
 
   const StageSpec last = {.first_layer = 30, .end_layer = 61, .embeds = false, .has_head = true};
   StageSpec drafting = last;
   drafting.drafts = true;
   EXPECT_EQ(cost->Of(drafting).weight_bytes,
             cost->Of(last).weight_bytes + cost->mtp->weight_bytes + cost->embedding.weight_bytes);
-  EXPECT_EQ(cost->Of(drafting).kv_bytes_per_token, 32 * 4 * 576);
+  EXPECT_EQ(cost->Of(drafting).kv_values_per_token, 32 * 576);
 }
 
 TEST_F(LayerCostTest, AModelWithoutMultiTokenPredictionSaysSo) {

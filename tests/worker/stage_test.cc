@@ -85,12 +85,12 @@ class StageTest : public ::testing::Test {
   }
 
   /// All that the cache holds.
-  static std::vector<float> Contents(const Stage& stage) {
+  static std::vector<std::byte> Contents(const Stage& stage) {
     const KvCache& cache = stage.kv_cache();
-    const float* const begin = cache.LayerOfBlock(0, 0);
-    const int64_t layer_floats = cache.LayerOfBlock(0, 1) - begin;
-    return std::vector<float>(
-        begin, begin + cache.num_blocks() * stage.spec().num_layers() * layer_floats);
+    const std::byte* const begin = cache.LayerOfBlock(0, 0);
+    const int64_t layer_bytes = cache.LayerOfBlock(0, 1) - begin;
+    return std::vector<std::byte>(
+        begin, begin + cache.num_blocks() * stage.spec().num_layers() * layer_bytes);
   }
 
   static void ExpectError(const v1::Step& step, const std::string& says) {
@@ -107,7 +107,7 @@ class StageTest : public ::testing::Test {
 TEST_F(StageTest, AStepThatCannotBeRunTouchesNothingAndSaysWhy) {
   const auto stage = *Create(*checkpoint_, {0, 4, true, true});
   ASSERT_FALSE(stage->Run(MakeStep(1, 0, 8)).has_error());
-  const std::vector<float> before = Contents(*stage);
+  const std::vector<std::byte> before = Contents(*stage);
   v1::Step bad = MakeStep(2, 0, 2, 1);
   bad.mutable_slices(0)->set_token_ids(1, 320);
   v1::BlockCopy& copy = *bad.add_block_copies();
@@ -131,7 +131,7 @@ TEST_F(StageTest, ActivationsOfAWrongSizeAreRefused) {
 TEST_F(StageTest, AFailedStepPassesUntouched) {
   const auto stage = *Create(*checkpoint_, {0, 4, true, true});
   ASSERT_FALSE(stage->Run(MakeStep(1, 0, 8)).has_error());
-  const std::vector<float> before = Contents(*stage);
+  const std::vector<std::byte> before = Contents(*stage);
   v1::Step failed = MakeStep(2, 0, 1, 1);
   failed.add_block_copies()->set_to(2);
   failed.mutable_error()->set_message("stage 0 failed");
@@ -254,6 +254,41 @@ TEST_F(StageTest, AReadThatFailsNamesTheTensor) {
   const absl::Status status = Create(source, {0, 2, true, false}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
   EXPECT_EQ(status.message(), "model.layers.1.self_attn.o_proj.weight: the disk failed");
+}
+
+TEST_F(StageTest, AKvFormatThatDoesNotFitTheModelIsRefusedByName) {
+  Stage::Options options;
+  options.kv_budget_bytes = 1 << 20;
+  options.kv_dtype = DType::kQ8_0;
+  options.max_step_tokens = 8;
+  const absl::Status status =
+      Stage::Create(checkpoint_->config(), {0, 4, true, true}, *checkpoint_, *MakeCpuBackend({}),
+                    options, [](int64_t, int64_t) { return true; })
+          .status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(status.message(),
+            "a KV cache of Q8_0 needs qk_rope_head_dim to be a multiple of 32; this model's is 16");
+}
+
+TEST_F(StageTest, ACacheOfF16GoesOnLikewiseInHalfTheMemory) {
+  Stage::Options options;
+  options.name = "worker 2 (box-b)";
+  options.kv_dtype = DType::kF16;
+  options.kv_budget_bytes = 4 * 4 * 64 * checkpoint_->config().Mla().kv_width() * 2;
+  options.max_step_tokens = 8;
+  const auto stage =
+      *Stage::Create(checkpoint_->config(), {0, 4, true, true}, *checkpoint_, *MakeCpuBackend({}),
+                     options, [](int64_t, int64_t) { return true; });
+  EXPECT_EQ(stage->kv_cache().num_blocks(), 4);
+  // A prompt at once, and cut with its first block copied in between, give the same bits.
+  const std::vector<float> whole = LogitsOf(*stage, MakeStep(1, 0, 6, 0));
+  ASSERT_FALSE(stage->Run(MakeStep(1, 0, 5, 1)).has_error());
+  v1::Step next = MakeStep(1, 5, 1, 2);
+  next.mutable_slices(0)->set_token_ids(0, 10);
+  v1::BlockCopy& copy = *next.add_block_copies();
+  copy.set_from(1);
+  copy.set_to(2);
+  EXPECT_EQ(LogitsOf(*stage, next), std::vector<float>(whole.begin() + 5 * 320, whole.end()));
 }
 
 TEST_F(StageTest, ProgressGrowsAndMayStopTheLoading) {

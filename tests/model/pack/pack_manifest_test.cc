@@ -93,17 +93,17 @@ TEST(PackManifestTest, RefusesTensorsThatCannotBe) {
     manifest["files"][0]["tensors"][1][field] = value;
     ExpectRefused(manifest, says);
   };
-  expect("dtype", "Q9", "a.weight: dtype");
-  expect("layout", "tiled15", "a.weight: layout");
-  expect("shape", json::array({20, 63}), "a.weight: shape");  // no whole blocks
-  expect("shape", json::array({20, 0}), "a.weight: shape");
-  expect("shape", json::array({1, 1 << 25}), "a.weight: shape");
-  expect("shape", json::array({64}), "a.weight: shape");  // tiles need rows
-  expect("shape", json::array({2, 2, 32}), "a.weight: shape");
+  expect("dtype", "Q9", "a.weight: field \"dtype\"");
+  expect("layout", "tiled15", "a.weight: field \"layout\"");
+  expect("shape", json::array({20, 63}), "a.weight: field \"shape\"");  // no whole blocks
+  expect("shape", json::array({20, 0}), "a.weight: field \"shape\"");
+  expect("shape", json::array({1, 1 << 25}), "a.weight: field \"shape\"");
+  expect("shape", json::array({64}), "a.weight: field \"shape\"");  // tiles need rows
+  expect("shape", json::array({2, 2, 32}), "a.weight: field \"shape\"");
   expect("shape", json::array({1 << 20, 64}), "a.weight of layer-001.bin: runs past the end");
   expect("offset", 100, "a.weight of layer-001.bin: its offset");
   expect("offset", 64, "a.weight of layer-001.bin: lies over another");
-  expect("offset", -64, "a.weight: offset");
+  expect("offset", -64, "a.weight: field \"offset\"");
   expect("offset", 1 << 20, "a.weight of layer-001.bin: runs past the end");
 }
 
@@ -124,6 +124,22 @@ TEST(PackManifestTest, RefusesExpertsThatCannotBe) {
   manifest["files"][0]["experts"]["stride"] = 4096;
   manifest["files"][0]["experts"]["tensors"][1]["offset"] = 4032;
   ExpectRefused(manifest, "down of an expert of layer-001.bin: runs past the end");
+}
+
+TEST(PackManifestTest, RefusesWhatWouldTakeMuchMemory) {
+  json manifest = SmallJson();
+  manifest["files"][0]["experts"]["prefix"] = std::string(257, 'x');
+  ExpectRefused(manifest, "field \"prefix\"");
+  manifest = SmallJson();
+  manifest["files"][0]["tensors"][0]["name"] = "";
+  ExpectRefused(manifest, "field \"name\"");
+  manifest = SmallJson();
+  constexpr int64_t kMany = 1 << 20;
+  json& experts = manifest["files"][0]["experts"];
+  experts["count"] = kMany;
+  manifest["files"][0]["bytes"] =
+      experts["offset"].get<int64_t>() + kMany * experts["stride"].get<int64_t>();
+  ExpectRefused(manifest, "more than 1048576 tensors");
 }
 
 TEST(PackManifestTest, RefusesAHashThatIsNone) {
