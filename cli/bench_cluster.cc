@@ -80,7 +80,9 @@ absl::Status BenchCluster::Launch(const Options& options) {
                                           "--http-address-file",
                                           http_address_file,
                                           "--address-file",
-                                          address_file};
+                                          address_file,
+                                          "--worker-timeout",
+                                          absl::StrCat(absl::ToInt64Seconds(kBenchLoadTimeout))};
   CARAVAN_ASSIGN_OR_RETURN(const std::vector<std::string> tokenizer,
                            TokenizerArguments(options.model));
   coordinator.insert(coordinator.end(), tokenizer.begin(), tokenizer.end());

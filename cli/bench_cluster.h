@@ -10,10 +10,14 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "base/dtype.h"
 #include "base/subprocess.h"
 
 namespace caravan {
+
+/// How long a large model may take to load.
+inline constexpr absl::Duration kBenchLoadTimeout = absl::Minutes(30);
 
 /// A model without a tokenizer gets a stand-in. Serves from Start until it is destroyed. Used by
 /// one thread.

@@ -51,7 +51,7 @@ absl::StatusOr<std::unique_ptr<v1::Jobs::Stub>> ConnectTo(const BenchCluster& cl
 /// Runs the prompt once.
 absl::StatusOr<v1::JobFinished> RunPrompt(v1::Jobs::Stub& jobs, const BenchFlags& flags) {
   grpc::ClientContext context;
-  context.set_deadline(absl::ToChronoTime(absl::Now() + absl::Minutes(10)));
+  context.set_deadline(absl::ToChronoTime(absl::Now() + kBenchLoadTimeout));
   v1::SubmitRequest request;
   v1::ChatMessage& message = *request.add_messages();
   message.set_role("user");

@@ -90,7 +90,7 @@ absl::Status WarmUp(const BenchCluster& cluster, const std::vector<std::string>&
   LoadOptions options;
   options.address = cluster.http_address();
   options.concurrency = static_cast<int>(bodies.size());
-  const absl::Time deadline = absl::Now() + absl::Minutes(2);
+  const absl::Time deadline = absl::Now() + kBenchLoadTimeout;
   while (absl::Now() < deadline) {
     CARAVAN_ASSIGN_OR_RETURN(const LoadResult result, RunLoad(options, bodies));
     const bool served =

@@ -113,11 +113,11 @@ void RandomTensor::Fill(int64_t first, int64_t count, std::byte* out) const {
     case DType::kF32:
       return fill([](float value) { return value; });
     case DType::kF16:
-      return fill(FloatToFloat16);
+      return fill([](float value) { return FloatToFloat16(value); });
     case DType::kBF16:
-      return fill(FloatToBFloat16);
+      return fill([](float value) { return FloatToBFloat16(value); });
     default:
-      return fill(FloatToFloat8E4M3);
+      return fill([](float value) { return FloatToFloat8E4M3(value); });
   }
 }
 
