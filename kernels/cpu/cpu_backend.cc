@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/int_math.h"
 #include "base/status_macros.h"
 #include "kernels/cpu/expert_ffn.h"
 #include "kernels/cpu/lanes.h"
@@ -65,8 +66,8 @@ class CpuBackend : public Backend {
       rows.floats = inputs_;
     }
     const int64_t item_tiles = TilesPerItem(w, 1, num_rows);
-    lanes_.ForEach((Tiles(w.rows) + item_tiles - 1) / item_tiles,
-                   ProductWork(w.rows * w.cols, num_rows), [&](int64_t item, LaneScratch& scratch) {
+    lanes_.ForEach(CeilDiv(Tiles(w.rows), item_tiles), ProductWork(w.rows * w.cols, num_rows),
+                   [&](int64_t item, LaneScratch& scratch) {
                      MultiplyTiles({ops_, tile_ops_}, w, item * item_tiles, item_tiles, rows,
                                    scratch, out + item * item_tiles * kTileRows, w.rows);
                    });
