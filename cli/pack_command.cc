@@ -6,7 +6,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -20,6 +19,7 @@
 #include "cli/commands.h"
 #include "cli/progress_bar.h"
 #include "cli/stop_signals.h"
+#include "cluster/machine.h"
 #include "model/pack/packed_model.h"
 #include "model/pack/packer.h"
 #include "model/stored_model.h"
@@ -110,9 +110,8 @@ absl::Status RunPack(const PackFlags& flags) {
   CARAVAN_ASSIGN_OR_RETURN(options.types, TypesOf(flags));
   CARAVAN_ASSIGN_OR_RETURN(options.layers, LayersOf(flags.layers));
   options.output = flags.output;
-  options.num_threads = flags.num_threads > 0
-                            ? flags.num_threads
-                            : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  CARAVAN_ASSIGN_OR_RETURN(const Machine machine, ProbeMachine());
+  options.num_threads = flags.num_threads > 0 ? flags.num_threads : machine.num_cores;
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> source, OpenStoredModel(flags.model));
   CARAVAN_ASSIGN_OR_RETURN(const PackManifest plan,
                            PlanPack(*source, options.types, options.layers));
@@ -152,7 +151,9 @@ void AddPackCommand(CLI::App& app, CommandBody& body) {
       "pack", "Quantize a checkpoint and lay it out for workers; or check what was packed");
   const auto flags = std::make_shared<PackFlags>();
   AddConfigOption(*command);
-  CLI::Option* const model = command->add_option("--model", flags->model, kModelHelp);
+  CLI::Option* const model =
+      command->add_option("--model", flags->model,
+                          "What to pack: a directory in Hugging Face's layout, or a GGUF file");
   CLI::Option* const output = command->add_option(
       "--out", flags->output,
       "Directory to make; an interrupted pack goes on when the command is given again");
