@@ -24,6 +24,13 @@ constexpr int64_t kSpanPositions = 256;
 // Scores are taken for a multiple of this, so that products have no tails.
 constexpr int64_t kScoreStep = 16;
 
+// Rows of kv_b that are decoded before a batch's queries pass them, where these are more than a
+// few: each pass reads and writes every query of the head.
+constexpr int64_t kAbsorbedRows = 96;
+constexpr int64_t kFewRows = 8;
+// Floats between the rows of a batch, so that rows of a power of two bytes share no cache sets.
+constexpr int64_t kRowPadding = 16;
+
 constexpr int64_t RoundUp(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 }  // namespace
@@ -36,6 +43,9 @@ struct CpuMlaAttention::Call {
   const float* q;
   float* out;
 
+  // Floats from a row of Batch::queries, or of its sums, to the next.
+  int64_t query_stride() const { return shape.num_heads * shape.kv_width() + kRowPadding; }
+  int64_t sum_stride() const { return shape.num_heads * shape.kv_lora_rank + kRowPadding; }
   int64_t FirstKeyRow(int64_t head) const {
     return head * (shape.qk_nope_head_dim + shape.v_head_dim);
   }
@@ -44,11 +54,11 @@ struct CpuMlaAttention::Call {
   }
 };
 
-// Query i * num_heads + h is that of rows[i] and head h.
+// Query (i, h) is that of rows[i] and head h; it lies at i * stride + h * its width.
 struct CpuMlaAttention::Batch {
   absl::Span<const QueryRow> rows;
-  float* queries;  // [rows, num_heads, kv_width]: in the latent space, then the rope part
-  float* sums;     // [rows, num_heads, kv_lora_rank]: at last divided by their totals
+  float* queries;  // [kv_width] each: in the latent space, then the rope part
+  float* sums;     // [kv_lora_rank] each: at last divided by their totals
 
   int64_t num_rows() const { return static_cast<int64_t>(rows.size()); }
 };
@@ -92,9 +102,8 @@ void CpuMlaAttention::Run(const MlaShape& shape, const Matrix& kv_b,
   for (int64_t first = 0; first < num_rows; first += batch_rows) {
     Batch batch;
     batch.rows = absl::MakeConstSpan(rows_).subspan(first, batch_rows);
-    const int64_t num_queries = batch.num_rows() * shape.num_heads;
-    batch.queries = queries_.Get(num_queries * shape.kv_width());
-    batch.sums = sums_.Get(num_queries * shape.kv_lora_rank);
+    batch.queries = queries_.Get(batch.num_rows() * call.query_stride());
+    batch.sums = sums_.Get(batch.num_rows() * call.sum_stride());
     AbsorbQueries(call, batch);
     Attend(call, batch);
     ProjectValues(call, batch);
@@ -104,12 +113,13 @@ void CpuMlaAttention::Run(const MlaShape& shape, const Matrix& kv_b,
 void CpuMlaAttention::AbsorbQueries(const Call& call, const Batch& batch) {
   const MlaShape& shape = call.shape;
   const int64_t latent = shape.kv_lora_rank;
-  const int64_t query_stride = shape.num_heads * shape.kv_width();
+  const int64_t query_stride = call.query_stride();
+  const int64_t decoded_rows = batch.num_rows() < kFewRows ? kTileRows : kAbsorbedRows;
   const int64_t work =
       ProductWork(shape.num_heads * shape.qk_nope_head_dim * latent, batch.num_rows());
   lanes_.ForEach(shape.num_heads, work, [&](int64_t head, LaneScratch& scratch) {
-    float* decoded = scratch.weights.Get(kTileRows * latent);
-    const float** keys = scratch.pointers[0].Get(kTileRows);
+    float* decoded = scratch.weights.Get(decoded_rows * latent);
+    const float** keys = scratch.pointers[0].Get(decoded_rows);
     float* const queries = batch.queries + head * shape.kv_width();
     for (int64_t i = 0; i < batch.num_rows(); ++i) {
       float* const query = queries + i * query_stride;
@@ -117,8 +127,8 @@ void CpuMlaAttention::AbsorbQueries(const Call& call, const Batch& batch) {
       std::copy_n(call.Query(batch.rows[i].row, head) + shape.qk_nope_head_dim,
                   shape.qk_rope_head_dim, query + latent);
     }
-    for (int64_t first = 0; first < shape.qk_nope_head_dim; first += kTileRows) {
-      const int64_t count = std::min(kTileRows, shape.qk_nope_head_dim - first);
+    for (int64_t first = 0; first < shape.qk_nope_head_dim; first += decoded_rows) {
+      const int64_t count = std::min(decoded_rows, shape.qk_nope_head_dim - first);
       for (int64_t r = 0; r < count; ++r) {
         keys[r] = decoded + r * latent;
         DecodeRow(ops_, call.kv_b, call.FirstKeyRow(head) + first + r, 0, latent,
@@ -148,10 +158,10 @@ void CpuMlaAttention::MakeTiles(const Call& call, const Batch& batch, int64_t he
       ++end;
     }
     for (int64_t head = 0; head < shape.num_heads; head += heads_per_tile) {
-      const int64_t query = begin * shape.num_heads + head;
-      tiles_.push_back(
-          {batch.rows.subspan(begin, end - begin), std::min(heads_per_tile, shape.num_heads - head),
-           batch.queries + query * shape.kv_width(), batch.sums + query * shape.kv_lora_rank});
+      tiles_.push_back({batch.rows.subspan(begin, end - begin),
+                        std::min(heads_per_tile, shape.num_heads - head),
+                        batch.queries + begin * call.query_stride() + head * shape.kv_width(),
+                        batch.sums + begin * call.sum_stride() + head * shape.kv_lora_rank});
     }
   }
 }
@@ -183,7 +193,7 @@ void CpuMlaAttention::Attend(const Call& call, const Batch& batch) {
     const Tile& tile = tiles_[static_cast<size_t>(item)];
     const int64_t queries = tile.num_queries();
     float* const numbers = scratch.floats[3].Get(4 * queries);
-    const State all = {tile.sums, shape.num_heads * shape.kv_lora_rank, numbers, numbers + queries};
+    const State all = {tile.sums, call.sum_stride(), numbers, numbers + queries};
     const State span_state = {scratch.floats[2].Get(queries * shape.kv_lora_rank),
                               tile.num_heads * shape.kv_lora_rank, numbers + 2 * queries,
                               numbers + 3 * queries};
@@ -209,7 +219,7 @@ void CpuMlaAttention::AttendInWaves(const Call& call, int64_t num_spans, int64_t
   float* const numbers = states + num_tiles * wave_spans * state_floats;
   const auto state_of_all = [&](int64_t tile) -> State {
     float* const maxima = numbers + tile * 2 * most_queries;
-    return {tiles_[static_cast<size_t>(tile)].sums, shape.num_heads * shape.kv_lora_rank, maxima,
+    return {tiles_[static_cast<size_t>(tile)].sums, call.sum_stride(), maxima,
             maxima + most_queries};
   };
   const auto state_of_span = [&](int64_t tile, int64_t index) -> State {
@@ -296,7 +306,7 @@ void CpuMlaAttention::AttendToTile(const Call& call, const Tile& tile, int64_t r
   const int64_t latent = shape.kv_lora_rank;
   const int64_t heads = tile.num_heads;
   std::fill_n(scores, heads * kTilePositions, 0.0f);
-  ops_.weighted_sums(tile.queries + row * shape.num_heads * width, width, cached.columns, width,
+  ops_.weighted_sums(tile.queries + row * call.query_stride(), width, cached.columns, width,
                      RoundUp(visible, kScoreStep), scores, kTilePositions, heads);
   float* const sums = state.sums + row * state.row_stride;
   for (int64_t h = 0; h < heads; ++h) {
@@ -355,7 +365,7 @@ void CpuMlaAttention::ProjectValues(const Call& call, const Batch& batch) {
     const float** sums = scratch.pointers[1].Get(num_rows);
     float* values = scratch.floats[3].Get(num_rows * kTileRows);
     for (int64_t i = 0; i < num_rows; ++i) {
-      sums[i] = batch.sums + (i * shape.num_heads + head) * latent;
+      sums[i] = batch.sums + i * call.sum_stride() + head * latent;
     }
     const int64_t first_value_row = call.FirstKeyRow(head) + shape.qk_nope_head_dim;
     for (int64_t first = 0; first < shape.v_head_dim; first += kTileRows) {
