@@ -224,6 +224,36 @@ std::vector<float> Prefill(Backend& backend, const MlaShape& shape, const TestMa
   return out;
 }
 
+TEST(DeterminismTest, AttentionPastASpanOfPositions) {
+  const MlaShape shape = {.num_heads = 11,
+                          .qk_nope_head_dim = 16,
+                          .qk_rope_head_dim = 32,
+                          .v_head_dim = 9,
+                          .kv_lora_rank = 64,
+                          .softmax_scale = 0.3f};
+  constexpr int64_t kRows = 600;  // three spans
+  Rng rng(8);
+  const TestMatrix kv_b = TestMatrix::Random(rng, DType::kBF16, 11 * 25, 64);
+  const std::vector<float> kv_a = RandomFloats(rng, kRows * shape.kv_width());
+  const std::vector<float> q = RandomFloats(rng, kRows * 11 * shape.q_head_dim());
+  for (const DType kv_dtype : kKvDTypes) {
+    for (const CpuIsa isa : TestedIsas()) {
+      const std::vector<float> expected = Prefill(*CpuBackendFor(isa, 1), shape, kv_b, kv_a, q,
+                                                  kRows, kRows, {kv_dtype, 64}, false);
+      // Few rows are shared out by spans, and many threads by heads too.
+      for (const auto& [threads, piece] :
+           {std::pair{1, 255}, {2, 300}, {3, 599}, {2, 1}, {5, 1}, {16, 97}}) {
+        if (isa == CpuIsa::kPortable && piece == 1 && kv_dtype != DType::kQ8_0) continue;  // slow
+        const std::vector<float> out = Prefill(*CpuBackendFor(isa, threads), shape, kv_b, kv_a, q,
+                                               kRows, piece, {kv_dtype, 48}, piece == 97);
+        ASSERT_EQ(std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)), 0)
+            << DTypeName(kv_dtype) << " isa " << static_cast<int>(isa) << ", " << threads
+            << " threads, pieces of " << piece;
+      }
+    }
+  }
+}
+
 TEST(DeterminismTest, AttentionOfAPromptCutAnyhow) {
   constexpr int64_t kRows = 150;  // three tiles of positions
   const std::pair<DType, DType> types[] = {{DType::kF32, DType::kF32},
