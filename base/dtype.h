@@ -103,6 +103,9 @@ inline uint16_t FloatToFloat16(float value) {
   return static_cast<uint16_t>(sign | half);
 }
 
+/// What lies beyond the largest binary16 becomes it: for a FloatToFloat16 that gives no infinity.
+inline float SaturateToFloat16(float value) { return std::clamp(value, -65504.0f, 65504.0f); }
+
 /// From half a step above the largest on: infinity.
 inline uint16_t FloatToBFloat16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);

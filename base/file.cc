@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/int_math.h"
 #include "base/status_macros.h"
 
 namespace caravan {
@@ -122,7 +123,7 @@ MappedFile::~MappedFile() { ::munmap(const_cast<std::byte*>(bytes_.data()), byte
 
 void MappedFile::Release(int64_t offset, int64_t size) const {
   const int64_t page = ::sysconf(_SC_PAGESIZE);
-  const int64_t begin = (offset + page - 1) / page * page;
+  const int64_t begin = RoundUp(offset, page);
   const int64_t end = (offset + size) / page * page;
   if (begin >= end) return;
   ::madvise(const_cast<std::byte*>(bytes_.data()) + begin, static_cast<size_t>(end - begin),

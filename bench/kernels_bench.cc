@@ -204,7 +204,7 @@ void MlaAttention(benchmark::State& state, int64_t num_heads, DType kv_dtype, bo
   }
   const std::vector<float> q = Activations(num_rows * num_heads * shape.q_head_dim());
   std::vector<float> out(num_rows * num_heads * shape.v_head_dim);
-  for (auto _ : state) {
+  const auto attend = [&] {
     for (int64_t s = 0; s < num_sequences; ++s) {
       // Only read.
       auto* const cache = const_cast<std::byte*>(caches.Next().data);
@@ -213,14 +213,40 @@ void MlaAttention(benchmark::State& state, int64_t num_heads, DType kv_dtype, bo
     }
     backend->MlaAttention(shape, ring.Next(), sequences, {kv_dtype, kBlockTokens}, q.data(),
                           out.data());
-  }
+  };
+  attend();  // threads started, scratch grown
+  for (auto _ : state) attend();
   const double scored = static_cast<double>(num_heads * num_rows) *
                         (static_cast<double>(context) - static_cast<double>(rows_each - 1) / 2);
   Report(state, static_cast<double>(ring.bytes() + num_sequences * caches.bytes()),
          scored * (576 + 512) + static_cast<double>(num_rows * num_heads) * 256 * 512);
 }
 
+/// Rows of one sequence of R1, from position 0.
+void WriteKv(benchmark::State& state, DType kv_dtype) {
+  const int64_t num_rows = state.range(0);
+  const MlaShape shape = {.qk_rope_head_dim = 64, .kv_lora_rank = 512};
+  const std::unique_ptr<Backend> backend = BackendOf(state.range(1));
+  const std::vector<float> norm(512, 1), inv_freq(32, 0.01f);
+  const std::vector<float> kv_a = Activations(num_rows * shape.kv_width());
+  std::vector<std::byte> cache(DTypeBytes(kv_dtype, num_rows * shape.kv_width()));
+  std::byte* const block = cache.data();
+  const SequenceRows sequence = {0, num_rows, 0, absl::MakeConstSpan(&block, 1)};
+  for (auto _ : state) {
+    backend->WriteKv(shape, {inv_freq, 1}, norm.data(), 1e-6f, absl::MakeConstSpan(&sequence, 1),
+                     {kv_dtype, num_rows}, kv_a.data());
+  }
+  Report(state, static_cast<double>(cache.size()), 0);
+}
+
 void RegisterAttention() {
+  for (const DType dtype : {DType::kF32, DType::kF16, DType::kQ8_0}) {
+    const std::string name = absl::StrCat("WriteKv/", DTypeName(dtype));
+    benchmark::RegisterBenchmark(name.c_str(), WriteKv, dtype)
+        ->ArgNames({"rows", "threads"})
+        ->ArgsProduct({{1, 512}, {1, 2}})
+        ->UseRealTime();
+  }
   for (const int64_t num_heads : {128, 16}) {
     for (const DType dtype : {DType::kF32, DType::kF16, DType::kQ8_0}) {
       for (const bool is_prefill : {false, true}) {

@@ -11,12 +11,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
 #include "base/file.h"
+#include "base/int_math.h"
 #include "base/status_macros.h"
 #include "caravan/v1/pipeline.pb.h"
 #include "cli/commands.h"
 #include "cli/progress_bar.h"
 #include "cli/stop_signals.h"
-#include "cluster/machine.h"
+#include "cli/thread_count.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/observing_backend.h"
 #include "model/pack/importance.h"
@@ -51,16 +52,12 @@ absl::StatusOr<std::unique_ptr<Stage>> LoadObserved(const StoredModel& model,
                  model.Find(absl::StrCat("model.layers.", config.num_hidden_layers,
                                          ".eh_proj.weight")) != nullptr;
   CpuOptions cpu;
-  cpu.num_threads = flags.threads;
-  if (flags.threads == 0) {
-    CARAVAN_ASSIGN_OR_RETURN(const Machine machine, ProbeMachine());
-    cpu.num_threads = machine.num_cores;
-  }
+  CARAVAN_ASSIGN_OR_RETURN(cpu.num_threads, ThreadCount(flags.threads));
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeCpuBackend(cpu));
   Stage::Options options;
   options.name = "calibration";
   options.max_step_tokens = flags.window;
-  const int64_t blocks = (flags.window + kKvBlockTokens - 1) / kKvBlockTokens;
+  const int64_t blocks = CeilDiv<int64_t>(flags.window, kKvBlockTokens);
   options.kv_budget_bytes = blocks * kKvBlockTokens * whole.num_kv_layers() *
                             config.Mla().kv_width() * static_cast<int64_t>(sizeof(float));
   ProgressBar bar("loading");

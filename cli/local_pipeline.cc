@@ -8,8 +8,8 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "cli/command.h"
+#include "cli/thread_count.h"
 #include "cluster/in_process_channel.h"
-#include "cluster/machine.h"
 #include "cluster/planner.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/kv_rows.h"
@@ -63,11 +63,7 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
     return Annotate(kv, absl::StrCat("--kv ", KvOptionName(options.kv_dtype), ": ", model.path()));
   }
   CARAVAN_ASSIGN_OR_RETURN(const PipelinePlan plan, PlanEvenly(model, options));
-  int num_threads = options.num_threads;
-  if (num_threads == 0) {
-    CARAVAN_ASSIGN_OR_RETURN(const Machine machine, ProbeMachine());
-    num_threads = machine.num_cores;
-  }
+  CARAVAN_ASSIGN_OR_RETURN(const int num_threads, ThreadCount(options.num_threads));
 
   std::unique_ptr<LocalPipeline> pipeline(new LocalPipeline);
   PipelineDriver::Options driver_options;

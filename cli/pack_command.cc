@@ -52,7 +52,7 @@ absl::Status RunPack(const PackCommandFlags& flags) {
   CARAVAN_ASSIGN_OR_RETURN(options.types, flags.pack.Types());
   CARAVAN_ASSIGN_OR_RETURN(options.layers, LayersOf(flags.layers));
   options.output = flags.output;
-  options.num_threads = flags.pack.Threads();
+  CARAVAN_ASSIGN_OR_RETURN(options.num_threads, flags.pack.Threads());
   Importance importance;
   if (!flags.importance.empty()) {
     CARAVAN_ASSIGN_OR_RETURN(importance, Importance::Read(flags.importance));
@@ -86,7 +86,9 @@ void AddPackCommand(CLI::App& app, CommandBody& body) {
       "pack", "Quantize a checkpoint and lay it out for workers; or check what was packed");
   const auto flags = std::make_shared<PackCommandFlags>();
   AddConfigOption(*command);
-  CLI::Option* const model = command->add_option("--model", flags->model, kModelHelp);
+  CLI::Option* const model =
+      command->add_option("--model", flags->model,
+                          "What to pack: a directory in Hugging Face's layout, or a GGUF file");
   CLI::Option* const output = command->add_option(
       "--out", flags->output,
       "Directory to make; an interrupted pack goes on when the command is given again");

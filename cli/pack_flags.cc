@@ -1,10 +1,8 @@
 #include "cli/pack_flags.h"
 
-#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <optional>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -15,6 +13,7 @@
 #include "base/status_macros.h"
 #include "cli/progress_bar.h"
 #include "cli/stop_signals.h"
+#include "cli/thread_count.h"
 
 namespace caravan {
 namespace {
@@ -94,10 +93,7 @@ absl::StatusOr<PackTypes> PackFlags::Types() const {
   return types;
 }
 
-int PackFlags::Threads() const {
-  return num_threads > 0 ? num_threads
-                         : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
-}
+absl::StatusOr<int> PackFlags::Threads() const { return ThreadCount(num_threads); }
 
 absl::Status PackVisibly(const StoredModel& source, PackOptions options, const std::string& label) {
   const StopSignals signals;

@@ -25,8 +25,8 @@ struct PackFlags {
 
   /// Errors: InvalidArgument - no such preset or format; names the option.
   absl::StatusOr<PackTypes> Types() const;
-  /// Those of the command line, or one a core.
-  int Threads() const;
+  /// Errors: as ThreadCount.
+  absl::StatusOr<int> Threads() const;
 };
 
 /// Packs: says first what it will be, shows how far it is, ends on a signal. `label`: what the bar

@@ -32,7 +32,7 @@ absl::Status RunSynth(const SynthFlags& flags) {
   // The weights come in their formats already.
   PackOptions options;
   options.output = flags.output;
-  options.num_threads = flags.pack.Threads();
+  CARAVAN_ASSIGN_OR_RETURN(options.num_threads, flags.pack.Threads());
   return PackVisibly(*source, std::move(options), "making");
 }
 

@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "base/file.h"
+#include "base/int_math.h"
 #include "base/status_macros.h"
 
 namespace caravan {
@@ -79,7 +80,7 @@ void ApplyMemoryLimit(std::optional<int64_t> limit, std::optional<int64_t> used,
 /// Lowers the cores to a quota of `quota` microseconds in each `period`, rounded up.
 void ApplyCpuQuota(int64_t quota, int64_t period, Machine& machine) {
   if (quota <= 0 || period <= 0) return;
-  const int64_t cores = (quota + period - 1) / period;
+  const int64_t cores = CeilDiv(quota, period);
   machine.num_cores = static_cast<int>(std::min<int64_t>(machine.num_cores, cores));
 }
 

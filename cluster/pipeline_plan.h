@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "base/int_math.h"
 #include "caravan/v1/cluster.pb.h"
 #include "cluster/worker_id.h"
 #include "model/stage_spec.h"
@@ -19,9 +20,7 @@ namespace caravan {
 inline constexpr int64_t kKvBlockTokens = 64;
 
 /// Tokens that the blocks for `tokens` hold.
-constexpr int64_t WholeKvBlocks(int64_t tokens) {
-  return (tokens + kKvBlockTokens - 1) / kKvBlockTokens * kKvBlockTokens;
-}
+constexpr int64_t WholeKvBlocks(int64_t tokens) { return RoundUp(tokens, kKvBlockTokens); }
 
 struct StagePlan {
   WorkerId worker{};

@@ -18,6 +18,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/types/span.h"
+#include "base/int_math.h"
 
 namespace caravan {
 
@@ -45,9 +46,7 @@ class BlockManager {
   /// Blocks that nobody uses, and those of them that are still findable.
   int64_t free_blocks() const { return static_cast<int64_t>(blank_.size() + unused_.size()); }
   int64_t cached_blocks() const { return static_cast<int64_t>(unused_.size()); }
-  int64_t BlocksFor(int64_t num_tokens) const {
-    return (num_tokens + block_tokens_ - 1) / block_tokens_;
-  }
+  int64_t BlocksFor(int64_t num_tokens) const { return CeilDiv(num_tokens, block_tokens_); }
 
   /// Fills an empty table with the longest beginning of `tokens` that is to be found, at most all
   /// of them but the last (whose logits somebody wants). Returns how many tokens that covers. Never

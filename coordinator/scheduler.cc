@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/int_math.h"
 #include "base/status_macros.h"
 
 namespace caravan {
@@ -15,8 +16,6 @@ constexpr int64_t kMaxLogitsBytes = int64_t{8} << 20;
 
 // Of a step's rows, what decoding sequences leave to prompts.
 constexpr int64_t kPrefillShare = 4;  // a quarter
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t LogitsBytes(int64_t num_rows, int64_t vocab_size) {
   return num_rows * vocab_size * static_cast<int64_t>(sizeof(float));
@@ -156,7 +155,7 @@ int64_t Scheduler::FillDecoding(v1::Step* step) {
   if (!prefilling_ready_.empty()) {
     max_rows = std::max<int64_t>(1, max_rows - CeilDiv(max_rows, kPrefillShare));
   }
-  const int64_t limit = std::min(CeilDiv(num_decoding_, options_.num_stages), max_rows);
+  const int64_t limit = std::min(CeilDiv<int64_t>(num_decoding_, options_.num_stages), max_rows);
   SentStep& sent = in_flight_.back();
   sent.drafts = speculating();
   sent.num_decoding = num_decoding_;

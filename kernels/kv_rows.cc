@@ -5,18 +5,18 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/int_math.h"
 #include "kernels/quant/blocks.h"
 #include "kernels/quant/quantize.h"
 
 namespace caravan {
 namespace {
 
-constexpr float kLargestFloat16 = 65504;
 constexpr uint16_t kFloat16NaN = 0x7e00;
 
 void EncodeF16(const float* values, int64_t n, std::byte* row) {
   for (int64_t i = 0; i < n; ++i) {
-    const uint16_t half = FloatToFloat16(std::clamp(values[i], -kLargestFloat16, kLargestFloat16));
+    const uint16_t half = FloatToFloat16(SaturateToFloat16(values[i]));
     std::memcpy(row + i * static_cast<int64_t>(sizeof(half)), &half, sizeof(half));
   }
 }
@@ -56,8 +56,7 @@ absl::Status CheckKvDType(const MlaShape& shape, DType dtype) {
 }
 
 int64_t KvBytes(DType dtype, int64_t num_values) {
-  const int64_t values = BlockOf(dtype).values;
-  return DTypeBytes(dtype, (num_values + values - 1) / values * values);
+  return DTypeBytes(dtype, RoundUp(num_values, BlockOf(dtype).values));
 }
 
 void EncodeKvRow(DType dtype, const float* values, int64_t n, std::byte* row) {

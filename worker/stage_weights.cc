@@ -6,6 +6,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/int_math.h"
 #include "base/status_macros.h"
 #include "kernels/quant/dequantize.h"
 #include "model/tensor_table.h"
@@ -15,8 +16,6 @@ namespace {
 
 // What Matrix asks for, and a cache line.
 constexpr int64_t kAlignment = 64;
-
-int64_t Aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 /// One tensor's place in the stage's memory.
 struct Placed {
@@ -39,11 +38,11 @@ int64_t PlaceTensors(const TensorSource& source, std::vector<TensorSpec> specs,
     tensor.num_bytes = spec.tensor_class == TensorClass::kNorm
                            ? tensor.info.num_elements() * static_cast<int64_t>(sizeof(float))
                            : tensor.info.num_bytes();
-    end += Aligned(tensor.num_bytes);
+    end += RoundUp(tensor.num_bytes, kAlignment);
     if (const TensorInfo* scale = source.Find(ScaleName(spec.name)); scale != nullptr) {
       tensor.scale_offset = end;
       tensor.scale_bytes = scale->num_bytes();
-      end += Aligned(tensor.scale_bytes);
+      end += RoundUp(tensor.scale_bytes, kAlignment);
     }
     tensor.spec = std::move(spec);
     placed.push_back(std::move(tensor));

@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
+#include "base/int_math.h"
 #include "base/status_macros.h"
 #include "kernels/cpu/expert_ffn.h"
 #include "kernels/cpu/lanes.h"
@@ -21,6 +22,9 @@ namespace caravan {
 namespace {
 
 constexpr int kMaxThreads = 1024;
+
+// What storing a cached value costs, in multiply-adds; quantizing searches for the best scale.
+constexpr int64_t EncodeWork(DType dtype) { return dtype == DType::kQ8_0 ? 128 : 20; }
 
 class CpuBackend : public Backend {
  public:
@@ -65,8 +69,8 @@ class CpuBackend : public Backend {
       rows.floats = inputs_;
     }
     const int64_t item_tiles = TilesPerItem(w, 1, num_rows);
-    lanes_.ForEach((Tiles(w.rows) + item_tiles - 1) / item_tiles,
-                   ProductWork(w.rows * w.cols, num_rows), [&](int64_t item, LaneScratch& scratch) {
+    lanes_.ForEach(CeilDiv(Tiles(w.rows), item_tiles), ProductWork(w.rows * w.cols, num_rows),
+                   [&](int64_t item, LaneScratch& scratch) {
                      MultiplyTiles({ops_, tile_ops_}, w, item * item_tiles, item_tiles, rows,
                                    scratch, out + item * item_tiles * kTileRows, w.rows);
                    });
@@ -76,13 +80,14 @@ class CpuBackend : public Backend {
 
   void RotateQueries(const MlaShape& shape, const RopeTable& rope,
                      absl::Span<const SequenceRows> sequences, float* q) override {
+    angles_.resize(2 * rope.inv_freq.size());
     for (const SequenceRows& sequence : sequences) {
       for (int64_t i = 0; i < sequence.num_rows; ++i) {
-        SetAngles(rope, sequence.first_position + i);
+        SetAngles(rope, sequence.first_position + i, angles_.data());
         float* row = q + (sequence.first_row + i) * shape.num_heads * shape.q_head_dim();
         for (int64_t head = 0; head < shape.num_heads; ++head) {
           float* pairs = row + head * shape.q_head_dim() + shape.qk_nope_head_dim;
-          Rotate(pairs, pairs);
+          Rotate(angles_.data(), shape.qk_rope_head_dim / 2, pairs, pairs);
         }
       }
     }
@@ -91,17 +96,19 @@ class CpuBackend : public Backend {
   void WriteKv(const MlaShape& shape, const RopeTable& rope, const float* norm_weight, float eps,
                absl::Span<const SequenceRows> sequences, const KvLayout& kv,
                const float* kv_a) override {
-    kv_row_.resize(static_cast<size_t>(shape.kv_width()));
     for (const SequenceRows& sequence : sequences) {
-      for (int64_t i = 0; i < sequence.num_rows; ++i) {
+      const int64_t work = sequence.num_rows * shape.kv_width() * EncodeWork(kv.dtype);
+      lanes_.ForEach(sequence.num_rows, work, [&](int64_t i, LaneScratch& scratch) {
         const int64_t position = sequence.first_position + i;
         const float* source = kv_a + (sequence.first_row + i) * shape.kv_width();
-        NormRow(source, shape.kv_lora_rank, norm_weight, eps, kv_row_.data());
-        SetAngles(rope, position);
-        Rotate(source + shape.kv_lora_rank, kv_row_.data() + shape.kv_lora_rank);
-        EncodeKvRow(kv.dtype, kv_row_.data(), shape.kv_width(),
-                    KvRow(shape, kv, sequence, position));
-      }
+        float* const row = scratch.floats[0].Get(shape.kv_width());
+        float* const angles = scratch.floats[1].Get(shape.qk_rope_head_dim);
+        NormRow(source, shape.kv_lora_rank, norm_weight, eps, row);
+        SetAngles(rope, position, angles);
+        Rotate(angles, shape.qk_rope_head_dim / 2, source + shape.kv_lora_rank,
+               row + shape.kv_lora_rank);
+        EncodeKvRow(kv.dtype, row, shape.kv_width(), KvRow(shape, kv, sequence, position));
+      });
     }
   }
 
@@ -131,29 +138,30 @@ class CpuBackend : public Backend {
   }
 
  private:
-  void NormRow(const float* x, int64_t width, const float* weight, float eps, float* out) {
+  void NormRow(const float* x, int64_t width, const float* weight, float eps, float* out) const {
     const float mean = ops_.sum_squares(x, width) / static_cast<float>(width);
     ops_.scale_by(x, 1 / std::sqrt(mean + eps), weight, width, out);
   }
 
-  /// The angles in double: in float, position 100,000 would be off by 0.004.
-  void SetAngles(const RopeTable& rope, int64_t position) {
-    cosines_.resize(rope.inv_freq.size());
-    sines_.resize(rope.inv_freq.size());
+  /// angles [inv_freq.size(), 2]: of each pair the cosine and the sine. In double: in float,
+  /// position 100,000 would be off by 0.004.
+  static void SetAngles(const RopeTable& rope, int64_t position, float* angles) {
     for (size_t i = 0; i < rope.inv_freq.size(); ++i) {
       const double angle = static_cast<double>(position) * rope.inv_freq[i];
-      cosines_[i] = static_cast<float>(rope.amplitude * std::cos(angle));
-      sines_[i] = static_cast<float>(rope.amplitude * std::sin(angle));
+      angles[2 * i] = static_cast<float>(rope.amplitude * std::cos(angle));
+      angles[2 * i + 1] = static_cast<float>(rope.amplitude * std::sin(angle));
     }
   }
 
-  /// Turns the pairs of x by the angles that were set. out may be x.
-  void Rotate(const float* x, float* out) const {
-    for (size_t i = 0; i < cosines_.size(); ++i) {
+  /// Turns the pairs of x by their angles. out may be x.
+  static void Rotate(const float* angles, int64_t num_pairs, const float* x, float* out) {
+    for (int64_t i = 0; i < num_pairs; ++i) {
+      const float cosine = angles[2 * i];
+      const float sine = angles[2 * i + 1];
       const float real = x[2 * i];
       const float imaginary = x[2 * i + 1];
-      out[2 * i] = real * cosines_[i] - imaginary * sines_[i];
-      out[2 * i + 1] = real * sines_[i] + imaginary * cosines_[i];
+      out[2 * i] = real * cosine - imaginary * sine;
+      out[2 * i + 1] = real * sine + imaginary * cosine;
     }
   }
 
@@ -166,9 +174,7 @@ class CpuBackend : public Backend {
   std::vector<const float*> inputs_;
   ActivationBlocks x_blocks_;
   std::vector<const ActivationBlock*> block_inputs_;
-  std::vector<float> cosines_;
-  std::vector<float> sines_;
-  std::vector<float> kv_row_;
+  std::vector<float> angles_;
 };
 
 }  // namespace

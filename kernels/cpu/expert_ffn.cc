@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "base/int_math.h"
 #include "kernels/cpu/weight_tile.h"
 #include "kernels/tiled/tile_layout.h"
 
@@ -71,15 +72,16 @@ void CpuExpertFfn::RunGroups(const float* x, int64_t num_rows, float* out) {
 
   const int64_t num_groups = static_cast<int64_t>(groups_.size());
   // Even: a down may take the columns of an item as whole activation blocks.
-  const int64_t inner_tiles = (TilesPerItem(groups_[0].ffn->gate, 2, most_shares) + 1) / 2 * 2;
-  const int64_t inner_items = (Tiles(inter) + inner_tiles - 1) / inner_tiles;
+  const int64_t inner_tiles =
+      RoundUp<int64_t>(TilesPerItem(groups_[0].ffn->gate, 2, most_shares), 2);
+  const int64_t inner_items = CeilDiv(Tiles(inter), inner_tiles);
   lanes_.ForEach(num_groups * inner_items, 2 * work, [&](int64_t item, LaneScratch& scratch) {
     RunInner(groups_[item / inner_items], item % inner_items * inner_tiles, inner_tiles, x,
              scratch);
   });
   // A thread takes a few columns of the result through all experts, so their order is kept.
   const int64_t down_tiles = TilesPerItem(groups_[0].ffn->down, num_groups, most_shares);
-  const int64_t down_items = (Tiles(hidden) + down_tiles - 1) / down_tiles;
+  const int64_t down_items = CeilDiv(Tiles(hidden), down_tiles);
   lanes_.ForEach(down_items, work, [&](int64_t item, LaneScratch& scratch) {
     for (const Group& group : groups_) RunDown(group, item * down_tiles, down_tiles, scratch, out);
   });

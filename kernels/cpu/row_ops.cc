@@ -24,15 +24,17 @@ bool CpuHasAvx512() {
 #endif
 }
 
-/// Null where the build has no AVX2.
+/// Null where the build has no AVX-512.
 const RowOps* Avx512RowOps() {
+  if (Avx512WeightedSums() == nullptr) return nullptr;
   static const RowOps ops = [] {
-    RowOps renamed = Avx2RowOps() != nullptr ? *Avx2RowOps() : PortableRowOps();
-    renamed.isa = CpuIsa::kAvx512;
-    renamed.name = "avx512";
-    return renamed;
+    RowOps table = *Avx2RowOps();
+    table.isa = CpuIsa::kAvx512;
+    table.name = "avx512";
+    table.weighted_sums = Avx512WeightedSums();
+    return table;
   }();
-  return Avx2RowOps() != nullptr ? &ops : nullptr;
+  return &ops;
 }
 
 }  // namespace

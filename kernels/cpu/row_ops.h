@@ -41,10 +41,12 @@ struct RowOps {
                int64_t n, float* out, int64_t out_stride);
 
   // out[i * out_stride + c] += sum over j of weights[i * weights_stride + j] * rows[j][c], one
-  // addition after another in ascending j, for i < num_out, j < num_rows, c < n.
-  void (*weighted_sums)(const float* weights, int64_t weights_stride, const float* const* rows,
-                        int64_t num_rows, int64_t n, float* out, int64_t out_stride,
-                        int64_t num_out);
+  // addition after another in ascending j, for i < num_out, j < num_rows, c < n. The fastest of
+  // these functions where num_out and n are large.
+  using WeightedSums = void (*)(const float* weights, int64_t weights_stride,
+                                const float* const* rows, int64_t num_rows, int64_t n, float* out,
+                                int64_t out_stride, int64_t num_out);
+  WeightedSums weighted_sums;
 
   float (*sum_squares)(const float* x, int64_t n);
 
@@ -56,16 +58,45 @@ struct RowOps {
 
   // y[i] *= a.
   void (*scale)(float a, int64_t n, float* y);
+
+  // The largest; -infinity of nothing. NaNs do not count.
+  float (*max)(const float* x, int64_t n);
+
+  // x[i] = e^(x[i] * scale - max), and returns their sum, in the order of sum_squares. Off by less
+  // than 2 units in the last place; below 2^-125: 0; of NaN: NaN.
+  // REQUIRES: no x[i] * scale > max.
+  float (*exp_of_differences)(float scale, float max, int64_t n, float* x);
+
+  // out[c * out_stride + r] = rows[r][c] for r < num_rows, c < n.
+  void (*transpose)(const float* const* rows, int64_t num_rows, int64_t n, float* out,
+                    int64_t out_stride);
 };
+
+/// What the tables' exponentials share (row_ops_portable.cc).
+struct ExpConstants {
+  static constexpr int kCoefficients = 8;
+
+  float smallest = -86.6f;  // about 125 ln 2
+  float log2_e = 1.44269504f;
+  float rounder = 0x1.8p23f;  // adding and taking it away rounds to the nearest integer
+  // ln 2 in two parts, the first so short that its products with n are exact.
+  float ln2_high = 0.693359375f;
+  float ln2_low = -2.12194440e-4f;
+  // 1 / 7!, 1 / 6!, ... 1 / 0!.
+  float coefficients[kCoefficients] = {1.0f / 5040, 1.0f / 720, 1.0f / 120, 1.0f / 24,
+                                       1.0f / 6,    1.0f / 2,   1.0f,       1.0f};
+};
+inline constexpr ExpConstants kExp;
 
 /// The table for `isa`; lives forever.
 /// Errors: FailedPrecondition - this CPU, or this build, lacks it.
 absl::StatusOr<const RowOps*> RowOpsFor(CpuIsa isa);
 
-/// One table for each instruction set; AVX-512 takes that of AVX2 under its own name, so the two
-/// give the same bits. Null where the build has none.
+/// One table for each instruction set; AVX-512 takes that of AVX2 under its own name, but for
+/// weighted_sums, which give the same bits too. Null where the build has none.
 const RowOps& PortableRowOps();
 const RowOps* Avx2RowOps();
+RowOps::WeightedSums Avx512WeightedSums();
 
 }  // namespace caravan
 

@@ -8,7 +8,10 @@
 
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstring>
+
+#include "kernels/cpu/row_sums.h"
 
 namespace caravan {
 namespace {
@@ -177,68 +180,122 @@ float SumSquares(const float* x, int64_t n) {
 
 // --- sums of rows --------------------------------------------------------------------------------
 
-/// weighted_sums for kOut rows of out and kVectors * 8 of their columns.
-template <int64_t kOut, int64_t kVectors>
-inline void SumBlock(const float* weights, int64_t weights_stride, const float* const* rows,
-                     int64_t num_rows, int64_t column, float* out, int64_t out_stride) {
-  __m256 sums[kOut][kVectors];
-  for (int64_t i = 0; i < kOut; ++i) {
-    for (int64_t v = 0; v < kVectors; ++v) {
-      sums[i][v] = _mm256_loadu_ps(out + i * out_stride + column + v * kLanes);
-    }
+struct Avx2 {
+  static constexpr int64_t kLanes = 8;
+  static constexpr int64_t kOuts = 6;
+  static constexpr int64_t kVectors = 2;  // 12 sums, 2 + 1 operands, 16 registers
+  using Floats = __m256;
+
+  static Floats Load(const float* src) { return _mm256_loadu_ps(src); }
+  static void Store(float* dst, Floats v) { _mm256_storeu_ps(dst, v); }
+  static Floats Fill(float value) { return _mm256_set1_ps(value); }
+  static Floats FusedMultiplyAdd(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+  static Floats LoadFirst(const float* src, int64_t count) {
+    return _mm256_maskload_ps(src, FirstLanes(count));
   }
-  for (int64_t j = 0; j < num_rows; ++j) {
-    __m256 b[kVectors];
-    for (int64_t v = 0; v < kVectors; ++v) {
-      b[v] = _mm256_loadu_ps(rows[j] + column + v * kLanes);
-    }
-    for (int64_t i = 0; i < kOut; ++i) {
-      const __m256 a = _mm256_set1_ps(weights[i * weights_stride + j]);
-      for (int64_t v = 0; v < kVectors; ++v) sums[i][v] = _mm256_fmadd_ps(a, b[v], sums[i][v]);
-    }
+  static void StoreFirst(float* dst, int64_t count, Floats v) {
+    _mm256_maskstore_ps(dst, FirstLanes(count), v);
   }
-  for (int64_t i = 0; i < kOut; ++i) {
-    for (int64_t v = 0; v < kVectors; ++v) {
-      _mm256_storeu_ps(out + i * out_stride + column + v * kLanes, sums[i][v]);
-    }
-  }
+};
+
+void Axpy(float a, const float* x, int64_t n, float* y) {
+  WeightedSums<Avx2>(&a, 1, &x, 1, n, y, n, 1);
 }
 
-template <int64_t kOut>
-void SumRows(const float* weights, int64_t weights_stride, const float* const* rows,
-             int64_t num_rows, int64_t n, float* out, int64_t out_stride) {
-  int64_t c = 0;
-  for (; c + 4 * kLanes <= n; c += 4 * kLanes) {
-    SumBlock<kOut, 4>(weights, weights_stride, rows, num_rows, c, out, out_stride);
-  }
-  for (; c + kLanes <= n; c += kLanes) {
-    SumBlock<kOut, 1>(weights, weights_stride, rows, num_rows, c, out, out_stride);
-  }
-  if (c == n) return;
-  const __m256i mask = FirstLanes(n - c);
-  for (int64_t i = 0; i < kOut; ++i) {
-    __m256 sum = _mm256_maskload_ps(out + i * out_stride + c, mask);
-    for (int64_t j = 0; j < num_rows; ++j) {
-      sum = _mm256_fmadd_ps(_mm256_set1_ps(weights[i * weights_stride + j]),
-                            _mm256_maskload_ps(rows[j] + c, mask), sum);
-    }
-    _mm256_maskstore_ps(out + i * out_stride + c, mask, sum);
-  }
-}
+// --- softmax -------------------------------------------------------------------------------------
 
-void WeightedSums(const float* weights, int64_t weights_stride, const float* const* rows,
-                  int64_t num_rows, int64_t n, float* out, int64_t out_stride, int64_t num_out) {
+float Max(const float* x, int64_t n) {
+  __m256 max = _mm256_set1_ps(-INFINITY);
   int64_t i = 0;
-  while (i < num_out) {
-    const int64_t count = num_out - i < 2 ? 1 : 2;
-    const auto sum = count == 2 ? SumRows<2> : SumRows<1>;
-    sum(weights + i * weights_stride, weights_stride, rows, num_rows, n, out + i * out_stride,
-        out_stride);
-    i += count;
+  // Of two values, one NaN, the instruction gives the second.
+  for (; i + kLanes <= n; i += kLanes) max = _mm256_max_ps(_mm256_loadu_ps(x + i), max);
+  if (i < n) {
+    const __m256i mask = FirstLanes(n - i);
+    const __m256 rest =
+        _mm256_blendv_ps(max, _mm256_maskload_ps(x + i, mask), _mm256_castsi256_ps(mask));
+    max = _mm256_max_ps(rest, max);
+  }
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(max), _mm256_extractf128_ps(max, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+
+/// See Exp in row_ops_portable.cc.
+inline __m256 Exp(__m256 x) {
+  const __m256 rounder = _mm256_set1_ps(kExp.rounder);
+  const __m256 shifted = _mm256_fmadd_ps(x, _mm256_set1_ps(kExp.log2_e), rounder);
+  const __m256 n = _mm256_sub_ps(shifted, rounder);
+  __m256 r = _mm256_fnmadd_ps(n, _mm256_set1_ps(kExp.ln2_high), x);
+  r = _mm256_fnmadd_ps(n, _mm256_set1_ps(kExp.ln2_low), r);
+  __m256 p = _mm256_set1_ps(kExp.coefficients[0]);
+  for (int i = 1; i < kExp.kCoefficients; ++i) {
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(kExp.coefficients[i]));
+  }
+  const __m256i exponent = _mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23),
+                                            _mm256_set1_epi32(0x3f800000));
+  const __m256 value = _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
+  // Not less, or NaN.
+  return _mm256_and_ps(value, _mm256_cmp_ps(x, _mm256_set1_ps(kExp.smallest), _CMP_NLT_UQ));
+}
+
+float ExpOfDifferences(float scale, float max, int64_t n, float* x) {
+  const __m256 scales = _mm256_set1_ps(scale);
+  const __m256 maxima = _mm256_set1_ps(max);
+  __m256 sum = _mm256_setzero_ps();
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const __m256 value = Exp(_mm256_sub_ps(_mm256_mul_ps(_mm256_loadu_ps(x + i), scales), maxima));
+    _mm256_storeu_ps(x + i, value);
+    sum = _mm256_add_ps(sum, value);
+  }
+  if (i < n) {
+    const __m256i mask = FirstLanes(n - i);
+    const __m256 value =
+        Exp(_mm256_sub_ps(_mm256_mul_ps(_mm256_maskload_ps(x + i, mask), scales), maxima));
+    _mm256_maskstore_ps(x + i, mask, value);
+    sum = _mm256_add_ps(sum, _mm256_and_ps(value, _mm256_castsi256_ps(mask)));
+  }
+  return SumLanes(sum);
+}
+
+/// An 8 x 8 piece of Transpose.
+inline void TransposeBlock(const float* const* rows, int64_t column, float* out,
+                           int64_t out_stride) {
+  __m256 in[8], pairs[8], fours[8];
+  for (int i = 0; i < 8; ++i) in[i] = _mm256_loadu_ps(rows[i] + column);
+  for (int i = 0; i < 8; i += 2) {
+    pairs[i] = _mm256_unpacklo_ps(in[i], in[i + 1]);
+    pairs[i + 1] = _mm256_unpackhi_ps(in[i], in[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    for (int half = 0; half < 2; ++half) {
+      fours[i + 2 * half] = _mm256_shuffle_ps(pairs[i + half], pairs[i + 2 + half], 0x44);
+      fours[i + 2 * half + 1] = _mm256_shuffle_ps(pairs[i + half], pairs[i + 2 + half], 0xee);
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(out + i * out_stride, _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20));
+    _mm256_storeu_ps(out + (i + 4) * out_stride,
+                     _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31));
   }
 }
 
-void Axpy(float a, const float* x, int64_t n, float* y) { SumRows<1>(&a, 1, &x, 1, n, y, n); }
+void Transpose(const float* const* rows, int64_t num_rows, int64_t n, float* out,
+               int64_t out_stride) {
+  int64_t r = 0;
+  for (; r + kLanes <= num_rows; r += kLanes) {
+    int64_t c = 0;
+    for (; c + kLanes <= n; c += kLanes) {
+      TransposeBlock(rows + r, c, out + c * out_stride + r, out_stride);
+    }
+    for (; c < n; ++c) {
+      for (int64_t i = 0; i < kLanes; ++i) out[c * out_stride + r + i] = rows[r + i][c];
+    }
+  }
+  for (; r < num_rows; ++r) {
+    for (int64_t c = 0; c < n; ++c) out[c * out_stride + r] = rows[r][c];
+  }
+}
 
 // --- element by element --------------------------------------------------------------------------
 
@@ -259,11 +316,14 @@ constexpr RowOps kOps = {
     .decode_f8e4m3 = Decode<1, kF8E4M3Factor, LoadF8E4M3>,
     .decode_q8_0 = DecodeQ8_0,
     .dots = Dots,
-    .weighted_sums = WeightedSums,
+    .weighted_sums = WeightedSums<Avx2>,
     .sum_squares = SumSquares,
     .scale_by = ScaleBy,
     .axpy = Axpy,
     .scale = Scale,
+    .max = Max,
+    .exp_of_differences = ExpOfDifferences,
+    .transpose = Transpose,
 };
 
 }  // namespace

@@ -1,6 +1,8 @@
 // RowOps in plain C++, in loops that a compiler can vectorise without reordering a sum.
 
 #include <array>
+#include <bit>
+#include <cmath>
 #include <cstring>
 
 #include "base/dtype.h"
@@ -100,6 +102,41 @@ void Scale(float a, int64_t n, float* y) {
   for (int64_t i = 0; i < n; ++i) y[i] *= a;
 }
 
+float Max(const float* x, int64_t n) {
+  float max = -INFINITY;
+  for (int64_t i = 0; i < n; ++i) max = x[i] > max ? x[i] : max;
+  return max;
+}
+
+/// e^x for x <= 0: 2^n e^r with n the integer nearest to x / ln 2, and e^r by Taylor's series,
+/// whose rest is below 2^-27 for |r| <= ln 2 / 2. Off by less than 2 units in the last place.
+float Exp(float x) {
+  if (x < kExp.smallest) return 0;
+  const float shifted = x * kExp.log2_e + kExp.rounder;
+  const float n = shifted - kExp.rounder;
+  const float r = (x - n * kExp.ln2_high) - n * kExp.ln2_low;
+  float p = kExp.coefficients[0];
+  for (int i = 1; i < kExp.kCoefficients; ++i) p = p * r + kExp.coefficients[i];
+  // The rounder's last bits hold n; all others are shifted out.
+  return p * std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + 0x3f800000u);
+}
+
+float ExpOfDifferences(float scale, float max, int64_t n, float* x) {
+  Lanes sums = {};
+  for (int64_t i = 0; i < n; ++i) {
+    x[i] = Exp(x[i] * scale - max);
+    sums[i % kLanes] += x[i];
+  }
+  return SumLanes(sums);
+}
+
+void Transpose(const float* const* rows, int64_t num_rows, int64_t n, float* out,
+               int64_t out_stride) {
+  for (int64_t r = 0; r < num_rows; ++r) {
+    for (int64_t c = 0; c < n; ++c) out[c * out_stride + r] = rows[r][c];
+  }
+}
+
 }  // namespace
 
 const RowOps& PortableRowOps() {
@@ -117,6 +154,9 @@ const RowOps& PortableRowOps() {
       .scale_by = ScaleBy,
       .axpy = Axpy,
       .scale = Scale,
+      .max = Max,
+      .exp_of_differences = ExpOfDifferences,
+      .transpose = Transpose,
   };
   return kOps;
 }

@@ -21,7 +21,15 @@ inline constexpr int kTileLine = 64;  // bytes: four values of each of 16 rows, 
 // Line<Isa, kPart>(block, i) gives columns 32 kPart + 4 i .. + 3 of the block as bytes, i < 8.
 // Scales<Isa>(block, scales, mins) gives the block's, [sub-block][row].
 
-struct TiledQ8_0 {
+/// One scale for the whole block, before the codes.
+struct TiledOneScale {
+  template <class Isa>
+  static void Scales(const uint8_t* block, float (*scales)[16], float (*)[16]) {
+    Isa::StoreFloats(scales[0], Isa::LoadHalves(block));
+  }
+};
+
+struct TiledQ8_0 : TiledOneScale {
   static constexpr int kValues = 32, kSubValues = 32, kTileBytes = 16 * 34;
   static constexpr bool kHasMins = false, kSigned = true;
   static constexpr int kMaxCode = 128, kOffset = 0;
@@ -30,14 +38,9 @@ struct TiledQ8_0 {
   static typename Isa::Bytes Line(const uint8_t* block, int i) {
     return Isa::LoadBytes(block + 32 + i * kTileLine);
   }
-
-  template <class Isa>
-  static void Scales(const uint8_t* block, float (*scales)[16], float (*)[16]) {
-    Isa::StoreFloats(scales[0], Isa::LoadHalves(block));
-  }
 };
 
-struct TiledQ4_0 {
+struct TiledQ4_0 : TiledOneScale {
   static constexpr int kValues = 32, kSubValues = 32, kTileBytes = 16 * 18;
   static constexpr bool kHasMins = false, kSigned = false;
   static constexpr int kMaxCode = 15, kOffset = 8;
@@ -47,36 +50,33 @@ struct TiledQ4_0 {
     const typename Isa::Bytes line = Isa::LoadBytes(block + 32 + i % 4 * kTileLine);
     return i < 4 ? Isa::template Move<0, 0, 4>(line) : Isa::template Move<4, 0, 4>(line);
   }
+};
 
+/// The scales and minima of Q4_K and Q5_K: d, dmin, then the 12 bytes of 16 rows each.
+struct TiledSixBitScales {
   template <class Isa>
-  static void Scales(const uint8_t* block, float (*scales)[16], float (*)[16]) {
-    Isa::StoreFloats(scales[0], Isa::LoadHalves(block));
+  static void Scales(const uint8_t* fields, float (*scales)[16], float (*mins)[16]) {
+    const typename Isa::Bytes first = Isa::LoadBytes(fields + 64);
+    const typename Isa::Bytes second = Isa::LoadBytes(fields + 128);
+    const typename Isa::Bytes third = Isa::LoadBytes(fields + 192);
+    alignas(64) uint8_t integers[4][kTileLine];  // scales 0-3, 4-7, minima 0-3, 4-7 of 16 rows
+    Isa::StoreBytes(integers[0], Isa::template Move<0, 0, 6>(first));
+    Isa::StoreBytes(integers[1], Isa::Or(Isa::template Move<0, 0, 4>(third),
+                                         Isa::template Move<6, 4, 2>(first)));
+    Isa::StoreBytes(integers[2], Isa::template Move<0, 0, 6>(second));
+    Isa::StoreBytes(integers[3], Isa::Or(Isa::template Move<4, 0, 4>(third),
+                                         Isa::template Move<6, 4, 2>(second)));
+    const typename Isa::Floats d = Isa::LoadHalves(fields);
+    const typename Isa::Floats dmin = Isa::LoadHalves(fields + 32);
+    for (int s = 0; s < 8; ++s) {
+      const uint8_t* scale = integers[s / 4] + s % 4 * 16;
+      Isa::StoreFloats(scales[s], Isa::Mul(d, Isa::LoadUnsigned(scale)));
+      Isa::StoreFloats(mins[s], Isa::Mul(dmin, Isa::LoadUnsigned(scale + 2 * kTileLine)));
+    }
   }
 };
 
-/// The scales and minima of Q4_K and Q5_K. `fields`: d, dmin, then the 12 bytes of 16 rows each.
-template <class Isa>
-inline void UnpackSixBitScales(const uint8_t* fields, float (*scales)[16], float (*mins)[16]) {
-  const typename Isa::Bytes first = Isa::LoadBytes(fields + 64);
-  const typename Isa::Bytes second = Isa::LoadBytes(fields + 128);
-  const typename Isa::Bytes third = Isa::LoadBytes(fields + 192);
-  alignas(64) uint8_t integers[4][kTileLine];  // scales 0-3, 4-7, minima 0-3, 4-7 of 16 rows
-  Isa::StoreBytes(integers[0], Isa::template Move<0, 0, 6>(first));
-  Isa::StoreBytes(integers[1],
-                  Isa::Or(Isa::template Move<0, 0, 4>(third), Isa::template Move<6, 4, 2>(first)));
-  Isa::StoreBytes(integers[2], Isa::template Move<0, 0, 6>(second));
-  Isa::StoreBytes(integers[3],
-                  Isa::Or(Isa::template Move<4, 0, 4>(third), Isa::template Move<6, 4, 2>(second)));
-  const typename Isa::Floats d = Isa::LoadHalves(fields);
-  const typename Isa::Floats dmin = Isa::LoadHalves(fields + 32);
-  for (int s = 0; s < 8; ++s) {
-    const uint8_t* scale = integers[s / 4] + s % 4 * 16;
-    Isa::StoreFloats(scales[s], Isa::Mul(d, Isa::LoadUnsigned(scale)));
-    Isa::StoreFloats(mins[s], Isa::Mul(dmin, Isa::LoadUnsigned(scale + 2 * kTileLine)));
-  }
-}
-
-struct TiledQ4_K {
+struct TiledQ4_K : TiledSixBitScales {
   static constexpr int kValues = 256, kSubValues = 32, kTileBytes = 16 * 144;
   static constexpr bool kHasMins = true, kSigned = false;
   static constexpr int kMaxCode = 15, kOffset = 0;
@@ -86,14 +86,9 @@ struct TiledQ4_K {
     const uint8_t* low = block + 16 * 16 + kPart / 2 * 8 * kTileLine;
     return Isa::template Move<kPart % 2 * 4, 0, 4>(Isa::LoadBytes(low + i * kTileLine));
   }
-
-  template <class Isa>
-  static void Scales(const uint8_t* block, float (*scales)[16], float (*mins)[16]) {
-    UnpackSixBitScales<Isa>(block, scales, mins);
-  }
 };
 
-struct TiledQ5_K {
+struct TiledQ5_K : TiledSixBitScales {
   static constexpr int kValues = 256, kSubValues = 32, kTileBytes = 16 * 176;
   static constexpr bool kHasMins = true, kSigned = false;
   static constexpr int kMaxCode = 31, kOffset = 0;
@@ -104,11 +99,6 @@ struct TiledQ5_K {
     const uint8_t* low = block + 48 * 16 + kPart / 2 * 8 * kTileLine;
     return Isa::Or(Isa::template Move<kPart % 2 * 4, 0, 4>(Isa::LoadBytes(low + i * kTileLine)),
                    Isa::template Move<kPart, 4, 1>(Isa::LoadBytes(high + i * kTileLine)));
-  }
-
-  template <class Isa>
-  static void Scales(const uint8_t* block, float (*scales)[16], float (*mins)[16]) {
-    UnpackSixBitScales<Isa>(block, scales, mins);
   }
 };
 

@@ -38,22 +38,17 @@ struct Portable {
     return v;
   }
 
-  static Floats LoadHalves(const uint8_t* src) {
+  static Floats Decode(RowOps::Decode decode, const uint8_t* src) {
     Floats v;
-    PortableRowOps().decode_f16(src, 16, 1, v.data());
+    decode(src, 16, 1, v.data());
     return v;
   }
-
+  static Floats LoadHalves(const uint8_t* src) { return Decode(PortableRowOps().decode_f16, src); }
   static Floats LoadBFloats(const uint8_t* src) {
-    Floats v;
-    PortableRowOps().decode_bf16(src, 16, 1, v.data());
-    return v;
+    return Decode(PortableRowOps().decode_bf16, src);
   }
-
   static Floats LoadF8E4M3(const uint8_t* src) {
-    Floats v;
-    PortableRowOps().decode_f8e4m3(src, 16, 1, v.data());
-    return v;
+    return Decode(PortableRowOps().decode_f8e4m3, src);
   }
 
   static Floats LoadUnsigned(const uint8_t* src) {

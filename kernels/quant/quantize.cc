@@ -53,9 +53,7 @@ Search SearchFor(DType dtype) {
   }
 }
 
-float NearestHalf(float value) {
-  return Float16ToFloat(FloatToFloat16(std::clamp(value, -65504.0f, 65504.0f)));
-}
+float NearestHalf(float value) { return Float16ToFloat(FloatToFloat16(SaturateToFloat16(value))); }
 
 template <typename Block>
 class BlockQuantizer {

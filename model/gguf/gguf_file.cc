@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/int_math.h"
 #include "base/status_macros.h"
 #include "model/utf8_stream.h"
 
@@ -185,7 +186,7 @@ absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path
   }
   // A file of metadata alone may end before the padding does.
   const uint64_t unit = static_cast<uint64_t>(alignment);
-  const uint64_t data_begin = std::min((cursor.offset() + unit - 1) / unit * unit, file_bytes);
+  const uint64_t data_begin = std::min(RoundUp(uint64_t{cursor.offset()}, unit), file_bytes);
   CARAVAN_RETURN_IF_ERROR(CheckPlaces(tensors, path, unit, file_bytes - data_begin));
 
   auto opened = std::unique_ptr<GgufFile>(new GgufFile(std::move(file), std::move(metadata)));

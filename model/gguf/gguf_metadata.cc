@@ -167,13 +167,16 @@ const GgufMetadata::Value* GgufMetadata::Find(absl::string_view key) const {
   return it == values_.end() ? nullptr : &it->second;
 }
 
+template <typename T>
+absl::StatusOr<T> GgufMetadata::Absent(absl::string_view key, std::optional<T> fallback) const {
+  if (fallback.has_value()) return *std::move(fallback);
+  return Error(key, "is missing");
+}
+
 absl::StatusOr<int64_t> GgufMetadata::Int(absl::string_view key, int64_t min, int64_t max,
                                           std::optional<int64_t> fallback) const {
   const Value* const value = Find(key);
-  if (value == nullptr) {
-    if (fallback.has_value()) return *fallback;
-    return Error(key, "is missing");
-  }
+  if (value == nullptr) return Absent(key, std::move(fallback));
   GgufCursor cursor(value->bytes);
   const std::optional<int64_t> number =
       value->is_array ? std::nullopt : TakeInt(value->type, cursor);
@@ -186,10 +189,7 @@ absl::StatusOr<int64_t> GgufMetadata::Int(absl::string_view key, int64_t min, in
 absl::StatusOr<double> GgufMetadata::Number(absl::string_view key,
                                             std::optional<double> fallback) const {
   const Value* const value = Find(key);
-  if (value == nullptr) {
-    if (fallback.has_value()) return *fallback;
-    return Error(key, "is missing");
-  }
+  if (value == nullptr) return Absent(key, std::move(fallback));
   std::optional<double> number;
   if (!value->is_array) {
     GgufCursor cursor(value->bytes);
@@ -207,10 +207,7 @@ absl::StatusOr<double> GgufMetadata::Number(absl::string_view key,
 
 absl::StatusOr<bool> GgufMetadata::Bool(absl::string_view key, std::optional<bool> fallback) const {
   const Value* const value = Find(key);
-  if (value == nullptr) {
-    if (fallback.has_value()) return *fallback;
-    return Error(key, "is missing");
-  }
+  if (value == nullptr) return Absent(key, std::move(fallback));
   if (value->is_array || value->type != GgufType::kBool) return Error(key, "must be a bool");
   return value->bytes[0] == std::byte{1};
 }
@@ -218,10 +215,7 @@ absl::StatusOr<bool> GgufMetadata::Bool(absl::string_view key, std::optional<boo
 absl::StatusOr<std::string> GgufMetadata::String(absl::string_view key,
                                                  std::optional<std::string> fallback) const {
   const Value* const value = Find(key);
-  if (value == nullptr) {
-    if (fallback.has_value()) return *std::move(fallback);
-    return Error(key, "is missing");
-  }
+  if (value == nullptr) return Absent(key, std::move(fallback));
   if (value->is_array || value->type != GgufType::kString) return Error(key, "must be a string");
   GgufCursor cursor(value->bytes);
   absl::string_view text;

@@ -85,6 +85,9 @@ class GgufMetadata {
 
   /// Null: no such key.
   const Value* Find(absl::string_view key) const;
+  /// What a key that is missing gives.
+  template <typename T>
+  absl::StatusOr<T> Absent(absl::string_view key, std::optional<T> fallback) const;
   static absl::StatusOr<Value> TakeValue(GgufCursor& cursor);
 
   std::string origin_;

@@ -15,6 +15,7 @@
 #include "base/byte_size.h"
 #include "base/check.h"
 #include "base/file.h"
+#include "base/int_math.h"
 #include "base/status_macros.h"
 #include "base/thread_pool.h"
 #include "model/pack/matrix_packer.h"
@@ -24,10 +25,6 @@
 
 namespace caravan {
 namespace {
-
-int64_t AlignedTo(int64_t offset, int64_t alignment) {
-  return (offset + alignment - 1) / alignment * alignment;
-}
 
 /// Lays tensors out in a file or an expert's run.
 class Placer {
@@ -48,7 +45,7 @@ class Placer {
 
  private:
   static void Place(PackedTensor tensor, std::vector<PackedTensor>& tensors, int64_t& end) {
-    tensor.offset = AlignedTo(end, kTensorAlignment);
+    tensor.offset = RoundUp(end, kTensorAlignment);
     end = tensor.offset + tensor.info.num_bytes();
     tensors.push_back(std::move(tensor));
   }
@@ -84,7 +81,7 @@ absl::StatusOr<PackedFile> PlanFile(const TensorSource& source, const PackTypes&
                 absl::EndsWith(first.substr(0, number), ".experts"));
   PackedExperts runs;
   runs.prefix = std::string(first.substr(0, number + 1));
-  runs.offset = AlignedTo(file.bytes, kExpertAlignment);
+  runs.offset = RoundUp(file.bytes, kExpertAlignment);
   const std::string first_prefix = runs.prefix + "0.";
   int64_t run_bytes = 0;
   size_t matrices = 0;  // of an expert
@@ -93,7 +90,7 @@ absl::StatusOr<PackedFile> PlanFile(const TensorSource& source, const PackTypes&
     if (!absl::StartsWith(spec.name, first_prefix)) break;
     placer.Add(spec, spec.name.substr(first_prefix.size()), runs.tensors, run_bytes);
   }
-  runs.stride = AlignedTo(run_bytes, kExpertAlignment);
+  runs.stride = RoundUp(run_bytes, kExpertAlignment);
   CARAVAN_CHECK(experts.size() % matrices == 0);
   runs.count = static_cast<int64_t>(experts.size() / matrices);
   for (size_t i = matrices; i < experts.size(); ++i) {

@@ -35,7 +35,8 @@ std::string MakeLines(std::mt19937_64& random) {
     const uint64_t b = random() % 9000;
     json body = {
         {"messages", {{{"role", "user"}, {"content", absl::StrCat("What is ", a, " + ", b, "?")}}}},
-        {"max_tokens", 200}};
+        {"max_tokens", 200},
+        {"temperature", 0}};
     switch (i % 8) {
       case 0:
         break;

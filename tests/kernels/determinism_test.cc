@@ -74,31 +74,39 @@ TEST(DeterminismTest, MatMulOfTiles) {
   expect_independent(TestMatrix::RandomBlocks(rng, DType::kQ8_0, 17, 96), 1100, rng);
 }
 
+constexpr int64_t kNumExperts = 7;
+
+/// Of kNumExperts experts, three a row.
+void ExpectRoutedRowsIndependent(const std::vector<FfnWeights>& experts, Rng& rng) {
+  const int64_t hidden = experts[0].gate.cols, k = 3, num_rows = 37;
+  const std::vector<float> x = RandomFloats(rng, num_rows * hidden);
+  const std::vector<float> weights = RandomFloats(rng, num_rows * k);
+  std::vector<int32_t> ids;
+  for (int64_t t = 0; t < num_rows; ++t) {
+    const int32_t first = static_cast<int32_t>(RandomInt(rng, 0, 2));
+    ids.insert(ids.end(), {first, first + 1, first + 4});
+  }
+  ExpectRowsIndependent(
+      num_rows, hidden, [&](Backend& backend, int64_t row, int64_t count, float* out) {
+        std::fill_n(out, count * hidden, 0.0f);
+        backend.RoutedExperts(experts, x.data() + row * hidden, count, ids.data() + row * k,
+                              weights.data() + row * k, k, out);
+      });
+}
+
 TEST(DeterminismTest, RoutedExpertsOfTiles) {
   for (const DType dtype : kBlockTypes) {
     Rng rng(3);
-    const int64_t hidden = 256, inter = 512, num_experts = 7, k = 3, num_rows = 37;
-    std::vector<std::vector<std::byte>> tiles(3 * num_experts);
+    const int64_t hidden = 256, inter = 512;
+    std::vector<std::vector<std::byte>> tiles(3 * kNumExperts);
     std::vector<FfnWeights> experts;
-    for (int64_t e = 0; e < num_experts; ++e) {
+    for (int64_t e = 0; e < kNumExperts; ++e) {
       experts.push_back(
           {TestMatrix::RandomBlocks(rng, dtype, inter, hidden).Tiled(tiles[3 * e]),
            TestMatrix::RandomBlocks(rng, dtype, inter, hidden).Tiled(tiles[3 * e + 1]),
            TestMatrix::RandomBlocks(rng, dtype, hidden, inter).Tiled(tiles[3 * e + 2])});
     }
-    const std::vector<float> x = RandomFloats(rng, num_rows * hidden);
-    const std::vector<float> weights = RandomFloats(rng, num_rows * k);
-    std::vector<int32_t> ids;
-    for (int64_t t = 0; t < num_rows; ++t) {
-      const int32_t first = static_cast<int32_t>(RandomInt(rng, 0, 2));
-      ids.insert(ids.end(), {first, first + 1, first + 4});
-    }
-    ExpectRowsIndependent(
-        num_rows, hidden, [&](Backend& backend, int64_t row, int64_t count, float* out) {
-          std::fill_n(out, count * hidden, 0.0f);
-          backend.RoutedExperts(experts, x.data() + row * hidden, count, ids.data() + row * k,
-                                weights.data() + row * k, k, out);
-        });
+    ExpectRoutedRowsIndependent(experts, rng);
   }
 }
 
@@ -153,30 +161,19 @@ TEST(DeterminismTest, FfnPastItsTileOfRows) {
 
 TEST(DeterminismTest, RoutedExperts) {
   Rng rng(5);
-  const int64_t hidden = 259, inter = 140, num_experts = 7, k = 3, num_rows = 37;
+  const int64_t hidden = 259, inter = 140;
   std::vector<TestMatrix> matrices;
-  for (int64_t e = 0; e < num_experts; ++e) {
+  for (int64_t e = 0; e < kNumExperts; ++e) {
     matrices.push_back(TestMatrix::Random(rng, DType::kF8E4M3, inter, hidden));
     matrices.push_back(TestMatrix::Random(rng, DType::kF8E4M3, inter, hidden));
     matrices.push_back(TestMatrix::Random(rng, DType::kF8E4M3, hidden, inter));
   }
   std::vector<FfnWeights> experts;
-  for (int64_t e = 0; e < num_experts; ++e) {
+  for (int64_t e = 0; e < kNumExperts; ++e) {
     experts.push_back(
         {matrices[3 * e].view(), matrices[3 * e + 1].view(), matrices[3 * e + 2].view()});
   }
-  const std::vector<float> x = RandomFloats(rng, num_rows * hidden);
-  const std::vector<float> weights = RandomFloats(rng, num_rows * k);
-  std::vector<int32_t> ids;
-  for (int64_t t = 0; t < num_rows; ++t) {
-    const int32_t first = static_cast<int32_t>(RandomInt(rng, 0, 2));
-    ids.insert(ids.end(), {first, first + 1, first + 4});
-  }
-  ExpectRowsIndependent(
-      num_rows, hidden, [&](Backend& backend, int64_t row, int64_t count, float* out) {
-        backend.RoutedExperts(experts, x.data() + row * hidden, count, ids.data() + row * k,
-                              weights.data() + row * k, k, out);
-      });
+  ExpectRoutedRowsIndependent(experts, rng);
 }
 
 TEST(DeterminismTest, Route) {
@@ -225,6 +222,36 @@ std::vector<float> Prefill(Backend& backend, const MlaShape& shape, const TestMa
     out.insert(out.end(), part.begin() + first_row * out_width, part.end());
   }
   return out;
+}
+
+TEST(DeterminismTest, AttentionPastASpanOfPositions) {
+  const MlaShape shape = {.num_heads = 11,
+                          .qk_nope_head_dim = 16,
+                          .qk_rope_head_dim = 32,
+                          .v_head_dim = 9,
+                          .kv_lora_rank = 64,
+                          .softmax_scale = 0.3f};
+  constexpr int64_t kRows = 600;  // three spans
+  Rng rng(8);
+  const TestMatrix kv_b = TestMatrix::Random(rng, DType::kBF16, 11 * 25, 64);
+  const std::vector<float> kv_a = RandomFloats(rng, kRows * shape.kv_width());
+  const std::vector<float> q = RandomFloats(rng, kRows * 11 * shape.q_head_dim());
+  for (const DType kv_dtype : kKvDTypes) {
+    for (const CpuIsa isa : TestedIsas()) {
+      const std::vector<float> expected = Prefill(*CpuBackendFor(isa, 1), shape, kv_b, kv_a, q,
+                                                  kRows, kRows, {kv_dtype, 64}, false);
+      // Few rows are shared out by spans, and many threads by heads too.
+      for (const auto& [threads, piece] :
+           {std::pair{1, 255}, {2, 300}, {3, 599}, {2, 1}, {5, 1}, {16, 97}}) {
+        if (isa == CpuIsa::kPortable && piece == 1 && kv_dtype != DType::kQ8_0) continue;  // slow
+        const std::vector<float> out = Prefill(*CpuBackendFor(isa, threads), shape, kv_b, kv_a, q,
+                                               kRows, piece, {kv_dtype, 48}, piece == 97);
+        ASSERT_EQ(std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)), 0)
+            << DTypeName(kv_dtype) << " isa " << static_cast<int>(isa) << ", " << threads
+            << " threads, pieces of " << piece;
+      }
+    }
+  }
 }
 
 TEST(DeterminismTest, AttentionOfAPromptCutAnyhow) {

@@ -60,6 +60,105 @@ TEST(RowOpsTest, DecodesQ8_0Exactly) {
   }
 }
 
+TEST(RowOpsTest, TransposesAndWritesNoFurther) {
+  Rng rng(9);
+  for (const RowOps* ops : TestedTables()) {
+    for (const int64_t num_rows : {1, 7, 8, 9, 16, 33}) {
+      for (const int64_t n : {1, 8, 13, 40}) {
+        const std::vector<float> values = RandomFloats(rng, num_rows * n);
+        std::vector<const float*> rows;
+        for (int64_t r = 0; r < num_rows; ++r) rows.push_back(values.data() + r * n);
+        const int64_t stride = num_rows + 3;
+        std::vector<float> out(n * stride, 77);
+        ops->transpose(rows.data(), num_rows, n, out.data(), stride);
+        for (int64_t i = 0; i < n * stride; ++i) {
+          const int64_t r = i % stride;
+          ASSERT_EQ(out[i], r < num_rows ? rows[r][i / stride] : 77)
+              << ops->name << " " << num_rows;
+        }
+      }
+    }
+  }
+}
+
+TEST(RowOpsTest, MaxIgnoresNaN) {
+  for (const RowOps* ops : TestedTables()) {
+    for (int64_t n = 0; n <= 20; ++n) {
+      std::vector<float> x(21, 1000);  // what stands behind the n
+      for (int64_t i = 0; i < n; ++i) x[i] = static_cast<float>(i * 7 % n) - 50;
+      float expected = -INFINITY;
+      for (int64_t i = 0; i < n; ++i) expected = std::max(expected, x[i]);
+      EXPECT_EQ(ops->max(x.data(), n), expected) << ops->name << " " << n;
+      for (int64_t i = 0; i < n; i += 3) x[i] = NAN;
+      expected = -INFINITY;
+      for (int64_t i = 0; i < n; ++i) expected = x[i] > expected ? x[i] : expected;
+      EXPECT_EQ(ops->max(x.data(), n), expected) << ops->name << " " << n;
+    }
+  }
+}
+
+TEST(RowOpsTest, ExponentialsAreWithinTwoUnitsAndTheirSumIsTheirs) {
+  Rng rng(10);
+  for (const RowOps* ops : TestedTables()) {
+    for (int round = 0; round < 2000; ++round) {
+      const int64_t n = RandomInt(rng, 0, 70);
+      // Scale 1 and maximum 0: the arguments are exact.
+      std::vector<float> x = RandomFloats(rng, n + 1, 45);
+      for (float& value : x) value -= 45;
+      if (round % 3 == 0) {
+        for (float& value : x) value *= 0x1p-7f;
+      }
+      const std::vector<float> before = x;
+      const double sum = ops->exp_of_differences(1, 0, n, x.data());
+      double expected_sum = 0;
+      for (int64_t i = 0; i < n; ++i) {
+        const double expected = std::exp(static_cast<double>(before[i]));
+        ASSERT_NEAR(x[i], expected, expected * 4 * kUnit + 0x1p-124)
+            << ops->name << " " << before[i];
+        expected_sum += x[i];
+      }
+      ASSERT_NEAR(sum, expected_sum, expected_sum * SumDepth(n) * kUnit) << ops->name;
+      ASSERT_EQ(x[n], before[n]) << ops->name;
+    }
+    float special[] = {0, -INFINITY, NAN, -1000, -86.5f, -87};
+    ops->exp_of_differences(1, 0, 6, special);
+    EXPECT_EQ(special[0], 1);
+    EXPECT_EQ(special[1], 0);
+    EXPECT_TRUE(std::isnan(special[2]));
+    EXPECT_EQ(special[3], 0);
+    EXPECT_GT(special[4], 0);
+    EXPECT_EQ(special[5], 0);
+    float shifted[] = {3, 1};
+    EXPECT_NEAR(ops->exp_of_differences(0.5f, 1.5f, 2, shifted), 1 + std::exp(-1.0), 1e-6);
+  }
+}
+
+TEST(RowOpsTest, VectorsOfAnyWidthThatFuseGiveTheSameSums) {
+  if (!RowOpsFor(CpuIsa::kAvx512).ok()) GTEST_SKIP() << "no AVX-512";
+  Rng rng(11);
+  for (int round = 0; round < 60; ++round) {
+    const int64_t num_out = RandomInt(rng, 1, 20), num_rows = RandomInt(rng, 1, 250);
+    const int64_t n = RandomInt(rng, 1, 150);
+    const std::vector<float> weights = RandomFloats(rng, num_out * num_rows);
+    const std::vector<float> values = RandomFloats(rng, num_rows * n);
+    std::vector<const float*> rows;
+    for (int64_t j = 0; j < num_rows; ++j) rows.push_back(values.data() + j * n);
+    std::vector<float> avx2 = RandomFloats(rng, num_out * n), avx512 = avx2, one_by_one = avx2;
+    (*RowOpsFor(CpuIsa::kAvx2))
+        ->weighted_sums(weights.data(), num_rows, rows.data(), num_rows, n, avx2.data(), n,
+                        num_out);
+    const RowOps& ops = **RowOpsFor(CpuIsa::kAvx512);
+    ops.weighted_sums(weights.data(), num_rows, rows.data(), num_rows, n, avx512.data(), n,
+                      num_out);
+    EXPECT_EQ(avx512, avx2) << num_out << " " << num_rows << " " << n;
+    for (int64_t i = 0; i < num_out; ++i) {
+      ops.weighted_sums(weights.data() + i * num_rows, num_rows, rows.data(), num_rows, n,
+                        one_by_one.data() + i * n, n, 1);
+    }
+    EXPECT_EQ(one_by_one, avx512) << num_out << " " << num_rows << " " << n;
+  }
+}
+
 TEST(RowOpsTest, DecodesAnyLengthAndWritesNoFurther) {
   Rng rng(1);
   for (const RowOps* ops : TestedTables()) {
