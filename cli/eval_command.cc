@@ -101,9 +101,10 @@ absl::StatusOr<TextWindows> ReadWindows(const EvalFlags& flags, const TextModel&
   return TextWindows(text, *std::move(ids), window);
 }
 
-absl::StatusOr<std::unique_ptr<StoredModel>> OpenReference(const std::string& path,
+absl::StatusOr<std::unique_ptr<StoredModel>> OpenReference(const EvalFlags& flags,
                                                            const ModelConfig& config,
                                                            int64_t window) {
+  const std::string& path = flags.against;
   absl::StatusOr<std::unique_ptr<StoredModel>> files = OpenStoredModel(path);
   if (!files.ok()) return Annotate(files.status(), "--against");
   const ModelConfig& other = (*files)->config();
@@ -117,6 +118,8 @@ absl::StatusOr<std::unique_ptr<StoredModel>> OpenReference(const std::string& pa
         absl::StrCat("--against ", path, ": a context of ", other.max_position_embeddings,
                      " tokens is shorter than the window of ", window));
   }
+  const absl::Status fits = LocalPipeline::CheckOptions(**files, flags.pipeline.Options());
+  if (!fits.ok()) return Annotate(fits, "--against");
   return files;
 }
 
@@ -167,7 +170,7 @@ absl::Status Eval(const EvalFlags& flags) {
     CARAVAN_ASSIGN_OR_RETURN(const int64_t window, WindowOf(flags, files->config()));
     CARAVAN_ASSIGN_OR_RETURN(windows, ReadWindows(flags, *text, window));
     if (!flags.against.empty()) {
-      CARAVAN_ASSIGN_OR_RETURN(reference, OpenReference(flags.against, files->config(), window));
+      CARAVAN_ASSIGN_OR_RETURN(reference, OpenReference(flags, files->config(), window));
     }
   }
 

@@ -47,8 +47,7 @@ absl::StatusOr<PipelinePlan> PlanEvenly(const StoredModel& model,
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const StoredModel& model,
-                                                                     const Options& options) {
+absl::Status LocalPipeline::CheckOptions(const StoredModel& model, const Options& options) {
   const ModelConfig& config = model.config();
   if (options.num_workers < 1 || options.num_workers > config.num_hidden_layers) {
     return absl::InvalidArgumentError(absl::StrCat("--workers ", options.num_workers,
@@ -58,10 +57,14 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
   if (options.prefill_chunk < 1) {
     return absl::InvalidArgumentError("a prefill chunk must be at least 1 token");
   }
-  const absl::Status kv = CheckKvDType(config.Mla(), options.kv_dtype);
-  if (!kv.ok()) {
-    return Annotate(kv, absl::StrCat("--kv ", KvOptionName(options.kv_dtype), ": ", model.path()));
-  }
+  return Annotate(CheckKvDType(config.Mla(), options.kv_dtype),
+                  absl::StrCat("--kv ", KvOptionName(options.kv_dtype), ": ", model.path()));
+}
+
+absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const StoredModel& model,
+                                                                     const Options& options) {
+  CARAVAN_RETURN_IF_ERROR(CheckOptions(model, options));
+  const ModelConfig& config = model.config();
   CARAVAN_ASSIGN_OR_RETURN(const PipelinePlan plan, PlanEvenly(model, options));
   CARAVAN_ASSIGN_OR_RETURN(const int num_threads, ThreadCount(options.num_threads));
 

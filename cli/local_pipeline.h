@@ -33,9 +33,14 @@ class LocalPipeline {
     CpuIsa isa = CpuIsa::kAuto;
   };
 
+  /// What can be wrong with the options before anything is loaded.
+  /// Errors: InvalidArgument - num_workers is not in [1, the model's layers], prefill_chunk < 1; as
+  ///         CheckKvDType.
+  static absl::Status CheckOptions(const StoredModel& model, const Options& options);
+
   /// Loads the model from `model`.
-  /// Errors: InvalidArgument - num_workers is not in [1, the model's layers], prefill_chunk < 1, or
-  ///         `speculate` and the model has no layer for it; as Stage::Create.
+  /// Errors: as CheckOptions; InvalidArgument - `speculate` and the model has no layer for it; as
+  ///         Stage::Create.
   static absl::StatusOr<std::unique_ptr<LocalPipeline>> Create(const StoredModel& model,
                                                                const Options& options);
   ~LocalPipeline();
