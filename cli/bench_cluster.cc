@@ -126,9 +126,7 @@ BenchCluster::~BenchCluster() {
 absl::StatusOr<std::vector<std::string>> BenchCluster::TokenizerArguments(
     const std::string& model) const {
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> files, OpenStoredModel(model));
-  if (!absl::IsNotFound(files->ReadText("tokenizer.json").status())) {
-    return std::vector<std::string>();
-  }
+  if (!NeedsStandIn(*files)) return std::vector<std::string>();
   CARAVAN_ASSIGN_OR_RETURN(const StandInTokenizer stand_in, MakeStandInTokenizer(files->config()));
   for (const auto& [name, text] : {std::pair{"tokenizer.json", &stand_in.tokenizer_json},
                                    std::pair{"tokenizer_config.json", &stand_in.config_json}}) {

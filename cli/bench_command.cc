@@ -4,8 +4,10 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdio>
 #include <memory>
+#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -17,11 +19,13 @@
 #include "base/byte_size.h"
 #include "base/clock.h"
 #include "base/status_macros.h"
+#include "base/thread_pool.h"
 #include "caravan/v1/jobs.grpc.pb.h"
 #include "cli/bench_cluster.h"
 #include "cli/bench_load.h"
 #include "cli/client.h"
 #include "cli/commands.h"
+#include "cli/stand_in_tokenizer.h"
 #include "cluster/grpc_status.h"
 #include "model/layer_cost.h"
 #include "model/stored_model.h"
@@ -34,6 +38,7 @@ constexpr int64_t kMaxContext = 4096;  // tokens
 struct BenchFlags {
   std::string model;
   std::string prompt = "Sort these numbers: 53 9 72 80 25";
+  int64_t prompt_bytes = 0;
   int workers = 2;
   int threads = 1;
   DType kv_dtype = DType::kF32;
@@ -48,15 +53,24 @@ absl::StatusOr<std::unique_ptr<v1::Jobs::Stub>> ConnectTo(const BenchCluster& cl
   return v1::Jobs::NewStub(channel);
 }
 
+/// What one cluster did, a value a round.
+struct Series {
+  std::vector<double> steps_us;
+  std::vector<double> first_ms;
+  std::vector<double> prefill_tokens_per_s;
+};
+
 /// Runs the prompt once.
-absl::StatusOr<v1::JobFinished> RunPrompt(v1::Jobs::Stub& jobs, const BenchFlags& flags) {
+absl::StatusOr<v1::JobFinished> RunPrompt(v1::Jobs::Stub& jobs, const std::string& prompt,
+                                          const v1::SamplingParams& sampling, uint32_t max_tokens) {
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + kBenchLoadTimeout));
   v1::SubmitRequest request;
   v1::ChatMessage& message = *request.add_messages();
   message.set_role("user");
-  message.set_content(flags.prompt);
-  request.set_max_tokens(flags.max_tokens);
+  message.set_content(prompt);
+  request.set_max_tokens(max_tokens);
+  *request.mutable_sampling() = sampling;
   const auto events = jobs.Submit(&context, request);
   v1::JobEvent event;
   v1::JobFinished finished;
@@ -70,22 +84,39 @@ absl::StatusOr<v1::JobFinished> RunPrompt(v1::Jobs::Stub& jobs, const BenchFlags
   return finished;
 }
 
-/// Bytes a second that one thread reads from memory, the best of several passes.
-absl::StatusOr<double> MeasureReadRate() {
+v1::SamplingParams SamplingOf(const StoredModel& model) {
+  v1::SamplingParams sampling;
+  sampling.set_temperature(static_cast<float>(kBenchTemperature));
+  if (!NeedsStandIn(model)) return sampling;
+  for (const int32_t end : model.config().eos_token_ids) {
+    v1::LogitBias& bias = *sampling.add_logit_biases();
+    bias.set_token_id(static_cast<uint32_t>(end));
+    bias.set_bias(-100);
+  }
+  return sampling;
+}
+
+/// Bytes a second that so many threads read from memory, the best of several passes.
+absl::StatusOr<double> MeasureReadRate(int num_threads) {
   constexpr int64_t kBytes = int64_t{256} << 20;  // past any cache of a cheap box
   CARAVAN_ASSIGN_OR_RETURN(const Buffer buffer, Buffer::Allocate(kBytes));
   uint64_t* const words = reinterpret_cast<uint64_t*>(buffer.data());
   constexpr int64_t kWords = kBytes / static_cast<int64_t>(sizeof(uint64_t));
   std::fill_n(words, kWords, uint64_t{1});
+  constexpr int64_t kGrain = int64_t{1} << 16;  // words
+  ThreadPool pool(num_threads);
   double best = 0;
   for (int pass = 0; pass < 5; ++pass) {
     const absl::Duration start = SteadyClock().Now();
-    uint64_t sums[8] = {};
-    for (int64_t i = 0; i < kWords; i += 8) {
-      for (int lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
-    }
-    volatile uint64_t keep = 0;
-    for (const uint64_t sum : sums) keep = keep + sum;
+    pool.ParallelFor(kWords, kGrain, [&](int64_t begin, int64_t end) {
+      uint64_t sums[8] = {};
+      for (int64_t i = begin; i < end; i += 8) {
+        __builtin_prefetch(words + i + 512);
+        for (int lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
+      }
+      volatile uint64_t keep = 0;
+      for (const uint64_t sum : sums) keep = keep + sum;
+    });
     best = std::max(
         best, static_cast<double>(kBytes) / absl::ToDoubleSeconds(SteadyClock().Now() - start));
   }
@@ -97,7 +128,7 @@ absl::Status Bench(const BenchFlags& flags) {
                            OpenStoredModel(flags.model));
   CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost,
                            ComputeModelCost(model_files->config(), *model_files));
-  CARAVAN_ASSIGN_OR_RETURN(const double read_rate, MeasureReadRate());
+  CARAVAN_ASSIGN_OR_RETURN(const double read_rate, MeasureReadRate(flags.threads));
   // One worker beside so many, in turns, so that the machine's moods meet both.
   std::vector<int> sizes = {1};
   if (flags.workers > 1) sizes.push_back(flags.workers);
@@ -116,39 +147,55 @@ absl::Status Bench(const BenchFlags& flags) {
     CARAVAN_ASSIGN_OR_RETURN(clusters.emplace_back(), BenchCluster::Start(options));
     CARAVAN_ASSIGN_OR_RETURN(jobs.emplace_back(), ConnectTo(*clusters.back()));
   }
-  std::vector<std::vector<double>> steps_us(sizes.size());
-  std::vector<std::vector<double>> first_ms(sizes.size());
+  std::vector<Series> series(sizes.size());
+  uint32_t prompt_tokens = 0;
+  v1::SamplingParams sampling = SamplingOf(*model_files);
+  std::mt19937_64 generator(1);
   constexpr int kWarmUpRounds = 3;
   for (int round = -kWarmUpRounds; round < flags.rounds; ++round) {
+    const std::string prompt =
+        flags.prompt_bytes > 0 ? DrawText(flags.prompt_bytes, generator) : flags.prompt;
+    sampling.set_seed(generator());
     for (size_t i = 0; i < clusters.size(); ++i) {
-      CARAVAN_ASSIGN_OR_RETURN(const v1::JobFinished finished, RunPrompt(*jobs[i], flags));
+      CARAVAN_ASSIGN_OR_RETURN(const v1::JobFinished finished,
+                               RunPrompt(*jobs[i], prompt, sampling, flags.max_tokens));
       if (round < 0) continue;
-      steps_us[i].push_back(1e6 / finished.decode_tokens_per_s());
-      first_ms[i].push_back(1e3 * finished.time_to_first_token_s());
+      prompt_tokens = finished.prompt_tokens();
+      series[i].steps_us.push_back(1e6 / finished.decode_tokens_per_s());
+      series[i].first_ms.push_back(1e3 * finished.time_to_first_token_s());
+      series[i].prefill_tokens_per_s.push_back(prompt_tokens / finished.time_to_first_token_s());
     }
   }
 
   const LayerCost whole = cost.Of({0, model_files->config().num_hidden_layers, true, true});
   const double bound_us = 1e6 * static_cast<double>(whole.active_bytes_per_token) / read_rate;
   std::printf(
-      "model %s, %s read a token; one thread reads %.1f GB/s, so at most %.0f tokens/s from "
+      "model %s, %s read a token; %d thread%s read %.1f GB/s, so at most %.0f tokens/s from "
       "memory (a model that fits the caches may pass that)\n",
-      flags.model.c_str(), FormatByteSize(whole.active_bytes_per_token).c_str(), read_rate / 1e9,
-      1e6 / bound_us);
-  std::printf("one stream, %d thread%s a worker, processes on loopback, medians of %d runs\n\n",
-              flags.threads, flags.threads == 1 ? "" : "s", flags.rounds);
+      flags.model.c_str(), FormatByteSize(whole.active_bytes_per_token).c_str(), flags.threads,
+      flags.threads == 1 ? "" : "s", read_rate / 1e9, 1e6 / bound_us);
   std::printf(
-      "| workers | tokens/s | step, us | share of the memory bound | first token, ms |\n"
-      "|---|---|---|---|---|\n");
+      "one stream, a prompt of %u tokens%s, %d thread%s a worker, processes on loopback, medians "
+      "of "
+      "%d runs\n\n",
+      prompt_tokens, flags.prompt_bytes > 0 ? ", each another one" : " that the KV cache knows",
+      flags.threads, flags.threads == 1 ? "" : "s", flags.rounds);
+  const char* const prefill_head = flags.prompt_bytes > 0 ? " prefill, tokens/s |" : "";
+  std::printf(
+      "| workers | tokens/s | step, us | share of the memory bound | first token, ms |%s\n"
+      "|---|---|---|---|---|%s\n",
+      prefill_head, flags.prompt_bytes > 0 ? "---|" : "");
   for (size_t i = 0; i < sizes.size(); ++i) {
-    const double step_us = Median(steps_us[i]);
-    std::printf("| %d | %.0f | %.0f | %.0f%% | %.1f |\n", sizes[i], 1e6 / step_us, step_us,
-                100 * bound_us / step_us, Median(first_ms[i]));
+    const double step_us = Median(series[i].steps_us);
+    std::printf("| %d | %.1f | %.0f | %.0f%% | %.1f |", sizes[i], 1e6 / step_us, step_us,
+                100 * bound_us / step_us, Median(series[i].first_ms));
+    if (flags.prompt_bytes > 0) std::printf(" %.0f |", Median(series[i].prefill_tokens_per_s));
+    std::printf("\n");
   }
   if (sizes.size() > 1) {
     std::printf("\na hop costs %.0f us a token (%d workers minus 1, over %d hop%s)\n",
-                (Median(steps_us[1]) - Median(steps_us[0])) / (flags.workers - 1), flags.workers,
-                flags.workers - 1, flags.workers == 2 ? "" : "s");
+                (Median(series[1].steps_us) - Median(series[0].steps_us)) / (flags.workers - 1),
+                flags.workers, flags.workers - 1, flags.workers == 2 ? "" : "s");
   }
   return absl::OkStatus();
 }
@@ -163,6 +210,11 @@ void AddBenchCommand(CLI::App& app, CommandBody& body) {
   // Not required by the parser, which would ask `bench serve` for it too.
   command->add_option("--model", flags->model, absl::StrCat(kModelHelp, "; required"));
   command->add_option("--prompt", flags->prompt, "What each run asks")->capture_default_str();
+  command
+      ->add_option("--prompt-bytes", flags->prompt_bytes,
+                   "Instead of --prompt, made-up words of so many bytes, others in each run; adds "
+                   "the rate of prefill")
+      ->check(CLI::Range(1, 2048));
   command->add_option("--workers", flags->workers, "Compare so many workers with one")
       ->check(CLI::Range(1, 64))
       ->capture_default_str();

@@ -28,6 +28,20 @@ std::string DrawSum(std::mt19937_64& generator) {
   return absl::StrCat("What is ", a, " + ", number(generator), "?");
 }
 
+std::string DrawText(int64_t bytes, std::mt19937_64& generator) {
+  std::uniform_int_distribution<int> letter('a', 'z');
+  std::uniform_int_distribution<int> length(2, 9);
+  std::string text;
+  while (static_cast<int64_t>(text.size()) < bytes) {
+    if (!text.empty()) text += ' ';
+    for (int left = length(generator); left > 0; --left) {
+      text += static_cast<char>(letter(generator));
+    }
+  }
+  text.resize(static_cast<size_t>(bytes));
+  return text;
+}
+
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   const size_t middle = values.size() / 2;

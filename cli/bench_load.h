@@ -4,6 +4,7 @@
 // What the benchmarks of many jobs at once share: how much is asked, what is asked, and how the
 // figures of several rounds become one.
 
+#include <cstdint>
 #include <random>
 #include <string>
 #include <vector>
@@ -24,6 +25,15 @@ struct BenchLoadFlags {
 /// A question that hardly comes twice, so that no prompt is found in the KV cache beyond what the
 /// chat's form has in common.
 std::string DrawSum(std::mt19937_64& generator);
+
+/// About `bytes` bytes of made-up words, hardly ever the same twice: prefill is to be measured, not
+/// the KV cache. The stand-in tokenizer makes a token of each byte.
+std::string DrawText(int64_t bytes, std::mt19937_64& generator);
+
+/// At which replies are sampled. Greedily, a model of random weights soon repeats one token and
+/// with it the same experts, which flatters every cache. Such a model would end its replies at
+/// random, so it is kept from that.
+inline constexpr double kBenchTemperature = 1;
 
 /// REQUIRES: not empty.
 double Median(std::vector<double> values);

@@ -20,6 +20,8 @@
 #include "cli/bench_load.h"
 #include "cli/commands.h"
 #include "cli/load_client.h"
+#include "cli/stand_in_tokenizer.h"
+#include "model/stored_model.h"
 #include "nlohmann/json.hpp"
 
 namespace caravan {
@@ -46,11 +48,13 @@ struct Cell {
 };
 
 std::vector<std::string> MakeBodies(int64_t count, const BenchServeFlags& flags,
-                                    std::mt19937_64& generator) {
+                                    bool random_weights, std::mt19937_64& generator) {
   std::vector<std::string> bodies;
   for (int64_t i = 0; i < count; ++i) {
     nlohmann::json body = {{"messages", {{{"role", "user"}, {"content", DrawSum(generator)}}}},
-                           {"temperature", 0},
+                           {"temperature", kBenchTemperature},
+                           {"seed", generator()},
+                           {"ignore_eos", random_weights},
                            {"max_tokens", flags.max_tokens},
                            {"stream", true},
                            {"stream_options", {{"include_usage", true}}}};
@@ -148,6 +152,8 @@ void PrintPlot(const BenchServeFlags& flags, const std::vector<std::vector<Cell>
 absl::Status BenchServe(const BenchServeFlags& flags) {
   std::vector<std::unique_ptr<BenchCluster>> clusters;
   std::mt19937_64 generator(flags.seed);
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> files, OpenStoredModel(flags.model));
+  const bool random_weights = NeedsStandIn(*files);
   for (const int workers : flags.workers) {
     BenchCluster::Options options;
     options.model = flags.model;
@@ -157,14 +163,16 @@ absl::Status BenchServe(const BenchServeFlags& flags) {
     options.pin = flags.pin;
     options.coordinator_arguments = flags.coordinator_arguments;
     CARAVAN_ASSIGN_OR_RETURN(clusters.emplace_back(), BenchCluster::Start(options));
-    CARAVAN_RETURN_IF_ERROR(WarmUp(*clusters.back(), MakeBodies(8, flags, generator)));
+    CARAVAN_RETURN_IF_ERROR(
+        WarmUp(*clusters.back(), MakeBodies(8, flags, random_weights, generator)));
   }
   std::vector<std::vector<Cell>> cells(clusters.size(), std::vector<Cell>(flags.load.jobs.size()));
   // In turns, so that the machine's moods meet all.
   for (int round = 0; round < flags.load.rounds; ++round) {
     for (size_t j = 0; j < flags.load.jobs.size(); ++j) {
       const std::vector<std::string> bodies =
-          MakeBodies(int64_t{flags.load.jobs[j]} * flags.load.requests_per_job, flags, generator);
+          MakeBodies(int64_t{flags.load.jobs[j]} * flags.load.requests_per_job, flags,
+                     random_weights, generator);
       for (size_t w = 0; w < clusters.size(); ++w) {
         CARAVAN_RETURN_IF_ERROR(RunCell(*clusters[w], bodies, flags.load.jobs[j], cells[w][j]));
       }

@@ -25,6 +25,10 @@ json AddedToken(int32_t id, const char* content) {
 
 }  // namespace
 
+bool NeedsStandIn(const StoredModel& model) {
+  return absl::IsNotFound(model.ReadText("tokenizer.json").status());
+}
+
 absl::StatusOr<StandInTokenizer> MakeStandInTokenizer(const ModelConfig& config) {
   const int32_t begin = config.bos_token_id;
   const int32_t end = config.eos_token_ids[0];

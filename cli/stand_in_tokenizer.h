@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "model/model_config.h"
+#include "model/stored_model.h"
 
 namespace caravan {
 
@@ -15,6 +16,9 @@ struct StandInTokenizer {
   std::string tokenizer_json;
   std::string config_json;  // tokenizer_config.json
 };
+
+/// Whether the model has none of its own.
+bool NeedsStandIn(const StoredModel& model);
 
 /// Errors: InvalidArgument - the vocabulary has no room for it.
 absl::StatusOr<StandInTokenizer> MakeStandInTokenizer(const ModelConfig& config);
