@@ -68,9 +68,10 @@ void PackFlags::AddTo(CLI::App& command, CLI::Option* needed, const std::string&
                                kept))
       ->needs(needed);
   command
-      .add_option("--experts", experts,
-                  "Format of the routed experts: q8_0, q6_K, q5_K, q4_K, q4_0, q3_K, q2_K, bf16, "
-                  "f16, f32 or keep")
+      .add_option(
+          "--experts", experts,
+          "Format of the routed experts: q8_0, q6_K, q5_K, q4_K, q4_0, q3_K, q2_K, fp8 (blocks "
+          "of 128 x 128), bf16, f16, f32 or keep")
       ->needs(needed);
   command
       .add_option("--dense", dense,

@@ -116,9 +116,8 @@ absl::StatusOr<int64_t> CheckTensor(const TensorSource& source, const TensorSpec
     }
     return info->num_bytes();
   }
-  CARAVAN_ASSIGN_OR_RETURN(
-      const TensorInfo* const scale,
-      FindInShape(source, scale_name, {Fp8Blocks(spec.shape[0]), Fp8Blocks(spec.shape[1])}));
+  CARAVAN_ASSIGN_OR_RETURN(const TensorInfo* const scale,
+                           FindInShape(source, scale_name, ScaleInfo(spec).shape));
   if (scale->dtype != DType::kF32) {
     return Wrong(scale_name,
                  absl::StrCat("has dtype ", DTypeName(scale->dtype), ", but must be F32"));
@@ -184,6 +183,12 @@ std::string ShapeText(const std::vector<int64_t>& shape) {
 
 std::string ScaleName(absl::string_view weight_name) {
   return absl::StrCat(weight_name, "_scale_inv");
+}
+
+TensorInfo ScaleInfo(const TensorSpec& matrix) {
+  return {DType::kF32,
+          {Fp8Blocks(matrix.shape[0]), Fp8Blocks(matrix.shape[1])},
+          MatrixLayout::kRowMajor};
 }
 
 absl::StatusOr<int64_t> CheckTensors(const TensorSource& source,

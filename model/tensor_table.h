@@ -51,8 +51,9 @@ std::vector<TensorSpec> StageTensors(const ModelConfig& config, const StageSpec&
 /// As messages write it: "[2, 3]".
 std::string ShapeText(const std::vector<int64_t>& shape);
 
-/// The name of the scales that go with an FP8 matrix.
+/// The name of the scales that go with an FP8 matrix, and what they are.
 std::string ScaleName(absl::string_view weight_name);
+TensorInfo ScaleInfo(const TensorSpec& matrix);
 
 /// Checks that `source` has every tensor of `specs` in its shape and a dtype that the kernels take,
 /// with well-formed scales where it is FP8, and returns how many bytes they are together (scales

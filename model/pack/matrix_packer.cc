@@ -4,9 +4,11 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "base/mutex.h"
 #include "base/status_macros.h"
 #include "kernels/quant/dequantize.h"
+#include "kernels/quant/fp8_blocks.h"
 #include "kernels/quant/quantize.h"
 #include "kernels/tiled/tile_layout.h"
 #include "model/tensor_table.h"
@@ -27,23 +29,32 @@ struct Piece {
   const std::byte* stored_bytes;
   const float* scales;      // of the whole matrix, or null
   const float* importance;  // [cols], or null
+  float* packed_scales;     // of the whole matrix, to be written where it becomes FP8; else null
+
+  /// Rows are converted so many at a time, or all that are left.
+  int64_t granule() const { return packed_scales == nullptr ? kTileRows : kFp8BlockSize; }
 };
+
+/// One row's weights.
+void Dequantize(const Piece& piece, int64_t row, float* values) {
+  const DType from = piece.stored->dtype;
+  DequantizeRow(from, piece.stored_bytes + row * DTypeBytes(from, piece.cols), piece.cols, values);
+  if (piece.scales == nullptr) return;
+  const float* const scales =
+      piece.scales + (piece.first_row + row) / kFp8BlockSize * Fp8Blocks(piece.cols);
+  for (int64_t col = 0; col < piece.cols; ++col) values[col] *= scales[col / kFp8BlockSize];
+}
 
 /// One row in the packed format. `values` is scratch of [cols].
 absl::Status ConvertRow(const Piece& piece, int64_t row, float* values, std::byte* out) {
   const DType from = piece.stored->dtype;
   const DType to = piece.packed->dtype;
-  const std::byte* const stored = piece.stored_bytes + row * DTypeBytes(from, piece.cols);
   if (from == to) {
-    std::memcpy(out, stored, static_cast<size_t>(DTypeBytes(to, piece.cols)));
+    const int64_t bytes = DTypeBytes(to, piece.cols);
+    std::memcpy(out, piece.stored_bytes + row * bytes, static_cast<size_t>(bytes));
     return absl::OkStatus();
   }
-  DequantizeRow(from, stored, piece.cols, values);
-  if (piece.scales != nullptr) {
-    const float* const scales =
-        piece.scales + (piece.first_row + row) / kFp8BlockSize * Fp8Blocks(piece.cols);
-    for (int64_t col = 0; col < piece.cols; ++col) values[col] *= scales[col / kFp8BlockSize];
-  }
+  Dequantize(piece, row, values);
   switch (to) {
     case DType::kF32:
       std::memcpy(out, values, static_cast<size_t>(piece.cols) * sizeof(float));
@@ -65,27 +76,63 @@ absl::Status ConvertRow(const Piece& piece, int64_t row, float* values, std::byt
   }
 }
 
-/// Rows [begin, end) of the piece into `out`, in the packed layout. begin is a tile's first row.
-absl::Status ConvertRows(const Piece& piece, int64_t begin, int64_t end, std::byte* out) {
-  const DType to = piece.packed->dtype;
-  const int64_t row_bytes = DTypeBytes(to, piece.cols);
+/// Rows [begin, end) of a matrix that becomes FP8, row-major, and their blocks' scales.
+absl::Status ConvertToFp8(const Piece& piece, int64_t begin, int64_t end, std::byte* out) {
+  std::vector<float> values(static_cast<size_t>((end - begin) * piece.cols));
+  for (int64_t row = begin; row < end; ++row) {
+    Dequantize(piece, row, values.data() + (row - begin) * piece.cols);
+  }
+  const int64_t first_block = (piece.first_row + begin) / kFp8BlockSize;
+  return QuantizeFp8Blocks(values.data(), end - begin, piece.cols, out,
+                           piece.packed_scales + first_block * Fp8Blocks(piece.cols));
+}
+
+/// Rows [begin, end) of the piece, row-major.
+absl::Status ConvertRowMajor(const Piece& piece, int64_t begin, int64_t end, std::byte* out) {
+  if (piece.packed_scales != nullptr) {
+    return Annotate(
+        ConvertToFp8(piece, begin, end, out),
+        absl::StrCat("row ", piece.first_row + begin, " or one of the next ", end - begin - 1));
+  }
+  const int64_t row_bytes = DTypeBytes(piece.packed->dtype, piece.cols);
   std::vector<float> values(static_cast<size_t>(piece.cols));
-  const bool tiled = piece.packed->layout == MatrixLayout::kTiled16;
-  std::vector<std::byte> row_major(tiled ? static_cast<size_t>((end - begin) * row_bytes) : 0);
-  std::byte* const rows = tiled ? row_major.data() : out;
   for (int64_t row = begin; row < end; ++row) {
     CARAVAN_RETURN_IF_ERROR(
-        Annotate(ConvertRow(piece, row, values.data(), rows + (row - begin) * row_bytes),
+        Annotate(ConvertRow(piece, row, values.data(), out + (row - begin) * row_bytes),
                  absl::StrCat("row ", piece.first_row + row)));
   }
-  if (tiled) TileMatrix(to, end - begin, piece.cols, rows, out);
+  return absl::OkStatus();
+}
+
+/// Rows [begin, end) of the piece into `out`, in the packed layout. begin is a granule's first row.
+absl::Status ConvertRows(const Piece& piece, int64_t begin, int64_t end, std::byte* out) {
+  if (piece.packed->layout == MatrixLayout::kRowMajor) {
+    return ConvertRowMajor(piece, begin, end, out);
+  }
+  const DType to = piece.packed->dtype;
+  std::vector<std::byte> rows(static_cast<size_t>((end - begin) * DTypeBytes(to, piece.cols)));
+  CARAVAN_RETURN_IF_ERROR(ConvertRowMajor(piece, begin, end, rows.data()));
+  TileMatrix(to, end - begin, piece.cols, rows.data(), out);
   return absl::OkStatus();
 }
 
 }  // namespace
 
-absl::Status MatrixPacker::Pack(const std::string& name, const TensorInfo& packed,
-                                absl::FunctionRef<absl::Status(absl::Span<const std::byte>)> sink) {
+absl::Status MatrixPacker::Pack(const std::string& name, const TensorInfo& packed, Sink sink) {
+  if (source_->Find(name) != nullptr) return PackStored(name, packed, sink);
+  // The scales of a matrix that becomes FP8: they are known once all of it has been converted, so
+  // that is done once for them and once for the codes.
+  const std::string matrix(absl::StripSuffix(name, ScaleName("")));
+  TensorInfo codes = *source_->Find(matrix);
+  codes.dtype = DType::kF8E4M3;
+  const auto drop = [](absl::Span<const std::byte>) { return absl::OkStatus(); };
+  CARAVAN_RETURN_IF_ERROR(PackStored(matrix, codes, drop));
+  return sink(absl::MakeConstSpan(reinterpret_cast<const std::byte*>(packed_scales_.data()),
+                                  packed_scales_.size() * sizeof(float)));
+}
+
+absl::Status MatrixPacker::PackStored(const std::string& name, const TensorInfo& packed,
+                                      Sink sink) {
   const TensorInfo& stored = *source_->Find(name);
   const int64_t rows = packed.shape.size() == 1 ? 1 : packed.shape[0];
   const int64_t cols = packed.shape.back();
@@ -99,8 +146,13 @@ absl::Status MatrixPacker::Pack(const std::string& name, const TensorInfo& packe
   }
   const int64_t stored_row = DTypeBytes(stored.dtype, cols);
   const int64_t packed_row = DTypeBytes(packed.dtype, cols);
-  const int64_t piece_rows = std::max<int64_t>(1, kPieceBytes / stored_row / kTileRows) * kTileRows;
-  Piece piece = {&stored, &packed, cols, 0, 0, nullptr, nullptr, nullptr};
+  Piece piece = {&stored, &packed, cols, 0, 0, nullptr, nullptr, nullptr, nullptr};
+  if (packed.dtype == DType::kF8E4M3 && stored.dtype != packed.dtype) {
+    packed_scales_.resize(static_cast<size_t>(Fp8Blocks(rows) * Fp8Blocks(cols)));
+    piece.packed_scales = packed_scales_.data();
+  }
+  const int64_t granule = piece.granule();
+  const int64_t piece_rows = std::max<int64_t>(1, kPieceBytes / stored_row / granule) * granule;
   const Importance::Columns* const columns =
       importance_ == nullptr ? nullptr : importance_->Find(name);
   if (columns != nullptr && columns->count > 0) piece.importance = columns->mean_square.data();
@@ -117,7 +169,7 @@ absl::Status MatrixPacker::Pack(const std::string& name, const TensorInfo& packe
     packed_.resize(static_cast<size_t>(whole_rows * packed_row));
     Mutex mu;
     absl::Status converted;
-    pool_->ParallelFor(piece.num_rows, kTileRows, [&](int64_t begin, int64_t end) {
+    pool_->ParallelFor(piece.num_rows, granule, [&](int64_t begin, int64_t end) {
       const absl::Status status =
           ConvertRows(piece, begin, end, packed_.data() + begin * packed_row);
       if (status.ok()) return;

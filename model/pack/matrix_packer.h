@@ -17,10 +17,12 @@
 
 namespace caravan {
 
-/// Used by one thread, which its pool helps. Memory: a few megabytes, and one row tile where a row
-/// is longer than that.
+/// Used by one thread, which its pool helps. Memory: a few megabytes, and one row tile (128 rows
+/// for FP8) where that is longer.
 class MatrixPacker {
  public:
+  using Sink = absl::FunctionRef<absl::Status(absl::Span<const std::byte>)>;
+
   /// All outlive the object. `importance`: null, or what columns weigh where they are quantized; of
   /// tensors that it does not know, or of which it saw no row, they weigh the same.
   MatrixPacker(const TensorSource* source, const Importance* importance, ThreadPool* pool)
@@ -28,20 +30,23 @@ class MatrixPacker {
 
   /// Gives `sink` the bytes of tensor `name` as `packed` describes them, in order, a piece at a
   /// time; what it returns ends the packing unless OK.
-  /// REQUIRES: the source has the tensor, row-major, in packed's shape; the importance has as many
-  /// columns for it, if it has any.
-  /// Errors: DataLoss - from the source; or a weight is not finite, or too large, in F16 or in a
+  /// REQUIRES: the source has the tensor, row-major, in packed's shape; or it has not, and `name`
+  /// is that of the scales of one that becomes FP8. The importance has as many columns for it, if
+  /// it has any. Errors: DataLoss - from the source; or a weight is not finite, or too large, in
+  /// F16 or in a
   ///         block format that the source has not; the sink's. Each names the tensor.
-  absl::Status Pack(const std::string& name, const TensorInfo& packed,
-                    absl::FunctionRef<absl::Status(absl::Span<const std::byte>)> sink);
+  absl::Status Pack(const std::string& name, const TensorInfo& packed, Sink sink);
 
  private:
+  absl::Status PackStored(const std::string& name, const TensorInfo& packed, Sink sink);
+
   const TensorSource* const source_;
   const Importance* const importance_;
   ThreadPool* const pool_;
   std::vector<std::byte> stored_;  // rows as the source has them
   std::vector<std::byte> packed_;
-  std::vector<float> scales_;  // of an FP8 matrix
+  std::vector<float> scales_;         // of a matrix that is FP8
+  std::vector<float> packed_scales_;  // of one that becomes it
 };
 
 }  // namespace caravan

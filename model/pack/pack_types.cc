@@ -31,9 +31,10 @@ DType Dividing(DType dtype, int64_t cols) {
 
 absl::StatusOr<std::optional<DType>> ParsePackType(absl::string_view name) {
   if (absl::EqualsIgnoreCase(name, "keep")) return std::optional<DType>();
+  if (absl::EqualsIgnoreCase(name, "fp8")) return std::optional(DType::kF8E4M3);
   const std::optional<DType> dtype = ParseDType(absl::AsciiStrToUpper(name));
   if (dtype.has_value() && absl::c_linear_search(kPackable, *dtype)) return dtype;
-  std::string known = "keep";
+  std::string known = "keep, fp8";
   for (const DType each : kPackable) absl::StrAppend(&known, ", ", DTypeName(each));
   return absl::InvalidArgumentError(
       absl::StrCat("\"", name, "\" is no format to pack to; there are ", known));

@@ -22,7 +22,7 @@ struct PackTypes {
   std::optional<DType> dense;    // all other matrices but the router
 };
 
-/// "q4_K", "Q8_0", "bf16", "f16", "f32" or "keep", in any case.
+/// "q4_K", "Q8_0", "fp8", "bf16", "f16", "f32" or "keep", in any case.
 /// Errors: InvalidArgument - no such format, or one that nothing is packed to.
 absl::StatusOr<std::optional<DType>> ParsePackType(absl::string_view name);
 

@@ -31,7 +31,7 @@ class Placer {
  public:
   Placer(const TensorSource& source, const PackTypes& types) : source_(source), types_(types) {}
 
-  /// Adds a tensor, and its scales where it stays FP8, as `name`.
+  /// Adds a tensor, and its scales where it is to be FP8, as `name`.
   void Add(const TensorSpec& spec, const std::string& name, std::vector<PackedTensor>& tensors,
            int64_t& end) const {
     PackedTensor tensor;
@@ -39,8 +39,7 @@ class Placer {
     tensor.info = PackedInfo(types_, spec, *source_.Find(spec.name));
     const bool is_fp8 = tensor.info.dtype == DType::kF8E4M3;
     Place(std::move(tensor), tensors, end);
-    const TensorInfo* const scale = source_.Find(ScaleName(spec.name));
-    if (is_fp8 && scale != nullptr) Place({ScaleName(name), *scale, 0}, tensors, end);
+    if (is_fp8) Place({ScaleName(name), ScaleInfo(spec), 0}, tensors, end);
   }
 
  private:

@@ -121,9 +121,7 @@ void SyntheticModel::AddAll(const PackTypes& types, bool is_fp8) {
       Add(spec.name, std::move(info), 0, stddev);
       continue;
     }
-    const TensorInfo scales = {
-        DType::kF32, {Fp8Blocks(spec.shape[0]), Fp8Blocks(spec.shape[1])}, MatrixLayout::kRowMajor};
-    Add(ScaleName(spec.name), scales, stddev / kFp8CodeStddev, 0);
+    Add(ScaleName(spec.name), ScaleInfo(spec), stddev / kFp8CodeStddev, 0);
     Add(spec.name, std::move(info), 0, kFp8CodeStddev);
   }
 }

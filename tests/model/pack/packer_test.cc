@@ -4,21 +4,30 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/thread_pool.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/quant/dequantize.h"
+#include "kernels/quant/fp8_blocks.h"
 #include "kernels/quant/quantize.h"
 #include "kernels/tiled/tile_layout.h"
 #include "model/checkpoint.h"
+#include "model/pack/matrix_packer.h"
 #include "model/pack/packed_model.h"
+#include "model/safetensors.h"
+#include "model/tensor_table.h"
 #include "model/text_model.h"
 #include "tests/model/gguf/gguf_model.h"
+#include "tests/model/safetensors_writer.h"
 #include "tests/model/tokenizer_files.h"
 #include "tests/support/gguf_writer.h"
 #include "tests/support/temp_dir.h"
@@ -140,6 +149,71 @@ TEST_F(PackerTest, QuantizesTheExactValuesOfTheCheckpoint) {
   EXPECT_EQ(packed->Find("model.layers.3.mlp.gate.weight")->dtype,
             source_->Find("model.layers.3.mlp.gate.weight")->dtype);
   EXPECT_EQ(packed->Find(expert + "down_proj.weight_scale_inv"), nullptr);
+}
+
+TEST_F(PackerTest, BecomesFp8InTheBlocksOfTheCheckpoints) {
+  // Wide enough for pieces of the source to be less than the matrix.
+  constexpr int64_t kRows = 300;
+  constexpr int64_t kCols = 12 * 1024;
+  std::mt19937_64 random(1);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(kRows * kCols);
+  for (float& value : values) value = normal(random);
+  std::string bytes(values.size() * sizeof(float), '\0');
+  std::memcpy(bytes.data(), values.data(), bytes.size());
+  const json header = {
+      {"m", TensorHeader("F32", {kRows, kCols}, 0, static_cast<int64_t>(bytes.size()))}};
+  const auto source =
+      SafetensorsFile::Open(dir_.Write("m.safetensors", SafetensorsBytes(header.dump(), bytes)));
+  ASSERT_TRUE(source.ok()) << source.status();
+
+  std::vector<std::byte> codes(values.size());
+  std::vector<float> scales(static_cast<size_t>(Fp8Blocks(kRows) * Fp8Blocks(kCols)));
+  ASSERT_TRUE(QuantizeFp8Blocks(values.data(), kRows, kCols, codes.data(), scales.data()).ok());
+  ThreadPool pool(2);
+  MatrixPacker packer(source->get(), nullptr, &pool);
+  for (const MatrixLayout layout : {MatrixLayout::kRowMajor, MatrixLayout::kTiled16}) {
+    const TensorInfo info = {DType::kF8E4M3, {kRows, kCols}, layout};
+    std::vector<std::byte> packed;
+    const auto collect = [&](absl::Span<const std::byte> piece) {
+      packed.insert(packed.end(), piece.begin(), piece.end());
+      return absl::OkStatus();
+    };
+    ASSERT_TRUE(packer.Pack("m", info, collect).ok());
+    ASSERT_EQ(packed.size(), static_cast<size_t>(info.num_bytes()));
+    std::vector<std::byte> rows(codes.size());
+    if (layout == MatrixLayout::kTiled16) {
+      UntileMatrix(info.dtype, kRows, kCols, packed.data(), rows.data());
+    } else {
+      rows = packed;
+    }
+    EXPECT_TRUE(rows == codes);
+    packed.clear();
+    const TensorSpec spec = {"m", {kRows, kCols}, TensorClass::kDenseFfn};
+    ASSERT_TRUE(packer.Pack(ScaleName("m"), ScaleInfo(spec), collect).ok());
+    ASSERT_EQ(packed.size(), scales.size() * sizeof(float));
+    EXPECT_EQ(std::memcmp(packed.data(), scales.data(), packed.size()), 0);
+  }
+}
+
+TEST_F(PackerTest, AModelInFp8Opens) {
+  const auto packed = MustPack(Options("fp8", {DType::kF8E4M3, DType::kF8E4M3}));
+  for (const std::string& name : packed->TensorNames()) {
+    const TensorInfo& before = *source_->Find(absl::StripSuffix(name, ScaleName("")));
+    const TensorInfo& after = *packed->Find(name);
+    if (before.shape.size() == 1) continue;
+    const bool is_router = absl::EndsWith(name, ".mlp.gate.weight");
+    const bool is_scale = absl::EndsWith(name, ScaleName(""));
+    EXPECT_EQ(after.dtype, is_router  ? before.dtype
+                           : is_scale ? DType::kF32
+                                      : DType::kF8E4M3)
+        << name;
+    if (before.dtype == DType::kF8E4M3 && !is_scale) {
+      EXPECT_TRUE(RowMajor(*packed, name) == ReadAll(*source_, name)) << name;
+    }
+  }
+  EXPECT_TRUE(CheckTensors(*packed, EmbeddingTensors(packed->config())).ok());
+  EXPECT_TRUE(CheckTensors(*packed, HeadTensors(packed->config())).ok());
 }
 
 TEST_F(PackerTest, ExpertsLieWhereDirectReadsCanTakeThem) {
@@ -363,6 +437,7 @@ TEST(PackTypesTest, NamesOfFormatsAndPresets) {
   EXPECT_EQ(**ParsePackType("q4_K"), DType::kQ4_K);
   EXPECT_EQ(**ParsePackType("Q8_0"), DType::kQ8_0);
   EXPECT_EQ(**ParsePackType("bf16"), DType::kBF16);
+  EXPECT_EQ(**ParsePackType("fp8"), DType::kF8E4M3);
   EXPECT_EQ(*ParsePackType("keep"), std::nullopt);
   for (const char* name : {"", "q9", "i32", "f8_e4m3", "4bit"}) {
     EXPECT_EQ(ParsePackType(name).status().code(), absl::StatusCode::kInvalidArgument) << name;
