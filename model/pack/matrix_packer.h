@@ -17,8 +17,8 @@
 
 namespace caravan {
 
-/// Used by one thread, which its pool helps. Memory: a few megabytes, and one row tile where a row
-/// is longer than that.
+/// Used by one thread, which its pool helps, also with reading. Memory: a few megabytes and one row
+/// tile a thread; a few megabytes ahead are asked for in the page cache.
 class MatrixPacker {
  public:
   /// All outlive the object. `importance`: null, or what columns weigh where they are quantized; of
@@ -39,7 +39,6 @@ class MatrixPacker {
   const TensorSource* const source_;
   const Importance* const importance_;
   ThreadPool* const pool_;
-  std::vector<std::byte> stored_;  // rows as the source has them
   std::vector<std::byte> packed_;
   std::vector<float> scales_;  // of an FP8 matrix
 };
