@@ -15,6 +15,7 @@
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
@@ -183,6 +184,15 @@ void WritePlainly(const std::string& path, int64_t bytes, bool direct) {
   CARAVAN_CHECK(::fsync(file.get()) == 0);
 }
 
+/// Writes to as much memory that is new from the kernel, which a load must do besides reading.
+void FillFreshMemory(int64_t bytes, ThreadPool& pool) {
+  Buffer memory = MustBe(Buffer::Allocate(bytes));
+  memory.PreferLargePages();
+  pool.ParallelFor(bytes, kPieceBytes, [&](int64_t begin, int64_t end) {
+    std::memset(memory.data() + begin, 1, static_cast<size_t>(end - begin));
+  });
+}
+
 /// Everything of `model` as one safetensors file, beside its config.
 void WriteCheckpoint(const SyntheticModel& model, const std::string& directory) {
   nlohmann::json header;
@@ -227,7 +237,8 @@ class Timings {
   double Median(const std::string& name) const {
     std::vector<double> sorted = seconds_.at(name);
     std::sort(sorted.begin(), sorted.end());
-    return sorted[sorted.size() / 2];
+    const size_t half = sorted.size() / 2;
+    return sorted.size() % 2 == 1 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
   }
   /// The fastest of those that begin so.
   double Best(const std::string& prefix) const {
@@ -344,6 +355,7 @@ class StorageBench {
         source, kept, packed, pool_.num_threads());
     for (const std::string& name : timings_.Names("write")) PrintRate(name, source);
     for (const std::string& name : timings_.Names("read")) PrintRate(name, packed);
+    PrintRate("fresh memory filled", packed);
     PrintRate("quantizer", packed);
     std::printf("\n| | GB/s | bound | GB/s | share |\n|---|---|---|---|---|\n");
     const double write = source / timings_.Best("write, ");
@@ -375,12 +387,12 @@ class StorageBench {
     Time(name, [&] { MustBe(Pack(*source, options)); });
     const auto packed = MustBe(PackedModel::Open(options.output));
     packed_files_.clear();
-    int64_t bytes = 0;
+    packed_bytes_ = 0;
     for (const PackedFile& file : packed->manifest().files) {
       packed_files_.push_back(JoinPath(options.output, file.name));
-      bytes += file.bytes;
+      packed_bytes_ += file.bytes;
     }
-    gb_[name] = 1e-9 * static_cast<double>(bytes);
+    gb_[name] = 1e-9 * static_cast<double>(packed_bytes_);
   }
 
   void MeasureReading() {
@@ -396,6 +408,7 @@ class StorageBench {
       whole.end_layer = model->config().num_hidden_layers;
       whole.embeds = true;
       whole.has_head = true;
+      Time("fresh memory filled", [&] { FillFreshMemory(packed_bytes_, pool_); });
       std::unique_ptr<StageWeights> weights;  // freed outside of the time
       Time("load", [&] {
         weights = MustBe(StageWeights::Load(model->config(), whole, *model,
@@ -420,7 +433,8 @@ class StorageBench {
   PackTypes four_bits_;
   std::map<DType, int64_t> weights_;       // of the 4bit pack, by format
   std::vector<std::string> packed_files_;  // of the newest pack
-  std::map<std::string, double> gb_;       // of packs, by what was measured
+  int64_t packed_bytes_ = 0;
+  std::map<std::string, double> gb_;  // of packs, by what was measured
   Timings timings_;
 };
 
