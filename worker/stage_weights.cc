@@ -25,7 +25,7 @@ constexpr int64_t kAlignment = 64;
 // together.
 constexpr int64_t kPartBytes = int64_t{8} << 20;
 
-// One copies while others wait for the disk. More gain nothing: a disk is shared, not multiplied.
+// One copies while others wait for the disk. Other numbers were not tried.
 constexpr int kReaders = 4;
 
 /// One tensor's place in the stage's memory.
