@@ -23,6 +23,11 @@ absl::StatusOr<Buffer> Buffer::Allocate(int64_t num_bytes) {
   return buffer;
 }
 
+void Buffer::PreferLargePages() {
+  // Where it fails there are none, and nothing else changes.
+  if (data_ != nullptr) ::madvise(data_, static_cast<size_t>(size_), MADV_HUGEPAGE);
+}
+
 Buffer::~Buffer() {
   if (data_ != nullptr) ::munmap(data_, static_cast<size_t>(size_));
 }

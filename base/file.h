@@ -41,7 +41,12 @@ class ReadableFile {
   /// Errors: DataLoss - the disk failed, or the file ends before; names the path.
   absl::Status Read(int64_t offset, absl::Span<std::byte> out) const;
 
+  /// Lets the kernel begin to read [offset, offset + size), which will be read soon.
+  void Prefetch(int64_t offset, int64_t size) const;
+
  private:
+  friend class MappedFile;
+
   ReadableFile(std::string path, int fd, int64_t bytes)
       : path_(std::move(path)), fd_(fd), bytes_(bytes) {}
 
@@ -60,18 +65,21 @@ class MappedFile {
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
 
-  const std::string& path() const { return path_; }
+  const std::string& path() const { return file_->path(); }
   absl::Span<const std::byte> bytes() const { return bytes_; }
 
   /// Lets the kernel drop the pages that lie wholly within [offset, offset + size): they no longer
   /// count as this process's memory, and are read again when touched.
   void Release(int64_t offset, int64_t size) const;
 
- private:
-  MappedFile(std::string path, absl::Span<const std::byte> bytes)
-      : path_(std::move(path)), bytes_(bytes) {}
+  /// The same file without its mapping.
+  const ReadableFile& file() const { return *file_; }
 
-  const std::string path_;
+ private:
+  MappedFile(std::unique_ptr<ReadableFile> file, absl::Span<const std::byte> bytes)
+      : file_(std::move(file)), bytes_(bytes) {}
+
+  const std::unique_ptr<ReadableFile> file_;
   const absl::Span<const std::byte> bytes_;
 };
 

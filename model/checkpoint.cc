@@ -109,4 +109,10 @@ absl::Status Checkpoint::ReadPart(absl::string_view name, int64_t offset,
   return it->second->ReadPart(name, offset, out);
 }
 
+void Checkpoint::Prefetch(absl::string_view name, int64_t offset, int64_t size) const {
+  const auto it = shard_of_.find(name);
+  CARAVAN_CHECK(it != shard_of_.end());
+  it->second->Prefetch(name, offset, size);
+}
+
 }  // namespace caravan

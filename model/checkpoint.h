@@ -30,9 +30,10 @@ class Checkpoint : public StoredModel {
   std::vector<std::string> TensorNames() const override;
 
   const TensorInfo* Find(absl::string_view name) const override;
-  /// Pages of the file that were read do not stay mapped in.
+  /// Maps no page of the file in.
   absl::Status ReadPart(absl::string_view name, int64_t offset,
                         absl::Span<std::byte> out) const override;
+  void Prefetch(absl::string_view name, int64_t offset, int64_t size) const override;
 
  private:
   Checkpoint() = default;

@@ -1,7 +1,5 @@
 #include "model/mapped_tensors.h"
 
-#include <cstring>
-
 #include "base/check.h"
 #include "base/sorted_keys.h"
 
@@ -29,9 +27,13 @@ absl::Status MappedTensors::ReadPart(absl::string_view name, int64_t offset,
   const absl::Span<const std::byte> bytes = Bytes(name);
   CARAVAN_CHECK(offset >= 0 && static_cast<size_t>(offset) <= bytes.size());
   CARAVAN_CHECK(out.size() <= bytes.size() - static_cast<size_t>(offset));
-  std::memcpy(out.data(), bytes.data() + offset, out.size());
-  file_->Release(Offset(name) + offset, static_cast<int64_t>(out.size()));
-  return absl::OkStatus();
+  // Not out of the mapping: a fault for every few pages, and letting go of them again, which stops
+  // all threads, cost more than the copy.
+  return file_->file().Read(Offset(name) + offset, out);
+}
+
+void MappedTensors::Prefetch(absl::string_view name, int64_t offset, int64_t size) const {
+  file_->file().Prefetch(Offset(name) + offset, size);
 }
 
 void MappedTensors::Release(absl::string_view name) const {

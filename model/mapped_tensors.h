@@ -28,9 +28,10 @@ class MappedTensors : public TensorSource {
   std::vector<std::string> TensorNames() const;
 
   const TensorInfo* Find(absl::string_view name) const override;
-  /// Lets go of the pages that it reads. Never fails.
+  /// Maps nothing in.
   absl::Status ReadPart(absl::string_view name, int64_t offset,
                         absl::Span<std::byte> out) const override;
+  void Prefetch(absl::string_view name, int64_t offset, int64_t size) const override;
 
   /// The tensor's mapped bytes; not aligned. REQUIRES: Find(name) is not null.
   absl::Span<const std::byte> Bytes(absl::string_view name) const;

@@ -48,6 +48,9 @@ class TensorSource {
   virtual absl::Status ReadPart(absl::string_view name, int64_t offset,
                                 absl::Span<std::byte> out) const = 0;
 
+  /// A hint that these bytes are read soon. Does not wait for them. REQUIRES: as ReadPart.
+  virtual void Prefetch(absl::string_view /*name*/, int64_t /*offset*/, int64_t /*size*/) const {}
+
   /// The whole tensor. REQUIRES: out.size() == Find(name)->num_bytes(). Errors: as ReadPart.
   absl::Status Read(absl::string_view name, absl::Span<std::byte> out) const {
     return ReadPart(name, 0, out);

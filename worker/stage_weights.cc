@@ -1,5 +1,7 @@
 #include "worker/stage_weights.h"
 
+#include <algorithm>
+#include <atomic>
 #include <string>
 #include <utility>
 
@@ -7,6 +9,8 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/int_math.h"
+#include "base/mutex.h"
+#include "base/named_thread.h"
 #include "base/status_macros.h"
 #include "kernels/quant/dequantize.h"
 #include "model/tensor_table.h"
@@ -16,6 +20,13 @@ namespace {
 
 // What Matrix asks for, and a cache line.
 constexpr int64_t kAlignment = 64;
+
+// Read at a time: enough for a disk to stream, and small against the stage, so that the threads end
+// together.
+constexpr int64_t kPartBytes = int64_t{8} << 20;
+
+// One copies while others wait for the disk. Other numbers were not tried.
+constexpr int kReaders = 4;
 
 /// One tensor's place in the stage's memory.
 struct Placed {
@@ -50,23 +61,84 @@ int64_t PlaceTensors(const TensorSource& source, std::vector<TensorSpec> specs,
   return end;
 }
 
-absl::Status ReadTensor(const TensorSource& source, const Placed& tensor, std::byte* memory) {
+/// Part of a tensor, or of its scales.
+struct Part {
+  const Placed* tensor;
+  bool is_scale;
+  int64_t offset;  // in the tensor
+  int64_t size;    // in bytes
+};
+
+/// In the order of `placed`, which is that of a pack's files.
+std::vector<Part> SplitTensors(const std::vector<Placed>& placed) {
+  std::vector<Part> parts;
+  for (const Placed& tensor : placed) {
+    if (tensor.spec.tensor_class == TensorClass::kNorm) {
+      parts.push_back({&tensor, false, 0, tensor.num_bytes});
+      continue;
+    }
+    for (int64_t offset = 0; offset < tensor.num_bytes; offset += kPartBytes) {
+      parts.push_back({&tensor, false, offset, std::min(kPartBytes, tensor.num_bytes - offset)});
+    }
+    if (tensor.scale_offset >= 0) parts.push_back({&tensor, true, 0, tensor.scale_bytes});
+  }
+  return parts;
+}
+
+absl::Status ReadPart(const TensorSource& source, const Part& part, std::byte* memory) {
+  const Placed& tensor = *part.tensor;
   const std::string& name = tensor.spec.name;
-  std::byte* const out = memory + tensor.offset;
   if (tensor.spec.tensor_class == TensorClass::kNorm) {
     std::vector<std::byte> stored(static_cast<size_t>(tensor.info.num_bytes()));
     CARAVAN_RETURN_IF_ERROR(Annotate(source.Read(name, absl::MakeSpan(stored)), name));
     DequantizeRow(tensor.info.dtype, stored.data(), tensor.info.num_elements(),
-                  reinterpret_cast<float*>(out));
+                  reinterpret_cast<float*>(memory + tensor.offset));
     return absl::OkStatus();
   }
-  CARAVAN_RETURN_IF_ERROR(Annotate(
-      source.Read(name, absl::MakeSpan(out, static_cast<size_t>(tensor.num_bytes))), name));
-  if (tensor.scale_offset < 0) return absl::OkStatus();
+  const std::string stored = part.is_scale ? ScaleName(name) : name;
+  std::byte* const out =
+      memory + (part.is_scale ? tensor.scale_offset : tensor.offset) + part.offset;
   return Annotate(
-      source.Read(ScaleName(name), absl::MakeSpan(memory + tensor.scale_offset,
-                                                  static_cast<size_t>(tensor.scale_bytes))),
-      ScaleName(name));
+      source.ReadPart(stored, part.offset, absl::MakeSpan(out, static_cast<size_t>(part.size))),
+      stored);
+}
+
+/// Reads all tensors by a few threads, of which the caller's is one and the only one that calls
+/// `progress`. After an error or a stop no further part is begun.
+///
+/// What was read stays in the page cache: it is the first that the kernel takes when memory is
+/// short, and the next plan's stage, or the worker beside this one, may want it.
+absl::Status ReadTensors(const TensorSource& source, const std::vector<Placed>& placed,
+                         int64_t total_bytes, const StageWeights::Progress& progress,
+                         std::byte* memory) {
+  const std::vector<Part> parts = SplitTensors(placed);
+  std::atomic<size_t> next = 0;
+  std::atomic<int64_t> read_bytes = 0;
+  Mutex mu;
+  absl::Status first_error;
+  const auto fail = [&](const absl::Status& status) {
+    next = parts.size();
+    MutexLock lock(&mu);
+    first_error.Update(status);
+  };
+  const auto read_parts = [&](bool reports) {
+    for (size_t i = next++; i < parts.size(); i = next++) {
+      if (reports && !progress(read_bytes, total_bytes)) {
+        return fail(absl::CancelledError("loading was stopped"));
+      }
+      const absl::Status status = ReadPart(source, parts[i], memory);
+      if (!status.ok()) return fail(status);
+      read_bytes += parts[i].size;
+    }
+  };
+  std::vector<std::unique_ptr<NamedThread>> others;
+  for (int i = 1; i < kReaders; ++i) {
+    others.push_back(std::make_unique<NamedThread>("stage-reader", [&] { read_parts(false); }));
+  }
+  read_parts(true);
+  others.clear();  // joins
+  MutexLock lock(&mu);
+  return first_error;
 }
 
 /// Finds loaded tensors by name.
@@ -163,10 +235,8 @@ absl::StatusOr<std::unique_ptr<StageWeights>> StageWeights::Load(const ModelConf
   const int64_t total_bytes = PlaceTensors(source, std::move(specs), placed);
   CARAVAN_ASSIGN_OR_RETURN(weights->memory_, Buffer::Allocate(total_bytes));
   std::byte* const memory = weights->memory_.data();
-  for (const Placed& tensor : placed) {
-    if (!progress(tensor.offset, total_bytes)) return absl::CancelledError("loading was stopped");
-    CARAVAN_RETURN_IF_ERROR(ReadTensor(source, tensor, memory));
-  }
+  weights->memory_.PreferLargePages();
+  CARAVAN_RETURN_IF_ERROR(ReadTensors(source, placed, total_bytes, progress, memory));
   progress(total_bytes, total_bytes);
 
   const LoadedTensors tensors(placed, memory);

@@ -264,6 +264,14 @@ absl::Status GgufCheckpoint::ReadPart(absl::string_view name, int64_t offset,
   return files_->ReadPart(entry.gguf_name, entry.offset + offset, out);
 }
 
+void GgufCheckpoint::Prefetch(absl::string_view name, int64_t offset, int64_t size) const {
+  const auto it = tensors_.find(name);
+  CARAVAN_CHECK(it != tensors_.end());
+  const Entry& entry = it->second;
+  // Halves are small, and lie elsewhere.
+  if (entry.value_half.empty()) files_->Prefetch(entry.gguf_name, entry.offset + offset, size);
+}
+
 absl::Status GgufCheckpoint::ReadHalves(const Entry& entry, int64_t offset,
                                         absl::Span<std::byte> out) const {
   const MlaShape mla = config().Mla();

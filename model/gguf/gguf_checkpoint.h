@@ -46,6 +46,7 @@ class GgufCheckpoint : public StoredModel {
   /// Pages of the file that were read do not stay mapped in.
   absl::Status ReadPart(absl::string_view name, int64_t offset,
                         absl::Span<std::byte> out) const override;
+  void Prefetch(absl::string_view name, int64_t offset, int64_t size) const override;
 
  private:
   class Mapper;

@@ -104,4 +104,10 @@ absl::Status GgufSet::ReadPart(absl::string_view name, int64_t offset,
   return file->ReadPart(name, offset, out);
 }
 
+void GgufSet::Prefetch(absl::string_view name, int64_t offset, int64_t size) const {
+  const GgufFile* const file = FileOf(name);
+  CARAVAN_CHECK(file != nullptr);
+  file->Prefetch(name, offset, size);
+}
+
 }  // namespace caravan

@@ -44,6 +44,7 @@ class GgufSet : public TensorSource {
   const TensorInfo* Find(absl::string_view name) const override;
   absl::Status ReadPart(absl::string_view name, int64_t offset,
                         absl::Span<std::byte> out) const override;
+  void Prefetch(absl::string_view name, int64_t offset, int64_t size) const override;
 
   /// The file that holds the tensor. Null: no such tensor.
   const GgufFile* FileOf(absl::string_view name) const;

@@ -16,17 +16,16 @@
 namespace caravan {
 namespace {
 
-// Of the source, read at a time.
+// Of the source, converted at a time.
 constexpr int64_t kPieceBytes = int64_t{8} << 20;
 
-/// The stored rows [first, first + num_rows) of one tensor, and what they become.
-struct Piece {
+/// What a tensor becomes.
+struct Conversion {
+  const TensorSource* source;
+  const std::string* name;
   const TensorInfo* stored;
   const TensorInfo* packed;
   int64_t cols;
-  int64_t first_row;
-  int64_t num_rows;
-  const std::byte* stored_bytes;
   const float* scales;      // of the whole matrix, or null
   const float* importance;  // [cols], or null
   float* packed_scales;     // of the whole matrix, to be written where it becomes FP8; else null
@@ -35,33 +34,27 @@ struct Piece {
   int64_t granule() const { return packed_scales == nullptr ? kTileRows : kFp8BlockSize; }
 };
 
-/// One row's weights.
-void Dequantize(const Piece& piece, int64_t row, float* values) {
-  const DType from = piece.stored->dtype;
-  DequantizeRow(from, piece.stored_bytes + row * DTypeBytes(from, piece.cols), piece.cols, values);
-  if (piece.scales == nullptr) return;
-  const float* const scales =
-      piece.scales + (piece.first_row + row) / kFp8BlockSize * Fp8Blocks(piece.cols);
-  for (int64_t col = 0; col < piece.cols; ++col) values[col] *= scales[col / kFp8BlockSize];
+/// Row `row`'s weights out of `stored`, its bytes.
+void Dequantize(const Conversion& tensor, int64_t row, const std::byte* stored, float* values) {
+  DequantizeRow(tensor.stored->dtype, stored, tensor.cols, values);
+  if (tensor.scales == nullptr) return;
+  const float* const scales = tensor.scales + row / kFp8BlockSize * Fp8Blocks(tensor.cols);
+  for (int64_t col = 0; col < tensor.cols; ++col) values[col] *= scales[col / kFp8BlockSize];
 }
 
-/// One row in the packed format. `values` is scratch of [cols].
-absl::Status ConvertRow(const Piece& piece, int64_t row, float* values, std::byte* out) {
-  const DType from = piece.stored->dtype;
-  const DType to = piece.packed->dtype;
-  if (from == to) {
-    const int64_t bytes = DTypeBytes(to, piece.cols);
-    std::memcpy(out, piece.stored_bytes + row * bytes, static_cast<size_t>(bytes));
-    return absl::OkStatus();
-  }
-  Dequantize(piece, row, values);
+/// Row `row` of the tensor, `stored`, in a packed format that it has not yet. `values` is scratch
+/// of [cols].
+absl::Status ConvertRow(const Conversion& tensor, int64_t row, const std::byte* stored,
+                        float* values, std::byte* out) {
+  const DType to = tensor.packed->dtype;
+  Dequantize(tensor, row, stored, values);
   switch (to) {
     case DType::kF32:
-      std::memcpy(out, values, static_cast<size_t>(piece.cols) * sizeof(float));
+      std::memcpy(out, values, static_cast<size_t>(tensor.cols) * sizeof(float));
       return absl::OkStatus();
     case DType::kF16:
     case DType::kBF16:
-      for (int64_t col = 0; col < piece.cols; ++col) {
+      for (int64_t col = 0; col < tensor.cols; ++col) {
         const uint16_t bits =
             to == DType::kF16 ? FloatToFloat16(values[col]) : FloatToBFloat16(values[col]);
         if (to == DType::kF16 && (bits & 0x7c00) == 0x7c00) {
@@ -72,47 +65,66 @@ absl::Status ConvertRow(const Piece& piece, int64_t row, float* values, std::byt
       }
       return absl::OkStatus();
     default:
-      return QuantizeRow(to, values, piece.cols, piece.importance, out);
+      return QuantizeRow(to, values, tensor.cols, tensor.importance, out);
   }
 }
 
-/// Rows [begin, end) of a matrix that becomes FP8, row-major, and their blocks' scales.
-absl::Status ConvertToFp8(const Piece& piece, int64_t begin, int64_t end, std::byte* out) {
-  std::vector<float> values(static_cast<size_t>((end - begin) * piece.cols));
+/// Rows [begin, end), `stored`, of a matrix that becomes FP8, and their blocks' scales.
+absl::Status ConvertToFp8(const Conversion& tensor, int64_t begin, int64_t end,
+                          const std::byte* stored, std::byte* out) {
+  const int64_t stored_row = DTypeBytes(tensor.stored->dtype, tensor.cols);
+  std::vector<float> values(static_cast<size_t>((end - begin) * tensor.cols));
   for (int64_t row = begin; row < end; ++row) {
-    Dequantize(piece, row, values.data() + (row - begin) * piece.cols);
+    Dequantize(tensor, row, stored + (row - begin) * stored_row,
+               values.data() + (row - begin) * tensor.cols);
   }
-  const int64_t first_block = (piece.first_row + begin) / kFp8BlockSize;
-  return QuantizeFp8Blocks(values.data(), end - begin, piece.cols, out,
-                           piece.packed_scales + first_block * Fp8Blocks(piece.cols));
+  return QuantizeFp8Blocks(values.data(), end - begin, tensor.cols, out,
+                           tensor.packed_scales + begin / kFp8BlockSize * Fp8Blocks(tensor.cols));
 }
 
-/// Rows [begin, end) of the piece, row-major.
-absl::Status ConvertRowMajor(const Piece& piece, int64_t begin, int64_t end, std::byte* out) {
-  if (piece.packed_scales != nullptr) {
-    return Annotate(
-        ConvertToFp8(piece, begin, end, out),
-        absl::StrCat("row ", piece.first_row + begin, " or one of the next ", end - begin - 1));
+/// Rows [begin, end), `stored`, in a packed format that they have not yet, row-major.
+absl::Status Convert(const Conversion& tensor, int64_t begin, int64_t end, const std::byte* stored,
+                     std::byte* out) {
+  if (tensor.packed_scales != nullptr) {
+    return Annotate(ConvertToFp8(tensor, begin, end, stored, out),
+                    absl::StrCat("one of rows ", begin, " to ", end - 1));
   }
-  const int64_t row_bytes = DTypeBytes(piece.packed->dtype, piece.cols);
-  std::vector<float> values(static_cast<size_t>(piece.cols));
+  const int64_t stored_row = DTypeBytes(tensor.stored->dtype, tensor.cols);
+  const int64_t packed_row = DTypeBytes(tensor.packed->dtype, tensor.cols);
+  std::vector<float> values(static_cast<size_t>(tensor.cols));
   for (int64_t row = begin; row < end; ++row) {
-    CARAVAN_RETURN_IF_ERROR(
-        Annotate(ConvertRow(piece, row, values.data(), out + (row - begin) * row_bytes),
-                 absl::StrCat("row ", piece.first_row + row)));
+    CARAVAN_RETURN_IF_ERROR(Annotate(ConvertRow(tensor, row, stored + (row - begin) * stored_row,
+                                                values.data(), out + (row - begin) * packed_row),
+                                     absl::StrCat("row ", row)));
   }
   return absl::OkStatus();
 }
 
-/// Rows [begin, end) of the piece into `out`, in the packed layout. begin is a granule's first row.
-absl::Status ConvertRows(const Piece& piece, int64_t begin, int64_t end, std::byte* out) {
-  if (piece.packed->layout == MatrixLayout::kRowMajor) {
-    return ConvertRowMajor(piece, begin, end, out);
+/// Reads rows [begin, end) of the tensor and writes them to `out` in the packed layout.
+/// REQUIRES: begin is a granule's first row.
+absl::Status ConvertRows(const Conversion& tensor, int64_t begin, int64_t end, std::byte* out) {
+  const DType from = tensor.stored->dtype;
+  const DType to = tensor.packed->dtype;
+  const int64_t stored_row = DTypeBytes(from, tensor.cols);
+  const bool tiled = tensor.packed->layout == MatrixLayout::kTiled16;
+  if (from == to && !tiled) {
+    return tensor.source->ReadPart(
+        *tensor.name, begin * stored_row,
+        absl::MakeSpan(out, static_cast<size_t>((end - begin) * stored_row)));
   }
-  const DType to = piece.packed->dtype;
-  std::vector<std::byte> rows(static_cast<size_t>((end - begin) * DTypeBytes(to, piece.cols)));
-  CARAVAN_RETURN_IF_ERROR(ConvertRowMajor(piece, begin, end, rows.data()));
-  TileMatrix(to, end - begin, piece.cols, rows.data(), out);
+  std::vector<std::byte> stored(static_cast<size_t>((end - begin) * stored_row));
+  CARAVAN_RETURN_IF_ERROR(
+      tensor.source->ReadPart(*tensor.name, begin * stored_row, absl::MakeSpan(stored)));
+  if (from == to) {
+    TileMatrix(to, end - begin, tensor.cols, stored.data(), out);
+    return absl::OkStatus();
+  }
+  std::vector<std::byte> row_major(
+      tiled ? static_cast<size_t>((end - begin) * DTypeBytes(to, tensor.cols)) : 0);
+  std::byte* const rows = tiled ? row_major.data() : out;
+  const absl::Status converted = Convert(tensor, begin, end, stored.data(), rows);
+  if (!converted.ok()) return absl::DataLossError(converted.message());
+  if (tiled) TileMatrix(to, end - begin, tensor.cols, rows, out);
   return absl::OkStatus();
 }
 
@@ -146,39 +158,35 @@ absl::Status MatrixPacker::PackStored(const std::string& name, const TensorInfo&
   }
   const int64_t stored_row = DTypeBytes(stored.dtype, cols);
   const int64_t packed_row = DTypeBytes(packed.dtype, cols);
-  Piece piece = {&stored, &packed, cols, 0, 0, nullptr, nullptr, nullptr, nullptr};
+  Conversion tensor = {source_, &name, &stored, &packed, cols, nullptr, nullptr, nullptr};
   if (packed.dtype == DType::kF8E4M3 && stored.dtype != packed.dtype) {
     packed_scales_.resize(static_cast<size_t>(Fp8Blocks(rows) * Fp8Blocks(cols)));
-    piece.packed_scales = packed_scales_.data();
+    tensor.packed_scales = packed_scales_.data();
   }
-  const int64_t granule = piece.granule();
+  const int64_t granule = tensor.granule();
   const int64_t piece_rows = std::max<int64_t>(1, kPieceBytes / stored_row / granule) * granule;
   const Importance::Columns* const columns =
       importance_ == nullptr ? nullptr : importance_->Find(name);
-  if (columns != nullptr && columns->count > 0) piece.importance = columns->mean_square.data();
-  if (scale != nullptr && stored.dtype != packed.dtype) piece.scales = scales_.data();
-  for (; piece.first_row < rows; piece.first_row += piece_rows) {
-    piece.num_rows = std::min(piece_rows, rows - piece.first_row);
-    stored_.resize(static_cast<size_t>(piece.num_rows * stored_row));
-    CARAVAN_RETURN_IF_ERROR(Annotate(
-        source_->ReadPart(name, piece.first_row * stored_row, absl::MakeSpan(stored_)), name));
-    piece.stored_bytes = stored_.data();
-    const int64_t whole_rows = packed.layout == MatrixLayout::kTiled16
-                                   ? Tiles(piece.num_rows) * kTileRows
-                                   : piece.num_rows;
+  if (columns != nullptr && columns->count > 0) tensor.importance = columns->mean_square.data();
+  if (scale != nullptr && stored.dtype != packed.dtype) tensor.scales = scales_.data();
+  for (int64_t first_row = 0; first_row < rows; first_row += piece_rows) {
+    const int64_t num_rows = std::min(piece_rows, rows - first_row);
+    // This piece and the next, so that threads need not wait for what they read.
+    source_->Prefetch(name, first_row * stored_row,
+                      std::min(2 * piece_rows, rows - first_row) * stored_row);
+    const int64_t whole_rows =
+        packed.layout == MatrixLayout::kTiled16 ? Tiles(num_rows) * kTileRows : num_rows;
     packed_.resize(static_cast<size_t>(whole_rows * packed_row));
     Mutex mu;
     absl::Status converted;
-    pool_->ParallelFor(piece.num_rows, granule, [&](int64_t begin, int64_t end) {
-      const absl::Status status =
-          ConvertRows(piece, begin, end, packed_.data() + begin * packed_row);
+    pool_->ParallelFor(num_rows, granule, [&](int64_t begin, int64_t end) {
+      const absl::Status status = ConvertRows(tensor, first_row + begin, first_row + end,
+                                              packed_.data() + begin * packed_row);
       if (status.ok()) return;
       MutexLock lock(&mu);
       converted.Update(status);
     });
-    if (!converted.ok()) {
-      return absl::DataLossError(absl::StrCat("tensor ", name, ": ", converted.message()));
-    }
+    CARAVAN_RETURN_IF_ERROR(Annotate(converted, absl::StrCat("tensor ", name)));
     CARAVAN_RETURN_IF_ERROR(sink(packed_));
   }
   return absl::OkStatus();

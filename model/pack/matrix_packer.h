@@ -17,8 +17,8 @@
 
 namespace caravan {
 
-/// Used by one thread, which its pool helps. Memory: a few megabytes, and one row tile (128 rows
-/// for FP8) where that is longer.
+/// Used by one thread, which its pool helps, also with reading. Memory: a few megabytes and one row
+/// tile (128 rows for FP8) a thread; a few megabytes ahead are asked for in the page cache.
 class MatrixPacker {
  public:
   using Sink = absl::FunctionRef<absl::Status(absl::Span<const std::byte>)>;
@@ -31,9 +31,9 @@ class MatrixPacker {
   /// Gives `sink` the bytes of tensor `name` as `packed` describes them, in order, a piece at a
   /// time; what it returns ends the packing unless OK.
   /// REQUIRES: the source has the tensor, row-major, in packed's shape; or it has not, and `name`
-  /// is that of the scales of one that becomes FP8. The importance has as many columns for it, if
-  /// it has any. Errors: DataLoss - from the source; or a weight is not finite, or too large, in
-  /// F16 or in a
+  ///           is that of the scales of one that becomes FP8. The importance has as many columns
+  ///           for it, if it has any.
+  /// Errors: DataLoss - from the source; or a weight is not finite, or too large, in F16 or in a
   ///         block format that the source has not; the sink's. Each names the tensor.
   absl::Status Pack(const std::string& name, const TensorInfo& packed, Sink sink);
 
@@ -43,7 +43,6 @@ class MatrixPacker {
   const TensorSource* const source_;
   const Importance* const importance_;
   ThreadPool* const pool_;
-  std::vector<std::byte> stored_;  // rows as the source has them
   std::vector<std::byte> packed_;
   std::vector<float> scales_;         // of a matrix that is FP8
   std::vector<float> packed_scales_;  // of one that becomes it

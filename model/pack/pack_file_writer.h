@@ -1,23 +1,30 @@
 #ifndef CARAVAN_MODEL_PACK_PACK_FILE_WRITER_H_
 #define CARAVAN_MODEL_PACK_PACK_FILE_WRITER_H_
 
-// Writes one file of a pack: in its place only when it is whole, and on the disk.
+// Writes one file of a pack: in its place only when it is whole, and on the disk. A few megabytes
+// are written and hashed by a second thread while the next come together. They go past the page
+// cache where the file system lets them: nobody reads them soon, so there they would only cost a
+// copy, and drive out the source.
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "base/buffer.h"
+#include "base/named_thread.h"
 #include "model/pack/file_hash.h"
 
 namespace caravan {
 
 /// Used by one thread. Without Commit nothing is left behind. Errors of all: ResourceExhausted -
-/// the disk is full; DataLoss - it failed. Each names the path.
+/// the disk is full; DataLoss - it failed. Each names the path, and may come a few calls late.
 class PackFileWriter {
  public:
   /// Writes into `path`.partial until Commit. Errors: also InvalidArgument - it cannot be made.
@@ -38,13 +45,28 @@ class PackFileWriter {
   absl::StatusOr<std::string> Commit();
 
  private:
-  PackFileWriter(std::string path, int fd) : path_(std::move(path)), fd_(fd) {}
+  PackFileWriter(std::string path, int fd, bool direct, Buffer filling, Buffer leaving)
+      : path_(std::move(path)),
+        fd_(fd),
+        direct_(direct),
+        filling_(std::move(filling)),
+        leaving_(std::move(leaving)) {}
+
+  /// Waits for what is being written, and begins to write what has come together.
+  absl::Status Flush();
 
   const std::string path_;
   int fd_;
+  const bool direct_;  // what is written is a multiple of a block: the last one is filled up
   bool committed_ = false;
   int64_t bytes_ = 0;
+  Buffer filling_;
+  int64_t filled_ = 0;  // bytes of it
+  // Of the thread while it runs.
+  Buffer leaving_;
   FileHash hash_;
+  absl::Status written_;
+  std::optional<NamedThread> writing_;  // last: it uses the above
 };
 
 /// Writes a small file in one go, over what was there. Errors: as PackFileWriter.

@@ -20,6 +20,17 @@ TEST(BufferTest, IsZeroedPageAlignedAndWritable) {
   EXPECT_EQ(buffer->data()[kBytes - 1], std::byte{7});
 }
 
+TEST(BufferTest, LargePagesChangeNoByte) {
+  constexpr int64_t kBytes = (int64_t{5} << 20) + 5;
+  Buffer buffer = *Buffer::Allocate(kBytes);
+  buffer.PreferLargePages();
+  EXPECT_EQ(buffer.data()[kBytes - 1], std::byte{0});
+  buffer.data()[kBytes - 1] = std::byte{7};
+  buffer.PreferLargePages();
+  EXPECT_EQ(buffer.data()[kBytes - 1], std::byte{7});
+  Buffer().PreferLargePages();
+}
+
 TEST(BufferTest, NothingIsABufferToo) {
   absl::StatusOr<Buffer> buffer = Buffer::Allocate(0);
   ASSERT_TRUE(buffer.ok());

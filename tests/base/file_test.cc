@@ -96,6 +96,7 @@ TEST(MappedFileTest, ReadsReleasedPagesAgain) {
                                        {3 * page, 17}}) {
     EXPECT_EQ(Text(**file), bytes);
     (*file)->Release(offset, length);
+    (*file)->file().Prefetch(offset, length);
     EXPECT_EQ(Text(**file), bytes) << "after releasing " << length << " bytes at " << offset;
   }
 }

@@ -1,0 +1,120 @@
+#include "worker/stage_weights.h"
+
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "model/synth/synthetic_model.h"
+#include "tests/model/published_configs.h"
+#include "tests/support/temp_dir.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr char kExpert[] = "model.layers.1.mlp.experts.2.up_proj.weight";
+
+/// Passes reads on, but for one tensor.
+class BrokenSource : public TensorSource {
+ public:
+  BrokenSource(const TensorSource& source, std::string broken)
+      : source_(source), broken_(std::move(broken)) {}
+
+  const TensorInfo* Find(absl::string_view name) const override { return source_.Find(name); }
+  absl::Status ReadPart(absl::string_view name, int64_t offset,
+                        absl::Span<std::byte> out) const override {
+    if (name == broken_) return absl::DataLossError("the disk failed");
+    return source_.ReadPart(name, offset, out);
+  }
+
+ private:
+  const TensorSource& source_;
+  const std::string broken_;
+};
+
+/// FP8, with an embedding of 20 MiB: it is read in several parts.
+class StageWeightsTest : public ::testing::Test {
+ protected:
+  StageWeightsTest() {
+    nlohmann::json config = DeepSeekR1Config();
+    config.merge_patch(nlohmann::json::parse(R"json({
+      "hidden_size": 512, "intermediate_size": 1024, "moe_intermediate_size": 256,
+      "num_attention_heads": 4, "num_key_value_heads": 4, "first_k_dense_replace": 1,
+      "kv_lora_rank": 128, "q_lora_rank": 256, "qk_nope_head_dim": 32, "qk_rope_head_dim": 16,
+      "v_head_dim": 32, "vocab_size": 20480, "num_hidden_layers": 2, "n_routed_experts": 8,
+      "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2,
+      "num_nextn_predict_layers": 0})json"));
+    SyntheticModel::Options options;
+    options.config_path = dir_.Write("config.json", config.dump());
+    source_ = *SyntheticModel::Create(options);
+  }
+
+  absl::StatusOr<std::unique_ptr<StageWeights>> Load(const TensorSource& source,
+                                                     const StageWeights::Progress& progress) const {
+    return StageWeights::Load(source_->config(), {0, 2, /*embeds=*/true, /*has_head=*/true}, source,
+                              progress);
+  }
+
+  /// Whether `loaded` holds the source's bytes.
+  bool IsWhole(const std::string& name, const void* loaded) const {
+    std::vector<std::byte> bytes(static_cast<size_t>(source_->Find(name)->num_bytes()));
+    EXPECT_TRUE(source_->Read(name, absl::MakeSpan(bytes)).ok());
+    return std::memcmp(loaded, bytes.data(), bytes.size()) == 0;
+  }
+
+  const TempDir dir_;
+  std::unique_ptr<SyntheticModel> source_;
+};
+
+TEST_F(StageWeightsTest, EveryTensorIsWholeAndInItsPlace) {
+  const auto weights = Load(*source_, [](int64_t, int64_t) { return true; });
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  EXPECT_TRUE(IsWhole("model.embed_tokens.weight", (*weights)->embedding.data));
+  EXPECT_TRUE(IsWhole("lm_head.weight", (*weights)->lm_head.data));
+  EXPECT_TRUE(IsWhole("model.norm.weight", (*weights)->final_layernorm));
+  const LayerWeights& layer = (*weights)->layers[1];
+  EXPECT_TRUE(
+      IsWhole("model.layers.1.mlp.gate.e_score_correction_bias", layer.e_score_correction_bias));
+  EXPECT_TRUE(IsWhole(kExpert, layer.experts[2].up.data));
+  EXPECT_TRUE(IsWhole(std::string(kExpert) + "_scale_inv", layer.experts[2].up.scale_inv));
+}
+
+TEST_F(StageWeightsTest, ProgressGrowsToTheTotalOnTheCallersThread) {
+  const std::thread::id caller = std::this_thread::get_id();
+  int64_t last = 0, total = 0;
+  const auto weights = Load(*source_, [&](int64_t loaded_bytes, int64_t total_bytes) {
+    EXPECT_EQ(std::this_thread::get_id(), caller);
+    EXPECT_GE(loaded_bytes, last);
+    EXPECT_LE(loaded_bytes, total_bytes);
+    last = loaded_bytes;
+    total = total_bytes;
+    return true;
+  });
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  EXPECT_EQ(last, total);
+  EXPECT_EQ(total, (*weights)->num_bytes());
+}
+
+TEST_F(StageWeightsTest, AnErrorNamesTheTensor) {
+  for (const std::string& broken : {std::string(kExpert), std::string(kExpert) + "_scale_inv",
+                                    std::string("model.layers.0.input_layernorm.weight")}) {
+    const absl::Status status =
+        Load(BrokenSource(*source_, broken), [](int64_t, int64_t) { return true; }).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(broken + ": the disk failed"));
+  }
+}
+
+TEST_F(StageWeightsTest, IsStoppedByItsProgress) {
+  const absl::Status status = Load(*source_, [](int64_t, int64_t) { return false; }).status();
+  EXPECT_TRUE(absl::IsCancelled(status)) << status;
+}
+
+}  // namespace
+}  // namespace caravan
