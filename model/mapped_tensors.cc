@@ -7,8 +7,8 @@ namespace caravan {
 
 std::vector<std::string> MappedTensors::TensorNames() const { return SortedKeys(tensors_); }
 
-bool MappedTensors::Add(std::string name, TensorInfo info, int64_t offset) {
-  return tensors_.emplace(std::move(name), Entry{std::move(info), offset}).second;
+bool MappedTensors::Add(std::string name, TensorInfo info, int64_t offset, int64_t num_bytes) {
+  return tensors_.emplace(std::move(name), Entry{std::move(info), offset, num_bytes}).second;
 }
 
 const MappedTensors::Entry& MappedTensors::At(absl::string_view name) const {
@@ -43,7 +43,7 @@ void MappedTensors::Release(absl::string_view name) const {
 absl::Span<const std::byte> MappedTensors::Bytes(absl::string_view name) const {
   const Entry& entry = At(name);
   return file_->bytes().subspan(static_cast<size_t>(entry.offset),
-                                static_cast<size_t>(entry.info.num_bytes()));
+                                static_cast<size_t>(entry.num_bytes));
 }
 
 int64_t MappedTensors::Offset(absl::string_view name) const { return At(name).offset; }

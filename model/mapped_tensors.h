@@ -33,7 +33,8 @@ class MappedTensors : public TensorSource {
                         absl::Span<std::byte> out) const override;
   void Prefetch(absl::string_view name, int64_t offset, int64_t size) const override;
 
-  /// The tensor's mapped bytes; not aligned. REQUIRES: Find(name) is not null.
+  /// The tensor's mapped bytes, as the file has them; not aligned. REQUIRES: Find(name) is not
+  /// null.
   absl::Span<const std::byte> Bytes(absl::string_view name) const;
 
   /// Lets go of the pages that hold nothing but this tensor, until they are touched again.
@@ -47,8 +48,9 @@ class MappedTensors : public TensorSource {
   explicit MappedTensors(std::unique_ptr<MappedFile> file) : file_(std::move(file)) {}
 
   /// False, and nothing changes, when the name is taken. `offset` counts from the file's begin.
+  /// A subclass that says of a tensor something else than what lies in the file reads it itself.
   /// REQUIRES: the tensor's bytes lie within the file.
-  bool Add(std::string name, TensorInfo info, int64_t offset);
+  bool Add(std::string name, TensorInfo info, int64_t offset, int64_t num_bytes);
 
   const MappedFile& file() const { return *file_; }
 
@@ -56,6 +58,7 @@ class MappedTensors : public TensorSource {
   struct Entry {
     TensorInfo info;
     int64_t offset = 0;
+    int64_t num_bytes = 0;  // in the file
   };
   const Entry& At(absl::string_view name) const;
 

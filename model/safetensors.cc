@@ -130,7 +130,8 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
     CARAVAN_ASSIGN_OR_RETURN(Placed tensor,
                              ParseTensor(value, absl::StrCat(path, ": tensor ", name), data_bytes));
     order.emplace_back(tensor.begin, name);
-    opened->Add(name, std::move(tensor.info), data_begin + tensor.begin);
+    const int64_t num_bytes = tensor.info.num_bytes();
+    opened->Add(name, std::move(tensor.info), data_begin + tensor.begin, num_bytes);
   }
 
   std::sort(order.begin(), order.end());

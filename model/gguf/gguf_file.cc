@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -26,20 +27,42 @@ constexpr uint32_t kMaxDimensions = 4;
 struct TypeRow {
   uint32_t code;
   absl::string_view name;
-  std::optional<DType> dtype;  // nullopt: Caravan does not run it
+  std::optional<DType> dtype;                  // nullopt: Caravan does not run it
+  const GgufForeignBlocks* foreign = nullptr;  // or as these say
 };
 constexpr TypeRow kTypes[] = {
-    {0, "F32", DType::kF32},      {1, "F16", DType::kF16},       {2, "Q4_0", DType::kQ4_0},
-    {3, "Q4_1", std::nullopt},    {6, "Q5_0", std::nullopt},     {7, "Q5_1", std::nullopt},
-    {8, "Q8_0", DType::kQ8_0},    {9, "Q8_1", std::nullopt},     {10, "Q2_K", DType::kQ2_K},
-    {11, "Q3_K", DType::kQ3_K},   {12, "Q4_K", DType::kQ4_K},    {13, "Q5_K", DType::kQ5_K},
-    {14, "Q6_K", DType::kQ6_K},   {15, "Q8_K", std::nullopt},    {16, "IQ2_XXS", std::nullopt},
-    {17, "IQ2_XS", std::nullopt}, {18, "IQ3_XXS", std::nullopt}, {19, "IQ1_S", std::nullopt},
-    {20, "IQ4_NL", std::nullopt}, {21, "IQ3_S", std::nullopt},   {22, "IQ2_S", std::nullopt},
-    {23, "IQ4_XS", std::nullopt}, {24, "I8", std::nullopt},      {25, "I16", std::nullopt},
-    {26, "I32", std::nullopt},    {27, "I64", std::nullopt},     {28, "F64", std::nullopt},
-    {29, "IQ1_M", std::nullopt},  {30, "BF16", DType::kBF16},    {34, "TQ1_0", std::nullopt},
-    {35, "TQ2_0", std::nullopt},  {39, "MXFP4", std::nullopt},
+    {0, "F32", DType::kF32},
+    {1, "F16", DType::kF16},
+    {2, "Q4_0", DType::kQ4_0},
+    {3, "Q4_1", std::nullopt, &kGgufQ4_1},
+    {6, "Q5_0", std::nullopt, &kGgufQ5_0},
+    {7, "Q5_1", std::nullopt, &kGgufQ5_1},
+    {8, "Q8_0", DType::kQ8_0},
+    {9, "Q8_1", std::nullopt},
+    {10, "Q2_K", DType::kQ2_K},
+    {11, "Q3_K", DType::kQ3_K},
+    {12, "Q4_K", DType::kQ4_K},
+    {13, "Q5_K", DType::kQ5_K},
+    {14, "Q6_K", DType::kQ6_K},
+    {15, "Q8_K", std::nullopt},
+    {16, "IQ2_XXS", std::nullopt},
+    {17, "IQ2_XS", std::nullopt},
+    {18, "IQ3_XXS", std::nullopt},
+    {19, "IQ1_S", std::nullopt},
+    {20, "IQ4_NL", std::nullopt, &kGgufIq4Nl},
+    {21, "IQ3_S", std::nullopt},
+    {22, "IQ2_S", std::nullopt},
+    {23, "IQ4_XS", std::nullopt},
+    {24, "I8", std::nullopt},
+    {25, "I16", std::nullopt},
+    {26, "I32", std::nullopt},
+    {27, "I64", std::nullopt},
+    {28, "F64", std::nullopt},
+    {29, "IQ1_M", std::nullopt},
+    {30, "BF16", DType::kBF16},
+    {34, "TQ1_0", std::nullopt},
+    {35, "TQ2_0", std::nullopt},
+    {39, "MXFP4", std::nullopt},
 };
 
 absl::Status Malformed(absl::string_view origin, absl::string_view what) {
@@ -77,13 +100,15 @@ absl::StatusOr<Header> TakeHeader(GgufCursor& cursor, absl::string_view origin) 
 struct Placed {
   std::string name;
   TensorInfo info;
+  const GgufForeignBlocks* foreign = nullptr;
   uint64_t begin = 0;  // from the data's start
+  int64_t bytes = 0;   // in the file
 };
 
-absl::StatusOr<DType> ParseType(uint32_t code, absl::string_view origin) {
+absl::StatusOr<const TypeRow*> ParseType(uint32_t code, absl::string_view origin) {
   for (const TypeRow& row : kTypes) {
     if (row.code != code) continue;
-    if (row.dtype.has_value()) return *row.dtype;
+    if (row.dtype.has_value() || row.foreign != nullptr) return &row;
     return Malformed(origin, absl::StrCat("has type ", row.name, ", which is not supported"));
   }
   return Malformed(origin, absl::StrCat("has the unknown type ", code));
@@ -115,8 +140,12 @@ absl::StatusOr<Placed> TakeTensor(GgufCursor& cursor, absl::string_view path, ui
   if (!is_whole || !cursor.Take(type) || !cursor.Take(tensor.begin)) {
     return Malformed(origin, "is truncated within its description");
   }
-  CARAVAN_ASSIGN_OR_RETURN(tensor.info.dtype, ParseType(type, origin));
-  const DTypeBlock block = BlockOf(tensor.info.dtype);
+  CARAVAN_ASSIGN_OR_RETURN(const TypeRow* const row, ParseType(type, origin));
+  tensor.foreign = row->foreign;
+  tensor.info.dtype = row->foreign != nullptr ? row->foreign->as : *row->dtype;
+  const DTypeBlock block = row->foreign != nullptr
+                               ? DTypeBlock{kForeignBlockValues, row->foreign->bytes}
+                               : BlockOf(*row->dtype);
   const uint64_t max_elements = static_cast<uint64_t>(limit / block.bytes * block.values);
   uint64_t num_elements = 1;
   for (const uint64_t dim : dims) {
@@ -127,10 +156,10 @@ absl::StatusOr<Placed> TakeTensor(GgufCursor& cursor, absl::string_view path, ui
     num_elements *= dim;
   }
   if (dims[0] % static_cast<uint64_t>(block.values) != 0) {
-    return Malformed(origin,
-                     absl::StrCat("has rows of ", dims[0], " values, which are no whole ",
-                                  DTypeName(tensor.info.dtype), " blocks of ", block.values));
+    return Malformed(origin, absl::StrCat("has rows of ", dims[0], " values, which are no whole ",
+                                          row->name, " blocks of ", block.values));
   }
+  tensor.bytes = static_cast<int64_t>(num_elements) / block.values * block.bytes;
   tensor.info.shape.assign(dims.rbegin(), dims.rend());
   return tensor;
 }
@@ -153,7 +182,7 @@ absl::Status CheckPlaces(std::vector<Placed>& tensors, absl::string_view path, u
                        absl::StrCat("begins at byte ", tensor.begin, " and overlaps tensor ",
                                     previous->name, ", which ends at ", end));
     }
-    const uint64_t size = static_cast<uint64_t>(tensor.info.num_bytes());
+    const uint64_t size = static_cast<uint64_t>(tensor.bytes);
     if (tensor.begin > data_bytes || size > data_bytes - tensor.begin) {
       return Malformed(origin, absl::StrCat("begins at byte ", tensor.begin, " and has ", size,
                                             " bytes, past the file's ", data_bytes,
@@ -192,13 +221,55 @@ absl::StatusOr<std::unique_ptr<GgufFile>> GgufFile::Open(const std::string& path
   auto opened = std::unique_ptr<GgufFile>(new GgufFile(std::move(file), std::move(metadata)));
   for (Placed& tensor : tensors) {
     const std::string origin = absl::StrCat(path, ": tensor ", tensor.name);
+    if (tensor.foreign != nullptr) opened->foreign_[tensor.name] = tensor.foreign;
     if (!opened->Add(std::move(tensor.name), std::move(tensor.info),
-                     static_cast<int64_t>(data_begin + tensor.begin))) {
+                     static_cast<int64_t>(data_begin + tensor.begin), tensor.bytes)) {
       return Malformed(origin, "is repeated");
     }
   }
   opened->file().Release(0, static_cast<int64_t>(data_begin));
   return opened;
+}
+
+const GgufForeignBlocks* GgufFile::ForeignBlocksOf(absl::string_view name) const {
+  const auto it = foreign_.find(name);
+  return it == foreign_.end() ? nullptr : it->second;
+}
+
+absl::Status GgufFile::ReadPart(absl::string_view name, int64_t offset,
+                                absl::Span<std::byte> out) const {
+  const GgufForeignBlocks* const blocks = ForeignBlocksOf(name);
+  if (blocks == nullptr) return MappedTensors::ReadPart(name, offset, out);
+  constexpr int64_t kBlocksAtATime = 4096;
+  const int64_t out_bytes = DTypeBytes(blocks->as, kForeignBlockValues);
+  std::vector<std::byte> stored;
+  std::vector<std::byte> converted;
+  while (!out.empty()) {
+    const int64_t first = offset / out_bytes;
+    const int64_t skipped = offset - first * out_bytes;
+    const int64_t wanted = skipped + static_cast<int64_t>(out.size());
+    const int64_t count = std::min(kBlocksAtATime, CeilDiv(wanted, out_bytes));
+    stored.resize(static_cast<size_t>(count * blocks->bytes));
+    converted.resize(static_cast<size_t>(count * out_bytes));
+    CARAVAN_RETURN_IF_ERROR(
+        MappedTensors::ReadPart(name, first * blocks->bytes, absl::MakeSpan(stored)));
+    for (int64_t i = 0; i < count; ++i) {
+      blocks->convert(stored.data() + i * blocks->bytes, converted.data() + i * out_bytes);
+    }
+    const size_t size = std::min(out.size(), converted.size() - static_cast<size_t>(skipped));
+    std::memcpy(out.data(), converted.data() + skipped, size);
+    out.remove_prefix(size);
+    offset += static_cast<int64_t>(size);
+  }
+  return absl::OkStatus();
+}
+
+void GgufFile::Prefetch(absl::string_view name, int64_t offset, int64_t size) const {
+  const GgufForeignBlocks* const blocks = ForeignBlocksOf(name);
+  if (blocks == nullptr) return MappedTensors::Prefetch(name, offset, size);
+  const int64_t out_bytes = DTypeBytes(blocks->as, kForeignBlockValues);
+  MappedTensors::Prefetch(name, offset / out_bytes * blocks->bytes,
+                          CeilDiv(size, out_bytes) * blocks->bytes);
 }
 
 }  // namespace caravan

@@ -3,12 +3,15 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/quant/dequantize.h"
 #include "tests/model/gguf/gguf_model.h"
 #include "tests/support/gguf_writer.h"
 #include "tests/support/temp_dir.h"
@@ -110,6 +113,94 @@ TEST_F(GgufFileTest, KnowsTheBlockFormatsByTheFormatsNumbers) {
     ASSERT_NE(info, nullptr) << DTypeName(dtype);
     EXPECT_EQ(info->dtype, dtype);
     EXPECT_EQ(info->num_bytes(), DTypeBytes(dtype, 512));
+  }
+}
+
+/// A format of 32 values that comes as another one, and value i of a block of it, by ggml's
+/// definition.
+struct ForeignFormat {
+  uint32_t code;
+  const char* name;
+  int64_t block_bytes;
+  DType as;
+  float (*value)(const uint8_t* block, int i);
+};
+
+float HalfAt(const uint8_t* bytes) {
+  return Float16ToFloat(static_cast<uint16_t>(bytes[0] | bytes[1] << 8));
+}
+int NibbleAt(const uint8_t* bytes, int i) { return i < 16 ? bytes[i] & 15 : bytes[i - 16] >> 4; }
+int FifthAt(const uint8_t* bytes, int i) {
+  const uint32_t word = bytes[0] | bytes[1] << 8 | bytes[2] << 16 | uint32_t{bytes[3]} << 24;
+  return (word >> i & 1) != 0 ? 16 : 0;
+}
+
+constexpr ForeignFormat kForeignFormats[] = {
+    {3, "Q4_1", 20, DType::kF32,
+     [](const uint8_t* b, int i) {
+       return HalfAt(b) * static_cast<float>(NibbleAt(b + 4, i)) + HalfAt(b + 2);
+     }},
+    {6, "Q5_0", 22, DType::kQ8_0,
+     [](const uint8_t* b, int i) {
+       return HalfAt(b) * static_cast<float>(NibbleAt(b + 6, i) + FifthAt(b + 2, i) - 16);
+     }},
+    {7, "Q5_1", 24, DType::kF32,
+     [](const uint8_t* b, int i) {
+       return HalfAt(b) * static_cast<float>(NibbleAt(b + 8, i) + FifthAt(b + 4, i)) +
+              HalfAt(b + 2);
+     }},
+    {20, "IQ4_NL", 18, DType::kQ8_0,
+     [](const uint8_t* b, int i) {
+       constexpr float kValues[] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                    1,    13,   25,  38,  53,  69,  89,  113};
+       return HalfAt(b) * kValues[NibbleAt(b + 2, i)];
+     }},
+};
+
+TEST_F(GgufFileTest, FormatsWithoutKernelsComeAsOnesThatHoldTheirValues) {
+  // More blocks than are converted at a time.
+  constexpr int64_t kRows = 3;
+  constexpr int64_t kCols = 64 * 1024;
+  constexpr int64_t kBlocks = kRows * kCols / 32;
+  GgufWriter writer;
+  std::mt19937 random(1);
+  std::map<std::string, std::string> stored;
+  for (const ForeignFormat& format : kForeignFormats) {
+    std::string bytes(static_cast<size_t>(kBlocks * format.block_bytes), '\0');
+    for (char& byte : bytes) byte = static_cast<char>(random());
+    for (int64_t block = 0; block < kBlocks; ++block) {
+      // Finite d and m.
+      bytes[static_cast<size_t>(block * format.block_bytes + 1)] &= static_cast<char>(0xbf);
+      bytes[static_cast<size_t>(block * format.block_bytes + 3)] &= static_cast<char>(0xbf);
+    }
+    writer.AddTensor(format.name, {kRows, kCols}, format.code, bytes);
+    stored[format.name] = std::move(bytes);
+  }
+  const std::unique_ptr<GgufFile> file = MustOpen(writer);
+  ASSERT_NE(file, nullptr);
+  for (const ForeignFormat& format : kForeignFormats) {
+    SCOPED_TRACE(format.name);
+    const TensorInfo& info = *file->Find(format.name);
+    EXPECT_EQ(info.dtype, format.as);
+    EXPECT_EQ(info.shape, (std::vector<int64_t>{kRows, kCols}));
+    EXPECT_EQ(file->Bytes(format.name).size(), stored[format.name].size());
+    std::vector<std::byte> read(static_cast<size_t>(info.num_bytes()));
+    ASSERT_TRUE(file->Read(format.name, absl::MakeSpan(read)).ok());
+    std::vector<float> values(kRows * kCols);
+    DequantizeRow(format.as, read.data(), kRows * kCols, values.data());
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < kRows * kCols; ++i) {
+      const auto* const block = reinterpret_cast<const uint8_t*>(stored[format.name].data()) +
+                                i / 32 * format.block_bytes;
+      if (values[static_cast<size_t>(i)] != format.value(block, static_cast<int>(i % 32))) ++wrong;
+    }
+    EXPECT_EQ(wrong, 0);
+    for (const auto& [offset, size] : std::vector<std::pair<int64_t, int64_t>>{
+             {0, 1}, {1, 33}, {33, 1}, {34, 34}, {100, 1000}, {info.num_bytes() - 5, 5}}) {
+      std::vector<std::byte> part(static_cast<size_t>(size));
+      ASSERT_TRUE(file->ReadPart(format.name, offset, absl::MakeSpan(part)).ok());
+      EXPECT_EQ(std::memcmp(part.data(), read.data() + offset, part.size()), 0) << offset;
+    }
   }
 }
 
@@ -324,7 +415,7 @@ TEST_F(GgufFileTest, RefusesWhatATensorMayNotBe) {
     return writer;
   };
   for (const auto& [type, name] : std::vector<std::pair<uint32_t, std::string>>{
-           {3, "Q4_1"}, {16, "IQ2_XXS"}, {23, "IQ4_XS"}, {28, "F64"}, {39, "MXFP4"}}) {
+           {9, "Q8_1"}, {16, "IQ2_XXS"}, {23, "IQ4_XS"}, {28, "F64"}, {39, "MXFP4"}}) {
     ExpectRefused(with("w", {2, 32}, type), "tensor w", "type " + name + ", which is not");
   }
   for (const uint32_t type : {4u, 31u, 40u, UINT32_MAX}) {
