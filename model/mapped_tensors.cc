@@ -27,8 +27,8 @@ absl::Status MappedTensors::ReadPart(absl::string_view name, int64_t offset,
   const absl::Span<const std::byte> bytes = Bytes(name);
   CARAVAN_CHECK(offset >= 0 && static_cast<size_t>(offset) <= bytes.size());
   CARAVAN_CHECK(out.size() <= bytes.size() - static_cast<size_t>(offset));
-  // Not out of the mapping: a fault for every few pages, and letting go of them again, which stops
-  // all threads, cost more than the copy.
+  // Not out of the mapping: that takes a fault for every few pages, and all threads wait for one to
+  // let go of them again.
   return file_->file().Read(Offset(name) + offset, out);
 }
 
