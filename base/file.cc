@@ -111,7 +111,7 @@ absl::Status ReadableFile::Read(int64_t offset, absl::Span<std::byte> out) const
 }
 
 void ReadableFile::Prefetch(int64_t offset, int64_t size) const {
-  // The kernel cuts a call short at its read-ahead, 128 KiB where nobody has changed that.
+  // The kernel may cut a call short at its read-ahead, 128 KiB where nobody has changed that.
   constexpr int64_t kCallBytes = int64_t{128} << 10;
   for (int64_t done = 0; done < size; done += kCallBytes) {
     ::posix_fadvise(fd_, offset + done, std::min(kCallBytes, size - done), POSIX_FADV_WILLNEED);

@@ -1,7 +1,7 @@
 #ifndef CARAVAN_BASE_FILE_H_
 #define CARAVAN_BASE_FILE_H_
 
-// Files: whole, or mapped.
+// Files: whole, in parts, or mapped.
 
 #include <cstddef>
 #include <cstdint>

@@ -3,11 +3,12 @@
 
 // The threads that share one kernel's work.
 //
-// A step of decoding is a chain of parallel regions of some 100 us each, and waking a sleeping
-// thread takes 10 to 50 us. So a thread that waits for the next region, or for the others to end
-// one, first looks for kSpin before it sleeps: a pool in use seldom sleeps, an idle one burns that
-// much once. It does not look where the pool has more threads than the machine has cores, since it
-// would take the core from the thread that it waits for.
+// A step of decoding is a chain of short parallel regions, and waking a sleeping thread takes a
+// good part of one. So a thread that waits for the next region, or for the others to end one, first
+// looks for kSpin before it sleeps: a pool in use seldom sleeps, an idle one burns that much once
+// (docs/performance.md has what it gains). It does not look where the pool has more threads than
+// the machine has cores, since it would take the core from the thread that it waits for; other
+// pools and processes, and quotas of less than the machine, it does not know of.
 
 #include <atomic>
 #include <cstdint>

@@ -3,7 +3,8 @@
 //
 //   storage_bench [--dir DIR] [--size 2GiB] [--rounds 3] [--threads N]
 //
-// It needs four times --size in DIR, which is removed at the end. Everything is measured in turns,
+// It needs four times --size in DIR, which is removed at the end
+// (not after a failure). Everything is measured in turns,
 // --rounds times; medians count. What is read "cold" was dropped from the page cache before, which
 // mincore confirms; a disk behind a hypervisor may still have a cache of its own, for all alike.
 

@@ -65,24 +65,13 @@ absl::Status BenchCluster::Launch(const Options& options) {
   const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
   const std::string address_file = JoinPath(directory_, "address");
   const std::string http_address_file = JoinPath(directory_, "http-address");
-  std::vector<std::string> coordinator = {self,
-                                          "coordinator",
-                                          "--model",
-                                          options.model,
-                                          "--listen",
-                                          "127.0.0.1:0",
-                                          "--http",
-                                          "127.0.0.1:0",
-                                          "--state",
-                                          JoinPath(directory_, "caravan.db"),
-                                          "--workers",
-                                          absl::StrCat(options.workers),
-                                          "--http-address-file",
-                                          http_address_file,
-                                          "--address-file",
-                                          address_file,
-                                          "--worker-timeout",
-                                          absl::StrCat(absl::ToInt64Seconds(kBenchLoadTimeout))};
+  std::vector<std::string> coordinator = {self, "coordinator", "--model", options.model, "--listen",
+                                          "127.0.0.1:0", "--http", "127.0.0.1:0", "--state",
+                                          JoinPath(directory_, "caravan.db"), "--workers",
+                                          absl::StrCat(options.workers), "--http-address-file",
+                                          http_address_file, "--address-file", address_file,
+                                          // Whoever waits looks after the processes in between.
+                                          "--worker-timeout", "1"};
   CARAVAN_ASSIGN_OR_RETURN(const std::vector<std::string> tokenizer,
                            TokenizerArguments(options.model));
   coordinator.insert(coordinator.end(), tokenizer.begin(), tokenizer.end());
@@ -121,6 +110,15 @@ BenchCluster::~BenchCluster() {
   for (Subprocess& process : processes_) process.Wait(kStopTimeout);
   std::error_code ignored;
   std::filesystem::remove_all(directory_, ignored);
+}
+
+absl::Status BenchCluster::Check() {
+  for (Subprocess& process : processes_) {
+    if (!process.Wait(absl::ZeroDuration()).has_value()) continue;
+    return absl::UnavailableError(
+        "the coordinator or a worker has ended; caravan worker with the same options says why");
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<std::string>> BenchCluster::TokenizerArguments(

@@ -38,6 +38,9 @@ class BenchCluster {
   ///         files, or a worker cannot be pinned.
   static absl::StatusOr<std::unique_ptr<BenchCluster>> Start(const Options& options);
   ~BenchCluster();
+  /// Errors: Unavailable - one of its processes has ended.
+  absl::Status Check();
+
   BenchCluster(const BenchCluster&) = delete;
   BenchCluster& operator=(const BenchCluster&) = delete;
 

@@ -26,7 +26,7 @@ struct BenchLoadFlags {
 /// chat's form has in common.
 std::string DrawSum(std::mt19937_64& generator);
 
-/// About `bytes` bytes of made-up words, hardly ever the same twice: prefill is to be measured, not
+/// `bytes` bytes of made-up words, hardly ever the same twice: prefill is to be measured, not
 /// the KV cache. The stand-in tokenizer makes a token of each byte.
 std::string DrawText(int64_t bytes, std::mt19937_64& generator);
 

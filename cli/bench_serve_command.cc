@@ -90,7 +90,7 @@ absl::Status RunCell(const BenchCluster& cluster, const std::vector<std::string>
 }
 
 /// Waits until the cluster serves: the first replies also warm everything up.
-absl::Status WarmUp(const BenchCluster& cluster, const std::vector<std::string>& bodies) {
+absl::Status WarmUp(BenchCluster& cluster, const std::vector<std::string>& bodies) {
   LoadOptions options;
   options.address = cluster.http_address();
   options.concurrency = static_cast<int>(bodies.size());
@@ -101,6 +101,7 @@ absl::Status WarmUp(const BenchCluster& cluster, const std::vector<std::string>&
         std::all_of(result.replies.begin(), result.replies.end(),
                     [](const LoadReply& reply) { return reply.http_status == 200; });
     if (served) return absl::OkStatus();
+    CARAVAN_RETURN_IF_ERROR(cluster.Check());
     absl::SleepFor(absl::Milliseconds(50));
   }
   return absl::DeadlineExceededError("the workers did not come to serve");

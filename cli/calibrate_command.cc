@@ -21,6 +21,7 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/observing_backend.h"
 #include "model/pack/importance.h"
+#include "model/pack/pack_file_writer.h"
 #include "model/stored_model.h"
 #include "model/text_model.h"
 #include "model/text_windows.h"
@@ -110,6 +111,8 @@ absl::Status Calibrate(const CalibrateFlags& flags) {
   }
   const int64_t total = static_cast<int64_t>(encoded->size());
   TextWindows windows(*text, *std::move(encoded), flags.window);
+  // What cannot be written is said before hours of work; without Commit nothing is left.
+  CARAVAN_RETURN_IF_ERROR(Annotate(PackFileWriter::Create(flags.output).status(), "--out"));
   InputStatistics statistics;
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<Stage> stage,
                            LoadObserved(*model, flags, signals, &statistics));

@@ -36,10 +36,6 @@ void MappedTensors::Prefetch(absl::string_view name, int64_t offset, int64_t siz
   file_->file().Prefetch(Offset(name) + offset, size);
 }
 
-void MappedTensors::Release(absl::string_view name) const {
-  file_->Release(Offset(name), static_cast<int64_t>(Bytes(name).size()));
-}
-
 absl::Span<const std::byte> MappedTensors::Bytes(absl::string_view name) const {
   const Entry& entry = At(name);
   return file_->bytes().subspan(static_cast<size_t>(entry.offset),

@@ -37,10 +37,6 @@ class MappedTensors : public TensorSource {
   /// null.
   absl::Span<const std::byte> Bytes(absl::string_view name) const;
 
-  /// Lets go of the pages that hold nothing but this tensor, until they are touched again.
-  /// REQUIRES: Find(name) is not null.
-  void Release(absl::string_view name) const;
-
   /// Where the tensor's bytes begin in the file. REQUIRES: Find(name) is not null.
   int64_t Offset(absl::string_view name) const;
 

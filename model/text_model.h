@@ -22,8 +22,8 @@ class TextModel {
  public:
   /// `model_path` as OpenStoredModel's.
   /// Errors: NotFound - there is no tokenizer; as ReadTextFile, Tokenizer::Parse and
-  /// ChatTemplate::Parse; InvalidArgument - the
-  ///         tokenizer has more tokens than config.vocab_size.
+  ///         ChatTemplate::Parse; InvalidArgument - the tokenizer has more tokens than
+  ///         config.vocab_size.
   static absl::StatusOr<std::unique_ptr<TextModel>> Load(const std::string& model_path,
                                                          const ModelConfig& config);
 

@@ -15,9 +15,9 @@
 namespace caravan {
 namespace {
 
-// A tensor of R1's is at most 1.9 GB (its embedding); a link that moves less than this in ten
-// minutes is no link to run a model over.
-constexpr absl::Duration kReadTimeout = absl::Minutes(10);
+// Loading asks for some megabytes at a time; a link that moves less than that in two minutes is no
+// link to run a model over.
+constexpr absl::Duration kReadTimeout = absl::Minutes(2);
 
 }  // namespace
 

@@ -148,8 +148,6 @@ class LoadedTensors {
     for (const Placed& tensor : placed) by_name_[tensor.spec.name] = &tensor;
   }
 
-  bool Has(const std::string& name) const { return by_name_.contains(name); }
-
   /// A zero Matrix when the model has no such tensor.
   Matrix MatrixOf(const std::string& name) const {
     const auto it = by_name_.find(name);

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 
+#include "base/int_math.h"
 #include "kernels/cpu/weight_tile.h"
 #include "kernels/kv_rows.h"
 
@@ -30,8 +31,6 @@ constexpr int64_t kAbsorbedRows = 96;
 constexpr int64_t kFewRows = 8;
 // Floats between the rows of a batch, so that rows of a power of two bytes share no cache sets.
 constexpr int64_t kRowPadding = 16;
-
-constexpr int64_t RoundUp(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 }  // namespace
 
@@ -210,7 +209,7 @@ void CpuMlaAttention::AttendInWaves(const Call& call, int64_t num_spans, int64_t
   const MlaShape& shape = call.shape;
   const int64_t num_tiles = std::ssize(tiles_);
   const int64_t wanted_items = 2 * lanes_.num_threads();
-  const int64_t wave_spans = std::min((wanted_items + num_tiles - 1) / num_tiles, num_spans);
+  const int64_t wave_spans = std::min(CeilDiv(wanted_items, num_tiles), num_spans);
   int64_t most_queries = 0;
   for (const Tile& tile : tiles_) most_queries = std::max(most_queries, tile.num_queries());
   // A state for each span of a wave, and the numbers of each tile's state of all spans.

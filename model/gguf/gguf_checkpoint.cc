@@ -241,6 +241,7 @@ absl::StatusOr<std::unique_ptr<GgufCheckpoint>> GgufCheckpoint::Open(const std::
       fingerprint.AddTensor(gguf_name, *file.Find(gguf_name));
       fingerprint.AddText(std::filesystem::path(file.path()).filename().string());
       fingerprint.AddInt(file.Offset(gguf_name));
+      fingerprint.AddInt(static_cast<int64_t>(file.Bytes(gguf_name).size()));
     }
   }
   checkpoint->set_fingerprint(fingerprint.value());
@@ -279,7 +280,7 @@ absl::Status GgufCheckpoint::ReadHalves(const Entry& entry, int64_t offset,
   const int64_t nope = mla.qk_nope_head_dim;
   const int64_t head_rows = nope + mla.v_head_dim;
   const int64_t row_bytes = latent * static_cast<int64_t>(sizeof(float));
-  // Both halves of one head: a whole half at a time, so that its pages can go.
+  // Decodes a whole half of one head, also where a few rows of it are asked for.
   const auto read_half = [&](const std::string& gguf_name, int64_t head, int64_t rows, int64_t cols,
                              std::vector<float>& decoded) -> absl::Status {
     const DType dtype = files_->Find(gguf_name)->dtype;

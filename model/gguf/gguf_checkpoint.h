@@ -4,7 +4,8 @@
 // A model of the DeepSeek family in GGUF (architecture deepseek2), as if it were a checkpoint in
 // Hugging Face's layout: its config, and its tensors under the names of model/tensor_table.h.
 //
-// What comes out is what the file holds, bit for bit, in GGUF's block formats: rows and the pairs
+// What comes out is what the file holds, bit for bit, in GGUF's block formats (but for those of
+// gguf_foreign_blocks.h): rows and the pairs
 // of the rotary embedding stand in GGUF as in Hugging Face's checkpoints. Experts, which GGUF
 // stacks into one tensor [n_routed_experts, rows, cols], are slices of it. One tensor has two
 // layouts in GGUF:
@@ -43,7 +44,7 @@ class GgufCheckpoint : public StoredModel {
   std::vector<std::string> TensorNames() const override;
 
   const TensorInfo* Find(absl::string_view name) const override;
-  /// Pages of the file that were read do not stay mapped in.
+  /// Maps no page of the file in.
   absl::Status ReadPart(absl::string_view name, int64_t offset,
                         absl::Span<std::byte> out) const override;
   void Prefetch(absl::string_view name, int64_t offset, int64_t size) const override;

@@ -132,13 +132,15 @@ absl::Status ConvertRows(const Conversion& tensor, int64_t begin, int64_t end, s
 
 absl::Status MatrixPacker::Pack(const std::string& name, const TensorInfo& packed, Sink sink) {
   if (source_->Find(name) != nullptr) return PackStored(name, packed, sink);
-  // The scales of a matrix that becomes FP8: they are known once all of it has been converted, so
-  // that is done once for them and once for the codes.
+  // The scales of a matrix that becomes FP8 are known once all of it has been converted. They
+  // mostly follow their matrix.
   const std::string matrix(absl::StripSuffix(name, ScaleName("")));
-  TensorInfo codes = *source_->Find(matrix);
-  codes.dtype = DType::kF8E4M3;
-  const auto drop = [](absl::Span<const std::byte>) { return absl::OkStatus(); };
-  CARAVAN_RETURN_IF_ERROR(PackStored(matrix, codes, drop));
+  if (scales_of_ != matrix) {
+    TensorInfo codes = *source_->Find(matrix);
+    codes.dtype = DType::kF8E4M3;
+    const auto drop = [](absl::Span<const std::byte>) { return absl::OkStatus(); };
+    CARAVAN_RETURN_IF_ERROR(PackStored(matrix, codes, drop));
+  }
   return sink(absl::MakeConstSpan(reinterpret_cast<const std::byte*>(packed_scales_.data()),
                                   packed_scales_.size() * sizeof(float)));
 }
@@ -159,6 +161,7 @@ absl::Status MatrixPacker::PackStored(const std::string& name, const TensorInfo&
   const int64_t stored_row = DTypeBytes(stored.dtype, cols);
   const int64_t packed_row = DTypeBytes(packed.dtype, cols);
   Conversion tensor = {source_, &name, &stored, &packed, cols, nullptr, nullptr, nullptr};
+  scales_of_.clear();
   if (packed.dtype == DType::kF8E4M3 && stored.dtype != packed.dtype) {
     packed_scales_.resize(static_cast<size_t>(Fp8Blocks(rows) * Fp8Blocks(cols)));
     tensor.packed_scales = packed_scales_.data();
@@ -189,6 +192,7 @@ absl::Status MatrixPacker::PackStored(const std::string& name, const TensorInfo&
     CARAVAN_RETURN_IF_ERROR(Annotate(converted, absl::StrCat("tensor ", name)));
     CARAVAN_RETURN_IF_ERROR(sink(packed_));
   }
+  if (tensor.packed_scales != nullptr) scales_of_ = name;
   return absl::OkStatus();
 }
 

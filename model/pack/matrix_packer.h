@@ -45,7 +45,8 @@ class MatrixPacker {
   ThreadPool* const pool_;
   std::vector<std::byte> packed_;
   std::vector<float> scales_;         // of a matrix that is FP8
-  std::vector<float> packed_scales_;  // of one that becomes it
+  std::vector<float> packed_scales_;  // of one that becomes it:
+  std::string scales_of_;             // this one, if all of it was converted
 };
 
 }  // namespace caravan

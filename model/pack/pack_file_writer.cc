@@ -21,7 +21,8 @@ namespace {
 // Of each of the two buffers.
 constexpr int64_t kBufferBytes = int64_t{8} << 20;
 
-// What O_DIRECT asks of places, sizes and memory: of most disks less, of none more.
+// What O_DIRECT asks of places, sizes and memory on most disks. Where one asks for more, it is done
+// without.
 constexpr int64_t kBlockBytes = 4096;
 
 std::string PartialPath(const std::string& path) { return absl::StrCat(path, ".partial"); }
@@ -30,6 +31,13 @@ absl::Status WriteError(int error, const std::string& path) {
   const absl::Status status = absl::ErrnoToStatus(error, path);
   if (error == ENOSPC || error == EDQUOT) return absl::ResourceExhaustedError(status.message());
   return absl::DataLossError(status.message());
+}
+
+/// For disks of larger blocks, file systems that promised too much in open, and what follows a
+/// short write. False: writes were not direct.
+bool StopDirectWrites(int fd) {
+  const int flags = ::fcntl(fd, F_GETFL);
+  return flags >= 0 && (flags & O_DIRECT) != 0 && ::fcntl(fd, F_SETFL, flags & ~O_DIRECT) == 0;
 }
 
 /// A rename is on the disk once its directory is.
@@ -99,6 +107,7 @@ absl::Status PackFileWriter::Flush() {
     for (int64_t done = 0; done < whole;) {
       const ssize_t n = ::write(fd_, leaving_.data() + done, static_cast<size_t>(whole - done));
       if (n < 0 && errno == EINTR) continue;
+      if (n < 0 && errno == EINVAL && StopDirectWrites(fd_)) continue;
       if (n < 0) {
         written_ = WriteError(errno, path_);
         return;

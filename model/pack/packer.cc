@@ -122,10 +122,12 @@ PackOrigin OriginOf(const StoredModel& source, const PackOptions& options) {
 
 absl::Status CheckImportance(const StoredModel& source, const Importance& importance,
                              const PackManifest& plan) {
+  bool matters = false;
   for (const PackedFile& file : plan.files) {
     for (const PackedTensor& tensor : AllTensors(file)) {
       const DType dtype = tensor.info.dtype;
       if (BlockOf(dtype).values == 1 || source.Find(tensor.name)->dtype == dtype) continue;
+      matters = true;
       const Importance::Columns* const columns = importance.Find(tensor.name);
       const auto wrong = [&](absl::string_view what) {
         return absl::InvalidArgumentError(
@@ -137,7 +139,9 @@ absl::Status CheckImportance(const StoredModel& source, const Importance& import
       return wrong(absl::StrCat("has ", cols, " columns, but the matrix ", tensor.info.shape[1]));
     }
   }
-  return absl::OkStatus();
+  if (matters) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      importance.path(), ": nothing is quantized to a block format, so importance has no effect"));
 }
 
 /// The plan's files that an unfinished pack at `path` holds already.

@@ -181,6 +181,22 @@ TEST_F(ImportanceTest, WhatDoesNotFitTheModelIsNamed) {
   expect(partial, "is missing");
 }
 
+TEST_F(ImportanceTest, IsRefusedWhereItHasNoEffect) {
+  const std::string path = dir_.File("a.imatrix");
+  ASSERT_TRUE(Random().Write(path).ok());
+  const auto importance = Importance::Read(path);
+  ASSERT_TRUE(importance.ok()) << importance.status();
+  PackOptions options;
+  options.output = dir_.File("refused");
+  options.importance = &*importance;
+  for (const PackTypes& types : {PackTypes{}, PackTypes{DType::kF8E4M3, DType::kBF16}}) {
+    options.types = types;
+    const absl::Status status = Pack(*source_, options);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(path), HasSubstr("no effect")));
+  }
+}
+
 TEST_F(ImportanceTest, AnUnfinishedPackGoesOnWithTheSameImportanceOnly) {
   const Importance importance = Random();
   PackOptions options;

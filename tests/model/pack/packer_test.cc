@@ -193,6 +193,13 @@ TEST_F(PackerTest, BecomesFp8InTheBlocksOfTheCheckpoints) {
     ASSERT_TRUE(packer.Pack(ScaleName("m"), ScaleInfo(spec), collect).ok());
     ASSERT_EQ(packed.size(), scales.size() * sizeof(float));
     EXPECT_EQ(std::memcmp(packed.data(), scales.data(), packed.size()), 0);
+    // Also where nothing was converted before.
+    packed.clear();
+    ASSERT_TRUE(MatrixPacker(source->get(), nullptr, &pool)
+                    .Pack(ScaleName("m"), ScaleInfo(spec), collect)
+                    .ok());
+    ASSERT_EQ(packed.size(), scales.size() * sizeof(float));
+    EXPECT_EQ(std::memcmp(packed.data(), scales.data(), packed.size()), 0);
   }
 }
 
