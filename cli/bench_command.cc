@@ -62,9 +62,10 @@ struct Series {
   std::vector<double> prefill_tokens_per_s;
 };
 
-/// Runs the prompt once.
-absl::StatusOr<v1::JobFinished> RunPrompt(v1::Jobs::Stub& jobs, const std::string& prompt,
-                                          const v1::SamplingParams& sampling, uint32_t max_tokens) {
+/// Runs the prompt once. A short reply may be read all at once, which gives no rate.
+absl::StatusOr<v1::JobFinished> RunPromptOnce(v1::Jobs::Stub& jobs, const std::string& prompt,
+                                              const v1::SamplingParams& sampling,
+                                              uint32_t max_tokens) {
   grpc::ClientContext context;
   context.set_deadline(absl::ToChronoTime(absl::Now() + kBenchLoadTimeout));
   v1::SubmitRequest request;
@@ -80,10 +81,20 @@ absl::StatusOr<v1::JobFinished> RunPrompt(v1::Jobs::Stub& jobs, const std::strin
     if (event.has_finished()) finished = event.finished();
   }
   CARAVAN_RETURN_IF_ERROR(FromGrpcStatus(events->Finish()));
-  if (finished.decode_tokens_per_s() <= 0) {
-    return absl::InvalidArgumentError("--prompt: the reply is too short to measure");
-  }
   return finished;
+}
+
+/// Runs the prompt until there is a rate.
+absl::StatusOr<v1::JobFinished> RunPrompt(v1::Jobs::Stub& jobs, const std::string& prompt,
+                                          const v1::SamplingParams& sampling, uint32_t max_tokens) {
+  constexpr int kMaxTries = 20;
+  for (int tries = 0; tries < kMaxTries; ++tries) {
+    CARAVAN_ASSIGN_OR_RETURN(v1::JobFinished finished,
+                             RunPromptOnce(jobs, prompt, sampling, max_tokens));
+    if (finished.decode_tokens_per_s() > 0) return finished;
+    if (finished.completion_tokens() < 2) break;
+  }
+  return absl::InvalidArgumentError("--prompt: the reply is too short to measure");
 }
 
 /// The same, as soon as the cluster serves.

@@ -28,7 +28,7 @@ TEST(PackedModelTest, ASyntheticModelIsBenchmarkedButHasNoText) {
   EXPECT_THAT(Slurp(out + "/config.json"), HasSubstr("\"num_hidden_layers\": 2"));
   TestProcess& bench =
       cluster.Launch("bench", {"bench", "--model", out, "--workers", "2", "--rounds", "1",
-                               "--max-tokens", "4", "--prompt", "hi"});
+                               "--max-tokens", "64", "--prompt", "hi"});
   EXPECT_EQ(bench.Wait(), 0) << bench.Transcript();
   EXPECT_THAT(bench.Out(), AllOf(HasSubstr("| 1 |"), HasSubstr("| 2 |")));
   TestProcess& coordinator = cluster.Launch("coordinator", {"coordinator", "--model", out});

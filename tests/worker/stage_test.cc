@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/mutex.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cpu/cpu_backend.h"
@@ -21,23 +22,27 @@ namespace {
 
 using ::testing::HasSubstr;
 
-/// Counts who reads what of another source.
+/// Counts who reads what of another source. ReadPart is thread-safe.
 class CountingSource : public TensorSource {
  public:
   explicit CountingSource(const TensorSource& source) : source_(source) {}
   const TensorInfo* Find(absl::string_view name) const override { return source_.Find(name); }
   absl::Status ReadPart(absl::string_view name, int64_t offset,
                         absl::Span<std::byte> out) const override {
-    names.insert(std::string(name));
+    {
+      MutexLock lock(&mu_);
+      names.insert(std::string(name));
+    }
     if (name == broken) return absl::DataLossError("the disk failed");
     return source_.ReadPart(name, offset, out);
   }
 
-  mutable std::set<std::string> names;
+  mutable std::set<std::string> names;  // under mu_ while somebody reads
   std::string broken;
 
  private:
   const TensorSource& source_;
+  mutable Mutex mu_;
 };
 
 class StageTest : public ::testing::Test {
