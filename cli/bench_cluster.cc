@@ -91,7 +91,9 @@ absl::Status BenchCluster::Launch(const Options& options) {
                                        "--threads",
                                        absl::StrCat(options.threads),
                                        "--kv",
-                                       KvOptionName(options.kv_dtype)};
+                                       KvOptionName(options.kv_dtype),
+                                       "--isa",
+                                       IsaOptionName(options.isa)};
     if (!options.pin) {
       CARAVAN_RETURN_IF_ERROR(Spawn(std::move(worker)));
       continue;

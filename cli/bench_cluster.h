@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "base/dtype.h"
+#include "kernels/cpu/row_ops.h"
 #include "base/subprocess.h"
 
 namespace caravan {
@@ -28,6 +29,7 @@ class BenchCluster {
     int workers = 1;
     int threads = 1;  // of each worker
     DType kv_dtype = DType::kF32;
+    CpuIsa isa = CpuIsa::kAuto;
     bool pin = false;  // worker i runs on core i (modulo the cores) alone
     std::vector<std::string> coordinator_arguments;
   };

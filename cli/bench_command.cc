@@ -44,6 +44,7 @@ struct BenchFlags {
   int workers = 2;
   int threads = 1;
   DType kv_dtype = DType::kF32;
+  CpuIsa isa = CpuIsa::kAuto;
   int rounds = 30;
   uint32_t max_tokens = 256;
 };
@@ -169,6 +170,7 @@ absl::Status Bench(const BenchFlags& flags) {
     options.workers = size;
     options.threads = flags.threads;
     options.kv_dtype = flags.kv_dtype;
+    options.isa = flags.isa;
     // No memory for caches that one stream never fills.
     options.coordinator_arguments = {
         "--context",
@@ -259,6 +261,7 @@ void AddBenchCommand(CLI::App& app, CommandBody& body) {
                    "Longest reply; a synthetic model's ends nowhere else")
       ->check(CLI::Range(2, 2048))
       ->capture_default_str();
+  AddIsaOption(*command, flags->isa);
   AddKvOption(*command, flags->kv_dtype);
   command->add_option("--rounds", flags->rounds, "Runs of each, after three to warm up")
       ->check(CLI::Range(1, 100000))

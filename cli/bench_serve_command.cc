@@ -33,6 +33,7 @@ struct BenchServeFlags {
   BenchLoadFlags load{{1, 2, 4, 8, 16, 32, 64}, 3};
   int threads = 1;
   DType kv_dtype = DType::kF32;
+  CpuIsa isa = CpuIsa::kAuto;
   uint64_t seed = 1;
   int max_tokens = 512;
   bool pin = false;
@@ -161,6 +162,7 @@ absl::Status BenchServe(const BenchServeFlags& flags) {
     options.workers = workers;
     options.threads = flags.threads;
     options.kv_dtype = flags.kv_dtype;
+    options.isa = flags.isa;
     options.pin = flags.pin;
     options.coordinator_arguments = flags.coordinator_arguments;
     CARAVAN_ASSIGN_OR_RETURN(clusters.emplace_back(), BenchCluster::Start(options));
@@ -208,6 +210,7 @@ void AddBenchServeCommand(CLI::App& bench, CommandBody& body) {
   command->add_option("--threads", flags->threads, "CPU threads of each worker")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
+  AddIsaOption(*command, flags->isa);
   AddKvOption(*command, flags->kv_dtype);
   flags->load.AddTo(*command, 4096);
   command

@@ -77,6 +77,35 @@ void AddKvOption(CLI::App& command, DType& dtype) {
       ->default_str(KvOptionName(dtype));
 }
 
+void AddIsaOption(CLI::App& command, CpuIsa& isa) {
+  std::map<std::string, CpuIsa> names;
+  for (const CpuIsa each : {CpuIsa::kAuto, CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512}) {
+    names[IsaOptionName(each)] = each;
+  }
+  command
+      .add_option_function<std::string>(
+          "--isa", [&isa, names](const std::string& name) { isa = names.at(name); },
+          "Instruction set of the kernels, where not the best that the CPU has; the last digits of "
+          "results differ between them")
+      ->check(CLI::IsMember(names))
+      ->type_name("auto|portable|avx2|avx512")
+      ->default_str(IsaOptionName(isa));
+}
+
+std::string IsaOptionName(CpuIsa isa) {
+  switch (isa) {
+    case CpuIsa::kAuto:
+      return "auto";
+    case CpuIsa::kPortable:
+      return "portable";
+    case CpuIsa::kAvx2:
+      return "avx2";
+    case CpuIsa::kAvx512:
+      return "avx512";
+  }
+  return "";
+}
+
 std::string KvOptionName(DType dtype) { return absl::AsciiStrToLower(DTypeName(dtype)); }
 
 }  // namespace caravan

@@ -9,6 +9,7 @@
 #include "CLI/CLI.hpp"
 #include "absl/status/status.h"
 #include "base/dtype.h"
+#include "kernels/cpu/row_ops.h"
 
 namespace caravan {
 
@@ -38,6 +39,13 @@ void AddKvOption(CLI::App& command, DType& dtype);
 /// What every --model but the worker's takes.
 inline constexpr char kModelHelp[] =
     "The model: a directory in Hugging Face's layout or made by caravan pack, or a GGUF file";
+
+/// The option --isa auto|portable|avx2|avx512. Borrows `isa`, which keeps its value without the
+/// option.
+void AddIsaOption(CLI::App& command, CpuIsa& isa);
+
+/// As --isa spells it.
+std::string IsaOptionName(CpuIsa isa);
 
 /// As --kv spells it.
 std::string KvOptionName(DType dtype);

@@ -128,6 +128,7 @@ void LocalPipelineFlags::AddTo(CLI::App& command) {
   command.add_option("--threads", threads, "CPU threads, of all stages together; 0: one a core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
+  AddIsaOption(command, isa);
   AddKvOption(command, kv_dtype);
 }
 
@@ -135,6 +136,7 @@ LocalPipeline::Options LocalPipelineFlags::Options() const {
   LocalPipeline::Options options;
   options.num_workers = workers;
   options.num_threads = threads;
+  options.isa = isa;
   options.kv_dtype = kv_dtype;
   return options;
 }

@@ -60,6 +60,7 @@ struct LocalPipelineFlags {
   std::string model;
   int workers = 1;
   int threads = 0;
+  CpuIsa isa = CpuIsa::kAuto;
   DType kv_dtype = DType::kF32;
 
   void AddTo(CLI::App& command);

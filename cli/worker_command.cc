@@ -29,6 +29,7 @@ struct WorkerFlags {
   WorkerSessionOptions options;
   std::string ram;
   int threads = 0;
+  CpuIsa isa = CpuIsa::kAuto;
   double connect_timeout_s = 60;
 };
 
@@ -53,8 +54,9 @@ absl::Status ApplyDefaults(WorkerFlags& flags) {
   }
   CpuOptions cpu;
   cpu.num_threads = options.num_threads;
+  cpu.isa = flags.isa;
   // Tried once here, so that a session's factory cannot fail.
-  CARAVAN_RETURN_IF_ERROR(MakeCpuBackend(cpu).status());
+  CARAVAN_RETURN_IF_ERROR(Annotate(MakeCpuBackend(cpu).status(), "--isa"));
   options.make_backend = [cpu] { return *MakeCpuBackend(cpu); };
   const auto bar = std::make_shared<ProgressBar>("loading");
   options.show_progress = [bar](int64_t done, int64_t total) { bar->Show(done, total); };
@@ -105,6 +107,7 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
   command->add_option("--threads", flags->threads, "CPU threads; 0: one a core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
+  AddIsaOption(*command, flags->isa);
   AddKvOption(*command, options.kv_dtype);
   command->add_option("--model", options.model_directory,
                       "Local copy of the model; if not given, the coordinator's directory where it "

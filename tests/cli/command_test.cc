@@ -73,6 +73,7 @@ TEST(CommandTest, WrongFlagsGetASentenceThatNamesThem) {
       {{"verify", "--model", kModel, "--golden", "x", "--chunk", "0"}, 2, "--chunk"},
       {{"verify", "--model", kModel, "--golden", "x", "--kv", "f17"}, 2, "--kv"},
       {{"worker", "--coordinator", "h:1", "--kv", "F16"}, 2, "--kv"},
+      {{"worker", "--coordinator", "h:1", "--isa", "sse"}, 2, "--isa"},
       {{"tokenize"}, 2, "--tokenizer is required"},
   };
   for (const Refusal& refusal : refusals) ExpectRefusal(cluster, refusal);
@@ -260,6 +261,14 @@ TEST(CommandTest, VerifyKnowsTheFormatsOfTheKvCache) {
                            absl::StrCat(kGoldens, "v3-like/golden.safetensors"), "--kv", "q8_0"},
                           2,
                           "a KV cache of Q8_0 needs qk_rope_head_dim to be a multiple of 32"});
+}
+
+TEST(CommandTest, VerifyComputesWithThePlainestInstructions) {
+  TestCluster cluster;
+  TestProcess& portable = cluster.Launch(
+      "verify", {"verify", "--model", absl::StrCat(kGoldens, "v3-like"), "--golden",
+                 absl::StrCat(kGoldens, "v3-like/golden.safetensors"), "--isa", "portable"});
+  EXPECT_EQ(portable.Wait(), 0) << portable.Transcript();
 }
 
 TEST(CommandTest, TinyR1SolvesItsTasks) {
