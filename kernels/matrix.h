@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "base/dtype.h"
+#include "base/int_math.h"
 
 namespace caravan {
 
@@ -14,7 +15,7 @@ namespace caravan {
 inline constexpr int64_t kFp8BlockSize = 128;
 
 /// Blocks that cover `n` rows or columns; the last may be partial.
-inline constexpr int64_t Fp8Blocks(int64_t n) { return (n + kFp8BlockSize - 1) / kFp8BlockSize; }
+inline constexpr int64_t Fp8Blocks(int64_t n) { return CeilDiv(n, kFp8BlockSize); }
 
 /// How the bytes of a matrix follow each other.
 enum class MatrixLayout : uint8_t {

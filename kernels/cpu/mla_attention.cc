@@ -185,7 +185,7 @@ void CpuMlaAttention::Attend(const Call& call, const Batch& batch) {
     MakeTiles(call, batch, heads);
   }
   if (std::ssize(tiles_) < wanted_items && num_spans > 1) {
-    AttendInWaves(call, num_spans, work);
+    AttendInWaves(call, num_spans, wanted_items, work);
     return;
   }
   lanes_.ForEach(std::ssize(tiles_), work, [&](int64_t item, LaneScratch& scratch) {
@@ -205,10 +205,10 @@ void CpuMlaAttention::Attend(const Call& call, const Batch& batch) {
   });
 }
 
-void CpuMlaAttention::AttendInWaves(const Call& call, int64_t num_spans, int64_t work) {
+void CpuMlaAttention::AttendInWaves(const Call& call, int64_t num_spans, int64_t wanted_items,
+                                    int64_t work) {
   const MlaShape& shape = call.shape;
   const int64_t num_tiles = std::ssize(tiles_);
-  const int64_t wanted_items = 2 * lanes_.num_threads();
   const int64_t wave_spans = std::min(CeilDiv(wanted_items, num_tiles), num_spans);
   int64_t most_queries = 0;
   for (const Tile& tile : tiles_) most_queries = std::max(most_queries, tile.num_queries());

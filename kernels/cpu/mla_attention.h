@@ -61,7 +61,7 @@ class CpuMlaAttention {
   /// Fills tiles_.
   void MakeTiles(const Call& call, const Batch& batch, int64_t heads_per_tile);
   /// Attend for few tiles: their spans are shared out, in waves of a bounded number of states.
-  void AttendInWaves(const Call& call, int64_t num_spans, int64_t work);
+  void AttendInWaves(const Call& call, int64_t num_spans, int64_t wanted_items, int64_t work);
   /// Sets `state` to that of the span alone, for the rows that reach it.
   void AttendToSpan(const Call& call, const Tile& tile, int64_t span, const State& state,
                     LaneScratch& scratch) const;

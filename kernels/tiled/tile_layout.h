@@ -13,6 +13,7 @@
 
 #include "absl/types/span.h"
 #include "base/dtype.h"
+#include "base/int_math.h"
 #include "kernels/matrix.h"
 
 namespace caravan {
@@ -20,7 +21,7 @@ namespace caravan {
 /// Output rows of a tile.
 inline constexpr int64_t kTileRows = 16;
 
-inline constexpr int64_t Tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+inline constexpr int64_t Tiles(int64_t rows) { return CeilDiv(rows, kTileRows); }
 
 /// A part of a format's block (BlockOf): `bytes` at `offset` of a row's block, in a tile
 /// interleaved over the 16 rows in pieces of `unit` bytes.
