@@ -74,6 +74,7 @@ TEST(CommandTest, WrongFlagsGetASentenceThatNamesThem) {
       {{"verify", "--model", kModel, "--golden", "x", "--kv", "f17"}, 2, "--kv"},
       {{"worker", "--coordinator", "h:1", "--kv", "F16"}, 2, "--kv"},
       {{"worker", "--coordinator", "h:1", "--isa", "sse"}, 2, "--isa"},
+      {{"synth", "--seed", "-1"}, 2, "--seed: Value -1 not in range"},
       {{"tokenize"}, 2, "--tokenizer is required"},
   };
   for (const Refusal& refusal : refusals) ExpectRefusal(cluster, refusal);
