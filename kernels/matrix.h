@@ -17,6 +17,9 @@ inline constexpr int64_t kFp8BlockSize = 128;
 /// Blocks that cover `n` rows or columns; the last may be partial.
 inline constexpr int64_t Fp8Blocks(int64_t n) { return CeilDiv(n, kFp8BlockSize); }
 
+/// What Matrix::data is aligned to, in bytes: a cache line.
+inline constexpr int64_t kMatrixAlignment = 64;
+
 /// How the bytes of a matrix follow each other.
 enum class MatrixLayout : uint8_t {
   kRowMajor,
@@ -25,7 +28,7 @@ enum class MatrixLayout : uint8_t {
 
 /// [rows, cols]: rows = output features, cols = input features. Borrows its bytes.
 struct Matrix {
-  const std::byte* data = nullptr;  // aligned to 64 bytes
+  const std::byte* data = nullptr;  // aligned to kMatrixAlignment
   DType dtype = DType::kF32;        // not kI32; the block formats: cols in whole blocks
   int64_t rows = 0;
   int64_t cols = 0;

@@ -16,7 +16,7 @@ namespace caravan {
 
 /// Of one layer, of the embedding, of the head, or of multi-token prediction.
 struct LayerCost {
-  int64_t weight_bytes = 0;  // all of its tensors
+  int64_t weight_bytes = 0;  // all of its tensors, in a stage's memory
   int64_t active_bytes_per_token =
       0;                            // read for one token alone: num_experts_per_tok of the experts
   int64_t flops_per_token = 0;      // multiplications and additions in the matrices

@@ -3,9 +3,11 @@
 #include <iterator>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/check.h"
+#include "base/int_math.h"
 #include "base/status_macros.h"
 #include "kernels/matrix.h"
 
@@ -96,7 +98,7 @@ absl::StatusOr<const TensorInfo*> FindInShape(const TensorSource& source, absl::
   return info;
 }
 
-/// Bytes of one tensor, its scales included.
+/// Bytes of one tensor in a stage's memory, its scales included.
 absl::StatusOr<int64_t> CheckTensor(const TensorSource& source, const TensorSpec& spec) {
   CARAVAN_ASSIGN_OR_RETURN(const TensorInfo* const info,
                            FindInShape(source, spec.name, spec.shape));
@@ -109,12 +111,13 @@ absl::StatusOr<int64_t> CheckTensor(const TensorSource& source, const TensorSpec
                                          is_matrix ? "a float or one of GGUF's block formats"
                                                    : "F32, F16 or BF16"));
   }
+  const int64_t bytes = RoundUp(LoadedInfo(spec, *info).num_bytes(), kMatrixAlignment);
   if (!is_fp8) {
     if (source.Find(scale_name) != nullptr) {
       return Wrong(scale_name, absl::StrCat("goes with an F8_E4M3 matrix, but ", spec.name,
                                             " has dtype ", DTypeName(info->dtype)));
     }
-    return info->num_bytes();
+    return bytes;
   }
   CARAVAN_ASSIGN_OR_RETURN(const TensorInfo* const scale,
                            FindInShape(source, scale_name, ScaleInfo(spec).shape));
@@ -122,7 +125,7 @@ absl::StatusOr<int64_t> CheckTensor(const TensorSource& source, const TensorSpec
     return Wrong(scale_name,
                  absl::StrCat("has dtype ", DTypeName(scale->dtype), ", but must be F32"));
   }
-  return info->num_bytes() + scale->num_bytes();
+  return bytes + RoundUp(scale->num_bytes(), kMatrixAlignment);
 }
 
 }  // namespace
@@ -152,10 +155,11 @@ std::vector<TensorSpec> EmbeddingTensors(const ModelConfig& config) {
 }
 
 std::vector<TensorSpec> HeadTensors(const ModelConfig& config) {
-  return {{"model.norm.weight", {config.hidden_size}, TensorClass::kNorm},
-          {config.tie_word_embeddings ? kEmbeddingName : "lm_head.weight",
-           {config.vocab_size, config.hidden_size},
-           TensorClass::kHead}};
+  TensorSpec projection = {
+      "lm_head.weight", {config.vocab_size, config.hidden_size}, TensorClass::kHead};
+  // As in a stage that looks tokens up in it: a model's results do not depend on its split.
+  if (config.tie_word_embeddings) projection = EmbeddingTensors(config)[0];
+  return {{"model.norm.weight", {config.hidden_size}, TensorClass::kNorm}, std::move(projection)};
 }
 
 std::vector<TensorSpec> StageTensors(const ModelConfig& config, const StageSpec& stage) {
@@ -177,6 +181,8 @@ std::vector<TensorSpec> StageTensors(const ModelConfig& config, const StageSpec&
   return all;
 }
 
+bool IsKvB(const TensorSpec& spec) { return absl::EndsWith(spec.name, ".kv_b_proj.weight"); }
+
 std::string ShapeText(const std::vector<int64_t>& shape) {
   return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
 }
@@ -189,6 +195,17 @@ TensorInfo ScaleInfo(const TensorSpec& matrix) {
   return {DType::kF32,
           {Fp8Blocks(matrix.shape[0]), Fp8Blocks(matrix.shape[1])},
           MatrixLayout::kRowMajor};
+}
+
+TensorInfo LoadedInfo(const TensorSpec& spec, const TensorInfo& stored) {
+  TensorInfo info = stored;
+  if (spec.tensor_class == TensorClass::kNorm) {
+    info.dtype = DType::kF32;
+    return info;
+  }
+  const bool by_rows = spec.tensor_class == TensorClass::kEmbedding || IsKvB(spec);
+  if (!by_rows) info.layout = MatrixLayout::kTiled16;
+  return info;
 }
 
 absl::StatusOr<int64_t> CheckTensors(const TensorSource& source,

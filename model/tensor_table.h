@@ -37,7 +37,7 @@ struct TensorSpec {
 /// REQUIRES: 0 <= layer < config.num_hidden_layers.
 std::vector<TensorSpec> LayerTensors(const ModelConfig& config, int layer);
 std::vector<TensorSpec> EmbeddingTensors(const ModelConfig& config);
-/// The final norm, and the output projection (the embedding again when they are tied).
+/// The final norm, and the output projection (when they are tied: the embedding, of its class).
 std::vector<TensorSpec> HeadTensors(const ModelConfig& config);
 /// The first layer of multi-token prediction, model.layers.<num_hidden_layers>. Its embedding and
 /// its head's projection are the model's (DeepSeek-V3, arXiv:2412.19437, section 2.2), so the
@@ -48,6 +48,9 @@ std::vector<TensorSpec> MtpTensors(const ModelConfig& config);
 /// drafts needs the embedding too.
 std::vector<TensorSpec> StageTensors(const ModelConfig& config, const StageSpec& stage);
 
+/// Whether it is a kv_b_proj, which attention takes apart row by row.
+bool IsKvB(const TensorSpec& spec);
+
 /// As messages write it: "[2, 3]".
 std::string ShapeText(const std::vector<int64_t>& shape);
 
@@ -55,10 +58,14 @@ std::string ShapeText(const std::vector<int64_t>& shape);
 std::string ScaleName(absl::string_view weight_name);
 TensorInfo ScaleInfo(const TensorSpec& matrix);
 
+/// How a stage holds `spec`'s tensor, `stored` being what its source has: norms in F32; matrices in
+/// the format that they have, in tiles, but for those whose rows are used one by one.
+TensorInfo LoadedInfo(const TensorSpec& spec, const TensorInfo& stored);
+
 /// Checks that `source` has every tensor of `specs` in its shape and a dtype that the kernels take,
-/// with well-formed scales where it is FP8, and returns how many bytes they are together (scales
-/// included).
-/// Errors: InvalidArgument - names the tensor that is missing or wrong.
+/// with well-formed scales where it is FP8, and returns how many bytes they take in a stage's
+/// memory together: as LoadedInfo, scales included, each aligned to kMatrixAlignment. Errors:
+/// InvalidArgument - names the tensor that is missing or wrong.
 absl::StatusOr<int64_t> CheckTensors(const TensorSource& source,
                                      const std::vector<TensorSpec>& specs);
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <iterator>
 #include <string>
 #include <utility>
 
@@ -13,16 +14,14 @@
 #include "base/named_thread.h"
 #include "base/status_macros.h"
 #include "kernels/quant/dequantize.h"
+#include "kernels/tiled/tile_layout.h"
 #include "model/tensor_table.h"
 
 namespace caravan {
 namespace {
 
-// What Matrix asks for, and a cache line.
-constexpr int64_t kAlignment = 64;
-
 // Read at a time: enough for a disk to stream, and small against the stage, so that the threads end
-// together.
+// together. Of what is not read to its place, each thread holds as much once more.
 constexpr int64_t kPartBytes = int64_t{8} << 20;
 
 // One copies while others wait for the disk. Other numbers were not tried.
@@ -31,11 +30,15 @@ constexpr int kReaders = 4;
 /// One tensor's place in the stage's memory.
 struct Placed {
   TensorSpec spec;
-  TensorInfo info;     // as stored in the source
-  int64_t offset = 0;  // of the weights (f32 for norms)
-  int64_t num_bytes = 0;
+  TensorInfo stored;          // in the source
+  TensorInfo loaded;          // in memory
+  int64_t offset = 0;         // of the weights
   int64_t scale_offset = -1;  // of the FP8 scales; -1: none
   int64_t scale_bytes = 0;
+
+  bool is_norm() const { return spec.tensor_class == TensorClass::kNorm; }
+  /// Whether the source's rows become tiles.
+  bool becomes_tiled() const { return loaded.layout != stored.layout; }
 };
 
 /// Lays tensors out one after another. Returns the bytes in all.
@@ -44,16 +47,14 @@ int64_t PlaceTensors(const TensorSource& source, std::vector<TensorSpec> specs,
   int64_t end = 0;
   for (TensorSpec& spec : specs) {
     Placed tensor;
-    tensor.info = *source.Find(spec.name);
+    tensor.stored = *source.Find(spec.name);
+    tensor.loaded = LoadedInfo(spec, tensor.stored);
     tensor.offset = end;
-    tensor.num_bytes = spec.tensor_class == TensorClass::kNorm
-                           ? tensor.info.num_elements() * static_cast<int64_t>(sizeof(float))
-                           : tensor.info.num_bytes();
-    end += RoundUp(tensor.num_bytes, kAlignment);
+    end += RoundUp(tensor.loaded.num_bytes(), kMatrixAlignment);
     if (const TensorInfo* scale = source.Find(ScaleName(spec.name)); scale != nullptr) {
       tensor.scale_offset = end;
       tensor.scale_bytes = scale->num_bytes();
-      end += RoundUp(tensor.scale_bytes, kAlignment);
+      end += RoundUp(tensor.scale_bytes, kMatrixAlignment);
     }
     tensor.spec = std::move(spec);
     placed.push_back(std::move(tensor));
@@ -65,42 +66,61 @@ int64_t PlaceTensors(const TensorSource& source, std::vector<TensorSpec> specs,
 struct Part {
   const Placed* tensor;
   bool is_scale;
-  int64_t offset;  // in the tensor
-  int64_t size;    // in bytes
+  int64_t offset;  // in the loaded tensor, and in the stored one
+  int64_t size;    // bytes that it takes in memory
 };
+
+/// Bytes that a part of the tensor may take. One that becomes tiles is cut between them, where both
+/// of its layouts have the same offset; a norm is not cut.
+int64_t MaxPartBytes(const Placed& tensor) {
+  if (tensor.is_norm()) return tensor.loaded.num_bytes();
+  if (!tensor.becomes_tiled()) return kPartBytes;
+  const int64_t tile_bytes = TileBytes(tensor.loaded.dtype, tensor.loaded.shape[1]);
+  return std::max<int64_t>(1, kPartBytes / tile_bytes) * tile_bytes;
+}
 
 /// In the order of `placed`, which is that of a pack's files.
 std::vector<Part> SplitTensors(const std::vector<Placed>& placed) {
   std::vector<Part> parts;
   for (const Placed& tensor : placed) {
-    if (tensor.spec.tensor_class == TensorClass::kNorm) {
-      parts.push_back({&tensor, false, 0, tensor.num_bytes});
-      continue;
-    }
-    for (int64_t offset = 0; offset < tensor.num_bytes; offset += kPartBytes) {
-      parts.push_back({&tensor, false, offset, std::min(kPartBytes, tensor.num_bytes - offset)});
+    const int64_t num_bytes = tensor.loaded.num_bytes();
+    const int64_t max_bytes = MaxPartBytes(tensor);
+    for (int64_t offset = 0; offset < num_bytes; offset += max_bytes) {
+      parts.push_back({&tensor, false, offset, std::min(max_bytes, num_bytes - offset)});
     }
     if (tensor.scale_offset >= 0) parts.push_back({&tensor, true, 0, tensor.scale_bytes});
   }
   return parts;
 }
 
-absl::Status ReadPart(const TensorSource& source, const Part& part, std::byte* memory) {
+/// Reads a part to its place; through `scratch`, which grows to the largest part's bytes, where it
+/// is stored otherwise than it is loaded.
+absl::Status ReadPart(const TensorSource& source, const Part& part, std::byte* memory,
+                      std::vector<std::byte>& scratch) {
   const Placed& tensor = *part.tensor;
-  const std::string& name = tensor.spec.name;
-  if (tensor.spec.tensor_class == TensorClass::kNorm) {
-    std::vector<std::byte> stored(static_cast<size_t>(tensor.info.num_bytes()));
-    CARAVAN_RETURN_IF_ERROR(Annotate(source.Read(name, absl::MakeSpan(stored)), name));
-    DequantizeRow(tensor.info.dtype, stored.data(), tensor.info.num_elements(),
-                  reinterpret_cast<float*>(memory + tensor.offset));
-    return absl::OkStatus();
-  }
-  const std::string stored = part.is_scale ? ScaleName(name) : name;
+  const std::string name = part.is_scale ? ScaleName(tensor.spec.name) : tensor.spec.name;
   std::byte* const out =
       memory + (part.is_scale ? tensor.scale_offset : tensor.offset) + part.offset;
-  return Annotate(
-      source.ReadPart(stored, part.offset, absl::MakeSpan(out, static_cast<size_t>(part.size))),
-      stored);
+  const auto read = [&](std::byte* to, int64_t size) {
+    return Annotate(
+        source.ReadPart(name, part.offset, absl::MakeSpan(to, static_cast<size_t>(size))), name);
+  };
+  if (part.is_scale || !(tensor.is_norm() || tensor.becomes_tiled())) return read(out, part.size);
+
+  const TensorInfo& stored = tensor.stored;
+  // Less than `size` where a norm grows, and where the last tile is made whole.
+  const int64_t stored_bytes = std::min(part.size, stored.num_bytes() - part.offset);
+  if (std::ssize(scratch) < stored_bytes) scratch.resize(static_cast<size_t>(stored_bytes));
+  CARAVAN_RETURN_IF_ERROR(read(scratch.data(), stored_bytes));
+  if (tensor.is_norm()) {
+    DequantizeRow(stored.dtype, scratch.data(), stored.num_elements(),
+                  reinterpret_cast<float*>(out));
+  } else {
+    const int64_t cols = stored.shape[1];
+    TileMatrix(stored.dtype, stored_bytes / DTypeBytes(stored.dtype, cols), cols, scratch.data(),
+               out);
+  }
+  return absl::OkStatus();
 }
 
 /// Reads all tensors by a few threads, of which the caller's is one and the only one that calls
@@ -122,11 +142,12 @@ absl::Status ReadTensors(const TensorSource& source, const std::vector<Placed>& 
     first_error.Update(status);
   };
   const auto read_parts = [&](bool reports) {
+    std::vector<std::byte> scratch;
     for (size_t i = next++; i < parts.size(); i = next++) {
       if (reports && !progress(read_bytes, total_bytes)) {
         return fail(absl::CancelledError("loading was stopped"));
       }
-      const absl::Status status = ReadPart(source, parts[i], memory);
+      const absl::Status status = ReadPart(source, parts[i], memory, scratch);
       if (!status.ok()) return fail(status);
       read_bytes += parts[i].size;
     }
@@ -157,11 +178,11 @@ class LoadedTensors {
                              ? nullptr
                              : reinterpret_cast<const float*>(memory_ + tensor.scale_offset);
     return Matrix{memory_ + tensor.offset,
-                  tensor.info.dtype,
-                  tensor.info.shape[0],
-                  tensor.info.shape[1],
+                  tensor.loaded.dtype,
+                  tensor.loaded.shape[0],
+                  tensor.loaded.shape[1],
                   scale,
-                  tensor.info.layout};
+                  tensor.loaded.layout};
   }
 
   /// Null when the model has no such tensor.

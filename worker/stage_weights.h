@@ -1,8 +1,9 @@
 #ifndef CARAVAN_WORKER_STAGE_WEIGHTS_H_
 #define CARAVAN_WORKER_STAGE_WEIGHTS_H_
 
-// The weights of one stage in this machine's memory, in the formats of the checkpoint. (Norms and
-// the router's bias, a few kilobytes a layer, become f32.)
+// The weights of one stage in this machine's memory, in the formats of the checkpoint, matrices in
+// the layout that they are multiplied fastest in (LoadedInfo): a model run as it is equals its pack
+// of the same formats. (Norms and the router's bias, a few kilobytes a layer, become f32.)
 //
 // Immutable once loaded, so thread-safe.
 
@@ -71,6 +72,7 @@ class StageWeights {
   Matrix lm_head;                          // [vocab_size, hidden_size], if the stage has the head
   std::optional<MtpWeights> mtp;           // if the stage drafts
 
+  /// What CheckTensors says of the stage's tensors.
   int64_t num_bytes() const { return memory_.size(); }
 
  private:

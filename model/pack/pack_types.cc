@@ -56,20 +56,14 @@ absl::StatusOr<PackTypes> PackPreset(absl::string_view name) {
 }
 
 TensorInfo PackedInfo(const PackTypes& types, const TensorSpec& spec, const TensorInfo& source) {
-  TensorInfo info;
-  info.shape = spec.shape;
+  TensorInfo info = LoadedInfo(spec, source);
   if (spec.tensor_class == TensorClass::kNorm) return info;
   const std::optional<DType> wanted =
       spec.tensor_class == TensorClass::kRoutedExpert ? types.experts : types.dense;
-  info.dtype = source.dtype;
-  const bool is_kv_b = absl::EndsWith(spec.name, ".kv_b_proj.weight");
   if (wanted.has_value() && spec.tensor_class != TensorClass::kRouter) {
-    info.dtype = is_kv_b && BitsOf(*wanted) < 8 ? DType::kQ8_0 : *wanted;
+    info.dtype = IsKvB(spec) && BitsOf(*wanted) < 8 ? DType::kQ8_0 : *wanted;
     info.dtype = Dividing(info.dtype, spec.shape[1]);
   }
-  // Rows of the embedding and of kv_b_proj are used one by one.
-  const bool by_rows = spec.tensor_class == TensorClass::kEmbedding || is_kv_b;
-  info.layout = by_rows ? MatrixLayout::kRowMajor : MatrixLayout::kTiled16;
   return info;
 }
 

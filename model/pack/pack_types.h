@@ -32,10 +32,10 @@ std::string DescribePackTypes(const PackTypes& types);
 /// "8bit", "4bit" or "2bit". Errors: InvalidArgument - no such preset.
 absl::StatusOr<PackTypes> PackPreset(absl::string_view name);
 
-/// How `spec`'s tensor is stored, `source` being what there is of it now. What departs from
-/// `types`: norms are F32, the router stays as it is; kv_b_proj, whose error every attention score
-/// bears, gets 8 bits or more; a matrix whose columns are no multiple of the format's block is
-/// Q8_0, or BF16.
+/// How `spec`'s tensor is stored, `source` being what there is of it now: as a stage holds it
+/// (LoadedInfo), in the format that `types` asks for. What departs from `types`: the router stays
+/// as it is; kv_b_proj, whose error every attention score bears, gets 8 bits or more; a matrix
+/// whose columns are no multiple of the format's block is Q8_0, or BF16.
 TensorInfo PackedInfo(const PackTypes& types, const TensorSpec& spec, const TensorInfo& source);
 
 }  // namespace caravan

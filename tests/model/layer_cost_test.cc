@@ -47,19 +47,19 @@ TEST_F(LayerCostTest, CountsR1InSixteenBits) {
 
   ASSERT_EQ(cost->layers.size(), 61u);
   const LayerCost& dense = cost->layers[0];
-  EXPECT_EQ(dense.weight_bytes, 2 * (kAttention + kNorms + kDense));
+  EXPECT_EQ(dense.weight_bytes, 2 * (kAttention + kDense) + 4 * kNorms);
   EXPECT_EQ(dense.active_bytes_per_token, dense.weight_bytes);
   EXPECT_EQ(dense.flops_per_token, 2 * (kAttention + kDense));
   EXPECT_EQ(dense.kv_values_per_token, 576);
 
   const LayerCost& moe = cost->layers[60];
-  const int64_t always = kAttention + kNorms + kRouter + 256 + kExpert;
-  EXPECT_EQ(moe.weight_bytes, 2 * (always + 256 * kExpert));
-  EXPECT_EQ(moe.active_bytes_per_token, 2 * (always + 8 * kExpert));
+  const int64_t always = 2 * (kAttention + kRouter + kExpert) + 4 * (kNorms + 256);
+  EXPECT_EQ(moe.weight_bytes, always + 2 * 256 * kExpert);
+  EXPECT_EQ(moe.active_bytes_per_token, always + 2 * 8 * kExpert);
   EXPECT_EQ(moe.flops_per_token, 2 * (kAttention + kRouter + 9 * kExpert));
   EXPECT_EQ(moe.kv_values_per_token, 576);
 
-  EXPECT_EQ(cost->head.weight_bytes, 2 * (kVocabMatrix + 7168));
+  EXPECT_EQ(cost->head.weight_bytes, 2 * kVocabMatrix + 4 * 7168);
   EXPECT_EQ(cost->head.active_bytes_per_token, cost->head.weight_bytes);
   EXPECT_EQ(cost->head.flops_per_token, 2 * kVocabMatrix);
 }
@@ -67,7 +67,9 @@ TEST_F(LayerCostTest, CountsR1InSixteenBits) {
 TEST_F(LayerCostTest, AddsUpAStage) {
   const absl::StatusOr<ModelCost> cost = ComputeModelCost(config_, source_);
   ASSERT_TRUE(cost.ok()) << cost.status();
-  EXPECT_EQ(cost->Of(WholeModel()).weight_bytes, 2 * int64_t{671026419200});
+  // The norms and the routers' biases are in F32.
+  const int64_t vectors = 61 * kNorms + 58 * 256 + 7168;
+  EXPECT_EQ(cost->Of(WholeModel()).weight_bytes, 2 * (int64_t{671026419200} + vectors));
   EXPECT_EQ(cost->Of(WholeModel()).kv_values_per_token, 61 * 576);
   const LayerCost first =
       cost->Of({.first_layer = 0, .end_layer = 30, .embeds = true, .has_head = false});
@@ -88,7 +90,7 @@ TEST_F(LayerCostTest, CountsMultiTokenPredictionWhereItIsAskedFor) {
   ASSERT_TRUE(cost.ok()) << cost.status();
   ASSERT_TRUE(cost->mtp.has_value());
   const int64_t joined = 2 * 7168 * 7168;
-  EXPECT_EQ(cost->mtp->weight_bytes, cost->layers[60].weight_bytes + 2 * (joined + 3 * 7168));
+  EXPECT_EQ(cost->mtp->weight_bytes, cost->layers[60].weight_bytes + 2 * joined + 4 * 3 * 7168);
   EXPECT_EQ(cost->mtp->flops_per_token,
             cost->layers[60].flops_per_token + 2 * (joined + kVocabMatrix));
   EXPECT_EQ(cost->mtp->kv_values_per_token, 576);
@@ -116,10 +118,10 @@ TEST_F(LayerCostTest, CountsTheFixturesTrueBytes) {
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
   const absl::StatusOr<ModelCost> cost = ComputeModelCost((*checkpoint)->config(), **checkpoint);
   ASSERT_TRUE(cost.ok()) << cost.status();
-  // An expert: three FP8 matrices of 128 x 256, each with two scales.
-  const int64_t expert = 3 * (128 * 256 + 2 * 4);
+  // An expert: three FP8 matrices of 128 x 256, each with two scales, which take a line.
+  const int64_t expert = 3 * (128 * 256 + 64);
   EXPECT_EQ(cost->layers[3].weight_bytes - cost->layers[3].active_bytes_per_token, 28 * expert);
-  EXPECT_EQ(cost->head.weight_bytes, 2 * (2048 * 256 + 256));
+  EXPECT_EQ(cost->head.weight_bytes, 2 * 2048 * 256 + 4 * 256);
 }
 
 TEST_F(LayerCostTest, NamesATensorThatIsMissing) {

@@ -9,6 +9,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kernels/tiled/tile_layout.h"
 #include "model/synth/synthetic_model.h"
 #include "tests/model/published_configs.h"
 #include "tests/support/temp_dir.h"
@@ -38,7 +39,7 @@ class BrokenSource : public TensorSource {
   const std::string broken_;
 };
 
-/// FP8, with an embedding of 20 MiB: it is read in several parts.
+/// FP8, with an embedding and a head of 20 MiB each: they are read in several parts.
 class StageWeightsTest : public ::testing::Test {
  protected:
   StageWeightsTest() {
@@ -68,6 +69,14 @@ class StageWeightsTest : public ::testing::Test {
     return std::memcmp(loaded, bytes.data(), bytes.size()) == 0;
   }
 
+  /// The same of a matrix, in rows.
+  bool IsWhole(const std::string& name, const Matrix& loaded) const {
+    if (loaded.layout == MatrixLayout::kRowMajor) return IsWhole(name, loaded.data);
+    std::vector<std::byte> rows(static_cast<size_t>(source_->Find(name)->num_bytes()));
+    UntileMatrix(loaded.dtype, loaded.rows, loaded.cols, loaded.data, rows.data());
+    return IsWhole(name, rows.data());
+  }
+
   const TempDir dir_;
   std::unique_ptr<SyntheticModel> source_;
 };
@@ -75,13 +84,15 @@ class StageWeightsTest : public ::testing::Test {
 TEST_F(StageWeightsTest, EveryTensorIsWholeAndInItsPlace) {
   const auto weights = Load(*source_, [](int64_t, int64_t) { return true; });
   ASSERT_TRUE(weights.ok()) << weights.status();
-  EXPECT_TRUE(IsWhole("model.embed_tokens.weight", (*weights)->embedding.data));
-  EXPECT_TRUE(IsWhole("lm_head.weight", (*weights)->lm_head.data));
+  EXPECT_TRUE(IsWhole("model.embed_tokens.weight", (*weights)->embedding));
+  EXPECT_TRUE(IsWhole("lm_head.weight", (*weights)->lm_head));
   EXPECT_TRUE(IsWhole("model.norm.weight", (*weights)->final_layernorm));
   const LayerWeights& layer = (*weights)->layers[1];
+  EXPECT_TRUE(IsWhole("model.layers.1.mlp.gate.weight", layer.router));
+  EXPECT_TRUE(IsWhole("model.layers.1.self_attn.kv_b_proj.weight", layer.kv_b_proj));
   EXPECT_TRUE(
       IsWhole("model.layers.1.mlp.gate.e_score_correction_bias", layer.e_score_correction_bias));
-  EXPECT_TRUE(IsWhole(kExpert, layer.experts[2].up.data));
+  EXPECT_TRUE(IsWhole(kExpert, layer.experts[2].up));
   EXPECT_TRUE(IsWhole(std::string(kExpert) + "_scale_inv", layer.experts[2].up.scale_inv));
 }
 
