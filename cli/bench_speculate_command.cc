@@ -102,6 +102,7 @@ absl::Status BenchSpeculate(const BenchSpeculateFlags& flags) {
   std::vector<std::unique_ptr<LocalPipeline>> pipelines;
   for (const bool speculate : {false, true}) {
     LocalPipeline::Options options = flags.pipeline.Options();
+    options.memory_budget_bytes /= 2;  // both are there at once
     options.speculate = speculate;
     options.kv_tokens =
         int64_t{1024} * *std::max_element(flags.load.jobs.begin(), flags.load.jobs.end());

@@ -82,12 +82,25 @@ absl::Status EvalTasks(const EvalFlags& flags, const std::vector<EvalTask>& task
   return absl::OkStatus();
 }
 
-/// Errors: InvalidArgument - names the flag: the window is past the model's context.
+/// Longest sequence, in tokens.
+int64_t ContextOf(const EvalFlags& flags, const ModelConfig& config) {
+  return flags.pipeline.context > 0 ? flags.pipeline.context : config.max_position_embeddings;
+}
+
+/// Two models share --ram.
+LocalPipeline::Options PipelineOptions(const EvalFlags& flags) {
+  LocalPipeline::Options options = flags.pipeline.Options();
+  if (!flags.against.empty()) options.memory_budget_bytes /= 2;
+  return options;
+}
+
+/// Errors: InvalidArgument - names the flag: the window is past the context.
 absl::StatusOr<int64_t> WindowOf(const EvalFlags& flags, const ModelConfig& config) {
-  const int64_t context = config.max_position_embeddings;
+  const int64_t context = ContextOf(flags, config);
   if (flags.window.has_value() && *flags.window > context) {
     return absl::InvalidArgumentError(absl::StrCat(
-        "--window ", *flags.window, ": more than the model's context of ", context, " tokens"));
+        "--window ", *flags.window, ": more than the ",
+        flags.pipeline.context > 0 ? "--context" : "model's context", " of ", context, " tokens"));
   }
   return flags.window.value_or(std::min(kDefaultWindow, context));
 }
@@ -143,7 +156,7 @@ absl::Status EvalText(const EvalFlags& flags, TextWindows windows, PipelineDrive
   std::unique_ptr<LocalPipeline> reference;
   if (reference_files != nullptr) {
     CARAVAN_ASSIGN_OR_RETURN(reference,
-                             LocalPipeline::Create(*reference_files, flags.pipeline.Options()));
+                             LocalPipeline::Create(*reference_files, PipelineOptions(flags)));
   }
   const absl::StatusOr<TextScore> score =
       ScoreText(std::move(windows), driver, reference == nullptr ? nullptr : &reference->driver());
@@ -174,9 +187,9 @@ absl::Status Eval(const EvalFlags& flags) {
     }
   }
 
-  LocalPipeline::Options options = flags.pipeline.Options();
+  LocalPipeline::Options options = PipelineOptions(flags);
   if (!tasks.empty()) {
-    options.kv_tokens = flags.asking.jobs * files->config().max_position_embeddings;
+    options.kv_tokens = flags.asking.jobs * ContextOf(flags, files->config());
   }
   options.speculate = flags.speculate;
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<LocalPipeline> pipeline,

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/byte_size.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "cli/command.h"
@@ -14,6 +15,8 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/kv_rows.h"
 #include "model/layer_cost.h"
+#include "model/step_memory.h"
+#include "worker/process_memory.h"
 
 namespace caravan {
 namespace {
@@ -24,23 +27,40 @@ constexpr uint64_t kPlanVersion = 1;
 // Steps that may wait between two stages.
 constexpr size_t kChannelSteps = 4;
 
-/// Splits the model over equal workers, each large enough for everything.
+int64_t ContextOf(const StoredModel& model, const LocalPipeline::Options& options) {
+  return options.context_tokens > 0 ? options.context_tokens
+                                    : model.config().max_position_embeddings;
+}
+
+/// Splits the model over equal workers: each large enough for everything, or with its part of the
+/// budget.
 absl::StatusOr<PipelinePlan> PlanEvenly(const StoredModel& model,
-                                        const LocalPipeline::Options& options) {
+                                        const LocalPipeline::Options& options, int num_threads) {
   CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost,
                            ComputeModelCost(model.config(), model, options.speculate));
   PlannerOptions planner;
   planner.version = kPlanVersion;
-  planner.context_tokens = WholeKvBlocks(model.config().max_position_embeddings);
+  planner.context_tokens = WholeKvBlocks(ContextOf(model, options));
   planner.kv_tokens = std::max(planner.context_tokens, WholeKvBlocks(options.kv_tokens));
-  const LayerCost whole =
-      cost.Of({0, model.config().num_hidden_layers, true, true, options.speculate});
+  planner.step_memory = ComputeStepMemory(model.config(), options.prefill_chunk);
+  PlannerWorker worker;
+  worker.kv_dtype = options.kv_dtype;
+  if (options.memory_budget_bytes > 0) {
+    worker.memory_budget_bytes = options.memory_budget_bytes / options.num_workers;
+    worker.offloads = true;
+    worker.process_bytes = ProcessBytes(num_threads) / options.num_workers;
+  } else {
+    const LayerCost whole =
+        cost.Of({0, model.config().num_hidden_layers, true, true, options.speculate});
+    worker.memory_budget_bytes =
+        whole.weight_bytes +
+        KvBytes(options.kv_dtype, whole.kv_values_per_token * planner.kv_tokens);
+  }
   std::vector<PlannerWorker> workers;
   for (int i = 0; i < options.num_workers; ++i) {
-    workers.push_back({WorkerId(i + 1), absl::StrCat("local worker ", i + 1),
-                       whole.weight_bytes +
-                           KvBytes(options.kv_dtype, whole.kv_values_per_token * planner.kv_tokens),
-                       options.kv_dtype});
+    worker.id = WorkerId(i + 1);
+    worker.name = absl::StrCat("local worker ", i + 1);
+    workers.push_back(worker);
   }
   return PlanStages(cost, workers, planner);
 }
@@ -57,6 +77,11 @@ absl::Status LocalPipeline::CheckOptions(const StoredModel& model, const Options
   if (options.prefill_chunk < 1) {
     return absl::InvalidArgumentError("a prefill chunk must be at least 1 token");
   }
+  if (options.context_tokens < 0 || options.context_tokens > config.max_position_embeddings) {
+    return absl::InvalidArgumentError(absl::StrCat("--context ", options.context_tokens,
+                                                   ": the model allows 1 to ",
+                                                   config.max_position_embeddings, " tokens"));
+  }
   return Annotate(CheckKvDType(config.Mla(), options.kv_dtype),
                   absl::StrCat("--kv ", KvOptionName(options.kv_dtype), ": ", model.path()));
 }
@@ -65,13 +90,15 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
                                                                      const Options& options) {
   CARAVAN_RETURN_IF_ERROR(CheckOptions(model, options));
   const ModelConfig& config = model.config();
-  CARAVAN_ASSIGN_OR_RETURN(const PipelinePlan plan, PlanEvenly(model, options));
   CARAVAN_ASSIGN_OR_RETURN(const int num_threads, ThreadCount(options.num_threads));
+  absl::StatusOr<PipelinePlan> planned = PlanEvenly(model, options, num_threads);
+  if (!planned.ok() && options.memory_budget_bytes > 0) return Annotate(planned.status(), "--ram");
+  CARAVAN_ASSIGN_OR_RETURN(const PipelinePlan plan, std::move(planned));
 
   std::unique_ptr<LocalPipeline> pipeline(new LocalPipeline);
   PipelineDriver::Options driver_options;
   driver_options.vocab_size = config.vocab_size;
-  driver_options.context_tokens = config.max_position_embeddings;
+  driver_options.context_tokens = ContextOf(model, options);
   driver_options.prefill_chunk = options.prefill_chunk;
   pipeline->driver_ = std::make_unique<PipelineDriver>(std::move(driver_options));
 
@@ -97,6 +124,7 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
     stage_options.kv_dtype = options.kv_dtype;
     stage_options.kv_budget_bytes = plan.stages[i].kv_bytes;
     stage_options.max_step_tokens = options.prefill_chunk;
+    stage_options.expert_budget_bytes = plan.stages[i].expert_bytes;
     CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Stage> stage,
                              Stage::Create(config, plan.stages[i].stage, model, std::move(backend),
                                            stage_options, [](int64_t, int64_t) { return true; }));
@@ -128,6 +156,26 @@ void LocalPipelineFlags::AddTo(CLI::App& command) {
   command.add_option("--threads", threads, "CPU threads, of all stages together; 0: one a core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
+  command
+      .add_option_function<std::string>(
+          "--ram",
+          [this](const std::string& text) {
+            const absl::StatusOr<int64_t> bytes = ParseByteSize(text);
+            if (!bytes.ok() || *bytes == 0) {
+              throw CLI::ValidationError("--ram", bytes.ok()
+                                                      ? "must be more than 0"
+                                                      : std::string(bytes.status().message()));
+            }
+            ram = *bytes;
+          },
+          "Memory of the whole process, such as 24GiB: experts of a packed model that do not fit "
+          "stay on disk, and are read as steps want them; if not given, everything is in memory")
+      ->type_name("SIZE");
+  command
+      .add_option("--context", context,
+                  "Longest prompt with its reply, in tokens; 0: as the model allows")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
+      ->capture_default_str();
   AddIsaOption(command, isa);
   AddKvOption(command, kv_dtype);
 }
@@ -136,6 +184,8 @@ LocalPipeline::Options LocalPipelineFlags::Options() const {
   LocalPipeline::Options options;
   options.num_workers = workers;
   options.num_threads = threads;
+  options.memory_budget_bytes = ram;
+  options.context_tokens = context;
   options.isa = isa;
   options.kv_dtype = kv_dtype;
   return options;

@@ -27,19 +27,24 @@ class LocalPipeline {
     int num_workers = 1;
     int num_threads = 1;          // of all workers together; 0: one a core
     int64_t prefill_chunk = 512;  // tokens
+    int64_t context_tokens = 0;   // longest sequence; 0: as the model allows
     int64_t kv_tokens = 0;        // the KV caches hold; 0: one longest sequence
+    // Memory of all workers together, shared out evenly; experts of a packed model that do not fit
+    // stay on its disk. 0: everything is in memory.
+    int64_t memory_budget_bytes = 0;
     DType kv_dtype = DType::kF32;
     bool speculate = false;  // the last worker drafts
     CpuIsa isa = CpuIsa::kAuto;
   };
 
   /// What can be wrong with the options before anything is loaded.
-  /// Errors: InvalidArgument - num_workers is not in [1, the model's layers], prefill_chunk < 1; as
-  ///         CheckKvDType.
+  /// Errors: InvalidArgument - num_workers is not in [1, the model's layers], prefill_chunk < 1,
+  ///         context_tokens is not in [0, the model's]; as CheckKvDType.
   static absl::Status CheckOptions(const StoredModel& model, const Options& options);
 
   /// Loads the model from `model`.
-  /// Errors: as CheckOptions; InvalidArgument - `speculate` and the model has no layer for it; as
+  /// Errors: as CheckOptions; InvalidArgument - `speculate` and the model has no layer for it;
+  ///         FailedPrecondition - memory_budget_bytes are too few (says for what); as
   ///         Stage::Create.
   static absl::StatusOr<std::unique_ptr<LocalPipeline>> Create(const StoredModel& model,
                                                                const Options& options);
@@ -54,12 +59,14 @@ class LocalPipeline {
   std::vector<std::unique_ptr<StepLoop>> workers_;  // by stage
 };
 
-/// The options --model, --workers, --threads and --kv of the commands that run a pipeline of their
-/// own.
+/// The options --model, --workers, --threads, --ram, --context, --isa and --kv of the commands that
+/// run a pipeline of their own.
 struct LocalPipelineFlags {
   std::string model;
   int workers = 1;
   int threads = 0;
+  int64_t ram = 0;      // in bytes; 0: not given
+  int64_t context = 0;  // tokens
   CpuIsa isa = CpuIsa::kAuto;
   DType kv_dtype = DType::kF32;
 

@@ -1,5 +1,7 @@
 #include "cli/plan_table.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/byte_size.h"
@@ -12,10 +14,10 @@ std::string DescribeState(const v1::WorkerStatus& worker) {
     case v1::WORKER_STATE_SPARE:
       return "spare";
     case v1::WORKER_STATE_LOADING:
-      return absl::StrFormat("loading %d%%", worker.stage_bytes() == 0
+      return absl::StrFormat("loading %d%%", worker.load_bytes() == 0
                                                  ? 0
                                                  : static_cast<int>(100 * worker.loaded_bytes() /
-                                                                    worker.stage_bytes()));
+                                                                    worker.load_bytes()));
     case v1::WORKER_STATE_READY:
       return "ready";
     default:
@@ -29,6 +31,16 @@ std::string DescribeLayers(const v1::Stage& stage) {
                       stage.drafts() ? ", MTP" : "");
 }
 
+/// Of a stage's weights: "18.1 GiB, 312 of 2560 experts" or "all".
+std::string DescribeInMemory(const v1::WorkerStatus& worker) {
+  if (worker.expert_slots() == 0) return worker.has_stage() ? "all" : "-";
+  // What loading reads is always active; the slots fill later.
+  const std::string experts =
+      absl::StrCat(worker.expert_slots(), " of ", worker.experts(), " experts");
+  if (worker.state() != v1::WORKER_STATE_READY) return experts;
+  return absl::StrCat(FormatByteSize(static_cast<int64_t>(worker.loaded_bytes())), ", ", experts);
+}
+
 }  // namespace
 
 std::string FormatStatus(const v1::GetStatusResponse& status) {
@@ -37,9 +49,18 @@ std::string FormatStatus(const v1::GetStatusResponse& status) {
   if (status.plan_version() > 0) absl::StrAppend(&text, " (plan ", status.plan_version(), ")");
   absl::StrAppend(&text, "\n");
   if (status.workers().empty()) return absl::StrCat(text, "no workers\n");
+  const bool some_offload =
+      std::any_of(status.workers().begin(), status.workers().end(),
+                  [](const v1::WorkerStatus& worker) { return worker.expert_slots() > 0; });
   constexpr char kRow[] = "%-6s  %-16s  %-21s  %-6s  %-12s  %-24s  %-10s  %-10s  %s\n";
-  absl::StrAppend(&text, absl::StrFormat(kRow, "WORKER", "NAME", "ADDRESS", "DEVICE", "STATE",
-                                         "LAYERS", "WEIGHTS", "MEMORY", "KV TOKENS"));
+  // The last column is there where it says something.
+  const auto last_columns = [some_offload](const std::string& kv_tokens,
+                                           const std::string& in_memory) {
+    return some_offload ? absl::StrFormat("%-9s  %s", kv_tokens, in_memory) : kv_tokens;
+  };
+  absl::StrAppend(
+      &text, absl::StrFormat(kRow, "WORKER", "NAME", "ADDRESS", "DEVICE", "STATE", "LAYERS",
+                             "WEIGHTS", "MEMORY", last_columns("KV TOKENS", "WEIGHTS IN MEMORY")));
   for (const v1::WorkerStatus& worker : status.workers()) {
     const bool spare = worker.state() == v1::WORKER_STATE_SPARE;
     const bool ready = worker.state() == v1::WORKER_STATE_READY;
@@ -50,7 +71,9 @@ std::string FormatStatus(const v1::GetStatusResponse& status) {
             worker.device(), DescribeState(worker), spare ? "-" : DescribeLayers(worker.stage()),
             spare ? "-" : FormatByteSize(static_cast<int64_t>(worker.stage_bytes())),
             FormatByteSize(static_cast<int64_t>(worker.memory_budget_bytes())),
-            ready ? absl::StrCat(uint64_t{worker.kv_blocks()} * worker.kv_block_tokens()) : "-"));
+            last_columns(
+                ready ? absl::StrCat(uint64_t{worker.kv_blocks()} * worker.kv_block_tokens()) : "-",
+                DescribeInMemory(worker))));
   }
   return text;
 }

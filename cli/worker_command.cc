@@ -28,6 +28,7 @@ constexpr double kDefaultMemoryShare = 0.8;
 struct WorkerFlags {
   WorkerSessionOptions options;
   std::string ram;
+  std::string offload = "auto";
   int threads = 0;
   CpuIsa isa = CpuIsa::kAuto;
   double connect_timeout_s = 60;
@@ -52,6 +53,7 @@ absl::Status ApplyDefaults(WorkerFlags& flags) {
     if (*ram == 0) return absl::InvalidArgumentError("--ram: must be more than 0");
     options.memory_budget_bytes = *ram;
   }
+  options.offloads = flags.offload == "auto";
   CpuOptions cpu;
   cpu.num_threads = options.num_threads;
   cpu.isa = flags.isa;
@@ -103,7 +105,15 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
                       "What people call this worker; the host's name if not given");
   command->add_option(
       "--ram", flags->ram,
-      "Memory for weights and KV cache, such as 24GiB; 80% of what is free if not given");
+      "Memory for weights and KV cache, such as 24GiB; 80% of what is free if not given. Where "
+      "experts stay on disk, of the whole process");
+  command
+      ->add_option("--offload", flags->offload,
+                   "auto: routed experts that do not fit --ram stay on disk, in a local copy of a "
+                   "packed model, and are read as steps want them; off: all weights must fit")
+      ->check(CLI::IsMember({"auto", "off"}))
+      ->type_name("auto|off")
+      ->capture_default_str();
   command->add_option("--threads", flags->threads, "CPU threads; 0: one a core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();

@@ -54,6 +54,10 @@ absl::Status CheckRegistration(const v1::Registration& registration) {
     return FieldError("memory_budget_bytes",
                       absl::StrCat("is ", memory, ", not from 1 to ", kMaxMemoryBytes));
   }
+  if (registration.process_bytes() > kMaxMemoryBytes) {
+    return FieldError("process_bytes", absl::StrCat("is ", registration.process_bytes(),
+                                                    ", more than ", kMaxMemoryBytes));
+  }
   const uint32_t threads = registration.num_threads();
   if (threads == 0 || threads > kMaxThreads) {
     return FieldError("num_threads", absl::StrCat("is ", threads, ", not from 1 to ", kMaxThreads));

@@ -27,6 +27,8 @@ struct StagePlan {
   StageSpec stage;
   int64_t weight_bytes = 0;
   int64_t kv_bytes = 0;  // what the stage may take for its KV cache
+  // What it may take for routed experts, a multiple of their slot; 0: all are in memory.
+  int64_t expert_bytes = 0;
 };
 
 struct PipelinePlan {

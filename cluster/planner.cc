@@ -1,8 +1,11 @@
 #include "cluster/planner.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -16,45 +19,114 @@ namespace {
 constexpr int64_t kMaxTokens = int64_t{1} << 40;  // past any memory; times bytes fits 63 bits
 constexpr double kImpossible = std::numeric_limits<double>::infinity();
 
-/// Sums over ranges of layers.
+/// Of what an offloading stage's worker has beyond the stage's least, the part that may go to the
+/// KV cache as far as kv_tokens ask for it: a half. Slots make a lone stream faster, since each
+/// expert that is in memory need not be read; KV cache makes many streams faster, since more of
+/// them share each read. Neither is known to matter less, and the default kv_tokens of eight
+/// longest sequences would leave nothing to slots. Who wants more slots asks for fewer kv_tokens.
+constexpr int64_t kKvShareDivisor = 2;
+
+/// What all possible stages cost.
 class StageCosts {
  public:
   explicit StageCosts(const ModelCost& cost)
-      : embedding_bytes_(cost.embedding.weight_bytes),
-        head_bytes_(cost.head.weight_bytes),
-        mtp_(cost.mtp) {
-    for (const LayerCost& layer : cost.layers) {
-      weights_.push_back(weights_.back() + layer.weight_bytes);
-      kv_per_token_.push_back(kv_per_token_.back() + layer.kv_values_per_token);
+      : num_layers_(static_cast<int>(cost.layers.size())), drafts_(cost.mtp.has_value()) {
+    for (int begin = 0; begin < num_layers_; ++begin) {
+      LayerCost layers;
+      for (int end = begin + 1; end <= num_layers_; ++end) {
+        layers += cost.layers[static_cast<size_t>(end - 1)];
+        LayerCost sum = layers;
+        // What no layer has: Of(no layers) is that alone.
+        StageSpec ends = Stage(begin, end);
+        ends.end_layer = ends.first_layer;
+        sum += cost.Of(ends);
+        costs_.push_back(sum);
+      }
     }
   }
 
-  int num_layers() const { return static_cast<int>(weights_.size()) - 1; }
+  int num_layers() const { return num_layers_; }
 
   /// The stage with layers [begin, end).
   StageSpec Stage(int begin, int end) const {
-    const bool is_last = end == num_layers();
-    return {begin, end, begin == 0, is_last, is_last && mtp_.has_value()};
+    const bool is_last = end == num_layers_;
+    return {begin, end, begin == 0, is_last, is_last && drafts_};
   }
-  int64_t WeightBytes(int begin, int end) const {
-    const StageSpec stage = Stage(begin, end);
-    return weights_[end] - weights_[begin] + (stage.embeds || stage.drafts ? embedding_bytes_ : 0) +
-           (stage.has_head ? head_bytes_ : 0) + (stage.drafts ? mtp_->weight_bytes : 0);
-  }
-  /// Of so many tokens' KV cache.
-  int64_t KvCacheBytes(int begin, int end, DType dtype, int64_t tokens) const {
-    const int64_t values = kv_per_token_[end] - kv_per_token_[begin] +
-                           (Stage(begin, end).drafts ? mtp_->kv_values_per_token : 0);
-    return KvBytes(dtype, values * tokens);
+  const LayerCost& Of(int begin, int end) const {
+    // Stages that begin at 0, then those at 1, ...
+    const int64_t before = int64_t{begin} * num_layers_ - int64_t{begin} * (begin - 1) / 2;
+    return costs_[static_cast<size_t>(before + end - begin - 1)];
   }
 
  private:
-  const int64_t embedding_bytes_;
-  const int64_t head_bytes_;
-  const std::optional<LayerCost> mtp_;
-  // Of layers [0, i).
-  std::vector<int64_t> weights_{0};
-  std::vector<int64_t> kv_per_token_{0};
+  const int num_layers_;
+  const bool drafts_;
+  std::vector<LayerCost> costs_;
+};
+
+int64_t KvCacheBytes(const LayerCost& stage, DType dtype, int64_t tokens) {
+  return KvBytes(dtype, stage.kv_values_per_token * tokens);
+}
+
+/// How many tokens so many bytes of KV cache hold.
+int64_t KvTokens(const LayerCost& stage, DType dtype, int64_t bytes) {
+  const int64_t token_bytes = KvBytes(dtype, stage.kv_values_per_token);
+  return token_bytes == 0 ? kMaxTokens : bytes / token_bytes;
+}
+
+/// The least memory that a stage needs of its worker, in bytes.
+struct StageNeed {
+  bool offloads = false;
+  int64_t weights = 0;  // all, or the always-active ones
+  int64_t kv = 0;       // of one longest sequence
+  int64_t slots = 0;    // of the experts that one row of a layer chooses
+  int64_t beside = 0;   // process and steps
+
+  int64_t total() const { return weights + kv + slots + beside; }
+};
+
+/// What stages need of some workers, each of which has one.
+class Needs {
+ public:
+  Needs(const StageCosts& costs, const PlannerOptions& options,
+        absl::Span<const PlannerWorker* const> workers, bool may_offload)
+      : costs_(costs), options_(options), workers_(workers), may_offload_(may_offload) {}
+
+  int num_workers() const { return static_cast<int>(workers_.size()); }
+  const PlannerWorker& worker(int w) const { return *workers_[static_cast<size_t>(w)]; }
+  const StageCosts& costs() const { return costs_; }
+
+  StageNeed Resident(int w, int begin, int end) const {
+    const LayerCost& cost = costs_.Of(begin, end);
+    StageNeed need;
+    need.weights = cost.weight_bytes;
+    need.kv = KvCacheBytes(cost, worker(w).kv_dtype, options_.context_tokens);
+    return need;
+  }
+  /// As it would fit the worker: resident if it does, else offloading where that can be and needs
+  /// less.
+  StageNeed Of(int w, int begin, int end) const {
+    const StageNeed resident = Resident(w, begin, end);
+    const LayerCost& cost = costs_.Of(begin, end);
+    if (!may_offload_ || !worker(w).offloads || !cost.can_offload() ||
+        resident.total() <= worker(w).memory_budget_bytes) {
+      return resident;
+    }
+    StageNeed need;
+    need.offloads = true;
+    need.weights = cost.always_active_bytes();
+    need.kv = resident.kv;
+    need.slots = cost.experts_per_token * cost.expert_slot_bytes;
+    need.beside =
+        worker(w).process_bytes + options_.step_memory.Of(costs_.Stage(begin, end), num_workers());
+    return need.total() < resident.total() ? need : resident;
+  }
+
+ private:
+  const StageCosts& costs_;
+  const PlannerOptions& options_;
+  const absl::Span<const PlannerWorker* const> workers_;
+  const bool may_offload_;
 };
 
 /// Where each of `num_workers` stages ends, each at least one layer, such that the stages' costs
@@ -91,37 +163,70 @@ std::optional<std::vector<int>> BestSplit(
 }
 
 /// Ends of the stages on exactly these workers.
-std::optional<std::vector<int>> SplitOver(const StageCosts& costs,
-                                          absl::Span<const PlannerWorker* const> workers,
-                                          int64_t context_tokens) {
-  const int num_workers = static_cast<int>(workers.size());
-  const auto share = [&](int worker, int begin, int end) {
-    const int64_t budget = workers[worker]->memory_budget_bytes;
-    const int64_t weights = costs.WeightBytes(begin, end);
-    const int64_t kv = costs.KvCacheBytes(begin, end, workers[worker]->kv_dtype, context_tokens);
-    if (weights + kv > budget) return kImpossible;
-    return static_cast<double>(weights) / static_cast<double>(budget);
+std::optional<std::vector<int>> SplitOver(const Needs& needs) {
+  const int num_layers = needs.costs().num_layers();
+  const auto share = [&](int w, int begin, int end) {
+    const int64_t budget = needs.worker(w).memory_budget_bytes;
+    if (needs.Of(w, begin, end).total() > budget) return kImpossible;
+    return static_cast<double>(needs.costs().Of(begin, end).weight_bytes) /
+           static_cast<double>(budget);
   };
-  const auto largest = BestSplit(costs.num_layers(), num_workers, share,
+  const auto largest = BestSplit(num_layers, needs.num_workers(), share,
                                  [](double a, double b) { return std::max(a, b); });
   if (!largest.has_value()) return std::nullopt;
   double limit = 0;
-  for (int w = 0, begin = 0; w < num_workers; begin = (*largest)[w++]) {
+  for (int w = 0, begin = 0; w < needs.num_workers(); begin = (*largest)[w++]) {
     limit = std::max(limit, share(w, begin, (*largest)[w]));
   }
-  const auto squared = [&](int worker, int begin, int end) {
-    const double s = share(worker, begin, end);
+  const auto squared = [&](int w, int begin, int end) {
+    const double s = share(w, begin, end);
     return s <= limit ? s * s : kImpossible;
   };
-  return BestSplit(costs.num_layers(), num_workers, squared,
+  return BestSplit(num_layers, needs.num_workers(), squared,
                    [](double a, double b) { return a + b; });
 }
 
-/// Why no split fits, in numbers.
-absl::Status DoesNotFit(const StageCosts& costs, absl::Span<const PlannerWorker> workers,
-                        int64_t context_tokens) {
+using WorkerList = std::vector<const PlannerWorker*>;
+
+/// The lists of workers to try, in order: all (but those that find no layer), then without the
+/// smallest, and so on.
+std::vector<WorkerList> ListsToTry(absl::Span<const PlannerWorker> workers, int num_layers) {
+  WorkerList left;
+  for (const PlannerWorker& worker : workers) left.push_back(&worker);
+  std::vector<WorkerList> lists;
+  while (!left.empty()) {
+    const auto end = left.begin() + std::min(std::ssize(left), std::ptrdiff_t{num_layers});
+    lists.emplace_back(left.begin(), end);
+    left.erase(
+        std::min_element(left.begin(), end, [](const PlannerWorker* a, const PlannerWorker* b) {
+          // Of equal ones the last counts as smaller.
+          if (a->memory_budget_bytes == b->memory_budget_bytes) return a > b;
+          return a->memory_budget_bytes < b->memory_budget_bytes;
+        }));
+  }
+  return lists;
+}
+
+struct Split {
+  const WorkerList* workers = nullptr;
+  std::vector<int> ends;
+  bool may_offload = false;
+};
+
+std::optional<Split> FindSplit(const StageCosts& costs, const PlannerOptions& options,
+                               const std::vector<WorkerList>& lists, bool may_offload) {
+  for (const WorkerList& list : lists) {
+    std::optional<std::vector<int>> ends = SplitOver(Needs(costs, options, list, may_offload));
+    if (ends.has_value()) return Split{&list, *std::move(ends), may_offload};
+  }
+  return std::nullopt;
+}
+
+/// Why no split fits where everything must be in memory, in numbers.
+std::string WhyNotResident(const StageCosts& costs, absl::Span<const PlannerWorker> workers,
+                           int64_t context_tokens) {
   const int n = costs.num_layers();
-  const int64_t weights = costs.WeightBytes(0, n);
+  const LayerCost& whole = costs.Of(0, n);
   int64_t offered = 0;
   DType smallest_kv = workers.front().kv_dtype;
   const PlannerWorker* largest = &workers.front();
@@ -132,27 +237,123 @@ absl::Status DoesNotFit(const StageCosts& costs, absl::Span<const PlannerWorker>
       smallest_kv = worker.kv_dtype;
     }
   }
-  const int64_t kv = costs.KvCacheBytes(0, n, smallest_kv, context_tokens);
+  const int64_t kv = KvCacheBytes(whole, smallest_kv, context_tokens);
   const std::string needs =
-      absl::StrCat("the model needs ", FormatByteSize(weights), " for weights and ",
+      absl::StrCat("the model needs ", FormatByteSize(whole.weight_bytes), " for weights and ",
                    FormatByteSize(kv), " for the KV cache of ", context_tokens, " tokens, ");
   const std::string offer =
       absl::StrCat(workers.size() == 1 ? "the worker offers "
                                        : absl::StrCat("the ", workers.size(), " workers offer "),
                    FormatByteSize(offered));
-  if (offered < weights + kv)
-    return absl::FailedPreconditionError(absl::StrCat(needs, "but ", offer));
+  if (offered < whole.weight_bytes + kv) return absl::StrCat(needs, "but ", offer);
   for (int layer = 0; layer < n; ++layer) {
-    const int64_t bytes = costs.WeightBytes(layer, layer + 1) +
-                          costs.KvCacheBytes(layer, layer + 1, smallest_kv, context_tokens);
+    const LayerCost& cost = costs.Of(layer, layer + 1);
+    const int64_t bytes = cost.weight_bytes + KvCacheBytes(cost, smallest_kv, context_tokens);
     if (bytes <= largest->memory_budget_bytes) continue;
-    return absl::FailedPreconditionError(
-        absl::StrCat(needs, "and ", offer, ", but ", DescribeStage(costs.Stage(layer, layer + 1)),
-                     " alone needs ", FormatByteSize(bytes), " and the largest worker, ",
-                     largest->name, ", has ", FormatByteSize(largest->memory_budget_bytes)));
+    return absl::StrCat(needs, "and ", offer, ", but ",
+                        DescribeStage(costs.Stage(layer, layer + 1)), " alone needs ",
+                        FormatByteSize(bytes), " and the largest worker, ", largest->name, ", has ",
+                        FormatByteSize(largest->memory_budget_bytes));
   }
-  return absl::FailedPreconditionError(
-      absl::StrCat(needs, "and ", offer, ", but no split into whole layers fits every worker"));
+  return absl::StrCat(needs, "and ", offer, ", but no split into whole layers fits every worker");
+}
+
+/// The same where experts may stay on disks: of the split that comes closest, the stage that is
+/// farthest from fitting.
+std::string WhyNotOffloading(const StageCosts& costs, const PlannerOptions& options,
+                             const std::vector<WorkerList>& lists) {
+  double closest = kImpossible;
+  std::string why;
+  for (const WorkerList& list : lists) {
+    const Needs needs(costs, options, list, /*may_offload=*/true);
+    const auto excess = [&](int w, int begin, int end) {
+      return static_cast<double>(needs.Of(w, begin, end).total()) /
+             static_cast<double>(needs.worker(w).memory_budget_bytes);
+    };
+    const std::vector<int> ends = *BestSplit(costs.num_layers(), needs.num_workers(), excess,
+                                             [](double a, double b) { return std::max(a, b); });
+    int worst = 0;
+    int worst_begin = 0;
+    for (int w = 1; w < needs.num_workers(); ++w) {
+      if (excess(w, ends[w - 1], ends[w]) > excess(worst, worst_begin, ends[worst])) {
+        worst = w;
+        worst_begin = ends[w - 1];
+      }
+    }
+    if (excess(worst, worst_begin, ends[worst]) >= closest) continue;
+    closest = excess(worst, worst_begin, ends[worst]);
+    const StageNeed need = needs.Of(worst, worst_begin, ends[worst]);
+    const std::string kv =
+        absl::StrCat(FormatByteSize(need.kv), " for the KV cache of one sequence of ",
+                     options.context_tokens, " tokens");
+    const std::string parts =
+        need.offloads
+            ? absl::StrCat(FormatByteSize(need.weights), " for its always-active weights, ", kv,
+                           ", ", FormatByteSize(need.slots), " for ",
+                           costs.Of(worst_begin, ends[worst]).experts_per_token, " experts and ",
+                           FormatByteSize(need.beside), " for steps and the process")
+            : absl::StrCat(FormatByteSize(need.weights), " for its weights and ", kv);
+    why = absl::StrCat("no split fits: stage ", worst + 1, " of ", needs.num_workers(), " (",
+                       DescribeStage(costs.Stage(worst_begin, ends[worst])), ") needs ",
+                       FormatByteSize(need.total()), " of memory, ", parts, "; ",
+                       needs.worker(worst).name, " has ",
+                       FormatByteSize(needs.worker(worst).memory_budget_bytes));
+  }
+  return why;
+}
+
+absl::Status DoesNotFit(const StageCosts& costs, absl::Span<const PlannerWorker> workers,
+                        const PlannerOptions& options, const std::vector<WorkerList>& lists) {
+  const LayerCost& whole = costs.Of(0, costs.num_layers());
+  const bool some_offload = std::any_of(workers.begin(), workers.end(),
+                                        [](const PlannerWorker& w) { return w.offloads; });
+  if (some_offload && whole.can_offload()) {
+    return absl::FailedPreconditionError(WhyNotOffloading(costs, options, lists));
+  }
+  const bool could_if_packed = some_offload && whole.num_experts > 0;
+  return absl::FailedPreconditionError(absl::StrCat(
+      WhyNotResident(costs, workers, options.context_tokens),
+      could_if_packed ? "; only a packed model's experts (caravan pack) may stay on disks" : ""));
+}
+
+/// Shares each worker's budget out.
+PipelinePlan MakePlan(const StageCosts& costs, const PlannerOptions& options, const Split& split) {
+  const Needs needs(costs, options, *split.workers, split.may_offload);
+  const int64_t wanted_tokens = std::max(options.context_tokens, options.kv_tokens);
+  PipelinePlan plan;
+  plan.version = options.version;
+  int64_t pipeline_tokens = kMaxTokens;  // that every stage caches
+  for (int w = 0, begin = 0; w < needs.num_workers(); begin = split.ends[w++]) {
+    const int end = split.ends[w];
+    const LayerCost& cost = costs.Of(begin, end);
+    const PlannerWorker& worker = needs.worker(w);
+    const StageNeed need = needs.Of(w, begin, end);
+    const int64_t spare = worker.memory_budget_bytes - need.total();
+    const int64_t wanted_kv = KvCacheBytes(cost, worker.kv_dtype, wanted_tokens);
+    StagePlan stage;
+    stage.worker = worker.id;
+    stage.stage = costs.Stage(begin, end);
+    stage.weight_bytes = cost.weight_bytes;
+    stage.kv_bytes =
+        std::min(need.kv + (need.offloads ? spare / kKvShareDivisor : spare), wanted_kv);
+    pipeline_tokens = std::min(pipeline_tokens, KvTokens(cost, worker.kv_dtype, stage.kv_bytes));
+    plan.stages.push_back(stage);
+  }
+  // The stage that caches fewest tokens decides for all: beyond that, slots are worth more.
+  pipeline_tokens = std::max(pipeline_tokens, options.context_tokens);
+  for (int w = 0; w < needs.num_workers(); ++w) {
+    StagePlan& stage = plan.stages[static_cast<size_t>(w)];
+    const int begin = stage.stage.first_layer;
+    const int end = stage.stage.end_layer;
+    const LayerCost& cost = costs.Of(begin, end);
+    const PlannerWorker& worker = needs.worker(w);
+    const StageNeed need = needs.Of(w, begin, end);
+    if (!need.offloads) continue;
+    stage.kv_bytes = std::min(stage.kv_bytes, KvCacheBytes(cost, worker.kv_dtype, pipeline_tokens));
+    const int64_t left = worker.memory_budget_bytes - need.weights - need.beside - stage.kv_bytes;
+    stage.expert_bytes = left / cost.expert_slot_bytes * cost.expert_slot_bytes;
+  }
+  return plan;
 }
 
 }  // namespace
@@ -166,47 +367,16 @@ absl::StatusOr<PipelinePlan> PlanStages(const ModelCost& cost,
     return absl::InvalidArgumentError(absl::StrCat("a KV cache of ", tokens, " tokens cannot be"));
   }
   if (workers.empty()) return absl::FailedPreconditionError("there are no workers");
-  const StageCosts costs(cost);
-  std::vector<const PlannerWorker*> candidates;
   for (const PlannerWorker& worker : workers) {
-    if (worker.memory_budget_bytes <= 0) {
-      return absl::InvalidArgumentError(absl::StrCat("worker ", worker.name, " has no memory"));
-    }
-    candidates.push_back(&worker);
+    if (worker.memory_budget_bytes > 0) continue;
+    return absl::InvalidArgumentError(absl::StrCat("worker ", worker.name, " has no memory"));
   }
-
-  std::optional<std::vector<int>> ends;
-  while (true) {
-    const size_t used = std::min(candidates.size(), cost.layers.size());
-    ends = SplitOver(costs, absl::MakeConstSpan(candidates.data(), used), options.context_tokens);
-    if (ends.has_value()) break;
-    const auto smallest = std::min_element(candidates.begin(), candidates.begin() + used,
-                                           [](const PlannerWorker* a, const PlannerWorker* b) {
-                                             // Of equal ones the last counts as smaller.
-                                             if (a->memory_budget_bytes == b->memory_budget_bytes)
-                                               return a > b;
-                                             return a->memory_budget_bytes < b->memory_budget_bytes;
-                                           });
-    candidates.erase(smallest);
-    if (candidates.empty()) return DoesNotFit(costs, workers, options.context_tokens);
-  }
-
-  PipelinePlan plan;
-  plan.version = options.version;
-  const int64_t tokens = std::max(options.context_tokens, options.kv_tokens);
-  int begin = 0;
-  for (size_t i = 0; i < ends->size(); ++i) {
-    const int end = (*ends)[i];
-    StagePlan stage;
-    stage.worker = candidates[i]->id;
-    stage.stage = costs.Stage(begin, end);
-    stage.weight_bytes = costs.WeightBytes(begin, end);
-    stage.kv_bytes = std::min(candidates[i]->memory_budget_bytes - stage.weight_bytes,
-                              costs.KvCacheBytes(begin, end, candidates[i]->kv_dtype, tokens));
-    plan.stages.push_back(stage);
-    begin = end;
-  }
-  return plan;
+  const StageCosts costs(cost);
+  const std::vector<WorkerList> lists = ListsToTry(workers, costs.num_layers());
+  std::optional<Split> split = FindSplit(costs, options, lists, /*may_offload=*/false);
+  if (!split.has_value()) split = FindSplit(costs, options, lists, /*may_offload=*/true);
+  if (!split.has_value()) return DoesNotFit(costs, workers, options, lists);
+  return MakePlan(costs, options, *split);
 }
 
 }  // namespace caravan

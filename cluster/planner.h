@@ -12,6 +12,7 @@
 #include "cluster/pipeline_plan.h"
 #include "cluster/worker_id.h"
 #include "model/layer_cost.h"
+#include "model/step_memory.h"
 
 namespace caravan {
 
@@ -20,6 +21,8 @@ struct PlannerWorker {
   std::string name;                 // for messages
   int64_t memory_budget_bytes = 0;  // of weights and KV cache together
   DType kv_dtype = DType::kF32;     // of its KV cache
+  bool offloads = false;            // it can leave routed experts on its disk
+  int64_t process_bytes = 0;        // of the budget, what an offloading stage leaves to the process
 };
 
 struct PlannerOptions {
@@ -29,17 +32,27 @@ struct PlannerOptions {
   int64_t context_tokens = 0;
   // What it should cache where memory allows, for many sequences at once.
   int64_t kv_tokens = 0;
+  StepMemory step_memory = {};  // left free by stages that offload
 };
 
 /// Every layer goes to one worker; stages are contiguous and follow the order of `workers`. The
-/// first also embeds, the last has the head, and each fits its worker: its weights and the KV cache
-/// of context_tokens. The rest of a budget goes to the KV cache, up to kv_tokens. Where `cost` has
-/// multi-token prediction, the last stage drafts.
+/// first also embeds, the last has the head, and each fits its worker in one of two ways:
 ///
-/// Chosen is the split whose largest share (a stage's weights / its worker's budget) is least, so
-/// that a box with twice the memory takes twice the bytes; among those the one whose squared shares
-/// have the least sum, so that what is not at that limit is even too; then the one that ends the
-/// earlier stages first. Exact, by dynamic programming over (workers, layers).
+/// - resident: all of its weights and the KV cache of context_tokens. The rest of the budget goes
+///   to the KV cache, up to kv_tokens.
+/// - offloading, where the worker and the cost can: its always-active weights, the same KV cache,
+///   the process and the memory of steps, and as many slots as one row of a layer chooses experts.
+///   So the budget is all that the process takes. Of the rest, half may go to the KV cache, up to
+///   kv_tokens and not past what the stage that caches fewest tokens makes use of; slots get what is
+///   left.
+///
+/// Nothing offloads where a plan without that is found. Where `cost` has multi-token prediction,
+/// the last stage drafts.
+///
+/// Chosen is the split whose largest share (a stage's weights, wherever they are / its worker's
+/// budget) is least, so that a box with twice the memory takes twice the bytes; among those the one
+/// whose squared shares have the least sum, so that what is not at that limit is even too; then the
+/// one that ends the earlier stages first. Exact, by dynamic programming over (workers, layers).
 ///
 /// Every worker gets a layer while there are enough; else the last ones stay spare. Where no such
 /// split fits, the worker with the smallest budget is left out (of equal ones the last), and so on:

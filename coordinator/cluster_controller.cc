@@ -85,13 +85,16 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
   const uint64_t version = active_->plan.version;
   if (report.has_progress() && report.progress().plan_version() == version) {
     state.loaded_bytes = report.progress().loaded_bytes();
+    state.load_bytes = report.progress().total_bytes();
   } else if (report.has_ready() && report.ready().plan_version() == version) {
     if (report.ready().kv_block_tokens() != kKvBlockTokens || report.ready().kv_blocks() == 0) {
-      LeaveOut(worker, absl::InvalidArgumentError(absl::StrCat(
-                           DescribeWorker(*membership_.Find(worker)), " offers ",
-                           report.ready().kv_blocks(), " KV blocks of ",
-                           report.ready().kv_block_tokens(), " tokens, and a block must be of ",
-                           kKvBlockTokens, ": is it of another version?")));
+      LeaveOut(
+          worker,
+          absl::InvalidArgumentError(absl::StrCat(
+              DescribeWorker(*membership_.Find(worker)), " offers ", report.ready().kv_blocks(),
+              " KV blocks of ", report.ready().kv_block_tokens(),
+              " tokens, and a block must be of ", kKvBlockTokens, ": is it of another version?")),
+          absl::StatusCode::kInvalidArgument);
       return absl::OkStatus();
     }
     state.ready = report.ready();
@@ -101,10 +104,10 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
     if (all_ready && !active_->serving) StartServing();
   } else if (report.has_failure() && report.failure().plan_version() == version) {
     const absl::Status why = absl::UnavailableError(report.failure().message());
+    const auto code = static_cast<absl::StatusCode>(report.failure().code());
     // Once loaded, a stage fails by its next hop.
-    if (!state.ready.has_value() &&
-        IsPermanent(static_cast<absl::StatusCode>(report.failure().code()))) {
-      LeaveOut(worker, why);
+    if (!state.ready.has_value() && IsPermanent(code)) {
+      LeaveOut(worker, why, code);
     } else {
       PipelineBroken(version, why);
     }
@@ -128,6 +131,7 @@ void ClusterController::Lose(const Member& member, const std::string& why) {
     links_.erase(link);
   }
   left_out_.erase(member.id);
+  no_offloading_.erase(member.id);
   loads_.erase(member.id);
   // Now it is known why a link broke, if one did: nothing is gained by waiting.
   plan_is_due_ = true;
@@ -139,10 +143,15 @@ void ClusterController::Lose(const Member& member, const std::string& why) {
       DescribeStage(active_->plan.stages[static_cast<size_t>(stage)].stage), "): ", why)));
 }
 
-void ClusterController::LeaveOut(WorkerId worker, const absl::Status& why) {
-  LogWarning("worker_left_out",
+void ClusterController::LeaveOut(WorkerId worker, const absl::Status& why, absl::StatusCode code) {
+  const StagePlan& stage = active_->plan.stages[static_cast<size_t>(StageOf(worker))];
+  // It may lack no more than a copy of the pack, and serve with a stage that fits its memory.
+  const bool only_offloading =
+      stage.expert_bytes > 0 && code == absl::StatusCode::kFailedPrecondition;
+  LogWarning(only_offloading ? "worker_does_not_offload" : "worker_left_out",
              {{"worker", DescribeWorker(*membership_.Find(worker))}, {"why", why.message()}});
-  left_out_[worker] = std::string(why.message());
+  no_offloading_.erase(worker);
+  (only_offloading ? no_offloading_ : left_out_)[worker] = std::string(why.message());
   EndPlan(why);
   plan_is_due_ = true;
   plan_not_before_ = -absl::InfiniteDuration();
@@ -211,12 +220,15 @@ absl::StatusOr<PipelinePlan> ClusterController::MakePlan() const {
   for (const Member& member : Usable()) {
     workers.push_back({member.id, DescribeWorker(member),
                        static_cast<int64_t>(member.registration.memory_budget_bytes()),
-                       KvDTypeOf(member.registration)});
+                       KvDTypeOf(member.registration),
+                       member.registration.offloads() && !no_offloading_.contains(member.id),
+                       static_cast<int64_t>(member.registration.process_bytes())});
   }
   PlannerOptions planner;
   planner.version = last_version_ + 1;
   planner.context_tokens = WholeKvBlocks(options_.context_tokens);
   planner.kv_tokens = WholeKvBlocks(options_.kv_tokens);
+  planner.step_memory = ComputeStepMemory(options_.config, options_.max_step_tokens);
   return PlanStages(options_.cost, workers, planner);
 }
 
@@ -235,6 +247,10 @@ void ClusterController::StartLoading(PipelinePlan plan) {
     *load.mutable_model() = options_.model;
     load.set_kv_budget_bytes(static_cast<uint64_t>(stages[i].kv_bytes));
     load.set_max_step_tokens(static_cast<uint32_t>(options_.max_step_tokens));
+    if (stages[i].expert_bytes > 0) {
+      load.set_expert_budget_bytes(static_cast<uint64_t>(stages[i].expert_bytes));
+      load.set_resident_budget_bytes(static_cast<uint64_t>(ResidentBudget(stages[i])));
+    }
     if (i + 1 < stages.size()) {
       const Member next = *membership_.Find(stages[i + 1].worker);
       load.set_next_address(next.registration.address());
@@ -245,7 +261,8 @@ void ClusterController::StartLoading(PipelinePlan plan) {
                               {"worker", DescribeWorker(*membership_.Find(stages[i].worker))},
                               {"stage", DescribeStage(stages[i].stage)},
                               {"weight_bytes", stages[i].weight_bytes},
-                              {"kv_bytes", stages[i].kv_bytes}});
+                              {"kv_bytes", stages[i].kv_bytes},
+                              {"expert_bytes", stages[i].expert_bytes}});
     SendOrder(stages[i].worker, std::move(order));
   }
 }
@@ -301,6 +318,12 @@ void ClusterController::Dismiss(const std::string& reason) {
   for (const auto& [id, link] : links_) link.order(order);
 }
 
+int64_t ClusterController::ResidentBudget(const StagePlan& stage) const {
+  const DType kv_dtype = KvDTypeOf(membership_.Find(stage.worker)->registration);
+  return stage.weight_bytes + KvBytes(kv_dtype, options_.cost.Of(stage.stage).kv_values_per_token *
+                                                    WholeKvBlocks(options_.context_tokens));
+}
+
 int ClusterController::StageOf(WorkerId worker) const {
   if (!active_.has_value()) return -1;
   for (size_t i = 0; i < active_->plan.stages.size(); ++i) {
@@ -321,7 +344,35 @@ std::string ClusterController::PipelineState() const {
     state = waiting_reason_.empty() ? "waiting for workers to join" : waiting_reason_;
   }
   for (const auto& [id, why] : left_out_) absl::StrAppend(&state, "; left out: ", why);
+  for (const auto& [id, why] : no_offloading_) {
+    absl::StrAppend(&state, StageOf(id) < 0 ? "; left out: " : "; not offloading: ", why);
+  }
   return state;
+}
+
+void ClusterController::DescribeStageOf(const StagePlan& plan, const StageState& state,
+                                        const Member& member, v1::WorkerStatus& worker) const {
+  const LayerCost cost = options_.cost.Of(plan.stage);
+  const bool offloads = plan.expert_bytes > 0;
+  const int64_t in_memory =
+      offloads ? cost.always_active_bytes() + plan.expert_bytes : plan.weight_bytes;
+  worker.set_state(state.ready.has_value() ? v1::WORKER_STATE_READY : v1::WORKER_STATE_LOADING);
+  *worker.mutable_stage() = ToProto(plan.stage);
+  worker.set_stage_bytes(static_cast<uint64_t>(plan.weight_bytes));
+  worker.set_load_bytes(state.load_bytes > 0 ? state.load_bytes : static_cast<uint64_t>(in_memory));
+  worker.set_loaded_bytes(state.ready.has_value() ? static_cast<uint64_t>(in_memory)
+                                                  : state.loaded_bytes);
+  worker.set_experts(static_cast<uint32_t>(cost.num_experts));
+  if (offloads) {
+    worker.set_expert_slots(static_cast<uint32_t>(plan.expert_bytes / cost.expert_slot_bytes));
+    worker.set_expert_bytes(static_cast<uint64_t>(plan.expert_bytes));
+  }
+  if (!state.ready.has_value()) return;
+  worker.set_kv_blocks(state.ready->kv_blocks());
+  worker.set_kv_block_tokens(state.ready->kv_block_tokens());
+  const int64_t tokens = int64_t{state.ready->kv_blocks()} * state.ready->kv_block_tokens();
+  worker.set_kv_bytes(static_cast<uint64_t>(
+      KvBytes(KvDTypeOf(member.registration), tokens * cost.kv_values_per_token)));
 }
 
 v1::GetStatusResponse ClusterController::Status() const {
@@ -343,21 +394,8 @@ v1::GetStatusResponse ClusterController::Status() const {
     }
     const int stage = StageOf(member.id);
     if (stage < 0) continue;
-    const StagePlan& plan = active_->plan.stages[static_cast<size_t>(stage)];
-    const StageState& state = active_->stages[static_cast<size_t>(stage)];
-    worker.set_state(state.ready.has_value() ? v1::WORKER_STATE_READY : v1::WORKER_STATE_LOADING);
-    *worker.mutable_stage() = ToProto(plan.stage);
-    worker.set_stage_bytes(static_cast<uint64_t>(plan.weight_bytes));
-    worker.set_loaded_bytes(state.ready.has_value() ? static_cast<uint64_t>(plan.weight_bytes)
-                                                    : state.loaded_bytes);
-    if (state.ready.has_value()) {
-      worker.set_kv_blocks(state.ready->kv_blocks());
-      worker.set_kv_block_tokens(state.ready->kv_block_tokens());
-      const int64_t tokens = int64_t{state.ready->kv_blocks()} * state.ready->kv_block_tokens();
-      worker.set_kv_bytes(static_cast<uint64_t>(
-          KvBytes(KvDTypeOf(member.registration),
-                  tokens * options_.cost.Of(plan.stage).kv_values_per_token)));
-    }
+    DescribeStageOf(active_->plan.stages[static_cast<size_t>(stage)],
+                    active_->stages[static_cast<size_t>(stage)], member, worker);
   }
   return response;
 }

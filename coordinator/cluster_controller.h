@@ -91,6 +91,7 @@ class ClusterController {
  private:
   struct StageState {
     uint64_t loaded_bytes = 0;
+    uint64_t load_bytes = 0;  // 0: not heard yet
     std::optional<v1::StageReady> ready;
   };
   struct ActivePlan {
@@ -101,8 +102,8 @@ class ClusterController {
 
   void Lose(const Member& member, const std::string& why);
   /// The stage that `worker` was to load cannot be had there, and trying again would not help: it
-  /// gets none any more.
-  void LeaveOut(WorkerId worker, const absl::Status& why);
+  /// gets none any more. If only its experts did not fit there, the next may be one that does.
+  void LeaveOut(WorkerId worker, const absl::Status& why, absl::StatusCode code);
   /// The workers that plans may use, in order of joining.
   std::vector<Member> Usable() const;
   /// Makes the plan that the present members call for, unless they have it.
@@ -113,9 +114,13 @@ class ClusterController {
   /// Ends the present plan: its jobs fail with `why`, its workers drop their stages.
   void EndPlan(const absl::Status& why);
   void SendOrder(WorkerId worker, v1::WorkerOrder order);
+  /// The least memory that holds the stage with all of its experts.
+  int64_t ResidentBudget(const StagePlan& stage) const;
   /// The stage of the present plan that `worker` holds; -1: none.
   int StageOf(WorkerId worker) const;
   std::string DescribeWorker(const Member& member) const;
+  void DescribeStageOf(const StagePlan& plan, const StageState& state, const Member& member,
+                       v1::WorkerStatus& worker) const;
   std::string PipelineState() const;
 
   const Options options_;
@@ -123,8 +128,9 @@ class ClusterController {
   const OpenFirstHop open_first_hop_;
   Membership membership_;
   std::map<WorkerId, WorkerLink> links_;
-  std::map<WorkerId, std::string> left_out_;  // members that plans do not use, and why
-  std::map<WorkerId, v1::WorkerLoad> loads_;  // of the last heartbeat that came
+  std::map<WorkerId, std::string> left_out_;       // members that plans do not use, and why
+  std::map<WorkerId, std::string> no_offloading_;  // that plans keep no experts on the disk of
+  std::map<WorkerId, v1::WorkerLoad> loads_;       // of the last heartbeat that came
   std::optional<ActivePlan> active_;
   uint64_t last_version_ = 0;
   bool leaving_ = false;

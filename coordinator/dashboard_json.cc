@@ -33,9 +33,12 @@ json StageJson(const v1::WorkerStatus& worker) {
 
 json RamJson(const v1::WorkerStatus& worker, const PipelineStats& pipeline) {
   json parts = json::array();
+  const bool ready = worker.state() == v1::WORKER_STATE_READY;
+  const uint64_t expert_bytes = ready ? worker.expert_bytes() : 0;
   if (worker.loaded_bytes() > 0) {
-    parts.push_back({{"what", "weights"}, {"bytes", worker.loaded_bytes()}});
+    parts.push_back({{"what", "weights"}, {"bytes", worker.loaded_bytes() - expert_bytes}});
   }
+  if (expert_bytes > 0) parts.push_back({{"what", "experts"}, {"bytes", expert_bytes}});
   if (worker.kv_blocks() > 0) {
     // Every stage uses as many blocks; one with more of them has more to spare.
     const uint64_t block_bytes = worker.kv_bytes() / worker.kv_blocks();
@@ -65,10 +68,10 @@ json BoxesJson(const DashboardInputs& inputs) {
   json boxes = json::array();
   for (const v1::WorkerStatus* worker : workers) {
     const auto busy = busy_shares.find(worker->worker_id());
-    const double loaded_share = worker->stage_bytes() == 0
+    const double loaded_share = worker->load_bytes() == 0
                                     ? 0
-                                    : static_cast<double>(worker->loaded_bytes()) /
-                                          static_cast<double>(worker->stage_bytes());
+                                    : std::min(1.0, static_cast<double>(worker->loaded_bytes()) /
+                                                        static_cast<double>(worker->load_bytes()));
     boxes.push_back(
         {{"worker_id", worker->worker_id()},
          {"name", worker->name()},
@@ -77,6 +80,9 @@ json BoxesJson(const DashboardInputs& inputs) {
          {"state", Name(worker->state())},
          {"loaded_share", loaded_share},
          {"stage", StageJson(*worker)},
+         {"weight_bytes", worker->stage_bytes()},
+         {"experts", worker->experts()},
+         {"expert_slots", worker->expert_slots()},
          {"tiers", json::array({RamJson(*worker, inputs.pipeline)})},
          {"busy_share",
           busy == busy_shares.end() || !worker->has_stage() ? json(nullptr) : json(busy->second)}});

@@ -158,7 +158,9 @@ void AppendCluster(const Metrics::Snapshot& snapshot, std::vector<MetricFamily>&
   Numbers idle(MetricType::Gauge, "caravan_worker_idle_ratio",
                "Share of the last seconds in which a worker's stage waited for steps.");
   Numbers weights(MetricType::Gauge, "caravan_worker_weight_bytes",
-                  "Weights of a worker's stage that are loaded.");
+                  "Memory of the weights of a worker's stage, with its slots for experts.");
+  Numbers slots(MetricType::Gauge, "caravan_worker_expert_slots",
+                "Experts that fit a worker's memory where the others stay on its disk, else 0.");
   Numbers kv(MetricType::Gauge, "caravan_worker_kv_bytes", "Memory of a worker's KV blocks.");
   Numbers budget(MetricType::Gauge, "caravan_worker_memory_budget_bytes",
                  "What a worker's weights and KV blocks may take together.");
@@ -171,10 +173,11 @@ void AppendCluster(const Metrics::Snapshot& snapshot, std::vector<MetricFamily>&
     const auto share = snapshot.busy_shares.find(worker.worker_id());
     if (share != snapshot.busy_shares.end()) idle.Add(1 - share->second, labels);
     weights.Add(static_cast<int64_t>(worker.loaded_bytes()), labels);
+    slots.Add(int64_t{worker.expert_slots()}, labels);
     kv.Add(static_cast<int64_t>(worker.kv_bytes()), labels);
     budget.Add(static_cast<int64_t>(worker.memory_budget_bytes()), labels);
   }
-  for (Numbers* numbers : {&busy, &ready, &rows, &idle, &weights, &kv, &budget}) {
+  for (Numbers* numbers : {&busy, &ready, &rows, &idle, &weights, &slots, &kv, &budget}) {
     out.push_back(numbers->Take());
   }
 }

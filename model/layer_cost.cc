@@ -1,5 +1,8 @@
 #include "model/layer_cost.h"
 
+#include <algorithm>
+#include <string>
+
 #include "base/status_macros.h"
 #include "model/tensor_table.h"
 
@@ -25,11 +28,10 @@ absl::StatusOr<LayerCost> AlwaysActive(const TensorSource& source,
   return cost;
 }
 
-void Add(const LayerCost& cost, LayerCost& sum) {
-  sum.weight_bytes += cost.weight_bytes;
-  sum.active_bytes_per_token += cost.active_bytes_per_token;
-  sum.flops_per_token += cost.flops_per_token;
-  sum.kv_values_per_token += cost.kv_values_per_token;
+/// "model.layers.3.mlp.experts." of the name of a routed expert's tensor.
+absl::string_view ExpertPrefix(absl::string_view name) {
+  constexpr absl::string_view kExperts = ".experts.";
+  return name.substr(0, name.find(kExperts) + kExperts.size());
 }
 
 /// Of a layer with these tensors.
@@ -48,21 +50,40 @@ absl::StatusOr<LayerCost> CostOfLayer(const ModelConfig& config, const TensorSou
     // Experts of one layer may differ in type; a token then reads `chosen` of the mean size.
     experts.active_bytes_per_token = experts.weight_bytes / config.n_routed_experts * chosen;
     experts.flops_per_token = experts.flops_per_token / config.n_routed_experts * chosen;
-    Add(experts, cost);
+    experts.expert_bytes = experts.weight_bytes;
+    experts.num_experts = config.n_routed_experts;
+    experts.expert_slot_bytes = source.ExpertStride(ExpertPrefix(routed[0].name));
+    experts.experts_per_token = chosen;
+    cost += experts;
   }
   return cost;
 }
 
 }  // namespace
 
+LayerCost& LayerCost::operator+=(const LayerCost& other) {
+  // Experts without a slot, on either side, keep all where they are.
+  const bool stuck = (num_experts > 0 && expert_slot_bytes == 0) ||
+                     (other.num_experts > 0 && other.expert_slot_bytes == 0);
+  weight_bytes += other.weight_bytes;
+  expert_bytes += other.expert_bytes;
+  num_experts += other.num_experts;
+  expert_slot_bytes = stuck ? 0 : std::max(expert_slot_bytes, other.expert_slot_bytes);
+  experts_per_token = std::max(experts_per_token, other.experts_per_token);
+  active_bytes_per_token += other.active_bytes_per_token;
+  flops_per_token += other.flops_per_token;
+  kv_values_per_token += other.kv_values_per_token;
+  return *this;
+}
+
 LayerCost ModelCost::Of(const StageSpec& stage) const {
   LayerCost sum;
-  if (stage.embeds || stage.drafts) Add(embedding, sum);
+  if (stage.embeds || stage.drafts) sum += embedding;
   for (int layer = stage.first_layer; layer < stage.end_layer; ++layer) {
-    Add(layers[static_cast<size_t>(layer)], sum);
+    sum += layers[static_cast<size_t>(layer)];
   }
-  if (stage.has_head) Add(head, sum);
-  if (stage.drafts) Add(*mtp, sum);
+  if (stage.has_head) sum += head;
+  if (stage.drafts) sum += *mtp;
   return sum;
 }
 

@@ -51,6 +51,11 @@ class TensorSource {
   /// A hint that these bytes are read soon. Does not wait for them. REQUIRES: as ReadPart.
   virtual void Prefetch(absl::string_view /*name*/, int64_t /*offset*/, int64_t /*size*/) const {}
 
+  /// Bytes from one routed expert to the next where this machine's disk holds each as one run of
+  /// bytes, as packed models do; 0: it does not. `prefix` begins the names of a layer's experts:
+  /// "model.layers.3.mlp.experts.".
+  virtual int64_t ExpertStride(absl::string_view /*prefix*/) const { return 0; }
+
   /// The whole tensor. REQUIRES: out.size() == Find(name)->num_bytes(). Errors: as ReadPart.
   absl::Status Read(absl::string_view name, absl::Span<std::byte> out) const {
     return ReadPart(name, 0, out);

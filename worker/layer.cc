@@ -20,6 +20,15 @@ LayerWorkspace::LayerWorkspace(const ModelConfig& config, int64_t max_rows) {
   expert_weights.resize(floats(config.router.num_experts_per_tok));
 }
 
+int64_t LayerWorkspace::num_bytes() const {
+  int64_t bytes = static_cast<int64_t>(expert_ids.size() * sizeof(int32_t));
+  for (const std::vector<float>* const buffer : {&normed, &query_latent, &query, &kv_latent, &heads,
+                                                 &delta, &router_logits, &expert_weights}) {
+    bytes += static_cast<int64_t>(buffer->size() * sizeof(float));
+  }
+  return bytes;
+}
+
 LayerRunner::LayerRunner(const ModelConfig& config, Backend& backend, int64_t max_rows)
     : config_(config),
       mla_(config.Mla()),

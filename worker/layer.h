@@ -17,7 +17,10 @@ namespace caravan {
 /// Scratch for layers of one model, for at most `max_rows` rows. All of it is taken when made.
 class LayerWorkspace {
  public:
+  /// As many bytes as LayerWorkspaceBytesPerRow (model/step_memory.h) says.
   LayerWorkspace(const ModelConfig& config, int64_t max_rows);
+
+  int64_t num_bytes() const;
 
  private:
   friend class LayerRunner;

@@ -4,13 +4,10 @@
 
 #include "model/sampler.h"
 #include "model/scored_token.h"
+#include "model/step_memory.h"
 
 namespace caravan {
 namespace {
-
-// Rows whose logits are computed at once: a sequence wants one, so this bounds the memory of steps
-// that ask for all (16 rows of R1's vocabulary are 8 MB).
-constexpr size_t kHeadRows = 16;
 
 /// The row after which the first token is sampled; those of drafts follow it.
 int FirstSampledRow(const v1::SequenceSlice& slice) {
@@ -35,8 +32,8 @@ OutputHead::OutputHead(const ModelConfig& config, const StageWeights& weights, B
     : config_(config),
       weights_(weights),
       backend_(backend),
-      normed_(kHeadRows * static_cast<size_t>(config.hidden_size)),
-      logits_(kHeadRows * static_cast<size_t>(config.vocab_size)) {}
+      normed_(static_cast<size_t>(kHeadRows * config.hidden_size)),
+      logits_(static_cast<size_t>(kHeadRows * config.vocab_size)) {}
 
 void OutputHead::Run(const float* hidden, v1::Step& step) {
   struct RowOfSlice {
@@ -65,7 +62,7 @@ void OutputHead::Run(const float* hidden, v1::Step& step) {
 void OutputHead::Project(const float* hidden, absl::Span<const int64_t> rows, const float* norm,
                          TakeLogits take) {
   const size_t vocab_size = static_cast<size_t>(config_.vocab_size);
-  for (size_t begin = 0; begin < rows.size(); begin += kHeadRows) {
+  for (size_t begin = 0; begin < rows.size(); begin += static_cast<size_t>(kHeadRows)) {
     const auto batch = rows.subspan(begin, kHeadRows);
     for (size_t i = 0; i < batch.size(); ++i) {
       backend_.RmsNorm(hidden + batch[i] * config_.hidden_size, 1, config_.hidden_size, norm,

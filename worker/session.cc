@@ -11,6 +11,7 @@
 #include "absl/time/clock.h"
 #include "base/bounded_queue.h"
 #include "base/file.h"
+#include "base/int_math.h"
 #include "base/log.h"
 #include "base/named_thread.h"
 #include "base/status_macros.h"
@@ -21,6 +22,7 @@
 #include "cluster/incarnation.h"
 #include "cluster/pipeline_service.h"
 #include "model/stored_model.h"
+#include "worker/process_memory.h"
 #include "worker/remote_tensor_source.h"
 #include "worker/worker.h"
 
@@ -61,8 +63,8 @@ class Session {
     environment.kv_dtype = options_.kv_dtype;
     environment.make_backend = options_.make_backend;
     environment.show_progress = options_.show_progress;
-    environment.open_model = [this](const v1::ModelReference& model, std::stop_token stop) {
-      return OpenModel(model, std::move(stop));
+    environment.open_model = [this](const v1::LoadStage& order, std::stop_token stop) {
+      return OpenModel(order, std::move(stop));
     };
     environment.open_next_hop = [this](const v1::LoadStage& order,
                                        std::function<void(absl::Status)> on_broken,
@@ -160,6 +162,8 @@ class Session {
     registration.set_memory_budget_bytes(static_cast<uint64_t>(options_.memory_budget_bytes));
     registration.set_num_threads(static_cast<uint32_t>(options_.num_threads));
     registration.set_kv_dtype(std::string(DTypeName(options_.kv_dtype)));
+    registration.set_offloads(options_.offloads);
+    registration.set_process_bytes(static_cast<uint64_t>(ProcessBytes(options_.num_threads)));
     return report;
   }
 
@@ -193,8 +197,26 @@ class Session {
     stream.WritesDone();
   }
 
-  absl::StatusOr<std::unique_ptr<TensorSource>> OpenModel(const v1::ModelReference& model,
+  absl::StatusOr<std::unique_ptr<TensorSource>> OpenModel(const v1::LoadStage& order,
                                                           std::stop_token stop) {
+    const v1::ModelReference& model = order.model();
+    CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<StoredModel> local, OpenLocalModel(model));
+    if (local != nullptr) return local;
+    // Only a pack's experts are left on disks, so a local copy would have been one.
+    if (order.expert_budget_bytes() > 0) {
+      constexpr int64_t kMiB = int64_t{1} << 20;
+      return absl::FailedPreconditionError(absl::StrCat(
+          "its experts do not fit in memory, and no local copy of the pack is here: give --model "
+          "DIRECTORY, or --ram of at least ",
+          CeilDiv(static_cast<int64_t>(order.resident_budget_bytes()), kMiB), "MiB"));
+    }
+    LogInfo("reading_weights_from_coordinator", {{"coordinator", options_.coordinator}});
+    return RemoteTensorSource::Connect(options_.coordinator, model.fingerprint(),
+                                       options_.connect_timeout, std::move(stop));
+  }
+
+  /// Null where there is none. Errors: what --model names is not the model.
+  absl::StatusOr<std::unique_ptr<StoredModel>> OpenLocalModel(const v1::ModelReference& model) {
     if (!options_.model_directory.empty()) {
       CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<StoredModel> local,
                                OpenStoredModel(options_.model_directory));
@@ -206,17 +228,13 @@ class Session {
     }
     // The coordinator's own directory, when this machine has it too (the same machine, or a shared
     // disk) and the same model lies in it.
-    if (FileExists(model.directory())) {
-      absl::StatusOr<std::unique_ptr<StoredModel>> local = OpenStoredModel(model.directory());
-      if (local.ok() && (*local)->fingerprint() == model.fingerprint()) return *std::move(local);
-      LogWarning("local_copy_skipped",
-                 {{"directory", model.directory()},
-                  {"why", local.ok() ? "it is not the coordinator's model"
-                                     : std::string(local.status().message())}});
-    }
-    LogInfo("reading_weights_from_coordinator", {{"coordinator", options_.coordinator}});
-    return RemoteTensorSource::Connect(options_.coordinator, model.fingerprint(),
-                                       options_.connect_timeout, std::move(stop));
+    if (!FileExists(model.directory())) return nullptr;
+    absl::StatusOr<std::unique_ptr<StoredModel>> local = OpenStoredModel(model.directory());
+    if (local.ok() && (*local)->fingerprint() == model.fingerprint()) return *std::move(local);
+    LogWarning("local_copy_skipped", {{"directory", model.directory()},
+                                      {"why", local.ok() ? "it is not the coordinator's model"
+                                                         : std::string(local.status().message())}});
+    return nullptr;
   }
 
   absl::StatusOr<std::unique_ptr<ActivationChannel>> OpenNextHop(

@@ -27,6 +27,7 @@ struct WorkerSessionOptions {
   std::string model_directory;  // a local copy of the model; empty: the coordinator's directory if
                                 // it is here too, else its files over the network
   int64_t memory_budget_bytes = 0;
+  bool offloads = false;         // experts that do not fit it may stay in a local pack
   DType kv_dtype = DType::kF32;  // of the KV cache
   int num_threads = 1;
   absl::Duration connect_timeout = absl::Seconds(60);

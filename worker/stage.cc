@@ -28,6 +28,9 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
                                                    config.num_hidden_layers, ", steps of ",
                                                    options.max_step_tokens, " tokens"));
   }
+  if (options.expert_budget_bytes != 0) {
+    return absl::UnimplementedError("experts cannot stay on a disk yet");
+  }
   CARAVAN_RETURN_IF_ERROR(CheckKvDType(config.Mla(), options.kv_dtype));
   KvCache::Options kv_options;
   kv_options.num_layers = spec.num_kv_layers();

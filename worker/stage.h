@@ -35,10 +35,15 @@ class Stage {
     int64_t kv_budget_bytes = 0;  // of the stage's KV cache
     DType kv_dtype = DType::kF32;
     int64_t max_step_tokens = 0;  // rows that one step may carry
+    // Memory for routed experts, in slots of one each (LayerCost::expert_slot_bytes); the others
+    // stay in the packed model that `source` is, and are read as steps want them. 0: all are in
+    // memory.
+    int64_t expert_budget_bytes = 0;
   };
 
   /// Loads the stage's weights from `source`, which is not used afterwards.
-  /// Errors: as CheckKvDType, StageWeights::Load and KvCache::Create.
+  /// Errors: as CheckKvDType, StageWeights::Load and KvCache::Create; Unimplemented -
+  ///         expert_budget_bytes > 0.
   static absl::StatusOr<std::unique_ptr<Stage>> Create(const ModelConfig& config,
                                                        const StageSpec& spec,
                                                        const TensorSource& source,

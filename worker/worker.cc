@@ -98,13 +98,14 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
       ParseModelConfig(order.model().config_json(), "the coordinator's config.json"));
   CARAVAN_ASSIGN_OR_RETURN(const StageSpec spec, StageFromProto(order.stage()));
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TensorSource> source,
-                           environment_.open_model(order.model(), stop));
+                           environment_.open_model(order, stop));
 
   Stage::Options options;
   options.name = environment_.name;
   options.kv_dtype = environment_.kv_dtype;
   options.kv_budget_bytes = static_cast<int64_t>(order.kv_budget_bytes());
   options.max_step_tokens = order.max_step_tokens();
+  options.expert_budget_bytes = static_cast<int64_t>(order.expert_budget_bytes());
   int64_t next_report = 0;
   const auto progress = [&](int64_t loaded_bytes, int64_t total_bytes) {
     if (loaded_bytes >= next_report || loaded_bytes == total_bytes) {

@@ -39,8 +39,9 @@ class Worker {
     std::string name;              // for errors and logs
     DType kv_dtype = DType::kF32;  // of the stages' KV caches
     std::function<std::unique_ptr<Backend>()> make_backend;
-    /// The source's reads heed `stop` too.
-    std::function<absl::StatusOr<std::unique_ptr<TensorSource>>(const v1::ModelReference&,
+    /// The source's reads heed `stop` too. A pack on this machine where the order leaves experts
+    /// there (expert_budget_bytes > 0).
+    std::function<absl::StatusOr<std::unique_ptr<TensorSource>>(const v1::LoadStage& order,
                                                                 std::stop_token stop)>
         open_model;
     /// `on_broken` as in StepLoop, for a link that breaks while nothing is sent.

@@ -11,8 +11,6 @@
 namespace caravan {
 namespace {
 
-// Queries (a row and a head) of a batch: bounds the scratch, to 18 MiB for R1.
-constexpr int64_t kBatchQueries = 4096;
 // Queries of a tile: enough to make its products outweigh the decoding of the cache, and few enough
 // that what belongs to them (4.6 KB each for R1) stays in the second-level cache.
 constexpr int64_t kTileQueries = 128;
@@ -97,7 +95,7 @@ void CpuMlaAttention::Run(const MlaShape& shape, const Matrix& kv_b,
   }
   const int64_t num_rows = static_cast<int64_t>(rows_.size());
   const Call call = {shape, kv_b, kv, DecoderOf(ops_, kv.dtype), q, out};
-  const int64_t batch_rows = std::max<int64_t>(1, kBatchQueries / shape.num_heads);
+  const int64_t batch_rows = std::max<int64_t>(1, kAttentionBatchQueries / shape.num_heads);
   for (int64_t first = 0; first < num_rows; first += batch_rows) {
     Batch batch;
     batch.rows = absl::MakeConstSpan(rows_).subspan(first, batch_rows);

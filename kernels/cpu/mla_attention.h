@@ -22,6 +22,9 @@
 
 namespace caravan {
 
+/// Queries (a row and a head) that go through together: bounds the scratch, to 18 MiB for R1.
+inline constexpr int64_t kAttentionBatchQueries = 4096;
+
 class CpuMlaAttention {
  public:
   /// Both outlive the object.

@@ -53,6 +53,9 @@ absl::StatusOr<std::unique_ptr<PackedModel>> PackedModel::Open(const std::string
             absl::StrCat(path, ": tensor ", tensor.name, " is there twice"));
       }
     }
+    if (file.experts.has_value()) {
+      model->expert_strides_[file.experts->prefix] = file.experts->stride;
+    }
     model->files_.push_back(std::move(opened));
   }
   Fingerprint fingerprint;
@@ -103,6 +106,11 @@ absl::Status PackedModel::ReadPart(absl::string_view name, int64_t offset,
   const Place& place = it->second;
   CARAVAN_CHECK(offset >= 0 && offset + static_cast<int64_t>(out.size()) <= place.info.num_bytes());
   return files_[place.file]->Read(place.offset + offset, out);
+}
+
+int64_t PackedModel::ExpertStride(absl::string_view prefix) const {
+  const auto it = expert_strides_.find(prefix);
+  return it == expert_strides_.end() ? 0 : it->second;
 }
 
 }  // namespace caravan

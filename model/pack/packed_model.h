@@ -43,6 +43,7 @@ class PackedModel : public StoredModel {
   const TensorInfo* Find(absl::string_view name) const override;
   absl::Status ReadPart(absl::string_view name, int64_t offset,
                         absl::Span<std::byte> out) const override;
+  int64_t ExpertStride(absl::string_view prefix) const override;
 
  private:
   struct Place {
@@ -55,6 +56,7 @@ class PackedModel : public StoredModel {
   PackManifest manifest_;
   std::vector<std::unique_ptr<ReadableFile>> files_;  // as in the manifest
   absl::flat_hash_map<std::string, Place> places_;
+  absl::flat_hash_map<std::string, int64_t> expert_strides_;  // by prefix
 };
 
 }  // namespace caravan

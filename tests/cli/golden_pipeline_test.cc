@@ -447,5 +447,21 @@ TEST(GoldenPipelineTest, ReferenceBackendAgrees) {
   }
 }
 
+TEST(GoldenPipelineTest, ABudgetOfMemoryHoldsTheModelOrSaysWhatIsMissing) {
+  const std::unique_ptr<Checkpoint> checkpoint =
+      MustOpenCheckpoint(SmallGoldenModel("v3-like").directory);
+  LocalPipeline::Options options;
+  options.num_workers = 2;
+  options.context_tokens = 128;
+  options.memory_budget_bytes = 1 << 20;
+  const absl::Status too_little = LocalPipeline::Create(*checkpoint, options).status();
+  EXPECT_EQ(too_little.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(too_little.message().substr(0, 23), "--ram: the model needs ");
+  options.memory_budget_bytes = 16 << 20;
+  const std::unique_ptr<LocalPipeline> pipeline = MustCreate(*checkpoint, options);
+  EXPECT_TRUE(ScorePrompt(pipeline->driver(), std::vector<int32_t>(128, 5)).ok());
+  EXPECT_FALSE(ScorePrompt(pipeline->driver(), std::vector<int32_t>(129, 5)).ok());
+}
+
 }  // namespace
 }  // namespace caravan

@@ -1,11 +1,13 @@
 // The commands that make packed models, and what runs on their work.
 
+#include <filesystem>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
 #include "tests/support/test_cluster.h"
 
 namespace caravan {
@@ -42,6 +44,50 @@ TEST(PackedModelTest, ASyntheticModelIsBenchmarkedButHasNoText) {
   EXPECT_EQ(wrong.Wait(), 2) << wrong.Transcript();
   EXPECT_THAT(wrong.Err(), HasSubstr("/nowhere/config.json"));
   EXPECT_FALSE(FileExists(out + "2"));
+}
+
+/// A packed model of two layers, with 128 experts of 0.8 MiB in one of them.
+std::string MakeModelOfManyExperts(TestCluster& cluster) {
+  nlohmann::json config = nlohmann::json::parse(Slurp(kConfig));
+  config["vocab_size"] = 2048;  // tiny-r1's
+  config["hidden_size"] = 256;
+  config["moe_intermediate_size"] = 1024;
+  config["n_routed_experts"] = 128;
+  config["num_hidden_layers"] = 2;
+  const std::string path = cluster.dir().Write("config.json", config.dump());
+  const std::string out = cluster.dir().File("pack");
+  TestProcess& synth = cluster.Launch(
+      "synth", {"synth", "--config", path, "--out", out, "--experts", "q8_0", "--threads", "2"});
+  EXPECT_EQ(synth.Wait(), 0) << synth.Transcript();
+  return out;
+}
+
+TEST(PackedModelTest, AWorkerWithoutThePackIsGivenNoExpertsToLeaveThere) {
+  TestCluster cluster;
+  const std::string pack = MakeModelOfManyExperts(cluster);
+  cluster.StartCoordinator({"--tokenizer", CARAVAN_SOURCE_DIR "/models/tiny-r1"}, pack);
+  // The coordinator has it open; nobody else finds it.
+  std::filesystem::rename(pack, pack + ".moved");
+  cluster.StartWorker("box", {"--ram", "90MiB"});
+  cluster.WaitForStatus(
+      "left out: worker box: its experts do not fit in memory, and no local copy of the pack is "
+      "here: give --model DIRECTORY, or --ram of at least 11");
+  EXPECT_THAT(cluster.Status(),
+              AllOf(HasSubstr("but the worker offers 90.0 MiB"), HasSubstr("spare")));
+  // Together with another its part fits its memory.
+  cluster.StartWorker("more", {"--ram", "200MiB"});
+  cluster.WaitForStatus("serving; not offloading: worker box: ");
+}
+
+TEST(PackedModelTest, AWorkerThatIsToldToKeepsAllExpertsInMemory) {
+  TestCluster cluster;
+  cluster.StartCoordinator({"--tokenizer", CARAVAN_SOURCE_DIR "/models/tiny-r1"},
+                           MakeModelOfManyExperts(cluster));
+  cluster.StartWorker("box", {"--ram", "90MiB", "--offload", "off"});
+  cluster.WaitForStatus("but the worker offers 90.0 MiB\n");
+  TestProcess& wrong = cluster.StartWorker("wrong", {"--offload", "perhaps"});
+  EXPECT_EQ(wrong.Wait(), 2) << wrong.Transcript();
+  EXPECT_THAT(wrong.Err(), HasSubstr("--offload"));
 }
 
 TEST(PackedModelTest, ACalibratedPackAnswers) {

@@ -120,6 +120,7 @@ TEST_F(MembershipTest, NamesTheFieldThatCannotBe) {
       {"device", [](v1::Registration& r) { r.clear_device(); }},
       {"memory_budget_bytes", [](v1::Registration& r) { r.set_memory_budget_bytes(0); }},
       {"memory_budget_bytes", [](v1::Registration& r) { r.set_memory_budget_bytes(~0ull); }},
+      {"process_bytes", [](v1::Registration& r) { r.set_process_bytes(~0ull); }},
       {"num_threads", [](v1::Registration& r) { r.set_num_threads(0); }},
       {"num_threads", [](v1::Registration& r) { r.set_num_threads(1000000); }},
       {"kv_dtype", [](v1::Registration& r) { r.set_kv_dtype("F17"); }},

@@ -36,6 +36,18 @@ ModelCost SmallCost() {
   return cost;
 }
 
+/// The same of a pack, its layers of 20 bytes and 8 experts of 10, of which a row chooses 2.
+ModelCost SmallPackCost() {
+  ModelCost cost = SmallCost();
+  for (LayerCost& layer : cost.layers) {
+    layer.expert_bytes = 80;
+    layer.num_experts = 8;
+    layer.expert_slot_bytes = 10;
+    layer.experts_per_token = 2;
+  }
+  return cost;
+}
+
 /// A worker as the controller sees it.
 struct FakeWorker {
   WorkerId id{};
@@ -51,15 +63,15 @@ struct FakeWorker {
 /// A controller, a driver, and every worker that joined.
 class FakeCluster {
  public:
-  explicit FakeCluster(int min_workers = 1)
+  explicit FakeCluster(int min_workers = 1, const ModelCost& cost = SmallCost())
       : driver_(DriverOptions()),
-        controller_(ControllerOptions(min_workers), &driver_,
+        controller_(ControllerOptions(min_workers, cost), &driver_,
                     [this](const std::string& address, uint64_t incarnation,
                            const std::string& name, uint64_t version) {
                       return OpenFirstHop(address, incarnation, name, version);
                     }) {}
 
-  FakeWorker* Join(const std::string& name, uint64_t memory = kWhole) {
+  FakeWorker* Join(const std::string& name, uint64_t memory = kWhole, bool offloads = false) {
     auto worker = std::make_unique<FakeWorker>();
     worker->incarnation = 1000 + workers_.size();
     worker->address = absl::StrCat("10.0.0.", workers_.size() + 1, ":7000");
@@ -69,6 +81,8 @@ class FakeCluster {
     registration.set_device("cpu");
     registration.set_memory_budget_bytes(memory);
     registration.set_num_threads(2);
+    registration.set_offloads(offloads);
+    registration.set_process_bytes(10);
     ClusterController::WorkerLink link;
     link.order = [w = worker.get()](v1::WorkerOrder order) { w->orders.push_back(order); };
     link.hang_up = [w = worker.get()] { w->hung_up = true; };
@@ -154,11 +168,11 @@ class FakeCluster {
     return options;
   }
 
-  ClusterController::Options ControllerOptions(int min_workers) {
+  ClusterController::Options ControllerOptions(int min_workers, const ModelCost& cost) {
     ClusterController::Options options;
     options.model.set_directory("/models/small");
     options.model.set_fingerprint(99);
-    options.cost = SmallCost();
+    options.cost = cost;
     options.min_workers = min_workers;
     options.context_tokens = 64;
     options.kv_tokens = 512;
@@ -634,6 +648,75 @@ TEST(ClusterControllerTest, StatusTellsWhatEveryWorkerHolds) {
   EXPECT_EQ(status.workers(1).loaded_bytes(), 300u);
   EXPECT_EQ(status.workers(1).kv_blocks(), 5u);
   EXPECT_EQ(status.workers(1).kv_block_tokens(), kKvBlockTokens);
+}
+
+TEST(ClusterControllerTest, ExpertsThatDoNotFitStayOnTheDisk) {
+  FakeCluster cluster(1, SmallPackCost());
+  // Of 1500 bytes: 10 are the process's, 280 always active, 1024 are one sequence's KV cache; half
+  // of what is left beside 2 slots goes to five tokens more.
+  FakeWorker* const a = cluster.Join("box-a", 1500, /*offloads=*/true);
+  a->orders.erase(a->orders.begin());  // Welcome
+  const v1::LoadStage load = OnlyLoad(a->TakeOrders());
+  EXPECT_EQ(load.kv_budget_bytes(), 1024u + 5 * 16);
+  EXPECT_EQ(load.expert_budget_bytes(), 100u);
+  EXPECT_EQ(load.resident_budget_bytes(), 600u + 1024);
+
+  v1::WorkerReport progress;
+  progress.mutable_progress()->set_plan_version(1);
+  progress.mutable_progress()->set_loaded_bytes(140);
+  progress.mutable_progress()->set_total_bytes(280);
+  EXPECT_TRUE(cluster.Report(a, progress).ok());
+  v1::WorkerStatus worker = cluster.Status().workers(0);
+  EXPECT_EQ(worker.loaded_bytes(), 140u);
+  EXPECT_EQ(worker.load_bytes(), 280u);
+  cluster.Ready(a, 1, 4);
+  worker = cluster.Status().workers(0);
+  EXPECT_EQ(worker.stage_bytes(), 600u);
+  EXPECT_EQ(worker.loaded_bytes(), 280u + 100);
+  EXPECT_EQ(worker.expert_bytes(), 100u);
+  EXPECT_EQ(worker.expert_slots(), 10u);
+  EXPECT_EQ(worker.experts(), 32u);
+}
+
+TEST(ClusterControllerTest, AWorkerThatFindsNoPackGetsNoStageThatNeedsOne) {
+  FakeCluster cluster(1, SmallPackCost());
+  FakeWorker* const a = cluster.Join("box-a", 1500, /*offloads=*/true);
+  a->TakeOrders();
+  cluster.Fail(a, 1, "worker box-a: no local copy", absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(OnlyDrop(a->TakeOrders()), 1u);
+  EXPECT_THAT(cluster.Status().pipeline_state(),
+              AllOf(HasSubstr("but the worker offers 1.46 KiB"),
+                    HasSubstr("; left out: worker box-a: no local copy")));
+  // No other try, ...
+  cluster.Advance(absl::Seconds(9));
+  EXPECT_TRUE(a->TakeOrders().empty());
+  // ... until there is a stage that fits its memory.
+  FakeWorker* const b = cluster.Join("box-b", 1500, /*offloads=*/true);
+  b->orders.erase(b->orders.begin());  // Welcome
+  const v1::LoadStage of_a = OnlyLoad(a->TakeOrders());
+  const v1::LoadStage of_b = OnlyLoad(b->TakeOrders());
+  EXPECT_EQ(of_a.plan_version(), 2u);
+  EXPECT_EQ(of_a.expert_budget_bytes(), 0u);
+  EXPECT_EQ(of_b.expert_budget_bytes(), 0u);
+  cluster.Ready(a, 2);
+  cluster.Ready(b, 2);
+  EXPECT_EQ(cluster.Status().pipeline_state(),
+            "serving; not offloading: worker box-a: no local copy");
+  // Joining anew, it is asked again.
+  cluster.Gone(a);
+  cluster.Gone(b);
+  FakeWorker* const again = cluster.Join("box-a", 1500, /*offloads=*/true);
+  again->orders.erase(again->orders.begin());  // Welcome
+  EXPECT_GT(OnlyLoad(again->TakeOrders()).expert_budget_bytes(), 0u);
+}
+
+TEST(ClusterControllerTest, AnOffloadingStageWithWrongBytesIsLeftOutForGood) {
+  FakeCluster cluster(1, SmallPackCost());
+  FakeWorker* const a = cluster.Join("box-a", 1500, /*offloads=*/true);
+  a->TakeOrders();
+  cluster.Fail(a, 1, "worker box-a: wrong hash", absl::StatusCode::kDataLoss);
+  EXPECT_EQ(cluster.Status().pipeline_state(),
+            "waiting for 1 more worker to join; left out: worker box-a: wrong hash");
 }
 
 TEST(ClusterControllerTest, DismissTellsEveryWorker) {

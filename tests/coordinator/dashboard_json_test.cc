@@ -71,6 +71,36 @@ TEST(DashboardJsonTest, MemoryIsShownByWhatItHolds) {
                                            {"what": "KV free", "bytes": 150}])"));
 }
 
+TEST(DashboardJsonTest, SlotsForExpertsAreApart) {
+  DashboardInputs inputs;
+  v1::WorkerStatus* const worker = AddWorker(inputs, 1, "box");
+  GiveStage(worker, 0, 9);
+  worker->set_stage_bytes(4000);
+  worker->set_experts(50);
+  worker->set_expert_slots(3);
+  worker->set_expert_bytes(300);
+  const json box = DashboardJson(inputs)["boxes"][0];
+  EXPECT_EQ(box["weight_bytes"], 4000);
+  EXPECT_EQ(box["experts"], 50);
+  EXPECT_EQ(box["expert_slots"], 3);
+  EXPECT_EQ(box["tiers"][0]["parts"], json::parse(R"([{"what": "weights", "bytes": 100},
+                            {"what": "experts", "bytes": 300},
+                            {"what": "KV in use", "bytes": 0},
+                            {"what": "KV cached", "bytes": 0},
+                            {"what": "KV free", "bytes": 300}])"));
+}
+
+TEST(DashboardJsonTest, LoadingIsOfWhatLoadingReads) {
+  DashboardInputs inputs;
+  v1::WorkerStatus* const worker = AddWorker(inputs, 1, "box");
+  worker->set_state(v1::WORKER_STATE_LOADING);
+  worker->mutable_stage()->set_end_layer(9);
+  worker->set_stage_bytes(4000);
+  worker->set_loaded_bytes(50);
+  worker->set_load_bytes(100);
+  EXPECT_EQ(DashboardJson(inputs)["boxes"][0]["loaded_share"], 0.5);
+}
+
 TEST(DashboardJsonTest, BusyIsOfTheNewestSample) {
   DashboardInputs inputs;
   GiveStage(AddWorker(inputs, 1, "a"), 0, 5);

@@ -38,7 +38,13 @@ class FakeTensorSource : public TensorSource {
     return absl::DataLossError(std::string(name) + ": has no bytes");
   }
 
+  int64_t ExpertStride(absl::string_view prefix) const override {
+    const auto it = expert_strides.find(std::string(prefix));
+    return it == expert_strides.end() ? 0 : it->second;
+  }
+
   std::map<std::string, TensorInfo> tensors;
+  std::map<std::string, int64_t> expert_strides;  // by prefix
 };
 
 }  // namespace caravan

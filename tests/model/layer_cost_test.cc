@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "model/checkpoint.h"
@@ -78,6 +79,47 @@ TEST_F(LayerCostTest, AddsUpAStage) {
   EXPECT_EQ(first.weight_bytes + second.weight_bytes, cost->Of(WholeModel()).weight_bytes);
   EXPECT_EQ(first.flops_per_token + second.flops_per_token, cost->Of(WholeModel()).flops_per_token);
   EXPECT_EQ(cost->Of({}).weight_bytes, 0);
+}
+
+TEST_F(LayerCostTest, TellsRoutedExpertsApart) {
+  const absl::StatusOr<ModelCost> cost = ComputeModelCost(config_, source_);
+  ASSERT_TRUE(cost.ok()) << cost.status();
+  EXPECT_EQ(cost->layers[0].expert_bytes, 0);
+  EXPECT_EQ(cost->layers[0].num_experts, 0);
+  EXPECT_EQ(cost->layers[0].always_active_bytes(), cost->layers[0].weight_bytes);
+  const LayerCost& moe = cost->layers[3];
+  EXPECT_EQ(moe.expert_bytes, 2 * 256 * kExpert);
+  EXPECT_EQ(moe.num_experts, 256);
+  EXPECT_EQ(moe.experts_per_token, 8);
+  EXPECT_EQ(moe.weight_bytes, moe.always_active_bytes() + moe.expert_bytes);
+  EXPECT_FALSE(moe.can_offload());
+  const LayerCost whole = cost->Of(WholeModel());
+  EXPECT_EQ(whole.expert_bytes, 58 * moe.expert_bytes);
+  EXPECT_EQ(whole.num_experts, 58 * 256);
+  EXPECT_EQ(whole.experts_per_token, 8);
+  EXPECT_FALSE(whole.can_offload());
+}
+
+TEST_F(LayerCostTest, ASlotTakesTheLargestExpertOfTheStage) {
+  const auto set_stride = [&](int layer, int64_t bytes) {
+    source_.expert_strides[absl::StrCat("model.layers.", layer, ".mlp.experts.")] = bytes;
+  };
+  for (int layer = 3; layer < 61; ++layer) set_stride(layer, 8192);
+  set_stride(40, 12288);
+  absl::StatusOr<ModelCost> cost = ComputeModelCost(config_, source_);
+  ASSERT_TRUE(cost.ok()) << cost.status();
+  EXPECT_EQ(cost->layers[3].expert_slot_bytes, 8192);
+  EXPECT_TRUE(cost->layers[3].can_offload());
+  EXPECT_EQ(cost->Of({.first_layer = 0, .end_layer = 40}).expert_slot_bytes, 8192);
+  EXPECT_EQ(cost->Of({.first_layer = 0, .end_layer = 41}).expert_slot_bytes, 12288);
+  EXPECT_FALSE(cost->Of({.first_layer = 0, .end_layer = 3}).can_offload());  // it has none
+  // One layer whose experts lie scattered keeps those of its stage in memory.
+  set_stride(5, 0);
+  cost = ComputeModelCost(config_, source_);
+  ASSERT_TRUE(cost.ok()) << cost.status();
+  EXPECT_FALSE(cost->Of({.first_layer = 0, .end_layer = 8}).can_offload());
+  EXPECT_FALSE(cost->Of({.first_layer = 5, .end_layer = 8}).can_offload());
+  EXPECT_TRUE(cost->Of({.first_layer = 6, .end_layer = 8}).can_offload());
 }
 
 TEST_F(LayerCostTest, CountsMultiTokenPredictionWhereItIsAskedFor) {

@@ -15,6 +15,7 @@
 #include "gtest/gtest.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "model/sampler.h"
+#include "model/step_memory.h"
 #include "tests/support/golden.h"
 
 namespace caravan {
@@ -259,6 +260,11 @@ TEST_F(StageTest, AReadThatFailsNamesTheTensor) {
   const absl::Status status = Create(source, {0, 2, true, false}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss);
   EXPECT_EQ(status.message(), "model.layers.1.self_attn.o_proj.weight: the disk failed");
+}
+
+TEST_F(StageTest, ItsWorkspaceIsThatWhichPlansCount) {
+  const ModelConfig& config = checkpoint_->config();
+  EXPECT_EQ(LayerWorkspace(config, 8).num_bytes(), 8 * LayerWorkspaceBytesPerRow(config));
 }
 
 TEST_F(StageTest, AKvFormatThatDoesNotFitTheModelIsRefusedByName) {

@@ -42,7 +42,7 @@ void WaitForStop(const std::stop_token& stop) {
 class WorkerTest : public ::testing::Test {
  protected:
   using OpenModel = std::function<absl::StatusOr<std::unique_ptr<TensorSource>>(
-      const v1::ModelReference&, std::stop_token)>;
+      const v1::LoadStage&, std::stop_token)>;
   using OpenNextHop = std::function<absl::StatusOr<std::unique_ptr<ActivationChannel>>(
       const v1::LoadStage&, std::function<void(absl::Status)>, std::stop_token)>;
 
@@ -101,7 +101,7 @@ class WorkerTest : public ::testing::Test {
   FakeHop hop_;
   std::function<void(absl::Status)> on_broken_;  // of the last hop; set before StageReady
   BoundedQueue<v1::WorkerReport> reports_{1000};
-  OpenModel open_model_ = [this](const v1::ModelReference&, std::stop_token) {
+  OpenModel open_model_ = [this](const v1::LoadStage&, std::stop_token) {
     return std::make_unique<BorrowedSource>(*checkpoint_);
   };
   OpenNextHop open_next_hop_ =
@@ -142,7 +142,7 @@ TEST_F(WorkerTest, WithoutAStageStepsAreAborted) {
 }
 
 TEST_F(WorkerTest, AFailedLoadIsReportedWithItsCode) {
-  open_model_ = [](const v1::ModelReference&, std::stop_token) {
+  open_model_ = [](const v1::LoadStage&, std::stop_token) {
     return absl::NotFoundError("/models/r1: no such directory");
   };
   worker().Handle(LoadOrder(7));
@@ -161,9 +161,23 @@ TEST_F(WorkerTest, AConfigThatCannotBeReadIsAFailure) {
   EXPECT_THAT(NextReport().failure().message(), HasSubstr("the coordinator's config.json"));
 }
 
+TEST_F(WorkerTest, TheBudgetOfExpertsReachesTheModelAndTheStage) {
+  uint64_t asked = 0;
+  open_model_ = [&](const v1::LoadStage& order, std::stop_token) {
+    asked = order.expert_budget_bytes();
+    return std::make_unique<BorrowedSource>(*checkpoint_);
+  };
+  v1::WorkerOrder order = LoadOrder(7);
+  order.mutable_load_stage()->set_expert_budget_bytes(1 << 20);
+  worker().Handle(order);
+  const v1::WorkerReport report = NextReport();
+  EXPECT_EQ(asked, 1u << 20);
+  EXPECT_EQ(report.failure().code(), static_cast<int>(absl::StatusCode::kUnimplemented));
+}
+
 TEST_F(WorkerTest, DropStopsALoadThatWaitsAndReportsNothing) {
   std::promise<void> begun;
-  open_model_ = [&](const v1::ModelReference&,
+  open_model_ = [&](const v1::LoadStage&,
                     std::stop_token stop) -> absl::StatusOr<std::unique_ptr<TensorSource>> {
     begun.set_value();
     WaitForStop(stop);
@@ -194,7 +208,7 @@ TEST_F(WorkerTest, DropStopsALoadThatOpensItsNextHop) {
 TEST_F(WorkerTest, ASecondLoadStageReplacesTheFirst) {
   std::promise<void> begun;
   std::atomic<bool> first{true};
-  open_model_ = [&](const v1::ModelReference&,
+  open_model_ = [&](const v1::LoadStage&,
                     std::stop_token stop) -> absl::StatusOr<std::unique_ptr<TensorSource>> {
     if (first.exchange(false)) {
       begun.set_value();

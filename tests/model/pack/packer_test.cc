@@ -233,8 +233,11 @@ TEST_F(PackerTest, ExpertsLieWhereDirectReadsCanTakeThem) {
     EXPECT_EQ(file.experts->stride % kExpertAlignment, 0);
     EXPECT_EQ(file.experts->count, 32);
     EXPECT_EQ(file.experts->tensors.size(), 3u);
+    EXPECT_EQ(packed->ExpertStride(file.experts->prefix), file.experts->stride);
   }
   EXPECT_EQ(layers, 6);
+  EXPECT_EQ(packed->ExpertStride("model.layers.99.mlp.experts."), 0);
+  EXPECT_EQ(source_->ExpertStride("model.layers.3.mlp.experts."), 0);
 }
 
 TEST_F(PackerTest, TheSameBytesWhateverTheThreads) {

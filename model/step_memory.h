@@ -1,0 +1,42 @@
+#ifndef CARAVAN_MODEL_STEP_MEMORY_H_
+#define CARAVAN_MODEL_STEP_MEMORY_H_
+
+// What running steps takes of a worker's memory beside weights and KV cache, from the model's sizes
+// and the rows of a step alone. Buffers that a stage takes when it is made, the CPU backend's
+// scratch, and the steps that wait. Not counted: whole prompts' logits, where a job asks for them.
+
+#include <cstdint>
+
+#include "model/model_config.h"
+#include "model/stage_spec.h"
+
+namespace caravan {
+
+/// Rows whose logits the head computes at once: a sequence wants one, so this bounds the memory of
+/// steps that ask for all (16 rows of R1's vocabulary are 8 MB).
+inline constexpr int64_t kHeadRows = 16;
+
+/// Steps that a worker may be taking from the hop before and handing to the next, beside those that
+/// wait: gRPC holds one of each.
+inline constexpr int64_t kStepsOnLinks = 2;
+
+/// In bytes.
+struct StepMemory {
+  int64_t layers = 0;  // hidden states, the layers' workspace, the backend's shared scratch
+  int64_t head = 0;
+  int64_t drafting = 0;
+  int64_t activations = 0;  // of one step between two stages
+
+  /// Of a stage among `num_stages`, which all steps in flight may wait for: there are as many.
+  int64_t Of(const StageSpec& stage, int num_stages) const;
+};
+
+/// For steps of at most `max_rows` rows.
+StepMemory ComputeStepMemory(const ModelConfig& config, int64_t max_rows);
+
+/// Of the buffers that layers share (LayerWorkspace), a row.
+int64_t LayerWorkspaceBytesPerRow(const ModelConfig& config);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_MODEL_STEP_MEMORY_H_

@@ -1,0 +1,41 @@
+#include "model/step_memory.h"
+
+#include "gtest/gtest.h"
+#include "tests/model/published_configs.h"
+
+namespace caravan {
+namespace {
+
+constexpr int64_t kMiB = 1 << 20;
+constexpr int64_t kRowBytes = 7168 * 4;
+
+TEST(StepMemoryTest, CountsR1) {
+  const ModelConfig config = *ParseModelConfig(DeepSeekR1Config().dump(), "config.json");
+  const StepMemory memory = ComputeStepMemory(config, 512);
+  EXPECT_EQ(LayerWorkspaceBytesPerRow(config),
+            4 * (2 * 7168 + 1536 + 128 * (192 + 128) + 576 + 256 + 2 * 8));
+  // Hidden states and workspace: 127 MiB. o_proj's input, attention, and networks of 18432.
+  const int64_t scratch =
+      512 * 16384 * 2 + 32 * 128 * (576 + 512) * 4 + 512 * (7168 * 2 + 18432 * 6);
+  EXPECT_EQ(memory.layers, 512 * (kRowBytes + LayerWorkspaceBytesPerRow(config)) + scratch);
+  EXPECT_EQ((memory.layers - scratch) / kMiB, 126);
+  EXPECT_EQ(scratch / kMiB, 94);
+  EXPECT_EQ(memory.head, 16 * (129280 * 4 + kRowBytes));
+  EXPECT_EQ(memory.drafting, 4 * 512 * kRowBytes);
+  EXPECT_EQ(memory.activations, 512 * kRowBytes);
+}
+
+TEST(StepMemoryTest, AStageTakesWhatItDoes) {
+  const StepMemory memory = {.layers = 1000, .head = 100, .drafting = 10, .activations = 1};
+  EXPECT_EQ(memory.Of({0, 5, true, true}, 1), 1100);  // no activations go in or out
+  EXPECT_EQ(memory.Of({0, 5, true, false}, 3), 1005);
+  EXPECT_EQ(memory.Of({5, 9, false, false}, 3), 1005);
+  EXPECT_EQ(memory.Of({9, 12, false, true, true}, 3), 1115);
+}
+
+TEST(StepMemoryTest, AModelWithoutSizesTakesNothing) {
+  EXPECT_EQ(ComputeStepMemory(ModelConfig(), 512).layers, 0);
+}
+
+}  // namespace
+}  // namespace caravan

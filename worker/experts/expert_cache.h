@@ -1,0 +1,74 @@
+#ifndef CARAVAN_WORKER_EXPERTS_EXPERT_CACHE_H_
+#define CARAVAN_WORKER_EXPERTS_EXPERT_CACHE_H_
+
+// Which expert lies in which slot of a tier: the decisions, without bytes. The store obeys it, and
+// `caravan bench cache` replays traces through it.
+//
+// Used by one thread at a time. Allocates nothing once made.
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "worker/experts/cache_policy.h"
+#include "worker/experts/expert_key.h"
+
+namespace caravan {
+
+class ExpertCache {
+ public:
+  struct Shape {
+    int first_layer = 0;  // of those with experts that the stage has
+    int num_layers = 0;
+    int experts_per_layer = 0;
+    int num_slots = 0;
+  };
+
+  ExpertCache(const Shape& shape, std::unique_ptr<CachePolicy> policy);
+
+  /// The expert's slot; nullopt: it has none.
+  std::optional<int> Find(ExpertKey key) const;
+  /// Counts a use, of an expert with a slot or without.
+  void Use(ExpertKey key, const ExpertUse& use);
+  /// Gives `key` a slot: a free one, else that of the expert with the lowest score whose slot
+  /// nobody holds; of equal ones, the slot that was given longest ago. The slot is then held once.
+  /// nullopt: all are held. REQUIRES: it has none.
+  std::optional<int> Take(ExpertKey key);
+  /// What Take would put out if it were called now has a score below `score`, or is nothing.
+  bool WouldGiveWayTo(double score) const;
+  /// Makes `slot` free. REQUIRES: it is held exactly once; that hold ends.
+  void Drop(int slot);
+
+  /// A slot that is held does not give way. Holds are counted.
+  void Hold(int slot);
+  void Release(int slot);
+
+  double score(ExpertKey key) const;
+  /// For what was learned in earlier runs. REQUIRES: finite.
+  void SetScore(ExpertKey key, double score);
+
+  const Shape& shape() const { return shape_; }
+  const CachePolicy& policy() const { return *policy_; }
+
+ private:
+  struct Slot {
+    int expert = -1;  // index; -1: free
+    int holds = 0;
+    int64_t given = 0;  // when, in order
+  };
+
+  size_t IndexOf(ExpertKey key) const;
+
+  const Shape shape_;
+  const std::unique_ptr<CachePolicy> policy_;
+  std::vector<Slot> slots_;
+  std::vector<int> slot_of_;    // by IndexOf; -1: none
+  std::vector<double> scores_;  // by IndexOf
+  int64_t next_given_ = 0;
+};
+
+}  // namespace caravan
+
+#endif  // CARAVAN_WORKER_EXPERTS_EXPERT_CACHE_H_
