@@ -29,12 +29,15 @@ class CachePolicy {
   virtual ~CachePolicy() = default;
   virtual absl::string_view name() const = 0;
   /// The score after `use`, which is the first where `score` is kNoScore. Finite. Scores of the
-  /// same policy compare at any later step.
+  /// same policy compare at any later step. Had all uses come n steps later, all scores would be
+  /// higher by the same, which n is proportional to.
   virtual double AfterUse(double score, const ExpertUse& use) const = 0;
 };
 
-/// "lru": the step of the last use. "lfu": how often it was used, where a use counts half after
-/// some hundred steps. "router": the same, each use counting as much as the router's weight.
+inline constexpr absl::string_view kCachePolicyNames[] = {"lru", "lfu", "router"};
+
+/// "lru": the step of the last use. "lfu": how many rows chose it, where a use counts half after
+/// some hundred steps. "router": the same, each row counting as much as the router's weight.
 /// Errors: InvalidArgument - no such policy; names those that there are.
 absl::StatusOr<std::unique_ptr<CachePolicy>> MakeCachePolicy(absl::string_view name);
 
