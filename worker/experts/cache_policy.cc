@@ -9,8 +9,6 @@
 namespace caravan {
 namespace {
 
-// docs/performance.md, "Which experts stay", has the simulations.
-constexpr double kHalfLifeSteps = 256;
 // The least that a use counts, so that a score stays finite.
 constexpr double kLeastAmount = 1e-6;
 
@@ -27,8 +25,9 @@ class LastUsePolicy : public CachePolicy {
 /// any step all such sums differ from it by the same factor.
 class DecayedSumPolicy : public CachePolicy {
  public:
+  explicit DecayedSumPolicy(double half_life_steps) : half_life_steps_(half_life_steps) {}
   double AfterUse(double score, const ExpertUse& use) const override {
-    const double added = static_cast<double>(use.step) / kHalfLifeSteps +
+    const double added = static_cast<double>(use.step) / half_life_steps_ +
                          std::log2(std::max(kLeastAmount, Amount(use)));
     const auto [less, more] = std::minmax(score, added);
     return more + std::log2(1 + std::exp2(less - more));
@@ -36,10 +35,13 @@ class DecayedSumPolicy : public CachePolicy {
 
  private:
   virtual double Amount(const ExpertUse& use) const = 0;
+
+  const double half_life_steps_;
 };
 
 class FrequencyPolicy : public DecayedSumPolicy {
  public:
+  using DecayedSumPolicy::DecayedSumPolicy;
   absl::string_view name() const override { return "lfu"; }
 
  private:
@@ -48,6 +50,7 @@ class FrequencyPolicy : public DecayedSumPolicy {
 
 class RouterWeightPolicy : public DecayedSumPolicy {
  public:
+  using DecayedSumPolicy::DecayedSumPolicy;
   absl::string_view name() const override { return "router"; }
 
  private:
@@ -56,10 +59,17 @@ class RouterWeightPolicy : public DecayedSumPolicy {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CachePolicy>> MakeCachePolicy(absl::string_view name) {
+double HalfLifeSteps(int num_slots, int num_layers, int num_experts_per_tok) {
+  constexpr double kFills = 1.5;
+  const double uses_a_step = static_cast<double>(num_layers) * num_experts_per_tok;
+  return std::max(1.0, kFills * num_slots / uses_a_step);
+}
+
+absl::StatusOr<std::unique_ptr<CachePolicy>> MakeCachePolicy(absl::string_view name,
+                                                             double half_life_steps) {
   if (name == "lru") return std::make_unique<LastUsePolicy>();
-  if (name == "lfu") return std::make_unique<FrequencyPolicy>();
-  if (name == "router") return std::make_unique<RouterWeightPolicy>();
+  if (name == "lfu") return std::make_unique<FrequencyPolicy>(half_life_steps);
+  if (name == "router") return std::make_unique<RouterWeightPolicy>(half_life_steps);
   return absl::InvalidArgumentError(absl::StrCat("there is no cache policy \"", name, "\" among ",
                                                  absl::StrJoin(kCachePolicyNames, ", ")));
 }

@@ -54,8 +54,20 @@ TEST(CachePolicyTest, ManyOldUsesCountLessThanFewNewOnes) {
   const auto lfu = Policy("lfu");
   std::vector<ExpertUse> once_loved;
   for (int64_t step = 0; step < 100; ++step) once_loved.push_back({step, 1, 1});
-  EXPECT_GT(ScoreOf(*lfu, once_loved), ScoreOf(*lfu, {{200, 1, 1}, {201, 1, 1}}));
+  EXPECT_GT(ScoreOf(*lfu, once_loved), ScoreOf(*lfu, {{110, 1, 1}, {111, 1, 1}}));
   EXPECT_LT(ScoreOf(*lfu, once_loved), ScoreOf(*lfu, {{100000, 1, 1}, {100001, 1, 1}}));
+}
+
+TEST(CachePolicyTest, AUseCountsHalfAfterTheHalfLife) {
+  const auto lfu = *MakeCachePolicy("lfu", 40);
+  EXPECT_EQ(ScoreOf(*lfu, {{0, 2, 1}}), ScoreOf(*lfu, {{40, 1, 1}}));
+  EXPECT_EQ(ScoreOf(*lfu, {{0, 2, 1}, {40, 1, 1}}), ScoreOf(*lfu, {{40, 2, 1}}));
+}
+
+TEST(CachePolicyTest, TheHalfLifeGrowsWithTheCache) {
+  EXPECT_EQ(HalfLifeSteps(64 * 58, 58, 8), kHalfLifeSteps);
+  EXPECT_EQ(HalfLifeSteps(128 * 58, 58, 8), 24);
+  EXPECT_EQ(HalfLifeSteps(0, 58, 8), 1);
 }
 
 TEST(CachePolicyTest, ScoresStayFinite) {
