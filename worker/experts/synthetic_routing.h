@@ -23,7 +23,7 @@ namespace caravan {
 class SyntheticRouting {
  public:
   struct Options {
-    double zipf = 1.1;    // 0: all alike
+    double zipf = 0.8;    // 0: all alike
     double sticky = 0.3;  // in [0, 1]
     int num_layers = 58;
     int n_routed_experts = 256;
