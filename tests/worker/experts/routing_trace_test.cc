@@ -1,6 +1,7 @@
 #include "worker/experts/routing_trace.h"
 
 #include <sys/resource.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <csignal>
@@ -250,6 +251,49 @@ TEST(RoutingTraceTest, SaysWhereAFileIsDamaged) {
   EXPECT_THAT(ReadTrace(dir.Write("text", std::string(100, 'x'))).status.message(),
               HasSubstr("text: is no routing trace"));
   EXPECT_EQ(ReadTrace(dir.File("missing")).status.code(), absl::StatusCode::kNotFound);
+}
+
+/// `value`'s lowest bytes, lowest first.
+std::string Bytes(uint64_t value, size_t bytes) {
+  std::string out;
+  for (size_t i = 0; i < bytes; ++i) out.push_back(static_cast<char>(value >> (8 * i) & 0xff));
+  return out;
+}
+
+// Blocks whose hash is right, as of a writer with a bug.
+TEST(RoutingTraceTest, RefusesEntriesThatTheHeaderDoesNotAllow) {
+  const TempDir dir;
+  const std::string path = dir.File("trace");
+  Record(path, {Samples()[0]});
+  const std::string whole = *ReadFile(path, 1 << 20);
+  const std::string row = Bytes(1, 2) + Bytes(2, 2) + Bytes(0x3c00, 2) + Bytes(0x3c00, 2);
+  const std::string good = Bytes(3, 2) + Bytes(1, 4) + row;
+  struct Case {
+    std::string entries;
+    std::string says;
+  };
+  const std::vector<Case> cases = {
+      {Bytes(5, 2) + Bytes(1, 4) + row, "is of layer 5, which the header does not name"},
+      {Bytes(2, 2) + Bytes(1, 4) + row, "is of layer 2, which the header does not name"},
+      {Bytes(3, 2) + Bytes(0, 4), "cannot have 0 rows"},
+      {Bytes(3, 2) + Bytes(2, 4) + row, "cannot have 2 rows"},
+      {Bytes(3, 2) + Bytes(0xffffffff, 4) + row, "cannot have 4294967295 rows"},
+      {Bytes(3, 2) + Bytes(1, 4) + Bytes(300, 2) + row.substr(2), "chooses expert 300"},
+      {Bytes(3, 2) + Bytes(1, 4) + row.substr(0, 6) + Bytes(0x7c00, 2), "has a weight that is no"},
+      {Bytes(3, 2), "ends within its head"},
+  };
+  for (const Case& each : cases) {
+    const std::string entries = good + each.entries;
+    const std::string block =
+        Bytes(entries.size(), 4) + Bytes(XXH3_64bits(entries.data(), entries.size()), 8) + entries;
+    const Reading reading = ReadTrace(dir.Write("wrong", whole + block));
+    EXPECT_EQ(reading.status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(reading.status.message(),
+                HasSubstr(absl::StrCat("wrong: the entry at byte ", whole.size() + 12 + good.size(),
+                                       " ", each.says.substr(0, each.says.find(' ')))));
+    EXPECT_THAT(reading.status.message(), HasSubstr(each.says));
+    EXPECT_EQ(reading.seen.size(), 2u);  // the block before, and the good entry
+  }
 }
 
 TEST(RoutingTraceTest, RefusesWhatCannotBeRecorded) {
