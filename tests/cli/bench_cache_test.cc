@@ -52,7 +52,7 @@ TEST(BenchCacheTest, ReplaysATraceBesideTheOptimum) {
   EXPECT_THAT(bench.Out(), HasSubstr("model 0000000000000abc, layers 3 to 3, 1 of 4 experts"));
   EXPECT_THAT(bench.Out(), HasSubstr("10 tokens in steps of up to 16 rows, 20 in steps of more"));
   // lru reads each time, the optimum keeps one of the two; it has the prompt's at the end.
-  EXPECT_THAT(bench.Out(), HasSubstr("| 1 | 25.0% | lru | 0.0% | 1.00 | 100.0% | 0.00 |"));
+  EXPECT_THAT(bench.Out(), HasSubstr("| 1 | 25.0% | **lru** | 0.0% | 1.00 | 100.0% | 0.00 |"));
   EXPECT_THAT(bench.Out(), HasSubstr("| 1 | 25.0% | optimum | 40.0% | 0.60 | 100.0% | 0.00 |"));
   EXPECT_THAT(bench.Out(), HasSubstr("| 2 | 50.0% | **lru** | 80.0% | 0.20 | 100.0% | 0.00 |"));
 }
