@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/status_macros.h"
 
 namespace caravan {
 
@@ -27,8 +28,8 @@ LayerRunner::LayerRunner(const ModelConfig& config, Backend& backend, int64_t ma
       backend_(backend),
       scratch_(config, max_rows) {}
 
-void LayerRunner::Run(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
-                      const KvLayout& kv, int64_t num_rows, float* hidden) {
+absl::Status LayerRunner::Run(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
+                              const KvLayout& kv, int64_t num_rows, float* hidden) {
   CARAVAN_CHECK(num_rows * config_.hidden_size <= static_cast<int64_t>(scratch_.normed.size()));
   const float eps = static_cast<float>(config_.rms_norm_eps);
   const int64_t count = num_rows * config_.hidden_size;
@@ -40,8 +41,9 @@ void LayerRunner::Run(const LayerWeights& weights, absl::Span<const SequenceRows
 
   backend_.RmsNorm(hidden, num_rows, config_.hidden_size, weights.post_attention_layernorm, eps,
                    scratch_.normed.data());
-  FeedForward(weights, num_rows);
+  CARAVAN_RETURN_IF_ERROR(FeedForward(weights, num_rows));
   backend_.Add(scratch_.delta.data(), count, hidden);
+  return absl::OkStatus();
 }
 
 void LayerRunner::Attend(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
@@ -67,7 +69,7 @@ void LayerRunner::Attend(const LayerWeights& weights, absl::Span<const SequenceR
   backend_.MatMul(weights.o_proj, scratch_.heads.data(), num_rows, scratch_.delta.data());
 }
 
-void LayerRunner::FeedForward(const LayerWeights& weights, int64_t num_rows) {
+absl::Status LayerRunner::FeedForward(const LayerWeights& weights, int64_t num_rows) {
   const float* const normed = scratch_.normed.data();
   float* const delta = scratch_.delta.data();
   if (weights.dense.gate.rows > 0) {
@@ -75,12 +77,15 @@ void LayerRunner::FeedForward(const LayerWeights& weights, int64_t num_rows) {
   } else {
     std::fill_n(delta, num_rows * config_.hidden_size, 0.0f);
   }
-  if (weights.experts.empty()) return;
+  if (weights.experts.empty()) return absl::OkStatus();
   backend_.MatMul(weights.router, normed, num_rows, scratch_.router_logits.data());
   backend_.Route(config_.router, scratch_.router_logits.data(), weights.e_score_correction_bias,
                  num_rows, scratch_.expert_ids.data(), scratch_.expert_weights.data());
-  backend_.RoutedExperts(weights.experts, normed, num_rows, scratch_.expert_ids.data(),
-                         scratch_.expert_weights.data(), config_.router.num_experts_per_tok, delta);
+  const int64_t k = config_.router.num_experts_per_tok;
+  ResidentExperts experts(weights.experts,
+                          absl::MakeConstSpan(scratch_.expert_ids).first(num_rows * k));
+  return backend_.RoutedExperts(experts, normed, num_rows, scratch_.expert_ids.data(),
+                                scratch_.expert_weights.data(), k, delta);
 }
 
 }  // namespace caravan

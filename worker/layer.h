@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "kernels/backend.h"
 #include "model/model_config.h"
@@ -40,13 +41,14 @@ class LayerRunner {
   /// hidden [num_rows, hidden_size] in place: hidden += attention(norm(hidden)), then
   /// hidden += ffn(norm(hidden)). `sequences` cover the rows; their cache blocks are this layer's.
   /// REQUIRES: num_rows <= max_rows.
-  void Run(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
-           const KvLayout& kv, int64_t num_rows, float* hidden);
+  /// Errors: as ExpertBatches::Next; `hidden` is then of no use.
+  absl::Status Run(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
+                   const KvLayout& kv, int64_t num_rows, float* hidden);
 
  private:
   void Attend(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
               const KvLayout& kv, int64_t num_rows);
-  void FeedForward(const LayerWeights& weights, int64_t num_rows);
+  absl::Status FeedForward(const LayerWeights& weights, int64_t num_rows);
 
   const ModelConfig& config_;
   const MlaShape mla_;

@@ -79,12 +79,12 @@ absl::Status Stage::Apply(v1::Step& step) {
   }
   if (step.slices().empty()) return absl::OkStatus();
   TakeInput(step);
-  RunLayers(step);
+  CARAVAN_RETURN_IF_ERROR(RunLayers(step));
   if (head_.has_value()) {
     step.clear_activations();
     head_->Run(hidden_.data(), step);
     if (drafter_.has_value()) {
-      drafter_->Run(hidden_.data(), *kv_cache_, spec_.num_layers(), step);
+      CARAVAN_RETURN_IF_ERROR(drafter_->Run(hidden_.data(), *kv_cache_, spec_.num_layers(), step));
     }
   } else {
     step.set_activations(hidden_.data(), HiddenBytes(CountRows(step)));
@@ -127,14 +127,15 @@ void Stage::TakeInput(const v1::Step& step) {
   backend_->Embed(weights_->embedding, ids, hidden_.data());
 }
 
-void Stage::RunLayers(const v1::Step& step) {
+absl::Status Stage::RunLayers(const v1::Step& step) {
   SequenceTable table;
   for (const v1::SequenceSlice& slice : step.slices()) table.Add(slice, slice.token_ids_size());
   for (int layer = 0; layer < spec_.num_layers(); ++layer) {
-    layer_runner_.Run(weights_->layers[static_cast<size_t>(layer)],
-                      table.ForLayer(*kv_cache_, layer), kv_cache_->layout(), table.num_rows(),
-                      hidden_.data());
+    CARAVAN_RETURN_IF_ERROR(layer_runner_.Run(
+        weights_->layers[static_cast<size_t>(layer)], table.ForLayer(*kv_cache_, layer),
+        kv_cache_->layout(), table.num_rows(), hidden_.data()));
   }
+  return absl::OkStatus();
 }
 
 size_t Stage::HiddenBytes(int64_t num_rows) const {

@@ -64,7 +64,7 @@ class Stage {
   absl::Status Check(const v1::Step& step) const;
   /// Fills hidden_ [num_rows, hidden_size] from the step.
   void TakeInput(const v1::Step& step);
-  void RunLayers(const v1::Step& step);
+  absl::Status RunLayers(const v1::Step& step);
   size_t HiddenBytes(int64_t num_rows) const;
 
   const ModelConfig config_;
