@@ -14,9 +14,9 @@
 #include "absl/time/time.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/output_file.h"
 #include "base/status_macros.h"
 #include "cli/command.h"
-#include "cli/output_file.h"
 #include "cli/stand_in_tokenizer.h"
 #include "model/stored_model.h"
 

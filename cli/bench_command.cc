@@ -266,6 +266,7 @@ void AddBenchCommand(CLI::App& app, CommandBody& body) {
   command->add_option("--rounds", flags->rounds, "Runs of each, after three to warm up")
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
+  AddBenchCacheCommand(*command, body);
   AddBenchServeCommand(*command, body);
   AddBenchSpeculateCommand(*command, body);
   command->callback([command, flags, &body] {

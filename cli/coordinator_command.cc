@@ -5,9 +5,9 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "base/output_file.h"
 #include "base/status_macros.h"
 #include "cli/commands.h"
-#include "cli/output_file.h"
 #include "cli/stop_signals.h"
 #include "coordinator/coordinator_server.h"
 

@@ -8,11 +8,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
+#include "base/output_file.h"
 #include "base/status_macros.h"
 #include "cli/batch_client.h"
 #include "cli/commands.h"
 #include "cli/job_table.h"
-#include "cli/output_file.h"
 #include "cli/progress_bar.h"
 #include "cli/stop_signals.h"
 #include "coordinator/batch/batch.h"

@@ -36,7 +36,7 @@ class ExpertCache {
   /// nobody holds; of equal ones, the slot that was given longest ago. The slot is then held once.
   /// nullopt: all are held. REQUIRES: it has none.
   std::optional<int> Take(ExpertKey key);
-  /// What Take would put out if it were called now has a score below `score`, or is nothing.
+  /// Whether Take, called now, would give a slot that is free or whose expert scores below `score`.
   bool WouldGiveWayTo(double score) const;
   /// Makes `slot` free. REQUIRES: it is held exactly once; that hold ends.
   void Drop(int slot);
@@ -56,10 +56,12 @@ class ExpertCache {
   struct Slot {
     int expert = -1;  // index; -1: free
     int holds = 0;
-    int64_t given = 0;  // when, in order
+    int64_t given = 0;  // when, in the order of Takes
   };
 
   size_t IndexOf(ExpertKey key) const;
+  /// What Take would give.
+  std::optional<int> NextToGive() const;
 
   const Shape shape_;
   const std::unique_ptr<CachePolicy> policy_;

@@ -1,5 +1,5 @@
-#ifndef CARAVAN_CLI_OUTPUT_FILE_H_
-#define CARAVAN_CLI_OUTPUT_FILE_H_
+#ifndef CARAVAN_BASE_OUTPUT_FILE_H_
+#define CARAVAN_BASE_OUTPUT_FILE_H_
 
 // A file that is there whole or not at all: written beside its place, then renamed. What is no
 // regular file (a pipe, a device) is written to as it is.
@@ -43,4 +43,4 @@ class OutputFile {
 
 }  // namespace caravan
 
-#endif  // CARAVAN_CLI_OUTPUT_FILE_H_
+#endif  // CARAVAN_BASE_OUTPUT_FILE_H_

@@ -1,0 +1,220 @@
+#include "worker/experts/expert_cache.h"
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "gtest/gtest.h"
+
+namespace caravan {
+namespace {
+
+constexpr ExpertCache::Shape kShape = {
+    .first_layer = 3, .num_layers = 2, .experts_per_layer = 8, .num_slots = 3};
+
+ExpertCache MakeCache(absl::string_view policy, const ExpertCache::Shape& shape = kShape) {
+  return ExpertCache(shape, *MakeCachePolicy(policy));
+}
+
+/// Takes a slot and lets go of it at once.
+std::optional<int> Bring(ExpertCache& cache, ExpertKey key) {
+  const std::optional<int> slot = cache.Take(key);
+  if (slot.has_value()) cache.Release(*slot);
+  return slot;
+}
+
+TEST(ExpertCacheTest, GivesFreeSlotsFirst) {
+  ExpertCache cache = MakeCache("lru");
+  EXPECT_EQ(cache.Find({3, 0}), std::nullopt);
+  EXPECT_TRUE(cache.WouldGiveWayTo(kNoScore));
+  std::vector<int> slots;
+  for (int expert = 0; expert < 3; ++expert) slots.push_back(*Bring(cache, {3, expert}));
+  for (int expert = 0; expert < 3; ++expert) {
+    EXPECT_EQ(cache.Find({3, expert}), slots[static_cast<size_t>(expert)]);
+  }
+  std::sort(slots.begin(), slots.end());
+  EXPECT_EQ(slots, (std::vector<int>{0, 1, 2}));
+  EXPECT_EQ(cache.Find({4, 0}), std::nullopt);  // of another layer
+}
+
+TEST(ExpertCacheTest, TheLowestScoreGivesWay) {
+  ExpertCache cache = MakeCache("lru");
+  for (int expert = 0; expert < 3; ++expert) {
+    cache.Use({3, expert}, {.step = 10 - expert, .rows = 1, .weight = 1});
+    Bring(cache, {3, expert});
+  }
+  EXPECT_FALSE(cache.WouldGiveWayTo(8));
+  EXPECT_TRUE(cache.WouldGiveWayTo(8.5));
+  const std::optional<int> slot = cache.Find({3, 2});
+  EXPECT_EQ(cache.Take({4, 7}), slot);
+  EXPECT_EQ(cache.Find({3, 2}), std::nullopt);
+  EXPECT_EQ(cache.Find({4, 7}), slot);
+}
+
+TEST(ExpertCacheTest, OfEqualScoresTheSlotGivenLongestAgoGivesWay) {
+  ExpertCache cache = MakeCache("lru");
+  for (const int expert : {5, 1, 6}) Bring(cache, {3, expert});
+  Bring(cache, {3, 0});
+  EXPECT_EQ(cache.Find({3, 5}), std::nullopt);
+  Bring(cache, {3, 2});
+  EXPECT_EQ(cache.Find({3, 1}), std::nullopt);
+}
+
+TEST(ExpertCacheTest, WhatIsHeldDoesNotGiveWay) {
+  ExpertCache cache = MakeCache("lru");
+  std::vector<int> slots;
+  for (int expert = 0; expert < 3; ++expert) slots.push_back(*cache.Take({3, expert}));
+  EXPECT_EQ(cache.Take({3, 4}), std::nullopt);
+  EXPECT_FALSE(cache.WouldGiveWayTo(1e9));
+  cache.Hold(slots[1]);
+  cache.Release(slots[1]);
+  EXPECT_EQ(cache.Take({3, 4}), std::nullopt);  // Take's own hold
+  cache.Release(slots[1]);
+  EXPECT_EQ(cache.Take({3, 4}), slots[1]);
+  EXPECT_EQ(cache.Find({3, 1}), std::nullopt);
+}
+
+TEST(ExpertCacheTest, ADroppedSlotIsFreeAndTheScoreStays) {
+  ExpertCache cache = MakeCache("lfu");
+  cache.Use({3, 0}, {.step = 0, .rows = 4, .weight = 1});
+  for (int expert = 0; expert < 2; ++expert) Bring(cache, {3, expert});
+  const int slot = *cache.Take({3, 2});
+  cache.Drop(slot);
+  EXPECT_EQ(cache.Find({3, 2}), std::nullopt);
+  EXPECT_EQ(cache.Take({3, 3}), slot);
+  cache.Drop(*cache.Find({3, 3}));
+  EXPECT_EQ(cache.score({3, 0}), 2);
+  EXPECT_EQ(cache.score({3, 2}), kNoScore);
+}
+
+TEST(ExpertCacheTest, ScoresOfEarlierRunsCount) {
+  ExpertCache cache = MakeCache("lfu");
+  cache.SetScore({3, 0}, 5);
+  cache.SetScore({3, 1}, -2);
+  cache.SetScore({3, 2}, 5);
+  for (int expert = 0; expert < 3; ++expert) Bring(cache, {3, expert});
+  Bring(cache, {3, 3});
+  EXPECT_EQ(cache.Find({3, 1}), std::nullopt);
+}
+
+TEST(ExpertCacheTest, ACacheWithoutSlotsHoldsNothing) {
+  ExpertCache cache = MakeCache("lru", {0, 1, 4, 0});
+  cache.Use({0, 1}, {.step = 1, .rows = 1, .weight = 1});
+  EXPECT_EQ(cache.Take({0, 1}), std::nullopt);
+  EXPECT_FALSE(cache.WouldGiveWayTo(1e9));
+}
+
+/// The contract by maps: what lies where, since when, held how often.
+class PlainCache {
+ public:
+  struct Entry {
+    int holds = 0;
+    int64_t given = 0;
+  };
+
+  explicit PlainCache(int num_slots) : num_slots_(num_slots) {}
+
+  double Score(ExpertKey key) const {
+    const auto it = scores_.find(key);
+    return it == scores_.end() ? kNoScore : it->second;
+  }
+  void SetScore(ExpertKey key, double score) { scores_[key] = score; }
+  bool Has(ExpertKey key) const { return entries_.count(key) > 0; }
+  bool Full() const { return static_cast<int>(entries_.size()) == num_slots_; }
+  std::optional<ExpertKey> Victim() const {
+    std::optional<ExpertKey> victim;
+    for (const auto& [key, entry] : entries_) {
+      if (entry.holds > 0) continue;
+      if (!victim.has_value() ||
+          std::pair(Score(key), entry.given) < std::pair(Score(*victim), Given(*victim))) {
+        victim = key;
+      }
+    }
+    return victim;
+  }
+  bool Take(ExpertKey key) {
+    if (Full()) {
+      const std::optional<ExpertKey> victim = Victim();
+      if (!victim.has_value()) return false;
+      entries_.erase(*victim);
+    }
+    entries_[key] = {1, next_++};
+    return true;
+  }
+  void Drop(ExpertKey key) { entries_.erase(key); }
+  int& Holds(ExpertKey key) { return entries_.at(key).holds; }
+
+ private:
+  int64_t Given(ExpertKey key) const { return entries_.at(key).given; }
+
+  const int num_slots_;
+  std::map<ExpertKey, Entry> entries_;
+  std::map<ExpertKey, double> scores_;
+  int64_t next_ = 0;
+};
+
+TEST(ExpertCacheTest, DoesAsAPlainModelDoes) {
+  for (const absl::string_view policy : kCachePolicyNames) {
+    for (const unsigned seed : {1u, 2u, 3u}) {
+      SCOPED_TRACE(testing::Message() << policy << ", seed " << seed);
+      const ExpertCache::Shape shape = {1, 3, 6, 5};
+      ExpertCache cache = MakeCache(policy, shape);
+      PlainCache plain(shape.num_slots);
+      std::mt19937 random(seed);
+      for (int64_t step = 0; step < 4000; ++step) {
+        const ExpertKey key = {static_cast<int32_t>(1 + random() % 3),
+                               static_cast<int32_t>(random() % 6)};
+        const std::optional<int> slot = cache.Find(key);
+        ASSERT_EQ(slot.has_value(), plain.Has(key)) << step;
+        const double probe = plain.Score(
+            {static_cast<int32_t>(1 + random() % 3), static_cast<int32_t>(random() % 6)});
+        ASSERT_EQ(
+            cache.WouldGiveWayTo(probe),
+            !plain.Full() || (plain.Victim().has_value() && plain.Score(*plain.Victim()) < probe))
+            << step;
+        switch (random() % 6) {
+          case 0:
+          case 1: {
+            // Few steps and weights, so that scores meet.
+            const ExpertUse use = {step / 16, static_cast<int64_t>(1 + random() % 2),
+                                   0.5f * static_cast<float>(1 + random() % 2)};
+            cache.Use(key, use);
+            plain.SetScore(key, cache.policy().AfterUse(plain.Score(key), use));
+            break;
+          }
+          case 2:
+            if (!slot.has_value()) {
+              ASSERT_EQ(cache.Take(key).has_value(), plain.Take(key)) << step;
+            }
+            break;
+          case 3:
+            if (slot.has_value()) {
+              cache.Hold(*slot);
+              ++plain.Holds(key);
+            }
+            break;
+          case 4:
+            if (slot.has_value() && plain.Holds(key) > 0) {
+              cache.Release(*slot);
+              --plain.Holds(key);
+            }
+            break;
+          case 5:
+            if (slot.has_value() && plain.Holds(key) == 1 && random() % 4 == 0) {
+              cache.Drop(*slot);
+              plain.Drop(key);
+            }
+            break;
+        }
+        ASSERT_EQ(cache.score(key), plain.Score(key)) << step;
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace caravan
