@@ -11,6 +11,7 @@
 #include "absl/types/span.h"
 #include "kernels/backend.h"
 #include "model/model_config.h"
+#include "worker/experts/expert_store.h"
 #include "worker/stage_weights.h"
 
 namespace caravan {
@@ -36,7 +37,8 @@ class LayerWorkspace {
 /// Borrows everything. Used by one thread at a time.
 class LayerRunner {
  public:
-  LayerRunner(const ModelConfig& config, Backend& backend, int64_t max_rows);
+  /// experts: null, or where the routed experts are that the weights lack.
+  LayerRunner(const ModelConfig& config, Backend& backend, ExpertStore* experts, int64_t max_rows);
 
   /// hidden [num_rows, hidden_size] in place: hidden += attention(norm(hidden)), then
   /// hidden += ffn(norm(hidden)). `sequences` cover the rows; their cache blocks are this layer's.
@@ -54,6 +56,7 @@ class LayerRunner {
   const MlaShape mla_;
   const RotaryEmbedding rotary_;
   Backend& backend_;
+  ExpertStore* const experts_;
   LayerWorkspace scratch_;
 };
 

@@ -36,22 +36,39 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
   kv_options.block_tokens = kKvBlockTokens;
   kv_options.budget_bytes = options.kv_budget_bytes;
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<KvCache> kv_cache, KvCache::Create(kv_options));
-  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<StageWeights> weights,
-                           StageWeights::Load(config, spec, source, progress));
+  std::unique_ptr<ExpertStore> experts;
+  if (options.expert_budget_bytes > 0 && !ExpertFiles::LayersOf(config, spec).empty()) {
+    CARAVAN_ASSIGN_OR_RETURN(
+        experts,
+        ExpertStore::Create(config, spec, source, options.expert_budget_bytes, options.experts));
+  }
+  const int64_t warm_bytes = experts == nullptr ? 0 : experts->warm_bytes();
+  CARAVAN_ASSIGN_OR_RETURN(
+      std::unique_ptr<StageWeights> weights,
+      StageWeights::Load(
+          config, spec, source,
+          [&](int64_t done, int64_t total) { return progress(done, total + warm_bytes); },
+          experts == nullptr ? StageWeights::Experts::kLoad : StageWeights::Experts::kLeave));
+  if (warm_bytes > 0) {
+    const int64_t loaded = weights->num_bytes();
+    CARAVAN_RETURN_IF_ERROR(experts->Warm(
+        [&](int64_t done, int64_t total) { return progress(loaded + done, loaded + total); }));
+  }
   return std::unique_ptr<Stage>(new Stage(config, spec, std::move(backend), std::move(weights),
-                                          std::move(kv_cache), options));
+                                          std::move(experts), std::move(kv_cache), options));
 }
 
 Stage::Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<Backend> backend,
-             std::unique_ptr<StageWeights> weights, std::unique_ptr<KvCache> kv_cache,
-             const Options& options)
+             std::unique_ptr<StageWeights> weights, std::unique_ptr<ExpertStore> experts,
+             std::unique_ptr<KvCache> kv_cache, const Options& options)
     : config_(config),
       spec_(spec),
       options_(options),
       backend_(std::move(backend)),
       weights_(std::move(weights)),
+      experts_(std::move(experts)),
       kv_cache_(std::move(kv_cache)),
-      layer_runner_(config_, *backend_, options.max_step_tokens),
+      layer_runner_(config_, *backend_, experts_.get(), options.max_step_tokens),
       hidden_(static_cast<size_t>(options.max_step_tokens * config.hidden_size)) {
   if (spec_.has_head) head_.emplace(config_, *weights_, *backend_);
   if (spec_.drafts) {
