@@ -31,6 +31,10 @@ class Buffer {
   /// take 19 us.
   void PreferLargePages();
 
+  /// Backs all of it with memory that is not paged out. False: this process may not lock so much
+  /// (RLIMIT_MEMLOCK), and nothing changed.
+  bool Lock();
+
   std::byte* data() const { return data_; }
   int64_t size() const { return size_; }  // in bytes
   float* floats() const { return reinterpret_cast<float*>(data_); }

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -11,52 +10,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/int_math.h"
+#include "base/open_file.h"
 #include "base/status_macros.h"
 
 namespace caravan {
-namespace {
-
-/// Closes on destruction.
-class FileDescriptor {
- public:
-  explicit FileDescriptor(int fd) : fd_(fd) {}
-  FileDescriptor(FileDescriptor&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
-  FileDescriptor& operator=(FileDescriptor&&) = delete;
-  ~FileDescriptor() {
-    if (fd_ >= 0) ::close(fd_);
-  }
-  int get() const { return fd_; }
-  int Release() { return std::exchange(fd_, -1); }
-
- private:
-  int fd_;
-};
-
-absl::Status ErrnoStatus(int error, absl::string_view path) {
-  // absl's message carries strerror's text. A path that leads through a file names no file either.
-  if (error == ENOTDIR) error = ENOENT;
-  return absl::ErrnoToStatus(error, path);
-}
-
-struct OpenFile {
-  FileDescriptor fd;
-  int64_t size;
-};
-
-absl::StatusOr<OpenFile> OpenForReading(const std::string& path) {
-  // O_NONBLOCK: opening a pipe would otherwise wait for its writer before it can be refused.
-  FileDescriptor fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
-  if (fd.get() < 0) return ErrnoStatus(errno, path);
-  struct stat info;
-  if (::fstat(fd.get(), &info) != 0) return ErrnoStatus(errno, path);
-  if (!S_ISREG(info.st_mode)) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": not a regular file"));
-  }
-  return OpenFile{std::move(fd), info.st_size};
-}
-
-}  // namespace
-
 absl::StatusOr<std::string> ReadFile(const std::string& path, int64_t max_bytes) {
   CARAVAN_ASSIGN_OR_RETURN(OpenFile file, OpenForReading(path));
   if (file.size > max_bytes) {

@@ -263,6 +263,13 @@ void RegisterAttention() {
   }
 }
 
+void RunExperts(Backend& backend, const std::vector<FfnWeights>& experts, const float* x,
+                int64_t num_rows, const std::vector<int32_t>& ids, const float* weights, int64_t k,
+                float* out) {
+  ResidentExperts resident(experts, ids);
+  CARAVAN_CHECK(backend.RoutedExperts(resident, x, num_rows, ids.data(), weights, k, out).ok());
+}
+
 /// 64 experts of [512, 2048] in FP8, 8 a row: row t takes every eighth from t % 8 on.
 void RoutedExperts(benchmark::State& state) {
   constexpr int64_t kHidden = 2048, kInter = 512, kExperts = 64, kChosen = 8;
@@ -284,8 +291,7 @@ void RoutedExperts(benchmark::State& state) {
       ids[i] = static_cast<int32_t>(static_cast<int64_t>(i) % kChosen * 8 + row % 8);
     }
     ++turn;
-    backend->RoutedExperts(experts, x.data(), num_rows, ids.data(), weights.data(), kChosen,
-                           out.data());
+    RunExperts(*backend, experts, x.data(), num_rows, ids, weights.data(), kChosen, out.data());
   }
   const double expert_weights = 3.0 * kHidden * kInter;
   const double touched = static_cast<double>(std::min(num_rows, int64_t{8}) * kChosen);
@@ -357,8 +363,7 @@ void TiledExperts(benchmark::State& state, DType dtype, int64_t hidden, int64_t 
       expert = {ring.Next(), ring.Next(), ring.Next()};
       std::swap(expert.down.rows, expert.down.cols);
     }
-    backend->RoutedExperts(experts, x.data(), num_rows, ids.data(), weights.data(), chosen,
-                           out.data());
+    RunExperts(*backend, experts, x.data(), num_rows, ids, weights.data(), chosen, out.data());
   });
 }
 

@@ -14,8 +14,10 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "base/dtype.h"
+#include "kernels/expert_batches.h"
 #include "kernels/matrix.h"
 
 namespace caravan {
@@ -78,13 +80,6 @@ struct RouterShape {
   float routed_scaling_factor = 1;
 };
 
-/// One gated feed-forward network: down(silu(gate(x)) * up(x)).
-struct FfnWeights {
-  Matrix gate;  // [inter, hidden]
-  Matrix up;    // [inter, hidden]
-  Matrix down;  // [hidden, inter]
-};
-
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -139,11 +134,13 @@ class Backend {
                      int64_t num_rows, int32_t* expert_ids, float* weights) = 0;
 
   /// out[t] += sum over k of weights[t,k] * FFN_{expert_ids[t,k]}(x[t]), in ascending order of
-  /// expert. experts: all of the layer, by id. x, out [num_rows, hidden]; expert_ids, weights
-  /// [num_rows, k].
-  virtual void RoutedExperts(absl::Span<const FfnWeights> experts, const float* x, int64_t num_rows,
-                             const int32_t* expert_ids, const float* weights, int64_t k,
-                             float* out) = 0;
+  /// expert, in whatever order `experts` gives them: where its ids do not ascend, each product
+  /// waits for its turn in num_rows * k * hidden floats. x, out [num_rows, hidden]; expert_ids,
+  /// weights [num_rows, k]. REQUIRES: `experts` gives those of expert_ids.
+  /// Errors: those of experts.Next(); `out` is then of no use.
+  virtual absl::Status RoutedExperts(ExpertBatches& experts, const float* x, int64_t num_rows,
+                                     const int32_t* expert_ids, const float* weights, int64_t k,
+                                     float* out) = 0;
 };
 
 }  // namespace caravan

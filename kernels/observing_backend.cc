@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/status_macros.h"
 #include "kernels/kv_rows.h"
 #include "kernels/quant/dequantize.h"
 
@@ -70,27 +71,49 @@ class ObservingBackend : public Backend {
     backend_->Route(shape, logits, bias, num_rows, expert_ids, weights);
   }
 
-  void RoutedExperts(absl::Span<const FfnWeights> experts, const float* x, int64_t num_rows,
-                     const int32_t* expert_ids, const float* weights, int64_t k,
-                     float* out) override {
-    std::vector<std::vector<int64_t>> rows_of(experts.size());
-    for (int64_t i = 0; i < num_rows * k; ++i) {
-      rows_of[static_cast<size_t>(expert_ids[i])].push_back(i / k);
-    }
-    std::vector<float> chosen;
-    for (size_t expert = 0; expert < experts.size(); ++expert) {
-      if (rows_of[expert].empty()) continue;
-      const int64_t width = experts[expert].gate.cols;
-      chosen.clear();
-      for (const int64_t row : rows_of[expert]) {
-        chosen.insert(chosen.end(), x + row * width, x + (row + 1) * width);
-      }
-      ObserveFfn(experts[expert], chosen.data(), static_cast<int64_t>(rows_of[expert].size()));
-    }
-    backend_->RoutedExperts(experts, x, num_rows, expert_ids, weights, k, out);
+  absl::Status RoutedExperts(ExpertBatches& experts, const float* x, int64_t num_rows,
+                             const int32_t* expert_ids, const float* weights, int64_t k,
+                             float* out) override {
+    ObservedExperts observed(*this, experts, x, absl::MakeConstSpan(expert_ids, num_rows * k), k);
+    return backend_->RoutedExperts(observed, x, num_rows, expert_ids, weights, k, out);
   }
 
  private:
+  /// Shows the inputs of each expert when it comes: while the backend behind asks for the next one,
+  /// it is in no other operation.
+  class ObservedExperts : public ExpertBatches {
+   public:
+    ObservedExperts(ObservingBackend& backend, ExpertBatches& experts, const float* x,
+                    absl::Span<const int32_t> expert_ids, int64_t k)
+        : backend_(backend), experts_(experts), x_(x), expert_ids_(expert_ids), k_(k) {}
+
+    absl::StatusOr<absl::Span<const LoadedExpert>> Next() override {
+      CARAVAN_ASSIGN_OR_RETURN(const absl::Span<const LoadedExpert> batch, experts_.Next());
+      for (const LoadedExpert& expert : batch) {
+        const int64_t width = expert.weights.gate.cols;
+        chosen_.clear();
+        for (size_t i = 0; i < expert_ids_.size(); ++i) {
+          if (expert_ids_[i] != expert.id) continue;
+          const float* const row = x_ + static_cast<int64_t>(i) / k_ * width;
+          chosen_.insert(chosen_.end(), row, row + width);
+        }
+        backend_.ObserveFfn(expert.weights, chosen_.data(),
+                            static_cast<int64_t>(chosen_.size()) / width);
+      }
+      return batch;
+    }
+
+    bool ascending() const override { return experts_.ascending(); }
+
+   private:
+    ObservingBackend& backend_;
+    ExpertBatches& experts_;
+    const float* const x_;
+    const absl::Span<const int32_t> expert_ids_;
+    const int64_t k_;
+    std::vector<float> chosen_;  // the rows of x that chose an expert
+  };
+
   void ObserveFfn(const FfnWeights& ffn, const float* x, int64_t num_rows) {
     observer_.Observe(ffn.gate, x, num_rows);
     observer_.Observe(ffn.up, x, num_rows);

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "base/status_macros.h"
+#include "model/pack/pack_manifest.h"
 #include "model/tensor_table.h"
 
 namespace caravan {
@@ -28,15 +29,9 @@ absl::StatusOr<LayerCost> AlwaysActive(const TensorSource& source,
   return cost;
 }
 
-/// "model.layers.3.mlp.experts." of the name of a routed expert's tensor.
-absl::string_view ExpertPrefix(absl::string_view name) {
-  constexpr absl::string_view kExperts = ".experts.";
-  return name.substr(0, name.find(kExperts) + kExperts.size());
-}
-
 /// Of a layer with these tensors.
 absl::StatusOr<LayerCost> CostOfLayer(const ModelConfig& config, const TensorSource& source,
-                                      std::vector<TensorSpec> tensors) {
+                                      int layer, std::vector<TensorSpec> tensors) {
   std::vector<TensorSpec> always;
   std::vector<TensorSpec> routed;
   for (TensorSpec& spec : tensors) {
@@ -52,7 +47,9 @@ absl::StatusOr<LayerCost> CostOfLayer(const ModelConfig& config, const TensorSou
     experts.flops_per_token = experts.flops_per_token / config.n_routed_experts * chosen;
     experts.expert_bytes = experts.weight_bytes;
     experts.num_experts = config.n_routed_experts;
-    experts.expert_slot_bytes = source.ExpertStride(ExpertPrefix(routed[0].name));
+    if (const ExpertFile* file = source.FindExperts(layer); file != nullptr) {
+      experts.expert_slot_bytes = file->experts.stride;
+    }
     experts.experts_per_token = chosen;
     cost += experts;
   }
@@ -95,7 +92,7 @@ absl::StatusOr<ModelCost> ComputeModelCost(const ModelConfig& config, const Tens
   cost.embedding.flops_per_token = 0;
   for (int layer = 0; layer < config.num_hidden_layers; ++layer) {
     CARAVAN_ASSIGN_OR_RETURN(LayerCost layer_cost,
-                             CostOfLayer(config, source, LayerTensors(config, layer)));
+                             CostOfLayer(config, source, layer, LayerTensors(config, layer)));
     cost.layers.push_back(layer_cost);
   }
   CARAVAN_ASSIGN_OR_RETURN(cost.head, AlwaysActive(source, HeadTensors(config)));
@@ -105,7 +102,8 @@ absl::StatusOr<ModelCost> ComputeModelCost(const ModelConfig& config, const Tens
         "cannot speculate by mtp: the model has no layer of multi-token prediction "
         "(num_nextn_predict_layers is 0)");
   }
-  CARAVAN_ASSIGN_OR_RETURN(LayerCost mtp, CostOfLayer(config, source, MtpTensors(config)));
+  CARAVAN_ASSIGN_OR_RETURN(
+      LayerCost mtp, CostOfLayer(config, source, config.num_hidden_layers, MtpTensors(config)));
   mtp.active_bytes_per_token += cost.head.active_bytes_per_token;
   mtp.flops_per_token += cost.head.flops_per_token;
   cost.mtp = mtp;

@@ -18,11 +18,10 @@ namespace caravan {
 struct LayerCost {
   int64_t weight_bytes = 0;  // all of its tensors, in a stage's memory
   // Of its routed experts; 0 where it has none. In a sum, slot and choice are the largest.
-  int64_t expert_bytes = 0;  // all of them; the rest of weight_bytes is always active
-  int64_t num_experts = 0;   // of all layers together
-  int64_t expert_slot_bytes =
-      0;  // one of them as it lies on the disk (TensorSource::ExpertStride);
-          // 0: not each in one run, so they cannot be left there
+  int64_t expert_bytes = 0;       // all of them; the rest of weight_bytes is always active
+  int64_t num_experts = 0;        // of all layers together
+  int64_t expert_slot_bytes = 0;  // one of them as it lies on the disk (TensorSource::FindExperts);
+                                  // 0: not each in one run, so they cannot be left there
   int64_t experts_per_token = 0;  // that one row of a layer chooses
   int64_t active_bytes_per_token =
       0;                            // read for one token alone: num_experts_per_tok of the experts

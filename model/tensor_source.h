@@ -33,6 +33,8 @@ struct TensorInfo {
   }
 };
 
+struct ExpertFile;  // model/pack/pack_manifest.h
+
 /// Thread-safe.
 class TensorSource {
  public:
@@ -51,10 +53,9 @@ class TensorSource {
   /// A hint that these bytes are read soon. Does not wait for them. REQUIRES: as ReadPart.
   virtual void Prefetch(absl::string_view /*name*/, int64_t /*offset*/, int64_t /*size*/) const {}
 
-  /// Bytes from one routed expert to the next where this machine's disk holds each as one run of
-  /// bytes, as packed models do; 0: it does not. `prefix` begins the names of a layer's experts:
-  /// "model.layers.3.mlp.experts.".
-  virtual int64_t ExpertStride(absl::string_view /*prefix*/) const { return 0; }
+  /// Where a layer's routed experts lie on this machine's disk, each as one run of bytes. Null: it
+  /// has none, or they do not lie so. The answer lives as long as the source.
+  virtual const ExpertFile* FindExperts(int /*layer*/) const { return nullptr; }
 
   /// The whole tensor. REQUIRES: out.size() == Find(name)->num_bytes(). Errors: as ReadPart.
   absl::Status Read(absl::string_view name, absl::Span<std::byte> out) const {

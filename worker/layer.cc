@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/status_macros.h"
 
 namespace caravan {
 
@@ -29,15 +30,17 @@ int64_t LayerWorkspace::num_bytes() const {
   return bytes;
 }
 
-LayerRunner::LayerRunner(const ModelConfig& config, Backend& backend, int64_t max_rows)
+LayerRunner::LayerRunner(const ModelConfig& config, Backend& backend, ExpertStore* experts,
+                         int64_t max_rows)
     : config_(config),
       mla_(config.Mla()),
       rotary_(MakeRotaryEmbedding(config)),
       backend_(backend),
+      experts_(experts),
       scratch_(config, max_rows) {}
 
-void LayerRunner::Run(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
-                      const KvLayout& kv, int64_t num_rows, float* hidden) {
+absl::Status LayerRunner::Run(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
+                              const KvLayout& kv, int64_t num_rows, float* hidden) {
   CARAVAN_CHECK(num_rows * config_.hidden_size <= static_cast<int64_t>(scratch_.normed.size()));
   const float eps = static_cast<float>(config_.rms_norm_eps);
   const int64_t count = num_rows * config_.hidden_size;
@@ -49,8 +52,9 @@ void LayerRunner::Run(const LayerWeights& weights, absl::Span<const SequenceRows
 
   backend_.RmsNorm(hidden, num_rows, config_.hidden_size, weights.post_attention_layernorm, eps,
                    scratch_.normed.data());
-  FeedForward(weights, num_rows);
+  CARAVAN_RETURN_IF_ERROR(FeedForward(weights, num_rows));
   backend_.Add(scratch_.delta.data(), count, hidden);
+  return absl::OkStatus();
 }
 
 void LayerRunner::Attend(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
@@ -76,20 +80,35 @@ void LayerRunner::Attend(const LayerWeights& weights, absl::Span<const SequenceR
   backend_.MatMul(weights.o_proj, scratch_.heads.data(), num_rows, scratch_.delta.data());
 }
 
-void LayerRunner::FeedForward(const LayerWeights& weights, int64_t num_rows) {
+absl::Status LayerRunner::FeedForward(const LayerWeights& weights, int64_t num_rows) {
   const float* const normed = scratch_.normed.data();
   float* const delta = scratch_.delta.data();
+  const bool is_routed = weights.router.rows > 0;
+  const int64_t k = config_.router.num_experts_per_tok;
+  const auto num_choices = static_cast<size_t>(is_routed ? num_rows * k : 0);
+  const auto expert_ids = absl::MakeConstSpan(scratch_.expert_ids).first(num_choices);
+  const auto expert_weights = absl::MakeConstSpan(scratch_.expert_weights).first(num_choices);
+  ExpertBatches* on_disk = nullptr;
+  if (is_routed) {
+    backend_.MatMul(weights.router, normed, num_rows, scratch_.router_logits.data());
+    backend_.Route(config_.router, scratch_.router_logits.data(), weights.e_score_correction_bias,
+                   num_rows, scratch_.expert_ids.data(), scratch_.expert_weights.data());
+    // First of all: they are read while the shared experts are computed.
+    if (experts_ != nullptr) on_disk = &experts_->Visit(weights.layer, expert_ids, expert_weights);
+  }
   if (weights.dense.gate.rows > 0) {
     backend_.Ffn(weights.dense, normed, num_rows, delta);
   } else {
     std::fill_n(delta, num_rows * config_.hidden_size, 0.0f);
   }
-  if (weights.experts.empty()) return;
-  backend_.MatMul(weights.router, normed, num_rows, scratch_.router_logits.data());
-  backend_.Route(config_.router, scratch_.router_logits.data(), weights.e_score_correction_bias,
-                 num_rows, scratch_.expert_ids.data(), scratch_.expert_weights.data());
-  backend_.RoutedExperts(weights.experts, normed, num_rows, scratch_.expert_ids.data(),
-                         scratch_.expert_weights.data(), config_.router.num_experts_per_tok, delta);
+  if (!is_routed) return absl::OkStatus();
+  const auto run = [&](ExpertBatches& experts) {
+    return backend_.RoutedExperts(experts, normed, num_rows, expert_ids.data(),
+                                  expert_weights.data(), k, delta);
+  };
+  if (on_disk != nullptr) return run(*on_disk);
+  ResidentExperts resident(weights.experts, expert_ids);
+  return run(resident);
 }
 
 }  // namespace caravan

@@ -7,9 +7,11 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "kernels/backend.h"
 #include "model/model_config.h"
+#include "worker/experts/expert_store.h"
 #include "worker/stage_weights.h"
 
 namespace caravan {
@@ -38,23 +40,26 @@ class LayerWorkspace {
 /// Borrows everything. Used by one thread at a time.
 class LayerRunner {
  public:
-  LayerRunner(const ModelConfig& config, Backend& backend, int64_t max_rows);
+  /// experts: null, or where the routed experts are that the weights lack.
+  LayerRunner(const ModelConfig& config, Backend& backend, ExpertStore* experts, int64_t max_rows);
 
   /// hidden [num_rows, hidden_size] in place: hidden += attention(norm(hidden)), then
   /// hidden += ffn(norm(hidden)). `sequences` cover the rows; their cache blocks are this layer's.
   /// REQUIRES: num_rows <= max_rows.
-  void Run(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
-           const KvLayout& kv, int64_t num_rows, float* hidden);
+  /// Errors: as ExpertBatches::Next; `hidden` is then of no use.
+  absl::Status Run(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
+                   const KvLayout& kv, int64_t num_rows, float* hidden);
 
  private:
   void Attend(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
               const KvLayout& kv, int64_t num_rows);
-  void FeedForward(const LayerWeights& weights, int64_t num_rows);
+  absl::Status FeedForward(const LayerWeights& weights, int64_t num_rows);
 
   const ModelConfig& config_;
   const MlaShape mla_;
   const RotaryEmbedding rotary_;
   Backend& backend_;
+  ExpertStore* const experts_;
   LayerWorkspace scratch_;
 };
 

@@ -1,5 +1,6 @@
 #include "worker/mtp_drafter.h"
 
+#include "base/status_macros.h"
 #include "model/sampler.h"
 
 namespace caravan {
@@ -34,7 +35,8 @@ MtpDrafter::MtpDrafter(const ModelConfig& config, const StageWeights& weights, B
       joined_(2 * embedded_.size()),
       hidden_(embedded_.size()) {}
 
-void MtpDrafter::Run(const float* hidden, const KvCache& kv_cache, int kv_layer, v1::Step& step) {
+absl::Status MtpDrafter::Run(const float* hidden, const KvCache& kv_cache, int kv_layer,
+                             v1::Step& step) {
   SequenceTable table;
   std::vector<int64_t> rows;      // of `hidden`
   std::vector<int32_t> next_ids;  // the token after each
@@ -58,15 +60,16 @@ void MtpDrafter::Run(const float* hidden, const KvCache& kv_cache, int kv_layer,
     next_ids.insert(next_ids.end(), next.begin(), next.end());
     first_row += slice.token_ids_size();
   }
-  if (rows.empty()) return;
+  if (rows.empty()) return absl::OkStatus();
   TakeInput(hidden, rows, next_ids);
-  layer_runner_.Run(weights_.mtp->layer, table.ForLayer(kv_cache, kv_layer), kv_cache.layout(),
-                    table.num_rows(), hidden_.data());
+  CARAVAN_RETURN_IF_ERROR(layer_runner_.Run(weights_.mtp->layer, table.ForLayer(kv_cache, kv_layer),
+                                            kv_cache.layout(), table.num_rows(), hidden_.data()));
   head_.Project(hidden_.data(), wanted, weights_.mtp->head_norm,
                 [&](size_t i, absl::Span<const float> logits) {
                   Answer(logits, step.slices(slice_of_wanted[i]),
                          *step.mutable_results(slice_of_wanted[i]));
                 });
+  return absl::OkStatus();
 }
 
 void MtpDrafter::TakeInput(const float* hidden, absl::Span<const int64_t> rows,

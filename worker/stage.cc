@@ -28,9 +28,6 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
                                                    config.num_hidden_layers, ", steps of ",
                                                    options.max_step_tokens, " tokens"));
   }
-  if (options.expert_budget_bytes != 0) {
-    return absl::UnimplementedError("experts cannot stay on a disk yet");
-  }
   CARAVAN_RETURN_IF_ERROR(CheckKvDType(config.Mla(), options.kv_dtype));
   KvCache::Options kv_options;
   kv_options.num_layers = spec.num_kv_layers();
@@ -39,22 +36,39 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
   kv_options.block_tokens = kKvBlockTokens;
   kv_options.budget_bytes = options.kv_budget_bytes;
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<KvCache> kv_cache, KvCache::Create(kv_options));
-  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<StageWeights> weights,
-                           StageWeights::Load(config, spec, source, progress));
+  std::unique_ptr<ExpertStore> experts;
+  if (options.expert_budget_bytes > 0 && !ExpertFiles::LayersOf(config, spec).empty()) {
+    CARAVAN_ASSIGN_OR_RETURN(
+        experts,
+        ExpertStore::Create(config, spec, source, options.expert_budget_bytes, options.experts));
+  }
+  const int64_t warm_bytes = experts == nullptr ? 0 : experts->warm_bytes();
+  CARAVAN_ASSIGN_OR_RETURN(
+      std::unique_ptr<StageWeights> weights,
+      StageWeights::Load(
+          config, spec, source,
+          [&](int64_t done, int64_t total) { return progress(done, total + warm_bytes); },
+          experts == nullptr ? StageWeights::Experts::kLoad : StageWeights::Experts::kLeave));
+  if (warm_bytes > 0) {
+    const int64_t loaded = weights->num_bytes();
+    CARAVAN_RETURN_IF_ERROR(experts->Warm(
+        [&](int64_t done, int64_t total) { return progress(loaded + done, loaded + total); }));
+  }
   return std::unique_ptr<Stage>(new Stage(config, spec, std::move(backend), std::move(weights),
-                                          std::move(kv_cache), options));
+                                          std::move(experts), std::move(kv_cache), options));
 }
 
 Stage::Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<Backend> backend,
-             std::unique_ptr<StageWeights> weights, std::unique_ptr<KvCache> kv_cache,
-             const Options& options)
+             std::unique_ptr<StageWeights> weights, std::unique_ptr<ExpertStore> experts,
+             std::unique_ptr<KvCache> kv_cache, const Options& options)
     : config_(config),
       spec_(spec),
       options_(options),
       backend_(std::move(backend)),
       weights_(std::move(weights)),
+      experts_(std::move(experts)),
       kv_cache_(std::move(kv_cache)),
-      layer_runner_(config_, *backend_, options.max_step_tokens),
+      layer_runner_(config_, *backend_, experts_.get(), options.max_step_tokens),
       hidden_(static_cast<size_t>(options.max_step_tokens * config.hidden_size)) {
   if (spec_.has_head) head_.emplace(config_, *weights_, *backend_);
   if (spec_.drafts) {
@@ -82,12 +96,12 @@ absl::Status Stage::Apply(v1::Step& step) {
   }
   if (step.slices().empty()) return absl::OkStatus();
   TakeInput(step);
-  RunLayers(step);
+  CARAVAN_RETURN_IF_ERROR(RunLayers(step));
   if (head_.has_value()) {
     step.clear_activations();
     head_->Run(hidden_.data(), step);
     if (drafter_.has_value()) {
-      drafter_->Run(hidden_.data(), *kv_cache_, spec_.num_layers(), step);
+      CARAVAN_RETURN_IF_ERROR(drafter_->Run(hidden_.data(), *kv_cache_, spec_.num_layers(), step));
     }
   } else {
     step.set_activations(hidden_.data(), HiddenBytes(CountRows(step)));
@@ -130,14 +144,15 @@ void Stage::TakeInput(const v1::Step& step) {
   backend_->Embed(weights_->embedding, ids, hidden_.data());
 }
 
-void Stage::RunLayers(const v1::Step& step) {
+absl::Status Stage::RunLayers(const v1::Step& step) {
   SequenceTable table;
   for (const v1::SequenceSlice& slice : step.slices()) table.Add(slice, slice.token_ids_size());
   for (int layer = 0; layer < spec_.num_layers(); ++layer) {
-    layer_runner_.Run(weights_->layers[static_cast<size_t>(layer)],
-                      table.ForLayer(*kv_cache_, layer), kv_cache_->layout(), table.num_rows(),
-                      hidden_.data());
+    CARAVAN_RETURN_IF_ERROR(layer_runner_.Run(
+        weights_->layers[static_cast<size_t>(layer)], table.ForLayer(*kv_cache_, layer),
+        kv_cache_->layout(), table.num_rows(), hidden_.data()));
   }
+  return absl::OkStatus();
 }
 
 size_t Stage::HiddenBytes(int64_t num_rows) const {

@@ -20,6 +20,7 @@
 #include "model/model_config.h"
 #include "model/stage_spec.h"
 #include "model/tensor_source.h"
+#include "worker/experts/expert_store.h"
 #include "worker/kv_cache.h"
 #include "worker/layer.h"
 #include "worker/mtp_drafter.h"
@@ -39,11 +40,12 @@ class Stage {
     // stay in the packed model that `source` is, and are read as steps want them. 0: all are in
     // memory.
     int64_t expert_budget_bytes = 0;
+    ExpertStore::Options experts;  // how those on disk are read and kept
   };
 
   /// Loads the stage's weights from `source`, which is not used afterwards.
-  /// Errors: as CheckKvDType, StageWeights::Load and KvCache::Create; Unimplemented -
-  ///         expert_budget_bytes > 0.
+  /// Errors: as CheckKvDType, StageWeights::Load and KvCache::Create; with a budget of experts, as
+  ///         ExpertStore::Create and Warm.
   static absl::StatusOr<std::unique_ptr<Stage>> Create(const ModelConfig& config,
                                                        const StageSpec& spec,
                                                        const TensorSource& source,
@@ -53,23 +55,27 @@ class Stage {
 
   /// Copies the blocks that the step says, then runs its slices: from token ids or activations to
   /// activations or results. A step that cannot be run (see CheckStep) touches no block and comes
-  /// back with `error` set, and with neither; one that comes with `error` passes untouched.
+  /// back with `error` set, and with neither; one that comes with `error` passes untouched. A
+  /// step whose experts cannot be read comes back with `error` too, but has written its rows into
+  /// the blocks of some layers.
   v1::Step Run(v1::Step step);
 
   const StageSpec& spec() const { return spec_; }
   const KvCache& kv_cache() const { return *kv_cache_; }
   const StageWeights& weights() const { return *weights_; }
+  /// Null: the routed experts are resident, or there are none.
+  const ExpertStore* experts() const { return experts_.get(); }
 
  private:
   Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<Backend> backend,
-        std::unique_ptr<StageWeights> weights, std::unique_ptr<KvCache> kv_cache,
-        const Options& options);
+        std::unique_ptr<StageWeights> weights, std::unique_ptr<ExpertStore> experts,
+        std::unique_ptr<KvCache> kv_cache, const Options& options);
 
   absl::Status Apply(v1::Step& step);
   absl::Status Check(const v1::Step& step) const;
   /// Fills hidden_ [num_rows, hidden_size] from the step.
   void TakeInput(const v1::Step& step);
-  void RunLayers(const v1::Step& step);
+  absl::Status RunLayers(const v1::Step& step);
   size_t HiddenBytes(int64_t num_rows) const;
 
   const ModelConfig config_;
@@ -77,6 +83,7 @@ class Stage {
   const Options options_;
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<StageWeights> weights_;
+  const std::unique_ptr<ExpertStore> experts_;
   const std::unique_ptr<KvCache> kv_cache_;
   LayerRunner layer_runner_;
   std::optional<OutputHead> head_;     // if the stage has the head

@@ -206,6 +206,7 @@ LayerWeights MakeLayer(const ModelConfig& config, int layer, const LoadedTensors
   const std::string prefix = absl::StrCat("model.layers.", layer, ".");
   const std::string attention = prefix + "self_attn.";
   LayerWeights weights;
+  weights.layer = layer;
   weights.input_layernorm = tensors.VectorOf(prefix + "input_layernorm.weight");
   weights.q_proj = tensors.MatrixOf(attention + "q_proj.weight");
   weights.q_a_proj = tensors.MatrixOf(attention + "q_a_proj.weight");
@@ -224,7 +225,9 @@ LayerWeights MakeLayer(const ModelConfig& config, int layer, const LoadedTensors
   weights.router = tensors.MatrixOf(prefix + "mlp.gate.weight");
   weights.e_score_correction_bias = tensors.VectorOf(prefix + "mlp.gate.e_score_correction_bias");
   for (int64_t expert = 0; expert < config.n_routed_experts; ++expert) {
-    weights.experts.push_back(tensors.FfnOf(absl::StrCat(prefix, "mlp.experts.", expert, ".")));
+    const FfnWeights ffn = tensors.FfnOf(absl::StrCat(prefix, "mlp.experts.", expert, "."));
+    if (ffn.gate.rows == 0) break;  // they were left
+    weights.experts.push_back(ffn);
   }
   return weights;
 }
@@ -245,9 +248,15 @@ MtpWeights MakeMtp(const ModelConfig& config, const LoadedTensors& tensors) {
 absl::StatusOr<std::unique_ptr<StageWeights>> StageWeights::Load(const ModelConfig& config,
                                                                  const StageSpec& stage,
                                                                  const TensorSource& source,
-                                                                 const Progress& progress) {
+                                                                 const Progress& progress,
+                                                                 Experts experts) {
   std::vector<TensorSpec> specs = StageTensors(config, stage);
   CARAVAN_RETURN_IF_ERROR(CheckTensors(source, specs).status());
+  if (experts == Experts::kLeave) {
+    std::erase_if(specs, [](const TensorSpec& spec) {
+      return spec.tensor_class == TensorClass::kRoutedExpert;
+    });
+  }
 
   std::unique_ptr<StageWeights> weights(new StageWeights);
   std::vector<Placed> placed;

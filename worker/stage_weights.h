@@ -24,6 +24,7 @@ namespace caravan {
 
 /// One transformer layer. Names as in the checkpoint; pointers borrow from StageWeights.
 struct LayerWeights {
+  int layer = 0;                           // as the model counts
   const float* input_layernorm = nullptr;  // [hidden_size]
   // Queries: q_proj at once, or q_a_proj, q_a_layernorm, q_b_proj where config.q_lora_rank > 0.
   Matrix q_proj;
@@ -38,7 +39,7 @@ struct LayerWeights {
   FfnWeights dense;  // a dense layer's FFN, or a MoE layer's shared experts (rows 0: it has none)
   Matrix router;     // MoE layers: [n_routed_experts, hidden_size]
   const float* e_score_correction_bias = nullptr;  // [n_routed_experts], where the router has it
-  std::vector<FfnWeights> experts;                 // MoE layers: by id
+  std::vector<FfnWeights> experts;                 // MoE layers: by id; empty where they were left
 };
 
 /// The layer of multi-token prediction, beside the embedding and the head that it shares with the
@@ -56,7 +57,10 @@ class StageWeights {
   /// Called now and then while loading; false stops it.
   using Progress = std::function<bool(int64_t loaded_bytes, int64_t total_bytes)>;
 
-  /// Reads the stage's tensors, and no others.
+  /// What becomes of the routed experts.
+  enum class Experts { kLoad, kLeave };
+
+  /// Reads the stage's tensors, and no others: those of routed experts only if `experts` says so.
   /// Errors: InvalidArgument - a tensor is missing or wrong (as CheckTensors); DataLoss,
   /// Unavailable -
   ///         from `source`, with the tensor's name; ResourceExhausted - no memory; Cancelled -
@@ -64,7 +68,8 @@ class StageWeights {
   static absl::StatusOr<std::unique_ptr<StageWeights>> Load(const ModelConfig& config,
                                                             const StageSpec& stage,
                                                             const TensorSource& source,
-                                                            const Progress& progress);
+                                                            const Progress& progress,
+                                                            Experts experts = Experts::kLoad);
 
   Matrix embedding;                  // [vocab_size, hidden_size], if the stage embeds or drafts
   std::vector<LayerWeights> layers;  // by layer - stage.first_layer

@@ -20,7 +20,8 @@
 namespace caravan {
 
 /// Bytes [offset, offset + out.size()) of a file. Both, and the address, are multiples of
-/// kDirectAlignment; the file has them all, but for what rounding up adds behind its end.
+/// kDirectAlignment; the file has them all, but for what rounding up adds behind its end, whose
+/// contents are then anything.
 struct FileRead {
   const DirectFile* file = nullptr;  // outlives the read
   int64_t offset = 0;
@@ -29,48 +30,53 @@ struct FileRead {
 
 enum class ReadPriority {
   kNeeded,  // somebody waits for it
-  kGuess,   // begins only while nothing that is needed waits to begin
+  kGuess,   // begins only while nothing that is needed waits to begin, and never fills the queue
 };
 
 /// Thread-safe.
 class ReadQueue {
  public:
   struct Options {
-    int64_t piece_bytes = int64_t{1} << 20;  // a multiple of kDirectAlignment
+    int64_t piece_bytes = int64_t{1} << 20;  // a multiple of kDirectAlignment, 1 GiB at most
     int depth = 16;                          // pieces under way at most
-    int tries = 3;      // of a piece that the disk fails, before it is given up
+    int tries = 3;      // at a piece, where the disk fails it, before its read is given up
     bool uring = true;  // false: threads that pread
-    // Where most reads go to, registered with the kernel where it lets us; may be empty.
+    // Where most reads go to; may be empty. Outlives the queue. The kernel pins it, which backs all
+    // of it with pages at once, unless a limit (RLIMIT_MEMLOCK) forbids that.
     absl::Span<std::byte> memory;
   };
   struct Counters {
-    int64_t reads = 0;  // that ended well
-    int64_t bytes = 0;
-    int64_t retries = 0;  // of pieces
+    int64_t reads = 0;    // that ended well
+    int64_t bytes = 0;    // of pieces that ended well
+    int64_t retries = 0;  // of pieces that the disk failed
     absl::Duration busy;  // with at least one piece under way
   };
 
   using Id = uint64_t;
-  /// Called once, on a thread of the queue, which it must not hold up for long.
+  /// Called once, on a thread of the queue, which it must not hold up for long: where there is only
+  /// one, no other piece begins meanwhile. May call the queue, also while it is destroyed.
   using Done = std::function<void(const absl::Status&)>;
 
   /// By io_uring; where the kernel refuses that (containers), or `uring` is false, by `depth`
-  /// threads. Errors: ResourceExhausted - no ring and no threads either.
+  /// threads, or as many as there can be. Errors: ResourceExhausted - no ring and no threads
+  /// either.
   static absl::StatusOr<std::unique_ptr<ReadQueue>> Create(const Options& options);
-  /// Waits for the pieces under way; what has not begun ends as Cancelled.
+  /// Waits for the pieces under way. Reads that still have pieces to begin end as Cancelled.
   virtual ~ReadQueue() = default;
 
   /// "io_uring" or "threads".
   virtual absl::string_view Name() const = 0;
 
-  /// Begins a read; `done` gets OK, or DataLoss (the disk failed more than `tries` times, or the
-  /// file is shorter than it was), with the file and the offset, or Cancelled.
+  /// Begins a read; `done` gets OK, or DataLoss (the disk failed a piece `tries` times, or the file
+  /// is shorter than it was), with the file and the offset, or Cancelled. Reads of one priority
+  /// begin in the order in which they were submitted, and may end in any.
   virtual Id Submit(const FileRead& read, ReadPriority priority, Done done) = 0;
 
-  /// Makes a guess needed. Of no effect on what has ended.
+  /// Makes a guess needed, the last of those that are. Of no effect on what has ended.
   virtual void Promote(Id id) = 0;
 
-  /// Takes back a guess of which no piece has begun: true, and `done` is not called any more.
+  /// Takes back a guess of which no piece has begun: true, and `done` is not called any more. False
+  /// where it is needed (also by Promote), has begun, or has ended.
   virtual bool Cancel(Id id) = 0;
 
   virtual Counters counters() const = 0;

@@ -131,10 +131,10 @@ class CpuBackend : public Backend {
     }
   }
 
-  void RoutedExperts(absl::Span<const FfnWeights> experts, const float* x, int64_t num_rows,
-                     const int32_t* expert_ids, const float* weights, int64_t k,
-                     float* out) override {
-    ffn_.RunExperts(experts, x, num_rows, expert_ids, weights, k, out);
+  absl::Status RoutedExperts(ExpertBatches& experts, const float* x, int64_t num_rows,
+                             const int32_t* expert_ids, const float* weights, int64_t k,
+                             float* out) override {
+    return ffn_.RunExperts(experts, x, num_rows, expert_ids, weights, k, out);
   }
 
  private:

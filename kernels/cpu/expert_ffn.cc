@@ -5,6 +5,7 @@
 
 #include "base/check.h"
 #include "base/int_math.h"
+#include "base/status_macros.h"
 #include "kernels/cpu/weight_tile.h"
 #include "kernels/tiled/tile_layout.h"
 
@@ -15,33 +16,33 @@ float Silu(float x) { return x / (1 + std::exp(-x)); }
 
 }  // namespace
 
-void CpuExpertFfn::RunExperts(absl::Span<const FfnWeights> experts, const float* x,
-                              int64_t num_rows, const int32_t* expert_ids, const float* weights,
-                              int64_t k, float* out) {
-  const int64_t num_experts = static_cast<int64_t>(experts.size());
-  for (int64_t first = 0; first < num_rows; first += kFfnTileRows) {
-    const int64_t begin = first * k;
-    const int64_t end = std::min(first + kFfnTileRows, num_rows) * k;
-    // Counting sort by expert: rows stay in order.
-    next_share_.assign(num_experts + 1, 0);
-    for (int64_t i = begin; i < end; ++i) {
-      CARAVAN_CHECK(expert_ids[i] >= 0 && expert_ids[i] < num_experts);
-      ++next_share_[expert_ids[i] + 1];
+absl::Status CpuExpertFfn::RunExperts(ExpertBatches& experts, const float* x, int64_t num_rows,
+                                      const int32_t* expert_ids, const float* weights, int64_t k,
+                                      float* out) {
+  SortShares(expert_ids, weights, num_rows, k);
+  const int64_t num_shares = num_rows * k;
+  const int64_t num_experts = static_cast<int64_t>(first_share_.size()) - 2;
+  const bool keeps = !experts.ascending();
+  SetRows(x, num_rows, out, nullptr);
+  int64_t given = 0;
+  int64_t hidden = 0;
+  while (true) {
+    CARAVAN_ASSIGN_OR_RETURN(const absl::Span<const LoadedExpert> batch, experts.Next());
+    if (batch.empty()) break;
+    hidden = batch[0].weights.down.rows;
+    if (keeps) kept_ = kept_storage_.Get(num_shares * hidden);
+    for (const LoadedExpert& expert : batch) {
+      CARAVAN_CHECK(expert.id >= 0 && expert.id < num_experts);
+      const int64_t begin = first_share_[expert.id];
+      const int64_t end = first_share_[expert.id + 1];
+      AddGroups(expert.weights, begin, end);
+      given += end - begin;
     }
-    groups_.clear();
-    for (int64_t e = 0; e < num_experts; ++e) {
-      const int64_t count = next_share_[e + 1];
-      next_share_[e + 1] += next_share_[e];
-      if (count > 0) groups_.push_back({&experts[e], next_share_[e], next_share_[e] + count});
-    }
-    shares_.resize(end - begin);
-    for (int64_t i = begin; i < end; ++i) {
-      shares_[next_share_[expert_ids[i]]++] = {i / k - first, weights[i]};
-    }
-    if (groups_.empty()) continue;
-    RunGroups(x + first * groups_[0].ffn->gate.cols, (end - begin) / k,
-              out + first * groups_[0].ffn->down.rows);
+    RunGroups();
   }
+  CARAVAN_CHECK(given == num_shares);
+  if (keeps) AddKept(hidden);
+  return absl::OkStatus();
 }
 
 void CpuExpertFfn::RunDense(const FfnWeights& ffn, const float* x, int64_t num_rows, float* out) {
@@ -50,12 +51,52 @@ void CpuExpertFfn::RunDense(const FfnWeights& ffn, const float* x, int64_t num_r
     const int64_t count = std::min(kFfnTileRows, num_rows - first);
     shares_.clear();
     for (int64_t i = 0; i < count; ++i) shares_.push_back({i, 1});
-    groups_.assign(1, {&ffn, 0, count});
-    RunGroups(x + first * ffn.gate.cols, count, out + first * ffn.down.rows);
+    SetRows(x + first * ffn.gate.cols, count, out + first * ffn.down.rows, nullptr);
+    AddGroups(ffn, 0, count);
+    RunGroups();
   }
 }
 
-void CpuExpertFfn::RunGroups(const float* x, int64_t num_rows, float* out) {
+void CpuExpertFfn::SetRows(const float* x, int64_t num_rows, float* out, float* kept) {
+  x_ = x;
+  num_rows_ = num_rows;
+  out_ = out;
+  kept_ = kept;
+  has_x_blocks_ = false;
+  groups_.clear();  // what an error left
+  group_shares_ = 0;
+}
+
+void CpuExpertFfn::SortShares(const int32_t* expert_ids, const float* weights, int64_t num_rows,
+                              int64_t k) {
+  const int64_t num_shares = num_rows * k;
+  int32_t last = -1;
+  for (int64_t i = 0; i < num_shares; ++i) {
+    CARAVAN_CHECK(expert_ids[i] >= 0);
+    last = std::max(last, expert_ids[i]);
+  }
+  // Counting sort: rows stay in order. Counts stand two further on than their expert, so their sums
+  // one further on than where it begins; they become where it ends, and so the next begins.
+  first_share_.assign(last + 3, 0);
+  for (int64_t i = 0; i < num_shares; ++i) ++first_share_[expert_ids[i] + 2];
+  for (int64_t e = 2; e <= last + 2; ++e) first_share_[e] += first_share_[e - 1];
+  shares_.resize(num_shares);
+  for (int64_t i = 0; i < num_shares; ++i) {
+    shares_[first_share_[expert_ids[i] + 1]++] = {i / k, weights[i]};
+  }
+}
+
+void CpuExpertFfn::AddGroups(const FfnWeights& ffn, int64_t begin, int64_t end) {
+  for (; begin < end; begin += kFfnTileRows) {
+    const int64_t count = std::min(kFfnTileRows, end - begin);
+    if (group_shares_ + count > kFfnRunShares) RunGroups();
+    groups_.push_back({&ffn, begin, begin + count, group_shares_});
+    group_shares_ += count;
+  }
+}
+
+void CpuExpertFfn::RunGroups() {
+  if (groups_.empty()) return;
   const int64_t inter = groups_[0].ffn->gate.rows;
   const int64_t hidden = groups_[0].ffn->gate.cols;
   int64_t work = 0;  // of a third: each of the three matrices has inter * hidden weights
@@ -68,7 +109,7 @@ void CpuExpertFfn::RunGroups(const float* x, int64_t num_rows, float* out) {
     work += ProductWork(inter * hidden, group.end - group.begin);
     most_shares = std::max(most_shares, group.end - group.begin);
   }
-  Prepare(x, num_rows);
+  Prepare();
 
   const int64_t num_groups = static_cast<int64_t>(groups_.size());
   // Even: a down may take the columns of an item as whole activation blocks.
@@ -76,18 +117,33 @@ void CpuExpertFfn::RunGroups(const float* x, int64_t num_rows, float* out) {
       RoundUp<int64_t>(TilesPerItem(groups_[0].ffn->gate, 2, most_shares), 2);
   const int64_t inner_items = CeilDiv(Tiles(inter), inner_tiles);
   lanes_.ForEach(num_groups * inner_items, 2 * work, [&](int64_t item, LaneScratch& scratch) {
-    RunInner(groups_[item / inner_items], item % inner_items * inner_tiles, inner_tiles, x,
-             scratch);
+    RunInner(groups_[item / inner_items], item % inner_items * inner_tiles, inner_tiles, scratch);
   });
   // A thread takes a few columns of the result through all experts, so their order is kept.
   const int64_t down_tiles = TilesPerItem(groups_[0].ffn->down, num_groups, most_shares);
   const int64_t down_items = CeilDiv(Tiles(hidden), down_tiles);
   lanes_.ForEach(down_items, work, [&](int64_t item, LaneScratch& scratch) {
-    for (const Group& group : groups_) RunDown(group, item * down_tiles, down_tiles, scratch, out);
+    for (const Group& group : groups_) RunDown(group, item * down_tiles, down_tiles, scratch);
+  });
+  groups_.clear();
+  group_shares_ = 0;
+}
+
+void CpuExpertFfn::AddKept(int64_t hidden) {
+  const int64_t num_shares = static_cast<int64_t>(shares_.size());
+  // The same columns for each share as in RunDown, but for how many at a time: whole tiles.
+  constexpr int64_t kWidth = 16 * kTileRows;
+  lanes_.ForEach(CeilDiv(hidden, kWidth), num_shares * hidden, [&](int64_t item, LaneScratch&) {
+    const int64_t first = item * kWidth;
+    const int64_t count = std::min(kWidth, hidden - first);
+    for (int64_t i = 0; i < num_shares; ++i) {
+      ops_.rows.axpy(shares_[i].weight, kept_ + i * hidden + first, count,
+                     out_ + shares_[i].row * hidden + first);
+    }
   });
 }
 
-void CpuExpertFfn::Prepare(const float* x, int64_t num_rows) {
+void CpuExpertFfn::Prepare() {
   bool x_as_blocks = false;
   bool inner_as_blocks = false;
   bool inner_as_floats = false;
@@ -97,14 +153,16 @@ void CpuExpertFfn::Prepare(const float* x, int64_t num_rows) {
     inner_as_floats |= !TakesBlocks(group.ffn->down);
   }
   const Matrix& gate = groups_[0].ffn->gate;
-  const int64_t num_shares = static_cast<int64_t>(shares_.size());
-  if (x_as_blocks) x_blocks_.Quantize(ops_.tiles, lanes_, x, num_rows, gate.cols);
-  if (inner_as_blocks) inner_blocks_.Resize(num_shares, gate.rows);
-  if (inner_as_floats) inner_ = inner_storage_.Get(num_shares * gate.rows);
+  if (x_as_blocks && !has_x_blocks_) {
+    x_blocks_.Quantize(ops_.tiles, lanes_, x_, num_rows_, gate.cols);
+    has_x_blocks_ = true;
+  }
+  if (inner_as_blocks) inner_blocks_.Resize(group_shares_, gate.rows);
+  if (inner_as_floats) inner_ = inner_storage_.Get(group_shares_ * gate.rows);
 }
 
 void CpuExpertFfn::RunInner(const Group& group, int64_t first_tile, int64_t num_tiles,
-                            const float* x, LaneScratch& scratch) {
+                            LaneScratch& scratch) {
   const Matrix& gate = group.ffn->gate;
   const Matrix& up = group.ffn->up;
   const int64_t first = first_tile * kTileRows;
@@ -114,7 +172,7 @@ void CpuExpertFfn::RunInner(const Group& group, int64_t first_tile, int64_t num_
   ActivationRows rows;
   const float** floats = scratch.pointers[1].Get(num_shares);
   for (int64_t i = 0; i < num_shares; ++i) {
-    floats[i] = x + shares_[group.begin + i].row * gate.cols;
+    floats[i] = x_ + shares_[group.begin + i].row * gate.cols;
   }
   rows.floats = absl::MakeConstSpan(floats, num_shares);
   if (TakesBlocks(gate) || TakesBlocks(up)) {
@@ -130,19 +188,19 @@ void CpuExpertFfn::RunInner(const Group& group, int64_t first_tile, int64_t num_
   MultiplyTiles(ops_, up, first_tile, num_tiles, rows, scratch, ups, width);
   const bool as_blocks = TakesBlocks(group.ffn->down);
   for (int64_t i = 0; i < num_shares; ++i) {
-    const int64_t share = group.begin + i;
-    float* inner = as_blocks ? gates + i * width : inner_ + share * gate.rows + first;
+    const int64_t place = group.inner + i;
+    float* inner = as_blocks ? gates + i * width : inner_ + place * gate.rows + first;
     for (int64_t r = 0; r < count; ++r) {
       inner[r] = Silu(gates[i * width + r]) * ups[i * width + r];
     }
     if (as_blocks) {
-      ops_.tiles.quantize(inner, count, inner_blocks_.Row(share) + first / kActivationBlock);
+      ops_.tiles.quantize(inner, count, inner_blocks_.Row(place) + first / kActivationBlock);
     }
   }
 }
 
 void CpuExpertFfn::RunDown(const Group& group, int64_t first_tile, int64_t num_tiles,
-                           LaneScratch& scratch, float* out) {
+                           LaneScratch& scratch) {
   const Matrix& down = group.ffn->down;
   const int64_t first = first_tile * kTileRows;
   const int64_t width = num_tiles * kTileRows;
@@ -151,18 +209,23 @@ void CpuExpertFfn::RunDown(const Group& group, int64_t first_tile, int64_t num_t
   ActivationRows rows;
   if (TakesBlocks(down)) {
     const ActivationBlock** blocks = scratch.blocks.Get(num_shares);
-    for (int64_t i = 0; i < num_shares; ++i) blocks[i] = inner_blocks_.Row(group.begin + i);
+    for (int64_t i = 0; i < num_shares; ++i) blocks[i] = inner_blocks_.Row(group.inner + i);
     rows.blocks = absl::MakeConstSpan(blocks, num_shares);
   } else {
     const float** floats = scratch.pointers[1].Get(num_shares);
-    for (int64_t i = 0; i < num_shares; ++i) floats[i] = inner_ + (group.begin + i) * down.cols;
+    for (int64_t i = 0; i < num_shares; ++i) floats[i] = inner_ + (group.inner + i) * down.cols;
     rows.floats = absl::MakeConstSpan(floats, num_shares);
+  }
+  if (kept_ != nullptr) {
+    MultiplyTiles(ops_, down, first_tile, num_tiles, rows, scratch,
+                  kept_ + group.begin * down.rows + first, down.rows);
+    return;
   }
   float* products = scratch.floats[0].Get(num_shares * width);
   MultiplyTiles(ops_, down, first_tile, num_tiles, rows, scratch, products, width);
   for (int64_t i = 0; i < num_shares; ++i) {
     const Share& share = shares_[group.begin + i];
-    ops_.rows.axpy(share.weight, products + i * width, count, out + share.row * down.rows + first);
+    ops_.rows.axpy(share.weight, products + i * width, count, out_ + share.row * down.rows + first);
   }
 }
 

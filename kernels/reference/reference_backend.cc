@@ -1,9 +1,12 @@
 #include "kernels/reference/reference_backend.h"
 
 #include <cmath>
+#include <map>
+#include <utility>
 #include <vector>
 
 #include "base/check.h"
+#include "base/status_macros.h"
 #include "kernels/kv_rows.h"
 #include "kernels/quant/dequantize.h"
 #include "kernels/reference/reference_router.h"
@@ -169,25 +172,34 @@ class ReferenceBackend : public Backend {
   }
 
   // DeepSeek-V3, arXiv:2412.19437, section 2.1.2, equation 12.
-  void RoutedExperts(absl::Span<const FfnWeights> experts, const float* x, int64_t num_rows,
-                     const int32_t* expert_ids, const float* weights, int64_t k,
-                     float* out) override {
-    for (int64_t t = 0; t < num_rows; ++t) {
-      Vector sum;
-      int64_t hidden = 0;
-      for (size_t expert = 0; expert < experts.size(); ++expert) {
-        for (int64_t i = t * k; i < (t + 1) * k; ++i) {
-          if (expert_ids[i] != static_cast<int32_t>(expert)) continue;
-          hidden = experts[expert].down.rows;
-          const Vector y = FeedForward(experts[expert], x + t * hidden);
-          sum.resize(hidden);
-          for (int64_t c = 0; c < hidden; ++c) sum[c] += weights[i] * y[c];
+  absl::Status RoutedExperts(ExpertBatches& experts, const float* x, int64_t num_rows,
+                             const int32_t* expert_ids, const float* weights, int64_t k,
+                             float* out) override {
+    // By row; of each the products by expert, which may come in any order.
+    std::vector<std::multimap<int32_t, Vector>> products(num_rows);
+    while (true) {
+      CARAVAN_ASSIGN_OR_RETURN(const absl::Span<const LoadedExpert> batch, experts.Next());
+      if (batch.empty()) break;
+      for (const LoadedExpert& expert : batch) {
+        for (int64_t i = 0; i < num_rows * k; ++i) {
+          if (expert_ids[i] != expert.id) continue;
+          Vector y = FeedForward(expert.weights, x + i / k * expert.weights.gate.cols);
+          for (double& value : y) value *= weights[i];
+          products[i / k].emplace(expert.id, std::move(y));
         }
       }
-      for (int64_t c = 0; c < hidden; ++c) {
-        out[t * hidden + c] = static_cast<float>(out[t * hidden + c] + sum[c]);
-      }
     }
+    for (int64_t t = 0; t < num_rows; ++t) {
+      CARAVAN_CHECK(static_cast<int64_t>(products[t].size()) == k);
+      Vector sum;
+      for (const auto& [expert, y] : products[t]) {
+        sum.resize(y.size());
+        for (size_t c = 0; c < y.size(); ++c) sum[c] += y[c];
+      }
+      float* const row = out + t * static_cast<int64_t>(sum.size());
+      for (size_t c = 0; c < sum.size(); ++c) row[c] = static_cast<float>(row[c] + sum[c]);
+    }
+    return absl::OkStatus();
   }
 
  private:

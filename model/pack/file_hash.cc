@@ -6,6 +6,13 @@
 #include "base/check.h"
 
 namespace caravan {
+namespace {
+
+std::string Digits(const XXH128_hash_t& hash) {
+  return absl::StrFormat("%016x%016x", hash.high64, hash.low64);
+}
+
+}  // namespace
 
 void FileHash::Free::operator()(XXH3_state_s* state) const { XXH3_freeState(state); }
 
@@ -18,9 +25,10 @@ void FileHash::Add(absl::Span<const std::byte> bytes) {
   XXH3_128bits_update(state_.get(), bytes.data(), bytes.size());
 }
 
-std::string FileHash::Digest() const {
-  const XXH128_hash_t hash = XXH3_128bits_digest(state_.get());
-  return absl::StrFormat("%016x%016x", hash.high64, hash.low64);
+std::string FileHash::Digest() const { return Digits(XXH3_128bits_digest(state_.get())); }
+
+std::string HashOf(absl::Span<const std::byte> bytes) {
+  return Digits(XXH3_128bits(bytes.data(), bytes.size()));
 }
 
 }  // namespace caravan

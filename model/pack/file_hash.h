@@ -1,8 +1,9 @@
 #ifndef CARAVAN_MODEL_PACK_FILE_HASH_H_
 #define CARAVAN_MODEL_PACK_FILE_HASH_H_
 
-// The hash of a packed file: XXH3 of 128 bits. It finds what disks and networks break, faster than
-// either delivers; it is no defence against somebody who wants to deceive.
+// The hash of a packed file, or of an expert in it: XXH3 of 128 bits. It finds what disks and
+// networks break, faster than either delivers; it is no defence against somebody who wants to
+// deceive.
 
 #include <cstddef>
 #include <memory>
@@ -29,6 +30,9 @@ class FileHash {
   };
   std::unique_ptr<XXH3_state_s, Free> state_;
 };
+
+/// Of bytes that are there as a whole, as Digest.
+std::string HashOf(absl::Span<const std::byte> bytes);
 
 }  // namespace caravan
 

@@ -84,6 +84,7 @@ PackFileWriter::~PackFileWriter() {
 }
 
 absl::Status PackFileWriter::Write(absl::Span<const std::byte> bytes) {
+  part_hash_.Add(bytes);
   while (!bytes.empty()) {
     const size_t size = std::min(bytes.size(), static_cast<size_t>(kBufferBytes - filled_));
     std::memcpy(filling_.data() + filled_, bytes.data(), size);

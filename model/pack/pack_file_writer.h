@@ -41,6 +41,10 @@ class PackFileWriter {
   absl::Status Write(absl::Span<const std::byte> bytes);
   /// Zeros up to `offset`. REQUIRES: offset >= bytes().
   absl::Status PadTo(int64_t offset);
+  /// A part of the file with a hash of its own begins here.
+  void BeginPart() { part_hash_ = FileHash(); }
+  /// The hash of what was written since BeginPart, or since the file's begin.
+  std::string PartHash() const { return part_hash_.Digest(); }
   /// Puts the file in its place; returns its hash. The last call.
   absl::StatusOr<std::string> Commit();
 
@@ -60,6 +64,7 @@ class PackFileWriter {
   const bool direct_;  // what is written is a multiple of a block: the last one is filled up
   bool committed_ = false;
   int64_t bytes_ = 0;
+  FileHash part_hash_;
   Buffer filling_;
   int64_t filled_ = 0;  // bytes of it
   // Of the thread while it runs.

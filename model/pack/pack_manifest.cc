@@ -1,6 +1,7 @@
 #include "model/pack/pack_manifest.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
 #include <utility>
 
@@ -16,7 +17,7 @@ namespace {
 using nlohmann::json;
 
 constexpr char kFormat[] = "caravan pack";
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;  // 1 had no hashes of experts
 constexpr size_t kHashDigits = 32;
 // Keeps every product of sizes in range; no file and no tensor comes near it.
 constexpr int64_t kMaxBytes = int64_t{1} << 50;
@@ -62,8 +63,7 @@ class Parser {
     }
     CARAVAN_ASSIGN_OR_RETURN(file.bytes, fields.Int("bytes", 0, kMaxBytes));
     CARAVAN_ASSIGN_OR_RETURN(file.hash, fields.String("xxh3"));
-    if (file.hash.size() != kHashDigits ||
-        !absl::c_all_of(file.hash, [](char c) { return absl::ascii_isxdigit(c); })) {
+    if (!IsHash(file.hash)) {
       return fields.Error("xxh3", absl::StrCat("must be ", kHashDigits, " hexadecimal digits"));
     }
     CARAVAN_ASSIGN_OR_RETURN(file.tensors, ParseTensors(fields));
@@ -76,6 +76,11 @@ class Parser {
   }
 
  private:
+  static bool IsHash(const std::string& text) {
+    return text.size() == kHashDigits &&
+           absl::c_all_of(text, [](char c) { return absl::ascii_isxdigit(c); });
+  }
+
   absl::StatusOr<std::vector<PackedTensor>> ParseTensors(const JsonFields& fields) const {
     CARAVAN_ASSIGN_OR_RETURN(const json* const values, fields.Array("tensors"));
     std::vector<PackedTensor> tensors;
@@ -180,6 +185,15 @@ class Parser {
     int64_t end = 0;
     CARAVAN_RETURN_IF_ERROR(CheckPlaces(experts.tensors, experts.stride,
                                         absl::StrCat("an expert of ", file.name), end));
+    CARAVAN_ASSIGN_OR_RETURN(const json* const hashes, fields.Array("xxh3"));
+    for (const json& hash : *hashes) {
+      if (hash.is_string() && IsHash(hash.get<std::string>())) experts.hashes.push_back(hash);
+    }
+    if (static_cast<int64_t>(experts.hashes.size()) != experts.count ||
+        hashes->size() != experts.hashes.size()) {
+      return fields.Error(
+          "xxh3", absl::StrCat("must hold ", kHashDigits, " hexadecimal digits for each expert"));
+    }
     return experts;
   }
 
@@ -196,11 +210,9 @@ std::string PackManifestToJson(const PackManifest& manifest) {
                                         {"xxh3", file.hash},
                                         {"tensors", ToJson(file.tensors)}});
     if (!file.experts.has_value()) continue;
-    out["experts"] = {{"prefix", file.experts->prefix},
-                      {"count", file.experts->count},
-                      {"offset", file.experts->offset},
-                      {"stride", file.experts->stride},
-                      {"tensors", ToJson(file.experts->tensors)}};
+    out["experts"] = {{"prefix", file.experts->prefix}, {"count", file.experts->count},
+                      {"offset", file.experts->offset}, {"stride", file.experts->stride},
+                      {"xxh3", file.experts->hashes},   {"tensors", ToJson(file.experts->tensors)}};
   }
   json value = {{"format", kFormat}, {"version", kVersion}, {"files", std::move(files)}};
   if (manifest.origin.has_value()) {
@@ -220,8 +232,8 @@ absl::StatusOr<PackManifest> ParsePackManifest(absl::string_view text, absl::str
   CARAVAN_ASSIGN_OR_RETURN(const int64_t version,
                            fields.Int("version", 1, std::numeric_limits<int64_t>::max()));
   if (version != kVersion) {
-    return fields.Error("version",
-                        absl::StrCat("is ", version, "; this Caravan reads version ", kVersion));
+    return fields.Error("version", absl::StrCat("is ", version, "; this Caravan reads version ",
+                                                kVersion, ", so pack the model again"));
   }
   CARAVAN_ASSIGN_OR_RETURN(const json* const files, fields.Array("files"));
   const Parser parser(origin);
@@ -248,15 +260,20 @@ absl::StatusOr<PackManifest> ParsePackManifest(absl::string_view text, absl::str
   return manifest;
 }
 
+std::vector<PackedTensor> TensorsOfExpert(const PackedExperts& experts, int64_t expert) {
+  std::vector<PackedTensor> all;
+  for (const PackedTensor& tensor : experts.tensors) {
+    all.push_back({absl::StrCat(experts.prefix, expert, ".", tensor.name), tensor.info,
+                   experts.offset + expert * experts.stride + tensor.offset});
+  }
+  return all;
+}
+
 std::vector<PackedTensor> AllTensors(const PackedFile& file) {
   std::vector<PackedTensor> all = file.tensors;
   if (!file.experts.has_value()) return all;
-  const PackedExperts& experts = *file.experts;
-  for (int64_t e = 0; e < experts.count; ++e) {
-    for (const PackedTensor& tensor : experts.tensors) {
-      all.push_back({absl::StrCat(experts.prefix, e, ".", tensor.name), tensor.info,
-                     experts.offset + e * experts.stride + tensor.offset});
-    }
+  for (int64_t e = 0; e < file.experts->count; ++e) {
+    absl::c_move(TensorsOfExpert(*file.experts, e), std::back_inserter(all));
   }
   return all;
 }

@@ -40,6 +40,13 @@ struct PackedExperts {
   int64_t offset = 0;                 // of expert 0's run; a multiple of kExpertAlignment
   int64_t stride = 0;                 // from run to run; likewise
   std::vector<PackedTensor> tensors;  // of each
+  std::vector<std::string> hashes;    // by expert: of its run, as PackedFile::hash
+};
+
+/// A layer's routed experts in their file on this machine's disk.
+struct ExpertFile {
+  std::string path;
+  PackedExperts experts;
 };
 
 struct PackedFile {
@@ -71,6 +78,9 @@ std::string PackManifestToJson(const PackManifest& manifest);
 /// Errors: InvalidArgument - not a manifest, or of another version; names `origin` and the field or
 ///         the tensor.
 absl::StatusOr<PackManifest> ParsePackManifest(absl::string_view text, absl::string_view origin);
+
+/// The names and places in their file of one expert's tensors.
+std::vector<PackedTensor> TensorsOfExpert(const PackedExperts& experts, int64_t expert);
 
 /// The names and places of all tensors of the file, those of its experts included.
 std::vector<PackedTensor> AllTensors(const PackedFile& file);

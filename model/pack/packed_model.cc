@@ -54,7 +54,7 @@ absl::StatusOr<std::unique_ptr<PackedModel>> PackedModel::Open(const std::string
       }
     }
     if (file.experts.has_value()) {
-      model->expert_strides_[file.experts->prefix] = file.experts->stride;
+      model->expert_files_[file.experts->prefix] = {opened->path(), *file.experts};
     }
     model->files_.push_back(std::move(opened));
   }
@@ -72,21 +72,40 @@ absl::Status PackedModel::CheckHashes(
   int64_t done = 0;
   std::vector<std::byte> piece(kPieceBytes);
   for (size_t i = 0; i < files_.size(); ++i) {
+    const PackedFile& file = manifest_.files[i];
+    const auto compare = [&](const std::string& what, const FileHash& hash,
+                             const std::string& packed) {
+      if (hash.Digest() == packed) return absl::OkStatus();
+      return absl::DataLossError(absl::StrCat(files_[i]->path(), what, ": hash ", hash.Digest(),
+                                              ", but it was packed with ", packed));
+    };
     FileHash hash;
-    for (int64_t offset = 0; offset < files_[i]->bytes();) {
-      if (!progress(done, total)) return absl::CancelledError("checking was stopped");
-      const auto size = std::min<int64_t>(kPieceBytes, files_[i]->bytes() - offset);
-      const auto bytes = absl::MakeSpan(piece).first(static_cast<size_t>(size));
-      CARAVAN_RETURN_IF_ERROR(files_[i]->Read(offset, bytes));
-      hash.Add(bytes);
-      offset += size;
-      done += size;
+    int64_t offset = 0;
+    const auto read_to = [&](int64_t end, FileHash* part) -> absl::Status {
+      while (offset < end) {
+        if (!progress(done, total)) return absl::CancelledError("checking was stopped");
+        const auto size = std::min<int64_t>(kPieceBytes, end - offset);
+        const auto bytes = absl::MakeSpan(piece).first(static_cast<size_t>(size));
+        CARAVAN_RETURN_IF_ERROR(files_[i]->Read(offset, bytes));
+        hash.Add(bytes);
+        if (part != nullptr) part->Add(bytes);
+        offset += size;
+        done += size;
+      }
+      return absl::OkStatus();
+    };
+    if (file.experts.has_value()) {
+      const PackedExperts& experts = *file.experts;
+      CARAVAN_RETURN_IF_ERROR(read_to(experts.offset, nullptr));
+      for (int64_t e = 0; e < experts.count; ++e) {
+        FileHash part;
+        CARAVAN_RETURN_IF_ERROR(read_to(offset + experts.stride, &part));
+        CARAVAN_RETURN_IF_ERROR(
+            compare(absl::StrCat(", expert ", e), part, experts.hashes[static_cast<size_t>(e)]));
+      }
     }
-    if (hash.Digest() != manifest_.files[i].hash) {
-      return absl::DataLossError(absl::StrCat(files_[i]->path(), ": hash ", hash.Digest(),
-                                              ", but it was packed with ",
-                                              manifest_.files[i].hash));
-    }
+    CARAVAN_RETURN_IF_ERROR(read_to(file.bytes, nullptr));
+    CARAVAN_RETURN_IF_ERROR(compare("", hash, file.hash));
   }
   progress(total, total);
   return absl::OkStatus();
@@ -108,9 +127,9 @@ absl::Status PackedModel::ReadPart(absl::string_view name, int64_t offset,
   return files_[place.file]->Read(place.offset + offset, out);
 }
 
-int64_t PackedModel::ExpertStride(absl::string_view prefix) const {
-  const auto it = expert_strides_.find(prefix);
-  return it == expert_strides_.end() ? 0 : it->second;
+const ExpertFile* PackedModel::FindExperts(int layer) const {
+  const auto it = expert_files_.find(absl::StrCat("model.layers.", layer, ".mlp.experts."));
+  return it == expert_files_.end() ? nullptr : &it->second;
 }
 
 }  // namespace caravan

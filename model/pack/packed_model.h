@@ -33,17 +33,17 @@ class PackedModel : public StoredModel {
 
   const PackManifest& manifest() const { return manifest_; }
 
-  /// Reads every file and compares its hash. `progress` is called now and then with how many bytes
-  /// are done; false stops it.
-  /// Errors: DataLoss - names the file whose bytes are not those that were packed; Cancelled - by
-  ///         `progress`.
+  /// Reads every file and compares its hash and those of its experts. `progress` is called now and
+  /// then with how many bytes are done; false stops it. Errors: DataLoss - names the file, and the
+  /// expert, whose bytes are not those that were packed;
+  ///         Cancelled - by `progress`.
   absl::Status CheckHashes(absl::FunctionRef<bool(int64_t done, int64_t total)> progress) const;
 
   std::vector<std::string> TensorNames() const override;
   const TensorInfo* Find(absl::string_view name) const override;
   absl::Status ReadPart(absl::string_view name, int64_t offset,
                         absl::Span<std::byte> out) const override;
-  int64_t ExpertStride(absl::string_view prefix) const override;
+  const ExpertFile* FindExperts(int layer) const override;
 
  private:
   struct Place {
@@ -56,7 +56,7 @@ class PackedModel : public StoredModel {
   PackManifest manifest_;
   std::vector<std::unique_ptr<ReadableFile>> files_;  // as in the manifest
   absl::flat_hash_map<std::string, Place> places_;
-  absl::flat_hash_map<std::string, int64_t> expert_strides_;  // by prefix
+  absl::flat_hash_map<std::string, ExpertFile> expert_files_;  // by PackedExperts::prefix
 };
 
 }  // namespace caravan

@@ -159,7 +159,11 @@ absl::StatusOr<std::vector<PackedFile>> ReadUnfinished(const std::string& path,
   expected.origin = origin;
   for (size_t i = 0; i < unfinished.files.size() && i < plan.files.size(); ++i) {
     expected.files.push_back(plan.files[i]);
-    expected.files.back().hash = unfinished.files[i].hash;
+    PackedFile& file = expected.files.back();
+    file.hash = unfinished.files[i].hash;
+    if (file.experts.has_value() && unfinished.files[i].experts.has_value()) {
+      file.experts->hashes = unfinished.files[i].experts->hashes;
+    }
   }
   if (PackManifestToJson(expected) != PackManifestToJson(unfinished)) {
     const PackOrigin of = unfinished.origin.value_or(PackOrigin{});
@@ -222,7 +226,7 @@ class Packing {
     CARAVAN_RETURN_IF_ERROR(WritePackFile(UnfinishedPath(), PackManifestToJson(manifest)));
     for (size_t i = manifest.files.size(); i < plan_.files.size(); ++i) {
       PackedFile file = plan_.files[i];
-      CARAVAN_ASSIGN_OR_RETURN(file.hash, WriteFile(file));
+      CARAVAN_RETURN_IF_ERROR(WriteFile(file));
       manifest.files.push_back(std::move(file));
       CARAVAN_RETURN_IF_ERROR(WritePackFile(UnfinishedPath(), PackManifestToJson(manifest)));
     }
@@ -269,26 +273,41 @@ class Packing {
         FormatByteSize(static_cast<int64_t>(space.available)), " left"));
   }
 
-  /// Returns the file's hash.
-  absl::StatusOr<std::string> WriteFile(const PackedFile& file) {
+  /// Fills in the file's hashes.
+  absl::Status WriteFile(PackedFile& file) {
     CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<PackFileWriter> writer,
                              PackFileWriter::Create(JoinPath(options_.output, file.name)));
     MatrixPacker packer(&source_, options_.importance, &pool_);
-    for (const PackedTensor& tensor : AllTensors(file)) {
-      CARAVAN_RETURN_IF_ERROR(writer->PadTo(tensor.offset));
-      CARAVAN_RETURN_IF_ERROR(packer.Pack(
-          tensor.name, tensor.info, [&](absl::Span<const std::byte> bytes) -> absl::Status {
-            if (options_.progress &&
-                !options_.progress(done_bytes_ + writer->bytes(), total_bytes_)) {
-              return absl::CancelledError("packing was stopped; the same command goes on with it");
-            }
-            return writer->Write(bytes);
-          }));
+    const auto write = [&](const std::vector<PackedTensor>& tensors) -> absl::Status {
+      for (const PackedTensor& tensor : tensors) {
+        CARAVAN_RETURN_IF_ERROR(writer->PadTo(tensor.offset));
+        CARAVAN_RETURN_IF_ERROR(packer.Pack(
+            tensor.name, tensor.info, [&](absl::Span<const std::byte> bytes) -> absl::Status {
+              if (options_.progress &&
+                  !options_.progress(done_bytes_ + writer->bytes(), total_bytes_)) {
+                return absl::CancelledError(
+                    "packing was stopped; the same command goes on with it");
+              }
+              return writer->Write(bytes);
+            }));
+      }
+      return absl::OkStatus();
+    };
+    CARAVAN_RETURN_IF_ERROR(write(file.tensors));
+    if (file.experts.has_value()) {
+      PackedExperts& experts = *file.experts;
+      CARAVAN_RETURN_IF_ERROR(writer->PadTo(experts.offset));
+      for (int64_t e = 0; e < experts.count; ++e) {
+        writer->BeginPart();
+        CARAVAN_RETURN_IF_ERROR(write(TensorsOfExpert(experts, e)));
+        CARAVAN_RETURN_IF_ERROR(writer->PadTo(experts.offset + (e + 1) * experts.stride));
+        experts.hashes.push_back(writer->PartHash());
+      }
     }
     CARAVAN_RETURN_IF_ERROR(writer->PadTo(file.bytes));
-    CARAVAN_ASSIGN_OR_RETURN(std::string hash, writer->Commit());
+    CARAVAN_ASSIGN_OR_RETURN(file.hash, writer->Commit());
     done_bytes_ += file.bytes;
-    return hash;
+    return absl::OkStatus();
   }
 
   absl::Status ReadTexts() {

@@ -89,8 +89,8 @@ void ExpectRoutedRowsIndependent(const std::vector<FfnWeights>& experts, Rng& rn
   ExpectRowsIndependent(
       num_rows, hidden, [&](Backend& backend, int64_t row, int64_t count, float* out) {
         std::fill_n(out, count * hidden, 0.0f);
-        backend.RoutedExperts(experts, x.data() + row * hidden, count, ids.data() + row * k,
-                              weights.data() + row * k, k, out);
+        RunResidentExperts(backend, experts, x.data() + row * hidden, count, ids.data() + row * k,
+                           weights.data() + row * k, k, out);
       });
 }
 

@@ -81,6 +81,14 @@ inline std::vector<NamedBackend> AllBackends() {
   return backends;
 }
 
+/// Backend::RoutedExperts of experts that are all in memory, by id.
+inline void RunResidentExperts(Backend& backend, absl::Span<const FfnWeights> experts,
+                               const float* x, int64_t num_rows, const int32_t* expert_ids,
+                               const float* weights, int64_t k, float* out) {
+  ResidentExperts resident(experts, absl::MakeConstSpan(expert_ids, num_rows * k));
+  ASSERT_TRUE(backend.RoutedExperts(resident, x, num_rows, expert_ids, weights, k, out).ok());
+}
+
 inline int64_t RandomInt(Rng& rng, int64_t low, int64_t high) {
   return std::uniform_int_distribution<int64_t>(low, high)(rng);
 }

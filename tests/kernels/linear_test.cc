@@ -241,12 +241,12 @@ TEST(RoutedExpertsTest, StaysWithinTheErrorOfItsParts) {
         ids.push_back(static_cast<int32_t>(rng() % 2 ? 2 : 4));
       }
       std::vector<float> expected = before;
-      MakeReferenceBackend()->RoutedExperts(views, x.data(), num_rows, ids.data(), weights.data(),
-                                            k, expected.data());
+      RunResidentExperts(*MakeReferenceBackend(), views, x.data(), num_rows, ids.data(),
+                         weights.data(), k, expected.data());
       for (const NamedBackend& cpu : CpuBackends()) {
         std::vector<float> out = before;
-        cpu.backend->RoutedExperts(views, x.data(), num_rows, ids.data(), weights.data(), k,
-                                   out.data());
+        RunResidentExperts(*cpu.backend, views, x.data(), num_rows, ids.data(), weights.data(), k,
+                           out.data());
         for (int64_t t = 0; t < num_rows; ++t) {
           std::vector<double> error(hidden), magnitude(hidden);
           for (int64_t i = t * k; i < (t + 1) * k; ++i) {
@@ -281,7 +281,7 @@ TEST(RoutedExpertsTest, WeighsAHandWorkedCase) {
   const float weights[] = {0.5f, 0.25f, 1, 0.5f};
   for (const NamedBackend& tested : AllBackends()) {
     float out[] = {1000, 0};
-    tested.backend->RoutedExperts(experts, x, 2, ids, weights, 2, out);
+    RunResidentExperts(*tested.backend, experts, x, 2, ids, weights, 2, out);
     EXPECT_EQ(out[0], 1000 + 128 * (0.5f + 25)) << tested.name;
     EXPECT_EQ(out[1], 128 * (10 + 50)) << tested.name;
   }

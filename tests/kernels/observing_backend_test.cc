@@ -105,9 +105,9 @@ TEST(ObservingBackendTest, ShowsEachExpertTheRowsThatChoseIt) {
   const auto observing = MakeObservingBackend(CpuBackendFor(CpuIsa::kPortable, 1), &observer);
   std::vector<float> out(3 * kHidden);
   std::vector<float> expected(3 * kHidden);
-  observing->RoutedExperts(views, x.data(), 3, ids.data(), weights.data(), 2, out.data());
-  CpuBackendFor(CpuIsa::kPortable, 1)
-      ->RoutedExperts(views, x.data(), 3, ids.data(), weights.data(), 2, expected.data());
+  RunResidentExperts(*observing, views, x.data(), 3, ids.data(), weights.data(), 2, out.data());
+  RunResidentExperts(*CpuBackendFor(CpuIsa::kPortable, 1), views, x.data(), 3, ids.data(),
+                     weights.data(), 2, expected.data());
   EXPECT_EQ(out, expected);
   for (const size_t expert : {size_t{0}, size_t{2}}) {
     EXPECT_EQ(observer.rows_of[experts[expert].gate.view().data], x);
@@ -117,7 +117,7 @@ TEST(ObservingBackendTest, ShowsEachExpertTheRowsThatChoseIt) {
 
   observer.rows_of.clear();
   const std::vector<int32_t> last = {0, 1, 0, 1, 1, 2};
-  observing->RoutedExperts(views, x.data(), 3, last.data(), weights.data(), 2, out.data());
+  RunResidentExperts(*observing, views, x.data(), 3, last.data(), weights.data(), 2, out.data());
   const std::vector<float> third(x.begin() + 2 * kHidden, x.end());
   EXPECT_EQ(observer.rows_of[experts[2].gate.view().data], third);
 }

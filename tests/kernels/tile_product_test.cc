@@ -208,8 +208,8 @@ TEST(TileProductTest, ExpertsAreTheProductsOfTheirMatrices) {
         ASSERT_EQ(ffn_out, out) << cpu.name << " " << DTypeName(types.in);
       }
       std::vector<float> out(num_rows * hidden, 1), expected(out);
-      cpu.backend->RoutedExperts(experts, x.data(), num_rows, ids.data(), weights.data(), k,
-                                 out.data());
+      RunResidentExperts(*cpu.backend, experts, x.data(), num_rows, ids.data(), weights.data(), k,
+                         out.data());
       for (int64_t i = 0; i < num_rows * k; ++i) {
         for (int64_t c = 0; c < hidden; ++c) {
           expected[i / k * hidden + c] += weights[i] * products[ids[i]][i / k * hidden + c];

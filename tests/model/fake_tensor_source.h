@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kernels/matrix.h"
+#include "model/pack/pack_manifest.h"
 #include "model/tensor_source.h"
 #include "model/tensor_table.h"
 
@@ -38,13 +39,13 @@ class FakeTensorSource : public TensorSource {
     return absl::DataLossError(std::string(name) + ": has no bytes");
   }
 
-  int64_t ExpertStride(absl::string_view prefix) const override {
-    const auto it = expert_strides.find(std::string(prefix));
-    return it == expert_strides.end() ? 0 : it->second;
+  const ExpertFile* FindExperts(int layer) const override {
+    const auto it = expert_files.find(layer);
+    return it == expert_files.end() ? nullptr : &it->second;
   }
 
   std::map<std::string, TensorInfo> tensors;
-  std::map<std::string, int64_t> expert_strides;  // by prefix
+  std::map<int, ExpertFile> expert_files;  // by layer
 };
 
 }  // namespace caravan

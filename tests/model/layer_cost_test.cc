@@ -102,7 +102,7 @@ TEST_F(LayerCostTest, TellsRoutedExpertsApart) {
 
 TEST_F(LayerCostTest, ASlotTakesTheLargestExpertOfTheStage) {
   const auto set_stride = [&](int layer, int64_t bytes) {
-    source_.expert_strides[absl::StrCat("model.layers.", layer, ".mlp.experts.")] = bytes;
+    source_.expert_files[layer].experts.stride = bytes;
   };
   for (int layer = 3; layer < 61; ++layer) set_stride(layer, 8192);
   set_stride(40, 12288);
@@ -114,7 +114,7 @@ TEST_F(LayerCostTest, ASlotTakesTheLargestExpertOfTheStage) {
   EXPECT_EQ(cost->Of({.first_layer = 0, .end_layer = 41}).expert_slot_bytes, 12288);
   EXPECT_FALSE(cost->Of({.first_layer = 0, .end_layer = 3}).can_offload());  // it has none
   // One layer whose experts lie scattered keeps those of its stage in memory.
-  set_stride(5, 0);
+  source_.expert_files.erase(5);
   cost = ComputeModelCost(config_, source_);
   ASSERT_TRUE(cost.ok()) << cost.status();
   EXPECT_FALSE(cost->Of({.first_layer = 0, .end_layer = 8}).can_offload());

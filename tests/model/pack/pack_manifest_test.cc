@@ -31,6 +31,7 @@ PackManifest SmallManifest() {
   experts.stride = 8192;
   experts.tensors = {{"up", {DType::kQ4_K, {16, 256}, MatrixLayout::kTiled16}, 0},
                      {"down", {DType::kBF16, {16, 16}, MatrixLayout::kTiled16}, 2304}};
+  experts.hashes.assign(3, kHash);
   file.experts = experts;
   file.bytes = 4096 + 3 * 8192;
   return {{file}};
@@ -71,8 +72,9 @@ TEST(PackManifestTest, RefusesWhatIsNoManifest) {
   manifest["format"] = "other";
   ExpectRefused(manifest, "format");
   manifest = SmallJson();
-  manifest["version"] = 2;
-  ExpectRefused(manifest, "version");
+  manifest["version"] = 1;
+  ExpectRefused(manifest,
+                "\"version\" is 1; this Caravan reads version 2, so pack the model again");
   manifest = SmallJson();
   manifest.erase("files");
   ExpectRefused(manifest, "files");
@@ -137,6 +139,7 @@ TEST(PackManifestTest, RefusesWhatWouldTakeMuchMemory) {
   constexpr int64_t kMany = 1 << 20;
   json& experts = manifest["files"][0]["experts"];
   experts["count"] = kMany;
+  experts["xxh3"] = json::array_t(kMany, kHash);
   manifest["files"][0]["bytes"] =
       experts["offset"].get<int64_t>() + kMany * experts["stride"].get<int64_t>();
   ExpectRefused(manifest, "more than 1048576 tensors");
@@ -147,6 +150,9 @@ TEST(PackManifestTest, RefusesAHashThatIsNone) {
     json manifest = SmallJson();
     manifest["files"][0]["xxh3"] = hash;
     ExpectRefused(manifest, "xxh3");
+    manifest = SmallJson();
+    manifest["files"][0]["experts"]["xxh3"][1] = hash;
+    ExpectRefused(manifest, "experts of layer-001.bin: field \"xxh3\"");
   }
 }
 

@@ -21,6 +21,7 @@
 #include "kernels/quant/quantize.h"
 #include "kernels/tiled/tile_layout.h"
 #include "model/checkpoint.h"
+#include "model/pack/file_hash.h"
 #include "model/pack/matrix_packer.h"
 #include "model/pack/packed_model.h"
 #include "model/safetensors.h"
@@ -233,11 +234,27 @@ TEST_F(PackerTest, ExpertsLieWhereDirectReadsCanTakeThem) {
     EXPECT_EQ(file.experts->stride % kExpertAlignment, 0);
     EXPECT_EQ(file.experts->count, 32);
     EXPECT_EQ(file.experts->tensors.size(), 3u);
-    EXPECT_EQ(packed->ExpertStride(file.experts->prefix), file.experts->stride);
   }
   EXPECT_EQ(layers, 6);
-  EXPECT_EQ(packed->ExpertStride("model.layers.99.mlp.experts."), 0);
-  EXPECT_EQ(source_->ExpertStride("model.layers.3.mlp.experts."), 0);
+  EXPECT_EQ(source_->FindExperts(3), nullptr);
+}
+
+TEST_F(PackerTest, EachExpertsRunHasItsHash) {
+  const auto packed = MustPack(Options("q", {DType::kQ8_0, DType::kQ8_0}));
+  EXPECT_EQ(packed->FindExperts(0), nullptr);  // a dense layer
+  EXPECT_EQ(packed->FindExperts(1000), nullptr);
+  const ExpertFile* const layer = packed->FindExperts(2);
+  ASSERT_NE(layer, nullptr);
+  EXPECT_EQ(layer->path, JoinPath(packed->path(), "layer-002.bin"));
+  const auto file = ReadableFile::Open(layer->path);
+  ASSERT_TRUE(file.ok()) << file.status();
+  ASSERT_EQ(layer->experts.hashes.size(), 32u);
+  std::vector<std::byte> run(static_cast<size_t>(layer->experts.stride));
+  for (const int64_t e : {0, 1, 31}) {
+    const int64_t offset = layer->experts.offset + e * layer->experts.stride;
+    ASSERT_TRUE((*file)->Read(offset, absl::MakeSpan(run)).ok());
+    EXPECT_EQ(HashOf(run), layer->experts.hashes[static_cast<size_t>(e)]);
+  }
 }
 
 TEST_F(PackerTest, TheSameBytesWhateverTheThreads) {
@@ -378,16 +395,23 @@ TEST_F(PackerTest, SomeLayersAlone) {
 TEST_F(PackerTest, ADamagedPackIsFound) {
   const auto packed = MustPack(Options("q", {DType::kQ8_0, DType::kQ8_0}));
   const std::string path = JoinPath(packed->path(), "layer-002.bin");
-  {
+  const auto flip = [&](int64_t offset) {
     std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
-    file.seekg(5000);
+    file.seekg(offset);
     const char byte = static_cast<char>(file.get() ^ 1);
-    file.seekp(5000);
+    file.seekp(offset);
     file.put(byte);
-  }
-  const absl::Status damaged = packed->CheckHashes([](int64_t, int64_t) { return true; });
-  EXPECT_EQ(damaged.code(), absl::StatusCode::kDataLoss);
-  EXPECT_THAT(std::string(damaged.message()), HasSubstr(path));
+  };
+  const auto expect_damaged = [&](const std::string& says) {
+    const absl::Status damaged = packed->CheckHashes([](int64_t, int64_t) { return true; });
+    EXPECT_EQ(damaged.code(), absl::StatusCode::kDataLoss);
+    EXPECT_THAT(std::string(damaged.message()), HasSubstr(path + says));
+  };
+  flip(5000);
+  expect_damaged(": hash");
+  const PackedExperts& experts = packed->FindExperts(2)->experts;
+  flip(experts.offset + 7 * experts.stride + 5);
+  expect_damaged(", expert 7: hash");
   std::filesystem::resize_file(path, 5000);
   const absl::Status truncated = PackedModel::Open(packed->path()).status();
   EXPECT_EQ(truncated.code(), absl::StatusCode::kInvalidArgument);

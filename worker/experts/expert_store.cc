@@ -1,0 +1,447 @@
+#include "worker/experts/expert_store.h"
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "base/byte_size.h"
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+
+namespace caravan {
+namespace {
+
+/// Slots through which experts pass, of `slots` in all: enough for some to be computed while the
+/// next are read, and little against the cache.
+int NumPassed(int slots) { return std::clamp(slots / 4, 1, 32); }
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConfig& config,
+                                                                 const StageSpec& stage,
+                                                                 const TensorSource& source,
+                                                                 int64_t budget_bytes,
+                                                                 const Options& options) {
+  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<ExpertFiles> files,
+                           ExpertFiles::Open(config, stage, source));
+  // One that is kept and one that passes, if a token chooses one only.
+  const int64_t least =
+      std::min(std::max<int64_t>(config.router.num_experts_per_tok, 2), files->num_experts());
+  const int64_t slot_bytes = files->max_run_bytes();
+  const int64_t slots = std::min(budget_bytes / slot_bytes, files->num_experts());
+  if (slots < least) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("routed experts get ", budget_bytes, " bytes of memory, but the ", least,
+                     " that a token may need at once take ", least * slot_bytes));
+  }
+  const int num_passed = slots == files->num_experts() ? 0 : NumPassed(static_cast<int>(slots));
+  CARAVAN_ASSIGN_OR_RETURN(
+      std::unique_ptr<CachePolicy> policy,
+      MakeCachePolicy(options.policy,
+                      HalfLifeSteps(static_cast<int>(slots) - num_passed,
+                                    static_cast<int>(files->layers().size()),
+                                    static_cast<int>(config.router.num_experts_per_tok))));
+  CARAVAN_ASSIGN_OR_RETURN(Buffer memory, Buffer::Allocate(slots * slot_bytes));
+  memory.PreferLargePages();
+  if (!memory.Lock()) {
+    LogInfo("experts not locked in memory",
+            {{"bytes", memory.size()}, {"reason", "the limit of locked memory"}});
+  }
+  ReadQueue::Options reads = options.reads;
+  reads.memory = absl::MakeSpan(memory.data(), static_cast<size_t>(memory.size()));
+  std::unique_ptr<ExpertStore> store(new ExpertStore(
+      std::move(files), std::move(memory), num_passed, std::move(policy), options.verify));
+  CARAVAN_ASSIGN_OR_RETURN(store->queue_, options.make_queue(reads));
+  LogInfo("experts on disk", {{"slots", slots},
+                              {"experts", store->files_->num_experts()},
+                              {"slot_bytes", slot_bytes},
+                              {"reads", store->queue_->Name()}});
+  return store;
+}
+
+ExpertStore::ExpertStore(std::unique_ptr<ExpertFiles> files, Buffer memory, int num_passed,
+                         std::unique_ptr<CachePolicy> policy, Verify verify)
+    : files_(std::move(files)),
+      verify_(verify),
+      slot_bytes_(files_->max_run_bytes()),
+      memory_(std::move(memory)),
+      cache_({.first_layer = files_->layers().front(),
+              .num_layers = files_->layers().back() - files_->layers().front() + 1,
+              .experts_per_layer = files_->experts_per_layer(),
+              .num_slots = static_cast<int>(memory_.size() / slot_bytes_) - num_passed},
+             std::move(policy)),
+      slots_(static_cast<size_t>(memory_.size() / slot_bytes_)),
+      free_cached_(cache_.shape().num_slots),
+      verified_(static_cast<size_t>(cache_.shape().num_layers) *
+                static_cast<size_t>(cache_.shape().experts_per_layer)) {
+  const size_t num_experts = static_cast<size_t>(files_->experts_per_layer());
+  tally_.reserve(num_experts);
+  needs_.reserve(num_experts);
+  read_order_.reserve(num_experts);
+  batch_.reserve(num_experts);
+  batch_needs_.reserve(num_experts);
+  // A slot has one read.
+  collected_.reserve(slots_.size());
+  MutexLock lock(&mu_);
+  ended_.reserve(slots_.size());
+}
+
+int64_t ExpertStore::warm_bytes() const {
+  return static_cast<int64_t>(slots_.size()) == files_->num_experts() ? files_->total_bytes() : 0;
+}
+
+absl::Status ExpertStore::Warm(const Progress& progress) {
+  if (warm_bytes() == 0) return absl::OkStatus();
+  int64_t done = 0;
+  for (const int layer : files_->layers()) {
+    layer_ = layer;
+    needs_.clear();
+    for (int expert = 0; expert < files_->experts_per_layer(); ++expert) {
+      needs_.push_back({.expert = expert});
+    }
+    is_scan_ = false;
+    ascending_ = true;
+    BeginVisit();
+    while (true) {
+      if (!progress(done, warm_bytes())) {
+        EndVisit();
+        return absl::CancelledError("reading experts was stopped");
+      }
+      CARAVAN_ASSIGN_OR_RETURN(const absl::Span<const LoadedExpert> batch, Next());
+      if (batch.empty()) break;
+      done += static_cast<int64_t>(batch.size()) * files_->run_bytes(layer);
+    }
+  }
+  layer_ = std::numeric_limits<int>::max();
+  progress(done, warm_bytes());
+  return absl::OkStatus();
+}
+
+ExpertBatches& ExpertStore::Visit(int layer, absl::Span<const int32_t> expert_ids,
+                                  absl::Span<const float> weights) {
+  EndVisit();  // one that was left
+  if (layer <= layer_) ++step_;
+  layer_ = layer;
+  CountNeeds(expert_ids, weights);
+  is_scan_ = 2 * static_cast<int>(needs_.size()) > files_->experts_per_layer();
+  ascending_ = static_cast<int64_t>(expert_ids.size()) > kMaxUnorderedShares;
+  BeginVisit();
+  int64_t hits = 0;
+  for (const Need& need : needs_) {
+    if (need.slot >= 0 && At(need.slot).state == Slot::State::kReady) ++hits;
+  }
+  const int64_t misses = static_cast<int64_t>(needs_.size()) - hits;
+  if (misses == 0) ascending_ = true;
+  MutexLock lock(&mu_);
+  counters_.hits += hits;
+  counters_.misses += misses;
+  return batches_;
+}
+
+void ExpertStore::CountNeeds(absl::Span<const int32_t> expert_ids,
+                             absl::Span<const float> weights) {
+  CARAVAN_CHECK(expert_ids.size() == weights.size());
+  tally_.assign(static_cast<size_t>(files_->experts_per_layer()), Need{});
+  for (size_t i = 0; i < expert_ids.size(); ++i) {
+    CARAVAN_CHECK(expert_ids[i] >= 0 && expert_ids[i] < files_->experts_per_layer());
+    Need& need = tally_[static_cast<size_t>(expert_ids[i])];
+    need.expert = expert_ids[i];
+    ++need.rows;
+    need.weight += weights[i];
+  }
+  needs_.clear();
+  for (Need& need : tally_) {
+    if (need.rows == 0) continue;
+    const ExpertKey key = {layer_, need.expert};
+    need.score = cache_.score(key);
+    cache_.Use(key, {step_, need.rows, need.weight});
+    needs_.push_back(need);
+  }
+}
+
+void ExpertStore::BeginVisit() {
+  num_given_ = 0;
+  // Errors here are of reads that no visit wants any more: their experts are not in memory.
+  CollectReads().IgnoreError();
+  for (Need& need : needs_) {
+    need.slot = FindSlot({layer_, need.expert});
+    if (need.slot >= 0) Want(need.slot);
+  }
+  DropGuesses();
+  read_order_.resize(needs_.size());
+  std::iota(read_order_.begin(), read_order_.end(), size_t{0});
+  if (!is_scan_ && !ascending_) {
+    std::sort(read_order_.begin(), read_order_.end(), [this](size_t a, size_t b) {
+      return std::pair(-needs_[a].rows, a) < std::pair(-needs_[b].rows, b);
+    });
+  }
+  guess_layer_ = is_scan_ ? files_->NextLayer(layer_) : -1;
+  guess_expert_ = 0;
+  if (BeginNeeded()) BeginGuesses();
+}
+
+// Next waits only while a read is under way, and reads end. If none is, all that has a slot is
+// ready, and nothing but the visit holds any. Where order is free, what is ready is given, so
+// nothing has a slot: a free one is found for what is left. Where it is kept, the first expert that
+// was not given has no slot, so none that it may take is free: those through which experts pass
+// have later ones, which were guessed before the visit. MakeRoom gives up one of those, and there
+// the first one can go. (Where none pass, there are as many slots as experts, and all begin.)
+absl::StatusOr<absl::Span<const LoadedExpert>> ExpertStore::Next() {
+  ReleaseBatch();
+  while (true) {
+    absl::Status status = CollectReads();
+    if (status.ok() && BeginNeeded()) BeginGuesses();
+    if (status.ok()) status = FillBatch();
+    if (!status.ok()) {
+      EndVisit();
+      return status;
+    }
+    if (!batch_.empty() || num_given_ == needs_.size()) return absl::MakeConstSpan(batch_);
+    if (reading_ > 0) {
+      WaitForRead();
+    } else {
+      MakeRoom();
+    }
+  }
+}
+
+absl::Status ExpertStore::FillBatch() {
+  // In a scan half of what passes at most: the other half is being read meanwhile.
+  const int num_passed = num_slots() - cache_.shape().num_slots;
+  const size_t most = is_scan_ && num_passed > 0 ? std::max(num_passed / 2, 1) : needs_.size();
+  for (size_t i = 0; i < needs_.size() && batch_.size() < most; ++i) {
+    Need& need = needs_[i];
+    if (need.given) continue;
+    if (need.slot < 0 || At(need.slot).state != Slot::State::kReady) {
+      if (ascending_) break;
+      continue;
+    }
+    CARAVAN_RETURN_IF_ERROR(CheckBytes(need.slot));
+    need.given = true;
+    ++num_given_;
+    batch_needs_.push_back(i);
+    batch_.push_back({need.expert, files_->WeightsAt({layer_, need.expert}, MemoryOf(need.slot))});
+  }
+  return absl::OkStatus();
+}
+
+void ExpertStore::ReleaseBatch() {
+  for (const size_t i : batch_needs_) Unwant(std::exchange(needs_[i].slot, -1));
+  batch_needs_.clear();
+  batch_.clear();
+}
+
+void ExpertStore::EndVisit() {
+  for (Need& need : needs_) {
+    if (need.slot >= 0 && At(need.slot).wanted) Unwant(need.slot);
+  }
+  needs_.clear();
+  batch_needs_.clear();
+  batch_.clear();
+  num_given_ = 0;
+}
+
+bool ExpertStore::BeginNeeded() {
+  for (const size_t i : read_order_) {
+    Need& need = needs_[i];
+    if (need.slot >= 0 || need.given) continue;
+    need.slot = TakeFor(need);
+    if (need.slot < 0) return false;
+    BeginRead(need.slot, {layer_, need.expert}, ReadPriority::kNeeded);
+  }
+  return true;
+}
+
+int ExpertStore::TakeFor(const Need& need) {
+  // The score before the visit: this one raised it above those of all layers that are still to
+  // come, though their experts are as much in use.
+  if (!is_scan_ || cache_.WouldGiveWayTo(need.score)) {
+    const int slot = TakeFromCache({layer_, need.expert});
+    if (slot >= 0) return slot;
+  }
+  return FindFreePassed();
+}
+
+void ExpertStore::BeginGuesses() {
+  while (guess_layer_ >= 0 && (free_cached_ > 0 || FindFreePassed() >= 0)) {
+    const std::optional<ExpertKey> key = NextGuess();
+    if (!key.has_value()) return;
+    const int slot = free_cached_ > 0 ? TakeFromCache(*key) : FindFreePassed();
+    BeginRead(slot, *key, ReadPriority::kGuess);
+  }
+}
+
+// A scan goes on with the next layer, from its first expert on; after the last layer comes the next
+// step's first.
+std::optional<ExpertKey> ExpertStore::NextGuess() {
+  while (guess_expert_ < files_->experts_per_layer()) {
+    const ExpertKey key = {guess_layer_, guess_expert_++};
+    if (FindSlot(key) < 0) return key;
+  }
+  guess_layer_ = -1;
+  return std::nullopt;
+}
+
+void ExpertStore::DropGuesses() {
+  for (int slot = cache_.shape().num_slots; slot < num_slots(); ++slot) {
+    if (!At(slot).guess) continue;
+    if (At(slot).state == Slot::State::kReading) {
+      if (!queue_->Cancel(At(slot).read)) {
+        // It has begun. Its end frees the slot, unless a visit wants it by then.
+        At(slot).guess = false;
+        MutexLock lock(&mu_);
+        ++counters_.guesses_wasted;
+        continue;
+      }
+      --reading_;
+    }
+    Forget(slot);
+  }
+}
+
+void ExpertStore::MakeRoom() {
+  for (size_t i = needs_.size(); i-- > 0;) {
+    if (needs_[i].given || needs_[i].slot < 0 || !IsPassed(needs_[i].slot)) continue;
+    return Unwant(std::exchange(needs_[i].slot, -1));
+  }
+  CARAVAN_CHECK(false);  // see Next
+}
+
+void ExpertStore::BeginRead(int slot, ExpertKey key, ReadPriority priority) {
+  ++reading_;
+  const bool is_guess = priority == ReadPriority::kGuess;
+  At(slot) = {.state = Slot::State::kReading, .key = key, .wanted = !is_guess, .guess = is_guess};
+  if (!is_guess && !IsPassed(slot)) cache_.Hold(slot);  // beside the read's own
+  At(slot).read = queue_->Submit(files_->ReadOf(key, MemoryOf(slot)), priority,
+                                 [this, slot](const absl::Status& status) {
+                                   MutexLock lock(&mu_);
+                                   ended_.push_back({slot, status});
+                                   read_ended_.SignalAll();
+                                 });
+}
+
+void ExpertStore::WaitForRead() {
+  const absl::Duration begin = SteadyClock().Now();
+  MutexLock lock(&mu_);
+  while (ended_.empty()) read_ended_.Wait(&mu_);
+  counters_.waited += SteadyClock().Now() - begin;
+}
+
+absl::Status ExpertStore::CollectReads() {
+  {
+    MutexLock lock(&mu_);
+    collected_.swap(ended_);
+    for (const Ended& ended : collected_) {
+      if (!ended.status.ok()) continue;
+      ++counters_.reads;
+      counters_.bytes_read += files_->run_bytes(At(ended.slot).key.layer);
+    }
+  }
+  absl::Status error;
+  for (const Ended& ended : collected_) {
+    Slot& slot = At(ended.slot);
+    --reading_;
+    if (ended.status.ok()) {
+      slot.state = Slot::State::kReady;
+      if (!IsPassed(ended.slot)) {
+        cache_.Release(ended.slot);
+      } else if (!slot.wanted && !slot.guess) {
+        Forget(ended.slot);
+      }
+      continue;
+    }
+    if (slot.wanted) {
+      error.Update(files_->Error(slot.key, ended.status.message()));
+      Unwant(ended.slot);
+    }
+    Forget(ended.slot);
+  }
+  collected_.clear();
+  return error;
+}
+
+absl::Status ExpertStore::CheckBytes(int slot) {
+  if (std::exchange(At(slot).checked, true) || verify_ == Verify::kNever) return absl::OkStatus();
+  const ExpertKey key = At(slot).key;
+  std::vector<bool>::reference verified =
+      verified_[static_cast<size_t>(key.layer - cache_.shape().first_layer) *
+                    static_cast<size_t>(cache_.shape().experts_per_layer) +
+                static_cast<size_t>(key.expert)];
+  if (verify_ == Verify::kFirst && verified) return absl::OkStatus();
+  const absl::Status status = files_->CheckHash(key, MemoryOf(slot));
+  verified = status.ok();
+  if (!status.ok()) {
+    At(slot).wanted = false;  // with its hold
+    Forget(slot);
+  }
+  return status;
+}
+
+int ExpertStore::FindSlot(ExpertKey key) const {
+  if (const std::optional<int> slot = cache_.Find(key); slot.has_value()) return *slot;
+  for (int slot = cache_.shape().num_slots; slot < num_slots(); ++slot) {
+    const Slot& passed = slots_[static_cast<size_t>(slot)];
+    if (passed.state != Slot::State::kFree && passed.key == key) return slot;
+  }
+  return -1;
+}
+
+int ExpertStore::FindFreePassed() const {
+  for (int slot = cache_.shape().num_slots; slot < num_slots(); ++slot) {
+    if (slots_[static_cast<size_t>(slot)].state == Slot::State::kFree) return slot;
+  }
+  return -1;
+}
+
+int ExpertStore::TakeFromCache(ExpertKey key) {
+  const std::optional<int> taken = cache_.Take(key);
+  if (!taken.has_value()) return -1;
+  if (At(*taken).state == Slot::State::kFree) {
+    --free_cached_;
+  } else {
+    MutexLock lock(&mu_);
+    ++counters_.evictions;
+    if (At(*taken).guess) ++counters_.guesses_wasted;
+  }
+  return *taken;
+}
+
+void ExpertStore::Want(int slot) {
+  Slot& wanted = At(slot);
+  wanted.wanted = true;
+  if (!IsPassed(slot)) cache_.Hold(slot);
+  if (wanted.state == Slot::State::kReading) queue_->Promote(wanted.read);
+  if (!std::exchange(wanted.guess, false)) return;
+  MutexLock lock(&mu_);
+  ++counters_.guesses_used;
+}
+
+void ExpertStore::Unwant(int slot) {
+  At(slot).wanted = false;
+  if (!IsPassed(slot)) {
+    cache_.Release(slot);
+  } else if (At(slot).state == Slot::State::kReady) {
+    Forget(slot);
+  }
+}
+
+void ExpertStore::Forget(int slot) {
+  if (At(slot).guess) {
+    MutexLock lock(&mu_);
+    ++counters_.guesses_wasted;
+  }
+  At(slot) = {};
+  if (IsPassed(slot)) return;
+  cache_.Drop(slot);
+  ++free_cached_;
+}
+
+ExpertStore::Counters ExpertStore::counters() const {
+  MutexLock lock(&mu_);
+  return counters_;
+}
+
+}  // namespace caravan
