@@ -12,7 +12,11 @@
 //                         16 binary16, bfloat16, E4M3, uint8 or int8 as Floats
 //   LoadFloats, StoreFloats, Broadcast, Add, Mul, ToFloats
 //   Fma, FloatFma         a * b + c; only FloatFma may round twice
-//   Dots<Format, lines, rows>(...)    the exact integer dot products of one sub-block
+//   Codes<Format>         the unpacked codes of a panel, for many rows: Unpack(part, line) sets
+//   those
+//                         of 32 columns, Part(part) gives them to Dots
+//   Dots<Format, lines, rows>(line, ...)    the exact integer dot products of one sub-block, whose
+//                         codes are line(i): of Codes, or Bytes straight from a block
 //   MaxMagnitude(x)       the greatest of |x[0..32)| as bits; a NaN is above infinity
 //   RoundQuotients(x, d, codes)    codes[i] = x[i] / d to the nearest integer, ties to even
 //
@@ -27,20 +31,33 @@
 
 namespace caravan {
 
-// How far ahead of its use a line of weights is asked for: the time of a read from memory (about
-// 100 ns) at 40 GB/s.
-inline constexpr int kTilePrefetch = 4096;
+// How far ahead of its use a line of weights is asked for: the time of a read from a busy memory
+// (about 200 ns) at 40 GB/s.
+inline constexpr int kTilePrefetch = 8192;
 
 // --- block formats -------------------------------------------------------------------------------
 
-/// The scales of 256 columns, and their codes as bytes where those are unpacked first: 4 KiB, so
-/// that all stays in the first-level cache.
-struct alignas(64) TilePanel {
+/// The scales of 256 columns: [sub-block][row].
+struct alignas(64) TileScales {
   static constexpr int kColumns = 256;
 
-  float scales[kColumns / 16][16];  // [sub-block][row]
+  float scales[kColumns / 16][16];
   float mins[kColumns / 16][16];
-  uint8_t codes[kColumns / 4][kTileLine];  // line i: columns 4 i .. 4 i + 3
+};
+
+/// The codes of 256 columns as bytes: 4 KiB, so that all stays in the first-level cache.
+template <class Isa>
+struct alignas(64) ByteCodes {
+  uint8_t bytes[TileScales::kColumns / 4][kTileLine];  // line i: columns 4 i .. 4 i + 3
+
+  template <class LoadLine>
+  void Unpack(int64_t part, const LoadLine& line) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) Isa::StoreBytes(bytes[8 * part + i], line(i));
+  }
+  auto Part(int64_t part) const {
+    return [lines = bytes + 8 * part](int i) { return Isa::LoadBytes(lines[i]); };
+  }
 };
 
 /// One sum for each of T rows.
@@ -61,17 +78,16 @@ struct TileSums {
   }
 };
 
-/// Adds the products of the 32 columns whose lines `line(i)` gives, i < 8. scales, mins: of their
-/// first sub-block.
-template <class Isa, class Format, int T, class LoadLine>
+/// Adds the products of the 32 columns whose codes are line(i), i < 8. scales, mins: of their first
+/// sub-block.
+template <class Isa, class Format, class LoadLine, int T>
 inline void AddActivationBlock(const LoadLine& line, const float (*scales)[16],
                                const float (*mins)[16], TileSums<Isa, T>& sums) {
   constexpr int kSubBlocks = kActivationBlock / Format::kSubValues;
   constexpr int kLines = Format::kSubValues / 4;
   for (int s = 0; s < kSubBlocks; ++s) {
     typename Isa::Ints dots[T];
-    Isa::template Dots<Format, kLines, T>([&](int i) { return line(s * kLines + i); }, sums.rows, s,
-                                          dots);
+    Isa::template Dots<Format, kLines, T>(line, sums.rows, s, dots);
     const typename Isa::Floats scale = Isa::LoadFloats(scales[s]);
     for (int t = 0; t < T; ++t) {
       sums.values[t] =
@@ -90,60 +106,57 @@ inline void AddActivationBlock(const LoadLine& line, const float (*scales)[16],
   for (int t = 0; t < T; ++t) ++sums.rows[t];
 }
 
-/// AddActivationBlock for part kPart of a block and those after it, straight from the block.
-template <class Isa, class Format, int T, int kPart = 0>
-inline void AddBlock(const uint8_t* block, const TilePanel& panel, int64_t b,
-                     TileSums<Isa, T>& sums) {
-  constexpr int kParts = Format::kValues / kActivationBlock;
-  constexpr int kSubBlocks = kActivationBlock / Format::kSubValues;
-  const int64_t sub = (b * kParts + kPart) * kSubBlocks;
-  AddActivationBlock<Isa, Format, T>(
-      [block](int i) { return Format::template Line<Isa, kPart>(block, i); }, panel.scales + sub,
-      panel.mins + sub, sums);
-  if constexpr (kPart + 1 < kParts) {
-    AddBlock<Isa, Format, T, kPart + 1>(block, panel, b, sums);
+/// Asks for what lies kTilePrefetch after a block. For one block at a time, so that the memory is
+/// busy while products are taken.
+template <class Format>
+inline void PrefetchAfter(const uint8_t* block) {
+  for (int i = 0; i < Format::kTileBytes; i += kTileLine) {
+    __builtin_prefetch(block + kTilePrefetch + i);
   }
 }
 
-/// Adds the products of a panel of `num_blocks` blocks for any number of rows: T at a time, then
-/// the rest by halves of that. `kUnpacked`: the panel holds the codes.
-template <class Isa, class Format, int T, bool kUnpacked>
-inline void MultiplyPanel(const uint8_t* blocks, int64_t num_blocks, const TilePanel& panel,
-                          const ActivationBlock* const* x, int64_t num_x, int64_t first_block,
-                          float* sums, int64_t stride) {
-  constexpr int kParts = Format::kValues / kActivationBlock;
-  constexpr int kSubBlocks = kActivationBlock / Format::kSubValues;
+/// Part kPart of a block, straight from its bits.
+template <class Isa, class Format, int kPart>
+inline auto BlockPart(const uint8_t* block) {
+  return [block](int i) { return Format::template Line<Isa, kPart>(block, i); };
+}
+
+/// AddActivationBlock for part kPart of a block and those after it, straight from the block.
+/// scales, mins: of part 0.
+template <class Isa, class Format, int kPart = 0, int T>
+inline void AddBlock(const uint8_t* block, const float (*scales)[16], const float (*mins)[16],
+                     TileSums<Isa, T>& sums) {
+  constexpr int kSub = kPart * kActivationBlock / Format::kSubValues;
+  AddActivationBlock<Isa, Format>(BlockPart<Isa, Format, kPart>(block), scales + kSub, mins + kSub,
+                                  sums);
+  if constexpr ((kPart + 1) * kActivationBlock < Format::kValues) {
+    AddBlock<Isa, Format, kPart + 1>(block, scales, mins, sums);
+  }
+}
+
+/// Calls add(sums) for rows of x from block `first_block` on, any number of them: T at a time, then
+/// the rest by halves of that.
+template <class Isa, int T, class AddRows>
+inline void ForRows(const ActivationBlock* const* x, int64_t num_x, int64_t first_block,
+                    float* sums, int64_t stride, const AddRows& add) {
   int64_t t = 0;
   for (; t + T <= num_x; t += T) {
     TileSums<Isa, T> rows;
     rows.Load(x + t, first_block, sums + t * stride, stride);
-    if constexpr (kUnpacked) {
-      for (int64_t b = 0; b < num_blocks * kParts; ++b) {
-        AddActivationBlock<Isa, Format, T>(
-            [&](int i) { return Isa::LoadBytes(panel.codes[8 * b + i]); },
-            panel.scales + b * kSubBlocks, panel.mins + b * kSubBlocks, rows);
-      }
-    } else {
-      for (int64_t b = 0; b < num_blocks; ++b) {
-        AddBlock<Isa, Format, T>(blocks + b * Format::kTileBytes, panel, b, rows);
-      }
-    }
+    add(rows);
     rows.Store(sums + t * stride, stride);
   }
   if constexpr (T > 1) {
-    MultiplyPanel<Isa, Format, T / 2, kUnpacked>(blocks, num_blocks, panel, x + t, num_x - t,
-                                                 first_block, sums + t * stride, stride);
+    ForRows<Isa, T / 2>(x + t, num_x - t, first_block, sums + t * stride, stride, add);
   }
 }
 
 template <class Isa, class Format, int kPart = 0>
-inline void UnpackCodes(const uint8_t* block, uint8_t (*codes)[kTileLine]) {
-#pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    Isa::StoreBytes(codes[i], Format::template Line<Isa, kPart>(block, i));
-  }
-  if constexpr (kPart + 1 < Format::kValues / kActivationBlock) {
-    UnpackCodes<Isa, Format, kPart + 1>(block, codes + 8);
+inline void UnpackBlock(const uint8_t* block, int64_t first_part,
+                        typename Isa::template Codes<Format>& codes) {
+  codes.Unpack(first_part + kPart, BlockPart<Isa, Format, kPart>(block));
+  if constexpr ((kPart + 1) * kActivationBlock < Format::kValues) {
+    UnpackBlock<Isa, Format, kPart + 1>(block, first_part, codes);
   }
 }
 
@@ -152,37 +165,42 @@ inline void UnpackCodes(const uint8_t* block, uint8_t (*codes)[kTileLine]) {
 template <class Isa, class Format>
 void MultiplyBlocks(const std::byte* blocks, int64_t num_blocks, const ActivationBlock* const* x,
                     int64_t num_x, float* sums, int64_t sums_stride) {
-  constexpr int64_t kPanelBlocks = TilePanel::kColumns / Format::kValues;
+  constexpr int64_t kPanelBlocks = TileScales::kColumns / Format::kValues;
   constexpr int64_t kParts = Format::kValues / kActivationBlock;
-  constexpr int kSubBlocks = Format::kValues / Format::kSubValues;
+  constexpr int64_t kPartSubBlocks = kActivationBlock / Format::kSubValues;
+  constexpr int64_t kSubBlocks = kParts * kPartSubBlocks;
   constexpr int64_t kDirectRows = 4;
-  // Bytes need no unpacking.
-  constexpr bool kAlwaysDirect = Format::kMaxCode > 127;
-  TilePanel panel;
-  const auto* bytes = reinterpret_cast<const uint8_t*>(blocks);
+  TileScales panel;
+  typename Isa::template Codes<Format> codes;
   for (int64_t first = 0; first < num_blocks; first += kPanelBlocks) {
     const int64_t count = num_blocks - first < kPanelBlocks ? num_blocks - first : kPanelBlocks;
-    const uint8_t* start = bytes + first * Format::kTileBytes;
-    const bool unpacked = !kAlwaysDirect && num_x > kDirectRows;
+    const auto block = [&](int64_t b) {
+      return reinterpret_cast<const uint8_t*>(blocks) + (first + b) * Format::kTileBytes;
+    };
     for (int64_t b = 0; b < count; ++b) {
-      const uint8_t* block = start + b * Format::kTileBytes;
-      for (int i = 0; i < Format::kTileBytes; i += kTileLine) {
-        __builtin_prefetch(block + kTilePrefetch + i);
-      }
-      Format::template Scales<Isa>(block, panel.scales + b * kSubBlocks,
+      Format::template Scales<Isa>(block(b), panel.scales + b * kSubBlocks,
                                    panel.mins + b * kSubBlocks);
-      if (unpacked) UnpackCodes<Isa, Format>(block, panel.codes + b * kParts * 8);
     }
-    if constexpr (kAlwaysDirect) {
-      MultiplyPanel<Isa, Format, Isa::kRows, false>(start, count, panel, x, num_x, first * kParts,
-                                                    sums, sums_stride);
-    } else if (unpacked) {
-      MultiplyPanel<Isa, Format, Isa::kRows, true>(start, count, panel, x, num_x, first * kParts,
-                                                   sums, sums_stride);
-    } else {
-      MultiplyPanel<Isa, Format, kDirectRows, false>(start, count, panel, x, num_x, first * kParts,
-                                                     sums, sums_stride);
+    if (num_x <= kDirectRows) {
+      ForRows<Isa, kDirectRows>(x, num_x, first * kParts, sums, sums_stride, [&](auto& rows) {
+        for (int64_t b = 0; b < count; ++b) {
+          PrefetchAfter<Format>(block(b));
+          AddBlock<Isa, Format>(block(b), panel.scales + b * kSubBlocks,
+                                panel.mins + b * kSubBlocks, rows);
+        }
+      });
+      continue;
     }
+    for (int64_t b = 0; b < count; ++b) {
+      PrefetchAfter<Format>(block(b));
+      UnpackBlock<Isa, Format>(block(b), b * kParts, codes);
+    }
+    ForRows<Isa, Isa::kRows>(x, num_x, first * kParts, sums, sums_stride, [&](auto& rows) {
+      for (int64_t p = 0; p < count * kParts; ++p) {
+        AddActivationBlock<Isa, Format>(codes.Part(p), panel.scales + p * kPartSubBlocks,
+                                        panel.mins + p * kPartSubBlocks, rows);
+      }
+    });
   }
 }
 

@@ -7,6 +7,8 @@
 
 #include <immintrin.h>
 
+#include <type_traits>
+
 #include "kernels/cpu/tile_kernels.h"
 
 namespace caravan {
@@ -112,49 +114,105 @@ struct Avx2 {
   static Floats FloatFma(Floats a, Floats b, Floats c) { return Fma(a, b, c); }
   static Floats ToFloats(Ints a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
 
-  /// Sums of two products as 16-bit integers. maddubs takes one factor unsigned: codes that are
-  /// signed lend their sign to the other one. At most 2 * 128 * 127, so nothing saturates.
-  template <class Format>
-  static __m256i PairSums(__m256i codes, __m256i x) {
-    if constexpr (Format::kSigned) {
-      return _mm256_maddubs_epi16(_mm256_abs_epi8(codes), _mm256_sign_epi8(x, codes));
+  /// Signed codes w for many rows: |w|, and all ones where w is negative. x ^ -1 is -x - 1, so
+  /// |w| * (x ^ sign) = w * x - (w < 0 ? |w| : 0), and what is missing depends on w alone. Unlike
+  /// vpsignb, an exclusive or is not bound to the units that multiply.
+  struct SignedLine {
+    Bytes magnitudes, signs;
+  };
+  struct SignedPart {
+    SignedLine lines[8];
+    Ints missing;  // sums of |w| over the negative w of 32 columns
+
+    const SignedLine& operator()(int i) const { return lines[i]; }
+  };
+  struct SignedCodes {
+    SignedPart parts[TileScales::kColumns / kActivationBlock];
+
+    template <class LoadLine>
+    void Unpack(int64_t part, const LoadLine& line) {
+      const __m256i zero = _mm256_setzero_si256();
+      Ints pairs = {zero, zero};
+      for (int i = 0; i < 8; ++i) {
+        const Bytes w = line(i);
+        SignedLine& out = parts[part].lines[i];
+        out.magnitudes = {_mm256_abs_epi8(w.low), _mm256_abs_epi8(w.high)};
+        out.signs = {_mm256_cmpgt_epi8(zero, w.low), _mm256_cmpgt_epi8(zero, w.high)};
+        // Minus signs is 1 or 0: at most 8 * 2 * 128 in 16 bits.
+        pairs.low =
+            _mm256_sub_epi16(pairs.low, _mm256_maddubs_epi16(out.magnitudes.low, out.signs.low));
+        pairs.high =
+            _mm256_sub_epi16(pairs.high, _mm256_maddubs_epi16(out.magnitudes.high, out.signs.high));
+      }
+      const __m256i ones = _mm256_set1_epi16(1);
+      parts[part].missing = {_mm256_madd_epi16(pairs.low, ones),
+                             _mm256_madd_epi16(pairs.high, ones)};
     }
-    return _mm256_maddubs_epi16(codes, x);
+    const SignedPart& Part(int64_t part) const { return parts[part]; }
+  };
+  template <class Format>
+  using Codes = std::conditional_t<Format::kSigned, SignedCodes, ByteCodes<Avx2>>;
+
+  /// Sums of two products as 16-bit integers. maddubs takes one factor unsigned: codes that are
+  /// signed lend their sign to the other one. Nothing saturates, as 2 * 128 * 127 and
+  /// -2 * 128 * 128 fit.
+  template <class Format>
+  static Ints PairSums(const Bytes& codes, __m256i x) {
+    if constexpr (Format::kSigned) {
+      return {_mm256_maddubs_epi16(_mm256_abs_epi8(codes.low), _mm256_sign_epi8(x, codes.low)),
+              _mm256_maddubs_epi16(_mm256_abs_epi8(codes.high), _mm256_sign_epi8(x, codes.high))};
+    }
+    return {_mm256_maddubs_epi16(codes.low, x), _mm256_maddubs_epi16(codes.high, x)};
   }
+  template <class Format>
+  static Ints PairSums(const SignedLine& w, __m256i x) {
+    return {_mm256_maddubs_epi16(w.magnitudes.low, _mm256_xor_si256(x, w.signs.low)),
+            _mm256_maddubs_epi16(w.magnitudes.high, _mm256_xor_si256(x, w.signs.high))};
+  }
+
+  /// What a dot product begins with.
+  template <class Format>
+  static Ints Start(const SignedPart& part, int32_t) {
+    return part.missing;
+  }
+  template <class Format, class LoadLine>
+  static Ints Start(const LoadLine&, int32_t minus_sum) {
+    const __m256i start = _mm256_set1_epi32(Format::kOffset == 0 ? 0 : Format::kOffset * minus_sum);
+    return {start, start};
+  }
+
+  /// Keeps the compiler from moving sums past here. GCC would take all products of an unrolled loop
+  /// first and add them up as a tree, which takes several times the registers that there are.
+  static void Pin(Ints& v) { asm("" : "+x"(v.low), "+x"(v.high)); }
 
   template <class Format, int kLines, int T, class LoadLine>
   static void Dots(const LoadLine& line, const ActivationBlock* const* x, int sub, Ints* dots) {
     constexpr bool kWhole = kLines * 4 == kActivationBlock;
     // Lines whose sums fit 16 bits together.
     constexpr int kFit = 32767 / (2 * 127 * Format::kMaxCode);
-    constexpr int kTogether = kFit < kLines ? (kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1) : kLines;
+    constexpr int kTogether = kFit >= kLines ? kLines : kFit >= 4 ? 4 : kFit >= 2 ? 2 : 1;
     const __m256i ones = _mm256_set1_epi16(1);
     for (int t = 0; t < T; ++t) {
-      const int32_t start =
-          Format::kOffset == 0
-              ? 0
-              : Format::kOffset * (kWhole ? x[t]->minus_sum : x[t]->minus_half_sums[sub]);
-      dots[t].low = _mm256_set1_epi32(start);
-      dots[t].high = dots[t].low;
+      dots[t] = Start<Format>(line, kWhole ? x[t]->minus_sum : x[t]->minus_half_sums[sub]);
     }
+    Ints sums[T];
 #pragma GCC unroll 8
-    for (int first = 0; first < kLines; first += kTogether) {
-      Ints sums[T];
-      for (Ints& sum : sums) sum.low = sum.high = _mm256_setzero_si256();
-#pragma GCC unroll 8
-      for (int g = first; g < first + kTogether; ++g) {
-        const Bytes codes = line(g);
-        for (int t = 0; t < T; ++t) {
-          int32_t four;
-          __builtin_memcpy(&four, x[t]->codes + (sub * kLines + g) * 4, sizeof(four));
-          const __m256i factors = _mm256_set1_epi32(four);
-          sums[t].low = _mm256_add_epi16(sums[t].low, PairSums<Format>(codes.low, factors));
-          sums[t].high = _mm256_add_epi16(sums[t].high, PairSums<Format>(codes.high, factors));
-        }
-      }
+    for (int g = 0; g < kLines; ++g) {
+      const auto& codes = line(sub * kLines + g);
       for (int t = 0; t < T; ++t) {
+        int32_t four;
+        __builtin_memcpy(&four, x[t]->codes + (sub * kLines + g) * 4, sizeof(four));
+        const Ints pairs = PairSums<Format>(codes, _mm256_set1_epi32(four));
+        sums[t] = g % kTogether == 0 ? pairs
+                                     : Ints{_mm256_add_epi16(sums[t].low, pairs.low),
+                                            _mm256_add_epi16(sums[t].high, pairs.high)};
+        if (g % kTogether < kTogether - 1) {
+          Pin(sums[t]);
+          continue;
+        }
         dots[t].low = _mm256_add_epi32(dots[t].low, _mm256_madd_epi16(sums[t].low, ones));
         dots[t].high = _mm256_add_epi32(dots[t].high, _mm256_madd_epi16(sums[t].high, ones));
+        Pin(dots[t]);
       }
     }
   }

@@ -18,6 +18,8 @@ struct Avx512 {
   using Bytes = __m512i;
   using Floats = __m512;
   using Ints = __m512i;
+  template <class Format>
+  using Codes = ByteCodes<Avx512>;
 
   static Bytes LoadBytes(const uint8_t* src) { return _mm512_loadu_si512(src); }
   static void StoreBytes(uint8_t* dst, Bytes v) { _mm512_storeu_si512(dst, v); }
@@ -69,6 +71,9 @@ struct Avx512 {
   static Floats FloatFma(Floats a, Floats b, Floats c) { return Fma(a, b, c); }
   static Floats ToFloats(Ints a) { return _mm512_cvtepi32_ps(a); }
 
+  /// As the AVX2 table's.
+  static void Pin(Ints& v) { asm("" : "+v"(v)); }
+
   template <class Format, int kLines, int T, class LoadLine>
   static void Dots(const LoadLine& line, const ActivationBlock* const* x, int sub, Ints* dots) {
     constexpr bool kWhole = kLines * 4 == kActivationBlock;
@@ -83,12 +88,13 @@ struct Avx512 {
     }
 #pragma GCC unroll 8
     for (int g = 0; g < kLines; ++g) {
-      Bytes codes = line(g);
+      Bytes codes = line(sub * kLines + g);
       if (Format::kSigned) codes = _mm512_xor_si512(codes, _mm512_set1_epi8(-128));
       for (int t = 0; t < T; ++t) {
         int32_t four;
         __builtin_memcpy(&four, x[t]->codes + (sub * kLines + g) * 4, sizeof(four));
         dots[t] = _mm512_dpbusd_epi32(dots[t], codes, _mm512_set1_epi32(four));
+        Pin(dots[t]);
       }
     }
   }

@@ -15,6 +15,8 @@ struct Portable {
   using Bytes = std::array<uint8_t, 64>;
   using Floats = std::array<float, 16>;
   using Ints = std::array<int32_t, 16>;
+  template <class Format>
+  using Codes = ByteCodes<Portable>;
 
   static Bytes LoadBytes(const uint8_t* src) {
     Bytes v;
@@ -114,7 +116,7 @@ struct Portable {
     for (int t = 0; t < T; ++t) {
       dots[t].fill(Format::kOffset * (kWhole ? x[t]->minus_sum : x[t]->minus_half_sums[sub]));
       for (int g = 0; g < kLines; ++g) {
-        const Bytes bytes = line(g);
+        const Bytes bytes = line(sub * kLines + g);
         const int8_t* codes = x[t]->codes + (sub * kLines + g) * 4;
         for (int r = 0; r < 16; ++r) {
           for (int i = 0; i < 4; ++i) {

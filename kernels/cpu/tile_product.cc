@@ -103,12 +103,16 @@ void MultiplyTiles(const CpuOps& ops, const Matrix& w, int64_t first_tile, int64
   const int64_t num_columns = std::min(width, w.rows - first_tile * kTileRows);
   for (int64_t first = 0; first < x.count(); first += kRowChunk) {
     const int64_t count = std::min(kRowChunk, x.count() - first);
-    float* sums = scratch.tile_sums.Get(count * width);
+    // Sums that lie together share the caches with what else an item needs; rows of `out` far apart
+    // would crowd into a few sets of them.
+    const bool in_place = out_stride == width && num_columns == width;
+    float* sums = in_place ? out + first * width : scratch.tile_sums.Get(count * width);
     std::fill_n(sums, count * width, 0.0f);
     ActivationRows chunk;
     if (!x.floats.empty()) chunk.floats = x.floats.subspan(first, count);
     if (!x.blocks.empty()) chunk.blocks = x.blocks.subspan(first, count);
     AddTiles(ops, w, first_tile, num_tiles, chunk, scratch, sums, width);
+    if (in_place) continue;
     for (int64_t t = 0; t < count; ++t) {
       std::copy_n(sums + t * width, num_columns, out + (first + t) * out_stride);
     }
