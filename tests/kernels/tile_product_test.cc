@@ -143,14 +143,17 @@ TEST(TileProductTest, ExtremeCodesDoNotOverflow) {
       for (const float sign : {1.0f, -1.0f}) {
         // A scale of exactly 1, and every sub-block's codes alike: all terms are multiples of 16
         // below 2^28, so floats hold them exactly.
-        const std::vector<float> x(512, sign * 127);
+        // One row goes straight from the block's bits, nine from unpacked codes.
+        const std::vector<float> x(9 * 512, sign * 127);
         double expected = 0;
         for (const double value : values) expected += value * sign * 127;
         for (const NamedBackend& cpu : CpuBackends()) {
-          float out = 0;
-          cpu.backend->MatMul(w, x.data(), 1, &out);
-          EXPECT_EQ(out, static_cast<float>(expected))
-              << cpu.name << " " << DTypeName(dtype) << " bytes " << byte;
+          for (const int64_t num_rows : {1, 9}) {
+            std::vector<float> out(num_rows);
+            cpu.backend->MatMul(w, x.data(), num_rows, out.data());
+            EXPECT_EQ(out, std::vector<float>(num_rows, static_cast<float>(expected)))
+                << cpu.name << " " << DTypeName(dtype) << " bytes " << byte;
+          }
         }
       }
     }
