@@ -79,7 +79,7 @@ struct StageNeed {
   bool offloads = false;
   int64_t weights = 0;  // all, or the always-active ones
   int64_t kv = 0;       // of one longest sequence
-  int64_t slots = 0;    // of the experts that one row of a layer chooses
+  int64_t slots = 0;    // of as many experts as it cannot do without
   int64_t beside = 0;   // process and steps
 
   int64_t total() const { return weights + kv + slots + beside; }
@@ -116,7 +116,7 @@ class Needs {
     need.offloads = true;
     need.weights = cost.always_active_bytes();
     need.kv = resident.kv;
-    need.slots = cost.experts_per_token * cost.expert_slot_bytes;
+    need.slots = cost.least_expert_slots() * cost.expert_slot_bytes;
     need.beside =
         worker(w).process_bytes + options_.step_memory.Of(costs_.Stage(begin, end), num_workers());
     return need.total() < resident.total() ? need : resident;
@@ -290,7 +290,7 @@ std::string WhyNotOffloading(const StageCosts& costs, const PlannerOptions& opti
         need.offloads
             ? absl::StrCat(FormatByteSize(need.weights), " for its always-active weights, ", kv,
                            ", ", FormatByteSize(need.slots), " for ",
-                           costs.Of(worst_begin, ends[worst]).experts_per_token, " experts and ",
+                           costs.Of(worst_begin, ends[worst]).least_expert_slots(), " experts and ",
                            FormatByteSize(need.beside), " for steps and the process")
             : absl::StrCat(FormatByteSize(need.weights), " for its weights and ", kv);
     why = absl::StrCat("no split fits: stage ", worst + 1, " of ", needs.num_workers(), " (",

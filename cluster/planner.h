@@ -43,8 +43,8 @@ struct PlannerOptions {
 /// - offloading, where the worker and the cost can: its always-active weights, the same KV cache,
 ///   the process and the memory of steps, and as many slots as one row of a layer chooses experts.
 ///   So the budget is all that the process takes. Of the rest, half may go to the KV cache, up to
-///   kv_tokens and not past what the stage that caches fewest tokens makes use of; slots get what is
-///   left.
+///   kv_tokens and not past what the stage that caches fewest tokens makes use of; slots get what
+///   is left.
 ///
 /// Nothing offloads where a plan without that is found. Where `cost` has multi-token prediction,
 /// the last stage drafts.

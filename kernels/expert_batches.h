@@ -25,6 +25,11 @@ struct LoadedExpert {
   FfnWeights weights;
 };
 
+/// Rows times chosen experts up to which experts may come in any order. The kernel keeps the
+/// product of each until its turn (R1: 28 KiB, so 56 MiB in all); with more rows an expert has so
+/// much work that the disk keeps ahead, in order.
+inline constexpr int64_t kMaxUnorderedShares = 2048;
+
 /// Gives each expert that a call's rows chose once, and no other. Used by one thread.
 class ExpertBatches {
  public:
@@ -35,7 +40,7 @@ class ExpertBatches {
   /// Errors: the reader's, with the expert's name; then the object is of no more use.
   virtual absl::StatusOr<absl::Span<const LoadedExpert>> Next() = 0;
 
-  /// Whether ids ascend, within batches and from batch to batch.
+  /// Whether ids ascend, within batches and from batch to batch. They do past kMaxUnorderedShares.
   virtual bool ascending() const = 0;
 };
 

@@ -3,6 +3,7 @@
 
 // What a part of the model costs: the one table of costs that planner, status and benchmarks share.
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <vector>
@@ -32,6 +33,10 @@ struct LayerCost {
   int64_t always_active_bytes() const { return weight_bytes - expert_bytes; }
   /// Whether its experts may stay on a disk. Only a packed model's may.
   bool can_offload() const { return expert_slot_bytes > 0; }
+  /// What it needs at least then: a row's choice, and one that is kept while another passes.
+  int64_t least_expert_slots() const {
+    return std::min(std::max<int64_t>(experts_per_token, 2), num_experts);
+  }
 
   LayerCost& operator+=(const LayerCost& other);
 };

@@ -17,10 +17,10 @@ int64_t BackendScratchBytes(const ModelConfig& config, int64_t max_rows) {
       std::max({shape.mla.num_heads * shape.mla.v_head_dim, config.q_lora_rank,
                 config.num_nextn_predict_layers > 0 ? 2 * config.hidden_size : config.hidden_size});
   shape.hidden_size = config.hidden_size;
-  shape.most_inter =
-      std::max(config.intermediate_size,
-               config.moe_intermediate_size *
-                   std::max(config.n_shared_experts, config.router.num_experts_per_tok));
+  shape.dense_inter =
+      std::max(config.intermediate_size, config.n_shared_experts * config.moe_intermediate_size);
+  shape.expert_inter = config.moe_intermediate_size;
+  shape.experts_per_row = config.router.num_experts_per_tok;
   shape.max_rows = max_rows;
   return CpuScratchBytes(shape);
 }

@@ -5,6 +5,7 @@
 #include "kernels/cpu/activation_block.h"
 #include "kernels/cpu/expert_ffn.h"
 #include "kernels/cpu/mla_attention.h"
+#include "kernels/expert_batches.h"
 
 namespace caravan {
 namespace {
@@ -24,11 +25,14 @@ int64_t CpuScratchBytes(const CpuScratchShape& shape) {
   // A query, and the sum over its values.
   const int64_t attention =
       attention_rows * heads * (mla.kv_width() + mla.kv_lora_rank) * kFloatBytes;
+  const int64_t shares = shape.max_rows * shape.experts_per_row;
+  const int64_t inter = std::max(std::min(shape.max_rows, kFfnTileRows) * shape.dense_inter,
+                                 std::min(shares, kFfnRunShares) * shape.expert_inter);
   // A stage may have networks whose downs take blocks and others whose downs take floats.
-  const int64_t ffn_rows = std::min(shape.max_rows, kFfnTileRows);
   const int64_t ffn =
-      ffn_rows * (shape.hidden_size * kBlockBytes + shape.most_inter * (kBlockBytes + kFloatBytes));
-  return products + attention + ffn;
+      shape.max_rows * shape.hidden_size * kBlockBytes + inter * (kBlockBytes + kFloatBytes);
+  const int64_t kept = std::min(shares, kMaxUnorderedShares) * shape.hidden_size * kFloatBytes;
+  return products + attention + ffn + kept;
 }
 
 }  // namespace caravan

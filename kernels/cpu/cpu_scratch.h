@@ -15,12 +15,15 @@ struct CpuScratchShape {
   MlaShape mla;
   int64_t most_columns = 0;  // of a matrix that MatMul takes
   int64_t hidden_size = 0;
-  int64_t most_inter = 0;  // of a feed-forward network, times the experts that a row chooses
+  int64_t dense_inter = 0;   // the most of a feed-forward network that all rows take
+  int64_t expert_inter = 0;  // of a routed one
+  int64_t experts_per_row = 0;
   int64_t max_rows = 0;
 };
 
 /// What threads share, at most: activations in the form that the matrices take, the queries and
-/// sums of attention, and what lies between the matrices of feed-forward networks.
+/// sums of attention, what lies between the matrices of feed-forward networks, and the products of
+/// experts that come from a disk before their turn.
 int64_t CpuScratchBytes(const CpuScratchShape& shape);
 
 /// What each thread has to itself, at most, in models of R1's size: a few hundred KiB of

@@ -10,10 +10,8 @@
 #include <vector>
 
 #include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
-#include "absl/strings/str_split.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
@@ -186,20 +184,6 @@ TEST(ClusterTest, AWorkerWithAnotherModelSaysSo) {
   const std::string why = absl::StrCat(kOtherModel, " is not the coordinator's model");
   EXPECT_THAT(worker.Err(), HasSubstr(why));
   cluster.WaitForStatus(why);
-}
-
-/// A worker's peak of resident memory, in bytes.
-int64_t PeakMemory(pid_t pid) {
-  for (absl::string_view line :
-       absl::StrSplit(Slurp(absl::StrCat("/proc/", pid, "/status")), '\n')) {
-    std::vector<std::string> words =
-        absl::StrSplit(line, absl::ByAnyChar(" \t"), absl::SkipEmpty());
-    int64_t kib = 0;
-    if (words.size() == 3 && words[0] == "VmHWM:" && absl::SimpleAtoi(words[1], &kib)) {
-      return kib * 1024;
-    }
-  }
-  return -1;
 }
 
 TEST(ClusterTest, AWorkerKeepsToItsBudget) {

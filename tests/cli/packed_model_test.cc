@@ -8,12 +8,14 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "tests/support/sanitized.h"
 #include "tests/support/test_cluster.h"
 
 namespace caravan {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 
 const char kConfig[] = CARAVAN_SOURCE_DIR "/tests/data/goldens/v3-like/config.json";
@@ -71,12 +73,30 @@ TEST(PackedModelTest, AWorkerWithoutThePackIsGivenNoExpertsToLeaveThere) {
   cluster.StartWorker("box", {"--ram", "90MiB"});
   cluster.WaitForStatus(
       "left out: worker box: its experts do not fit in memory, and no local copy of the pack is "
-      "here: give --model DIRECTORY, or --ram of at least 11");
+      "here: give --model DIRECTORY, or --ram of at least 10");
   EXPECT_THAT(cluster.Status(),
               AllOf(HasSubstr("but the worker offers 90.0 MiB"), HasSubstr("spare")));
   // Together with another its part fits its memory.
   cluster.StartWorker("more", {"--ram", "200MiB"});
   cluster.WaitForStatus("serving; not offloading: worker box: ");
+}
+
+TEST(PackedModelTest, AWorkerWhoseExpertsDoNotFitKeepsToItsBudgetAsAWhole) {
+  TestCluster cluster;
+  cluster.StartCoordinator({"--tokenizer", CARAVAN_SOURCE_DIR "/models/tiny-r1"},
+                           MakeModelOfManyExperts(cluster));
+  TestProcess& worker = cluster.StartWorker("box", {"--ram", "90MiB"});
+  cluster.WaitForStatus("serving");
+  EXPECT_THAT(cluster.Status(), ContainsRegex("ready .* of 128 experts\n"));
+  for (int i = 0; i < 4; ++i) {
+    TestProcess& run = cluster.StartRun(
+        absl::StrCat(std::string(static_cast<size_t>(i), 'x'), "What is 487 + 358?"),
+        {"--max-tokens", "64", "--temperature", "1", "--seed", absl::StrCat(i)});
+    EXPECT_EQ(run.Wait(), 0) << run.Transcript();
+  }
+  const int64_t peak = PeakMemory(worker.pid());
+  EXPECT_GT(peak, 0);
+  EXPECT_TRUE(kSanitized || peak <= (int64_t{90} << 20) * 102 / 100) << peak;
 }
 
 TEST(PackedModelTest, AWorkerThatIsToldToKeepsAllExpertsInMemory) {

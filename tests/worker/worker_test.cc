@@ -169,10 +169,13 @@ TEST_F(WorkerTest, TheBudgetOfExpertsReachesTheModelAndTheStage) {
   };
   v1::WorkerOrder order = LoadOrder(7);
   order.mutable_load_stage()->set_expert_budget_bytes(1 << 20);
+  order.mutable_load_stage()->mutable_stage()->set_end_layer(2);
   worker().Handle(order);
   const v1::WorkerReport report = NextReport();
   EXPECT_EQ(asked, 1u << 20);
-  EXPECT_EQ(report.failure().code(), static_cast<int>(absl::StatusCode::kUnimplemented));
+  // Not a packed model.
+  EXPECT_EQ(report.failure().code(), static_cast<int>(absl::StatusCode::kFailedPrecondition));
+  EXPECT_THAT(report.failure().message(), HasSubstr("routed experts can stay on disk only"));
 }
 
 TEST_F(WorkerTest, DropStopsALoadThatWaitsAndReportsNothing) {

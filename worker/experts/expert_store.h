@@ -42,11 +42,6 @@
 
 namespace caravan {
 
-/// Rows times chosen experts up to which a visit gives experts as they arrive. The kernel keeps the
-/// product of each until its turn (R1: 28 KiB, so 56 MiB in all); with more rows an expert has so
-/// much work that the disk keeps ahead, in order.
-inline constexpr int64_t kMaxUnorderedShares = 2048;
-
 class ExpertStore {
  public:
   /// When the bytes of an expert that was read are compared with their hash.
