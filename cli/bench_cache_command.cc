@@ -26,12 +26,6 @@
 namespace caravan {
 namespace {
 
-/// What is replayed.
-struct Load {
-  CacheReplay replay;
-  int num_experts_per_tok = 0;
-};
-
 struct BenchCacheFlags {
   std::vector<std::string> traces;
   std::string synthetic;
@@ -109,7 +103,7 @@ void Step(SyntheticRouting& routing, int64_t rows, RoutingObserver& observer) {
   }
 }
 
-Load LoadOf(const SyntheticLoad& load) {
+CacheReplay ReplayOf(const SyntheticLoad& load) {
   const SyntheticRouting::Options& options = load.routing;
   std::printf(
       "made-up routing: zipf=%g,sticky=%g,layers=%d,experts=%d,k=%d,rows=%d,tokens=%lld,"
@@ -130,11 +124,11 @@ Load LoadOf(const SyntheticLoad& load) {
     Step(routing, options.num_sequences, replay);
     until_topic -= options.num_sequences;
   }
-  return {std::move(replay), options.num_experts_per_tok};
+  return replay;
 }
 
 /// One after the other. They must be of one stage.
-absl::StatusOr<Load> LoadOf(const std::vector<std::string>& paths) {
+absl::StatusOr<CacheReplay> ReplayOf(const std::vector<std::string>& paths) {
   std::vector<std::unique_ptr<RoutingTraceReader>> readers;
   for (const std::string& path : paths) {
     CARAVAN_ASSIGN_OR_RETURN(readers.emplace_back(), RoutingTraceReader::Open(path));
@@ -156,13 +150,13 @@ absl::StatusOr<Load> LoadOf(const std::vector<std::string>& paths) {
               static_cast<unsigned long long>(header.model_fingerprint), header.first_layer,
               header.first_layer + header.num_layers - 1, header.num_experts_per_tok,
               header.n_routed_experts);
-  return Load{std::move(replay), header.num_experts_per_tok};
+  return replay;
 }
 
-absl::StatusOr<Load> LoadOf(const BenchCacheFlags& flags) {
-  if (!flags.traces.empty()) return LoadOf(flags.traces);
+absl::StatusOr<CacheReplay> ReplayOf(const BenchCacheFlags& flags) {
+  if (!flags.traces.empty()) return ReplayOf(flags.traces);
   CARAVAN_ASSIGN_OR_RETURN(const SyntheticLoad load, ParseSyntheticLoad(flags.synthetic));
-  return LoadOf(load);
+  return ReplayOf(load);
 }
 
 std::string Cells(const CacheReplay::Counts& counts) {
@@ -179,8 +173,7 @@ absl::Status BenchCache(const BenchCacheFlags& flags) {
       return Annotate(known, "--policy");
     }
   }
-  CARAVAN_ASSIGN_OR_RETURN(const Load load, LoadOf(flags));
-  const CacheReplay& replay = load.replay;
+  CARAVAN_ASSIGN_OR_RETURN(const CacheReplay replay, ReplayOf(flags));
   ExpertCache::Shape shape = replay.shape();
   const int experts = shape.num_layers * shape.experts_per_layer;
   std::vector<int> sizes = flags.slots;
@@ -194,11 +187,9 @@ absl::Status BenchCache(const BenchCacheFlags& flags) {
           absl::StrCat("--slots: ", slots, " are more than the ", experts, " experts"));
     }
     shape.num_slots = slots;
-    const double half_life = HalfLifeSteps(slots, shape.num_layers, load.num_experts_per_tok);
     std::vector<std::pair<std::string, CacheReplay::Result>> rows;
     for (const std::string& policy : flags.policies) {
-      CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<CachePolicy> made,
-                               MakeCachePolicy(policy, half_life));
+      CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<CachePolicy> made, MakeCachePolicy(policy));
       ExpertCache cache(shape, std::move(made));
       rows.emplace_back(policy, replay.Run(cache));
     }

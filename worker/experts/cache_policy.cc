@@ -9,6 +9,9 @@
 namespace caravan {
 namespace {
 
+// A shorter half-life forgets who comes back, a longer one lets experts of long ago keep out those
+// that were just used. docs/performance.md, "Which experts stay", says how this one was chosen.
+constexpr double kHalfLifeSteps = 16;
 // The least that a use counts, so that a score stays finite.
 constexpr double kLeastAmount = 1e-6;
 
@@ -25,9 +28,8 @@ class LastUsePolicy : public CachePolicy {
 /// any step all such sums differ from it by the same factor.
 class DecayedSumPolicy : public CachePolicy {
  public:
-  explicit DecayedSumPolicy(double half_life_steps) : half_life_steps_(half_life_steps) {}
   double AfterUse(double score, const ExpertUse& use) const override {
-    const double added = static_cast<double>(use.step) / half_life_steps_ +
+    const double added = static_cast<double>(use.step) / kHalfLifeSteps +
                          std::log2(std::max(kLeastAmount, Amount(use)));
     const auto [less, more] = std::minmax(score, added);
     return more + std::log2(1 + std::exp2(less - more));
@@ -35,13 +37,10 @@ class DecayedSumPolicy : public CachePolicy {
 
  private:
   virtual double Amount(const ExpertUse& use) const = 0;
-
-  const double half_life_steps_;
 };
 
 class FrequencyPolicy : public DecayedSumPolicy {
  public:
-  using DecayedSumPolicy::DecayedSumPolicy;
   absl::string_view name() const override { return "lfu"; }
 
  private:
@@ -50,7 +49,6 @@ class FrequencyPolicy : public DecayedSumPolicy {
 
 class RouterWeightPolicy : public DecayedSumPolicy {
  public:
-  using DecayedSumPolicy::DecayedSumPolicy;
   absl::string_view name() const override { return "router"; }
 
  private:
@@ -59,17 +57,10 @@ class RouterWeightPolicy : public DecayedSumPolicy {
 
 }  // namespace
 
-double HalfLifeSteps(int num_slots, int num_layers, int num_experts_per_tok) {
-  constexpr double kFills = 1.5;
-  const double uses_a_step = static_cast<double>(num_layers) * num_experts_per_tok;
-  return std::max(1.0, kFills * num_slots / uses_a_step);
-}
-
-absl::StatusOr<std::unique_ptr<CachePolicy>> MakeCachePolicy(absl::string_view name,
-                                                             double half_life_steps) {
+absl::StatusOr<std::unique_ptr<CachePolicy>> MakeCachePolicy(absl::string_view name) {
   if (name == "lru") return std::make_unique<LastUsePolicy>();
-  if (name == "lfu") return std::make_unique<FrequencyPolicy>(half_life_steps);
-  if (name == "router") return std::make_unique<RouterWeightPolicy>(half_life_steps);
+  if (name == "lfu") return std::make_unique<FrequencyPolicy>();
+  if (name == "router") return std::make_unique<RouterWeightPolicy>();
   return absl::InvalidArgumentError(absl::StrCat("there is no cache policy \"", name, "\" among ",
                                                  absl::StrJoin(kCachePolicyNames, ", ")));
 }

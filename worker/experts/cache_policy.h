@@ -36,20 +36,10 @@ class CachePolicy {
 
 inline constexpr absl::string_view kCachePolicyNames[] = {"lru", "lfu", "router"};
 
-/// Good for a cache with room for a quarter of 256 experts, of which a token chooses 8.
-inline constexpr double kHalfLifeSteps = 12;
-
-/// The half-life that suits a cache: one and a half times the steps that would fill it, had each
-/// one row and hit nothing. A shorter one forgets who comes back, a longer one lets those of long
-/// ago keep out who was just used; docs/performance.md, "Which experts stay", has the simulations.
-double HalfLifeSteps(int num_slots, int num_layers, int num_experts_per_tok);
-
 /// "lru": the step of the last use. "lfu": how many rows chose it, where a use counts half after
-/// `half_life_steps`. "router": the same, each row counting as much as the router's weight.
-/// REQUIRES: half_life_steps > 0. Errors: InvalidArgument - no such policy; names those that there
-/// are.
-absl::StatusOr<std::unique_ptr<CachePolicy>> MakeCachePolicy(
-    absl::string_view name, double half_life_steps = kHalfLifeSteps);
+/// some steps. "router": the same, each row counting as much as the router's weight.
+/// Errors: InvalidArgument - no such policy; names those that there are.
+absl::StatusOr<std::unique_ptr<CachePolicy>> MakeCachePolicy(absl::string_view name);
 
 }  // namespace caravan
 

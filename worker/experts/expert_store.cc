@@ -38,12 +38,7 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConf
                      " that a token may need at once take ", least * slot_bytes));
   }
   const int num_passed = slots == files->num_experts() ? 0 : NumPassed(static_cast<int>(slots));
-  CARAVAN_ASSIGN_OR_RETURN(
-      std::unique_ptr<CachePolicy> policy,
-      MakeCachePolicy(options.policy,
-                      HalfLifeSteps(static_cast<int>(slots) - num_passed,
-                                    static_cast<int>(files->layers().size()),
-                                    static_cast<int>(config.router.num_experts_per_tok))));
+  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<CachePolicy> policy, MakeCachePolicy(options.policy));
   CARAVAN_ASSIGN_OR_RETURN(Buffer memory, Buffer::Allocate(slots * slot_bytes));
   memory.PreferLargePages();
   if (!memory.Lock()) {

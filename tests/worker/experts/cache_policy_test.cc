@@ -58,18 +58,6 @@ TEST(CachePolicyTest, ManyOldUsesCountLessThanFewNewOnes) {
   EXPECT_LT(ScoreOf(*lfu, once_loved), ScoreOf(*lfu, {{100000, 1, 1}, {100001, 1, 1}}));
 }
 
-TEST(CachePolicyTest, AUseCountsHalfAfterTheHalfLife) {
-  const auto lfu = *MakeCachePolicy("lfu", 40);
-  EXPECT_EQ(ScoreOf(*lfu, {{0, 2, 1}}), ScoreOf(*lfu, {{40, 1, 1}}));
-  EXPECT_EQ(ScoreOf(*lfu, {{0, 2, 1}, {40, 1, 1}}), ScoreOf(*lfu, {{40, 2, 1}}));
-}
-
-TEST(CachePolicyTest, TheHalfLifeGrowsWithTheCache) {
-  EXPECT_EQ(HalfLifeSteps(64 * 58, 58, 8), kHalfLifeSteps);
-  EXPECT_EQ(HalfLifeSteps(128 * 58, 58, 8), 24);
-  EXPECT_EQ(HalfLifeSteps(0, 58, 8), 1);
-}
-
 TEST(CachePolicyTest, ScoresStayFinite) {
   for (const absl::string_view name : kCachePolicyNames) {
     const auto policy = Policy(name);
