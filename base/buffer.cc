@@ -28,9 +28,7 @@ void Buffer::PreferLargePages() {
   if (data_ != nullptr) ::madvise(data_, static_cast<size_t>(size_), MADV_HUGEPAGE);
 }
 
-bool Buffer::Lock() {
-  return data_ == nullptr || ::mlock(data_, static_cast<size_t>(size_)) == 0;
-}
+bool Buffer::Lock() { return data_ == nullptr || ::mlock(data_, static_cast<size_t>(size_)) == 0; }
 
 Buffer::~Buffer() {
   if (data_ != nullptr) ::munmap(data_, static_cast<size_t>(size_));

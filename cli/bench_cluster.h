@@ -12,8 +12,8 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "base/dtype.h"
-#include "kernels/cpu/row_ops.h"
 #include "base/subprocess.h"
+#include "kernels/cpu/row_ops.h"
 
 namespace caravan {
 
