@@ -40,6 +40,7 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/thread_pool.h"
+#include "bench/must_be.h"
 #include "kernels/quant/dequantize.h"
 #include "kernels/quant/quantize.h"
 #include "model/pack/packed_model.h"
@@ -77,18 +78,6 @@ nlohmann::json ConfigOf(int64_t num_experts) {
 int64_t ExpertsOf(int64_t model_bytes) {
   constexpr int64_t kExpertBytes = int64_t{3} * 2048 * 7168;
   return std::max<int64_t>(4, (model_bytes - 600'000'000) / (2 * kExpertBytes));
-}
-
-void MustBe(const absl::Status& status) {
-  if (status.ok()) return;
-  std::fprintf(stderr, "storage_bench: %s\n", std::string(status.message()).c_str());
-  std::exit(1);
-}
-
-template <typename T>
-T MustBe(absl::StatusOr<T> value) {
-  MustBe(value.status());
-  return *std::move(value);
 }
 
 /// A file descriptor; a path that cannot be opened ends the program.

@@ -21,7 +21,8 @@ namespace caravan {
 
 /// Bytes [offset, offset + out.size()) of a file. Both, and the address, are multiples of
 /// kDirectAlignment; the file has them all, but for what rounding up adds behind its end, whose
-/// contents are then anything.
+/// contents are then anything. Memory in large pages (Buffer::PreferLargePages) was read to more
+/// than twice as fast as in pages of 4 KiB: docs/performance.md.
 struct FileRead {
   const DirectFile* file = nullptr;  // outlives the read
   int64_t offset = 0;
@@ -36,6 +37,9 @@ enum class ReadPriority {
 /// Thread-safe.
 class ReadQueue {
  public:
+  /// Measured (docs/performance.md): 16 pieces of 1 MiB under way read as fast as any setting, and 8
+  /// nearly so, which is what guesses may take. Smaller pieces are slower, larger ones no faster,
+  /// and what is needed waits longer behind them.
   struct Options {
     int64_t piece_bytes = int64_t{1} << 20;  // a multiple of kDirectAlignment, 1 GiB at most
     int depth = 16;                          // pieces under way at most

@@ -69,8 +69,8 @@ class ReadSchedule {
   bool Idle() const { return reads_.empty() && ended_.empty(); }
 
   /// How many pieces of guesses are under way at most. A needed read then finds room at once, and
-  /// waits in the disk's own queue behind half of what it could hold; and the other half still
-  /// keeps a disk busy (docs/performance.md has rates by depth). With a depth of 1, that one.
+  /// waits in the disk's own queue behind half of what could be there; and that half still keeps
+  /// the disk busy (docs/performance.md has rates by depth). With a depth of 1, that one.
   static constexpr int GuessDepth(int depth) { return depth > 1 ? depth / 2 : 1; }
 
  private:

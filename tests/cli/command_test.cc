@@ -12,6 +12,7 @@
 #include "absl/strings/str_split.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
 #include "tests/support/sanitized.h"
 #include "tests/support/test_cluster.h"
 
@@ -76,6 +77,15 @@ TEST(CommandTest, WrongFlagsGetASentenceThatNamesThem) {
       {{"worker", "--coordinator", "h:1", "--isa", "sse"}, 2, "--isa"},
       {{"synth", "--seed", "-1"}, 2, "--seed: Value -1 not in range"},
       {{"tokenize"}, 2, "--tokenizer is required"},
+      {{"probe"}, 2, "A subcommand is required"},
+      {{"probe", "disk"}, 2, "path is required"},
+      {{"probe", "disk", "/nonexistent"}, 2, "/nonexistent: No such file or directory"},
+      {{"probe", "disk", "/dev/null"}, 2, "/dev/null: not a regular file"},
+      {{"probe", "disk", absl::StrCat(kModel, "/config.json")}, 2, "tell nothing about a disk"},
+      {{"probe", "disk", ".", "--size", "lots"}, 2, "--size: \"lots\" is not a size"},
+      {{"probe", "disk", ".", "--size", "1MiB"}, 2, "--size: 1MiB is less than 64.0 MiB"},
+      {{"probe", "disk", ".", "--size", "1000TiB"}, 2, "has no room there, where"},
+      {{"probe", "disk", ".", "--seconds", "0"}, 2, "--seconds"},
   };
   for (const Refusal& refusal : refusals) ExpectRefusal(cluster, refusal);
 }
@@ -231,6 +241,39 @@ TEST(CommandTest, OptionsMayComeFromAFile) {
   WriteText(config, "conector = 1\n");
   ExpectRefusal(cluster, {{"status", "--config", config}, 2, "conector"});
   ExpectRefusal(cluster, {{"status", "--config", config + ".none"}, 2, "none"});
+}
+
+TEST(CommandTest, ProbeDiskMeasuresEachSizeAtEachDepthAndLeavesNothing) {
+  TestCluster cluster;
+  const std::string directory = cluster.dir().File("disk");
+  std::filesystem::create_directory(directory);
+  std::vector<std::string> arguments = {"probe", "disk",      directory, "--size",
+                                        "64MiB", "--seconds", "0.01"};
+  TestProcess& table = cluster.Launch("table", arguments);
+  EXPECT_EQ(table.Wait(), 0) << table.Transcript();
+  EXPECT_THAT(table.Out(), HasSubstr("\n24 MiB "));
+  EXPECT_THAT(table.Out(), ContainsRegex("\\* the best: [0-9.]+ GB/s with"));
+  arguments.push_back("--json");
+  TestProcess& line = cluster.Launch("json", arguments);
+  EXPECT_EQ(line.Wait(), 0) << line.Transcript();
+  const nlohmann::json probe = nlohmann::json::parse(line.Out());
+  EXPECT_EQ(probe["points"].size(), 24u);
+  EXPECT_GT(probe["best"]["gb_per_s"], 0);
+  EXPECT_EQ(probe["file_bytes"], 64 << 20);
+  EXPECT_TRUE(std::filesystem::is_empty(directory));
+}
+
+TEST(CommandTest, ProbeDiskStopsAtASignalAndLeavesNothing) {
+  TestCluster cluster;
+  const std::string directory = cluster.dir().File("disk");
+  std::filesystem::create_directory(directory);
+  TestProcess& probe =
+      cluster.Launch("probe", {"probe", "disk", directory, "--size", "64MiB", "--seconds", "60"});
+  probe.WaitForErr("writing a scratch file");
+  probe.Signal(SIGINT);
+  EXPECT_EQ(probe.Wait(), 130) << probe.Transcript();
+  EXPECT_THAT(probe.Err(), HasSubstr("caravan: measuring was stopped"));
+  EXPECT_TRUE(std::filesystem::is_empty(directory));
 }
 
 TEST(CommandTest, VerifyTellsEqualFromDifferent) {

@@ -1,0 +1,42 @@
+#ifndef CARAVAN_BASE_IO_READ_RATE_H_
+#define CARAVAN_BASE_IO_READ_RATE_H_
+
+// How fast a ReadQueue reads from random places of a file: what `caravan probe disk` and
+// bench/read_bench measure.
+
+#include <cstddef>
+#include <cstdint>
+#include <stop_token>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "base/io/direct_file.h"
+#include "base/io/read_queue.h"
+
+namespace caravan {
+
+struct ReadLoad {
+  int64_t read_bytes = 0;    // of each read, a multiple of kDirectAlignment
+  ReadQueue::Options queue;  // but for its memory
+  absl::Duration duration = absl::Seconds(1);
+};
+
+struct ReadRate {
+  double gb_per_s = 0;
+  std::string engine;  // ReadQueue::Name
+};
+
+/// The memory that the load's reads go to: as many reads as fill the queue, and one that waits.
+int64_t MemoryOf(const ReadLoad& load);
+
+/// Reads for `load.duration`, after as many reads as are there at once; at least one counts.
+/// Errors: Cancelled - stopped; what the reads end with.
+/// REQUIRES: `memory` has MemoryOf(load) bytes and is aligned; the file has load.read_bytes.
+absl::StatusOr<ReadRate> MeasureReadRate(const DirectFile& file, const ReadLoad& load,
+                                         absl::Span<std::byte> memory, std::stop_token stop);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_BASE_IO_READ_RATE_H_
