@@ -2,13 +2,13 @@
 // places, past the page cache, by io_uring, in pieces of several sizes and with several numbers of
 // them under way.
 //
-//   read_bench [--dir DIR] [--size 4GiB] [--seconds 1] [--rounds 5]
+//   read_bench [--dir DIR] [--size 4GiB] [--seconds 1] [--rounds 5] [--alone]
 //
-// fio (Debian's package) must be there. It runs twice, with memory as malloc gives it and in large
-// pages as our reads have it: of 4 KiB pages a disk's driver must be told one by one, and what it
-// can be told at once has a limit. Shares are of the second. All take turns, --rounds times;
-// medians count. Everything else that the machine does shows in the figures, so look at the spread
-// too.
+// fio (Debian's package) must be there, but for --alone. It runs twice, with memory as malloc gives
+// it and in large pages as our reads have it: of 4 KiB pages a disk's driver must be told one by
+// one, and what it can be told at once has a limit. Shares are of the second. All take turns,
+// --rounds times; medians count. Everything else that the machine does shows in the figures, so
+// look at the spread too.
 
 #include <unistd.h>
 
@@ -93,6 +93,7 @@ double RunFio(const DirectFile& file, const ReadLoad& load, bool large_pages,
 }
 
 std::string Range(const std::vector<double>& values) {
+  if (values.empty()) return "-";
   return absl::StrFormat("%.2f (%.2f to %.2f)", Quantile(values, 0.5), Quantile(values, 0),
                          Quantile(values, 1));
 }
@@ -106,15 +107,19 @@ void Print(const DirectFile& file, const std::string& engine, int rounds,
       FormatByteSize(kExpertBytes).c_str(), FormatByteSize(file.bytes()).c_str(),
       file.direct() ? "O_DIRECT" : "through the page cache", engine.c_str(), rounds);
   for (const Setting& setting : settings) {
-    std::printf("| %s | %d | %s | %s | %s | %.0f%% |\n",
+    const std::string share = setting.shares.empty()
+                                  ? "-"
+                                  : absl::StrFormat("%.0f%%", 100 * Quantile(setting.shares, 0.5));
+    std::printf("| %s | %d | %s | %s | %s | %s |\n",
                 FormatByteSize(setting.load.queue.piece_bytes).c_str(), setting.load.queue.depth,
                 Range(setting.fio_small_pages).c_str(), Range(setting.fio).c_str(),
-                Range(setting.ours).c_str(), 100 * Quantile(setting.shares, 0.5));
+                Range(setting.ours).c_str(), share.c_str());
   }
 }
 
-void Bench(const std::string& directory, int64_t file_bytes, absl::Duration duration, int rounds) {
-  if (!FileExists(kFio)) MustBe(absl::NotFoundError("needs fio: apt-get install fio"));
+void Bench(const std::string& directory, int64_t file_bytes, absl::Duration duration, int rounds,
+           bool alone) {
+  if (!alone && !FileExists(kFio)) MustBe(absl::NotFoundError("needs fio: apt-get install fio"));
   std::vector<Setting> settings;
   int64_t memory_bytes = 0;
   for (const int64_t piece_bytes : kPieceBytes) {
@@ -135,12 +140,14 @@ void Bench(const std::string& directory, int64_t file_bytes, absl::Duration dura
   std::string engine;
   for (int round = 0; round < rounds; ++round) {
     for (Setting& setting : settings) {
-      setting.fio_small_pages.push_back(RunFio(*file, setting.load, false, report));
-      setting.fio.push_back(RunFio(*file, setting.load, true, report));
+      if (!alone) {
+        setting.fio_small_pages.push_back(RunFio(*file, setting.load, false, report));
+        setting.fio.push_back(RunFio(*file, setting.load, true, report));
+      }
       const ReadRate rate = MustBe(MeasureReadRate(
           *file, setting.load, {memory.data(), static_cast<size_t>(memory.size())}, {}));
       setting.ours.push_back(rate.gb_per_s);
-      setting.shares.push_back(setting.ours.back() / setting.fio.back());
+      if (!alone) setting.shares.push_back(setting.ours.back() / setting.fio.back());
       engine = rate.engine;
     }
     std::fprintf(stderr, "turn %d of %d\n", round + 1, rounds);
@@ -162,8 +169,10 @@ int Main(int argc, char** argv) {
       ->check(CLI::Range(0.1, 60.0))
       ->capture_default_str();
   app.add_option("--rounds", rounds, "Turns")->check(CLI::Range(1, 1000))->capture_default_str();
+  bool alone = false;
+  app.add_flag("--alone", alone, "Without fio");
   CLI11_PARSE(app, argc, argv);
-  Bench(directory, MustBe(ParseByteSize(size)), absl::Seconds(seconds), rounds);
+  Bench(directory, MustBe(ParseByteSize(size)), absl::Seconds(seconds), rounds, alone);
   return 0;
 }
 
