@@ -21,6 +21,7 @@ void AddCoordinatorCommand(CLI::App& app, CommandBody& body);
 void AddEvalCommand(CLI::App& app, CommandBody& body);
 void AddJobsCommand(CLI::App& app, CommandBody& body);
 void AddPackCommand(CLI::App& app, CommandBody& body);
+void AddPlanCommand(CLI::App& app, CommandBody& body);
 void AddProbeCommand(CLI::App& app, CommandBody& body);
 void AddRunCommand(CLI::App& app, CommandBody& body);
 void AddStatusCommand(CLI::App& app, CommandBody& body);

@@ -37,6 +37,7 @@ int main(int argc, char** argv) {
   caravan::AddEvalCommand(app, body);
   caravan::AddTokenizeCommand(app, body);
   caravan::AddBenchCommand(app, body);
+  caravan::AddPlanCommand(app, body);
   caravan::AddProbeCommand(app, body);
 
   // CLI11 would only say that a subcommand is required.

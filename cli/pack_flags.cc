@@ -60,7 +60,7 @@ std::string DescribePlan(const PackManifest& plan) {
 
 }  // namespace
 
-void PackFlags::AddTo(CLI::App& command, CLI::Option* needed, const std::string& kept) {
+void PackFlags::AddFormats(CLI::App& command, CLI::Option* needed, const std::string& kept) {
   command
       .add_option("--preset", preset,
                   absl::StrCat("8bit (all q8_0), 4bit (experts q4_K, the rest q8_0) or 2bit "
@@ -77,6 +77,10 @@ void PackFlags::AddTo(CLI::App& command, CLI::Option* needed, const std::string&
       .add_option("--dense", dense,
                   "Format of the other matrices, but for the router, which is kept")
       ->needs(needed);
+}
+
+void PackFlags::AddTo(CLI::App& command, CLI::Option* needed, const std::string& kept) {
+  AddFormats(command, needed, kept);
   command.add_option("--threads", num_threads, "Threads that compute; 0: one a core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();

@@ -13,14 +13,17 @@
 
 namespace caravan {
 
-/// The options --preset, --experts, --dense and --threads.
+/// What the packed model's formats are, and how many threads make it.
 struct PackFlags {
   std::string preset;
   std::string experts;
   std::string dense;
   int num_threads = 0;
 
-  /// Those of the formats make no sense without `needed`. `kept`: what they are otherwise.
+  /// The options --preset, --experts and --dense, which make no sense without `needed`. `kept`: what
+  /// the formats are without them.
+  void AddFormats(CLI::App& command, CLI::Option* needed, const std::string& kept);
+  /// These and --threads.
   void AddTo(CLI::App& command, CLI::Option* needed, const std::string& kept);
 
   /// Errors: InvalidArgument - no such preset or format; names the option.

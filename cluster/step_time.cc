@@ -1,0 +1,180 @@
+#include "cluster/step_time.h"
+
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/byte_size.h"
+#include "base/check.h"
+#include "base/status_macros.h"
+#include "kernels/kv_rows.h"
+#include "model/stage_spec.h"
+
+namespace caravan {
+namespace {
+
+/// Bytes and multiply-adds of one device, which overlap: what takes longer counts.
+struct Work {
+  double bytes = 0;
+  double multiply_adds = 0;
+
+  double Seconds(double byte_rate, double multiply_add_rate) const {
+    if (bytes == 0 && multiply_adds == 0) return 0;
+    return std::max(bytes / byte_rate, multiply_adds / multiply_add_rate);
+  }
+};
+
+/// Scores and sums of one row over its context, in the latent space (kernels/backend.h).
+double AttentionMultiplyAdds(const MlaShape& mla, double kv_values, double context_tokens) {
+  const double layers = kv_values / static_cast<double>(mla.kv_width());
+  return layers * static_cast<double>(mla.num_heads) * context_tokens *
+         static_cast<double>(mla.kv_width() + mla.kv_lora_rank);
+}
+
+}  // namespace
+
+double TouchedExperts(double num_experts, double chosen, double rows) {
+  if (num_experts == 0) return 0;
+  return num_experts * (1 - std::pow(1 - chosen / num_experts, rows));
+}
+
+double HitRate(double share) {
+  constexpr std::pair<double, double> kMeasured[] = {{0, 0},       {0.03, 0.24}, {0.10, 0.44},
+                                                     {0.25, 0.67}, {0.50, 0.81}, {1, 1}};
+  share = std::clamp(share, 0.0, 1.0);
+  const auto* const above = std::find_if(std::begin(kMeasured) + 1, std::end(kMeasured) - 1,
+                                         [&](const auto& point) { return share <= point.first; });
+  const auto* const below = above - 1;
+  const double part = (share - below->first) / (above->first - below->first);
+  return below->second + part * (above->second - below->second);
+}
+
+const char* BottleneckName(Bottleneck bottleneck) {
+  switch (bottleneck) {
+    case Bottleneck::kDisk:
+      return "disk";
+    case Bottleneck::kMemory:
+      return "memory";
+    case Bottleneck::kArithmetic:
+      return "arithmetic";
+  }
+  return "";
+}
+
+absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCost& stage,
+                                       const Box& box, const DecodeLoad& load, double rows) {
+  const double per_layer = static_cast<double>(config.n_routed_experts);
+  const double chosen = static_cast<double>(stage.experts_per_token);
+  const double num_experts = static_cast<double>(stage.num_experts);
+  const double expert_layers = num_experts == 0 ? 0 : num_experts / per_layer;
+  const int64_t expert_bytes = stage.num_experts == 0 ? 0 : stage.expert_bytes / stage.num_experts;
+
+  // Where what lies.
+  const int64_t kv_bytes =
+      load.jobs * load.context_tokens * KvBytes(load.kv_dtype, stage.kv_values_per_token);
+  const int64_t fixed = stage.always_active_bytes() + kv_bytes;
+  const int64_t room = box.vram_bytes + box.memory_bytes - fixed;
+  const int64_t least = stage.least_expert_slots() * expert_bytes;
+  if (room < least) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        FormatByteSize(stage.always_active_bytes()), " of weights that are always active, ",
+        FormatByteSize(kv_bytes), " of KV cache and the experts of one row lack ",
+        FormatByteSize(least - room), " of memory on a box \"", box.name, "\""));
+  }
+  const double always_on_card =
+      fixed == 0 ? 0
+                 : std::min(1.0, static_cast<double>(box.vram_bytes) / static_cast<double>(fixed));
+  const int64_t card_slots =
+      expert_bytes == 0 ? 0 : std::max<int64_t>(0, box.vram_bytes - fixed) / expert_bytes;
+
+  StageTime time;
+  if (expert_bytes > 0) time.expert_slots = std::min(stage.num_experts, room / expert_bytes);
+  time.expert_share = num_experts == 0 ? 1 : static_cast<double>(time.expert_slots) / num_experts;
+
+  // What is read.
+  const double touched = TouchedExperts(per_layer, chosen, rows);
+  const bool is_scan = 2 * touched > per_layer;
+  const double hits = is_scan ? time.expert_share : HitRate(time.expert_share);
+  time.bytes_read = expert_layers * touched * (1 - hits) * static_cast<double>(expert_bytes);
+  time.read_seconds = time.bytes_read == 0 ? 0 : time.bytes_read / box.disk_read_bytes;
+
+  // What every row passes, the part on the card after the other.
+  const double chosen_bytes = expert_layers * chosen * static_cast<double>(expert_bytes);
+  const double expert_weights =
+      3.0 * static_cast<double>(config.hidden_size * config.moe_intermediate_size);
+  const double chosen_multiply_adds = expert_layers * chosen * expert_weights;
+  Work always;
+  always.bytes = static_cast<double>(stage.active_bytes_per_token) - chosen_bytes +
+                 rows * static_cast<double>(load.context_tokens *
+                                            KvBytes(load.kv_dtype, stage.kv_values_per_token));
+  always.multiply_adds =
+      rows * (static_cast<double>(stage.flops_per_token) / 2 - chosen_multiply_adds +
+              AttentionMultiplyAdds(config.Mla(), static_cast<double>(stage.kv_values_per_token),
+                                    static_cast<double>(load.context_tokens)));
+  const auto part = [](const Work& work, double share) {
+    return Work{work.bytes * share, work.multiply_adds * share};
+  };
+  time.always_seconds =
+      part(always, 1 - always_on_card).Seconds(box.memory_read_bytes, box.cpu_multiply_adds);
+  if (always_on_card > 0) {
+    time.always_seconds +=
+        part(always, always_on_card).Seconds(box.vram_read_bytes, box.gpu_multiply_adds);
+  }
+
+  // The experts: those on the card beside the others.
+  const Work experts{expert_layers * touched * static_cast<double>(expert_bytes),
+                     rows * chosen_multiply_adds};
+  const double on_card = num_experts == 0
+                             ? 0
+                             : hits * static_cast<double>(card_slots) /
+                                   static_cast<double>(std::max<int64_t>(1, time.expert_slots));
+  const Work on_cpu = part(experts, 1 - std::min(1.0, on_card));
+  time.expert_seconds = on_cpu.Seconds(box.memory_read_bytes, box.cpu_multiply_adds);
+  if (on_card > 0) {
+    time.expert_seconds = std::max(
+        time.expert_seconds,
+        part(experts, std::min(1.0, on_card)).Seconds(box.vram_read_bytes, box.gpu_multiply_adds));
+  }
+
+  time.seconds = is_scan ? std::max(time.read_seconds, time.always_seconds + time.expert_seconds)
+                         : time.always_seconds + std::max(time.read_seconds, time.expert_seconds);
+  const double computing = time.always_seconds + time.expert_seconds;
+  if (time.read_seconds >= computing) {
+    time.bottleneck = Bottleneck::kDisk;
+  } else if (on_cpu.bytes / box.memory_read_bytes >= on_cpu.multiply_adds / box.cpu_multiply_adds) {
+    time.bottleneck = Bottleneck::kMemory;
+  } else {
+    time.bottleneck = Bottleneck::kArithmetic;
+  }
+  return time;
+}
+
+absl::StatusOr<PipelineTime> PredictPipeline(const ModelConfig& config, const ModelCost& cost,
+                                             const Box& box, int num_boxes,
+                                             const DecodeLoad& load) {
+  const int layers = static_cast<int>(cost.layers.size());
+  CARAVAN_CHECK(num_boxes >= 1 && num_boxes <= layers && load.jobs >= 1);
+  const auto micro_batches = static_cast<double>(std::min<int64_t>(num_boxes, load.jobs));
+  PipelineTime time;
+  time.rows = static_cast<double>(load.jobs) / micro_batches;
+  double round = num_boxes > 1 ? num_boxes * box.hop_seconds : 0;
+  for (int i = 0; i < num_boxes; ++i) {
+    StageSpec stage;
+    stage.first_layer = layers * i / num_boxes;
+    stage.end_layer = layers * (i + 1) / num_boxes;
+    stage.embeds = i == 0;
+    stage.has_head = i + 1 == num_boxes;
+    absl::StatusOr<StageTime> part = PredictStage(config, cost.Of(stage), box, load, time.rows);
+    if (!part.ok()) return Annotate(part.status(), DescribeStage(stage));
+    round += part->seconds;
+    if (part->seconds > time.slowest.seconds) time.slowest = *part;
+  }
+  // A micro-batch comes round after all stages, and each stage serves all micro-batches in turn.
+  const double cycle = std::max(round, micro_batches * time.slowest.seconds);
+  time.tokens_per_second = static_cast<double>(load.jobs) / cycle;
+  return time;
+}
+
+}  // namespace caravan

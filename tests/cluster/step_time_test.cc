@@ -1,0 +1,194 @@
+// Predictions against hand-made arithmetic, and against what must hold of any of them.
+
+#include "cluster/step_time.h"
+
+#include <cmath>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int64_t kGiB = int64_t{1} << 30;
+
+/// R1's routing and widths.
+ModelConfig R1() {
+  ModelConfig config;
+  config.hidden_size = 7168;
+  config.moe_intermediate_size = 2048;
+  config.n_routed_experts = 256;
+  config.router.num_experts_per_tok = 8;
+  config.num_attention_heads = 128;
+  config.kv_lora_rank = 512;
+  config.qk_nope_head_dim = 128;
+  config.qk_rope_head_dim = 64;
+  config.v_head_dim = 128;
+  return config;
+}
+
+/// Experts of 20 MB, 8 of 256 a layer; nothing else.
+LayerCost ExpertLayers(int num_layers) {
+  LayerCost layer;
+  layer.weight_bytes = 256 * int64_t{20'000'000};
+  layer.expert_bytes = layer.weight_bytes;
+  layer.num_experts = 256;
+  layer.expert_slot_bytes = 20'000'000;
+  layer.experts_per_token = 8;
+  layer.active_bytes_per_token = 8 * int64_t{20'000'000};
+  layer.flops_per_token = 2 * 8 * 3 * int64_t{7168} * 2048;
+  LayerCost sum;
+  for (int i = 0; i < num_layers; ++i) sum += layer;
+  return sum;
+}
+
+/// A disk of 1 GB/s, and all else as good as free.
+Box DiskBox(int64_t memory_bytes) {
+  Box box;
+  box.name = "test";
+  box.disk_read_bytes = 1e9;
+  box.memory_bytes = memory_bytes;
+  box.memory_read_bytes = 1e15;
+  box.cpu_multiply_adds = 1e18;
+  return box;
+}
+
+TEST(StepTime, OneRowTouchesWhatItChooses) {
+  EXPECT_DOUBLE_EQ(TouchedExperts(256, 8, 1), 8);
+  EXPECT_DOUBLE_EQ(TouchedExperts(64, 6, 1), 6);
+  EXPECT_EQ(TouchedExperts(0, 0, 3), 0);
+}
+
+TEST(StepTime, ManyRowsTouchAllAndNeverMore) {
+  double before = 0;
+  for (double rows = 1; rows <= 4096; rows *= 2) {
+    const double touched = TouchedExperts(256, 8, rows);
+    EXPECT_GT(touched, before);
+    EXPECT_LE(touched, std::min(256.0, 8 * rows));
+    before = touched;
+  }
+  EXPECT_NEAR(before, 256, 1e-6);
+}
+
+// What others state as a rule of thumb: of a row's reads a 4th, an 8th, a 16th remain.
+TEST(StepTime, RowsShareReads) {
+  for (const auto& [rows, times] : {std::pair{128.0, 4.0}, {256.0, 8.0}, {512.0, 16.0}}) {
+    const double shared = 8 / (TouchedExperts(256, 8, rows) / rows);
+    EXPECT_NEAR(shared, times, 0.03 * times) << rows;  // 1 - (31/32)^128 is 0.983
+  }
+}
+
+TEST(StepTime, HitsGrowFromNoneToAll) {
+  EXPECT_EQ(HitRate(0), 0);
+  EXPECT_EQ(HitRate(1), 1);
+  EXPECT_EQ(HitRate(2), 1);
+  for (double share = 0.001; share <= 1; share += 0.001) {
+    EXPECT_GT(HitRate(share), HitRate(share - 0.001)) << share;
+  }
+  EXPECT_DOUBLE_EQ(HitRate(0.375), (0.67 + 0.81) / 2);
+}
+
+TEST(StepTime, AStreamWaitsForTheDisk) {
+  // A quarter of the slots: 67% hits, so 8 * 0.33 experts a layer from a disk of 50 a second.
+  const LayerCost stage = ExpertLayers(2);
+  const auto time = PredictStage(R1(), stage, DiskBox(128 * int64_t{20'000'000}), {}, 1);
+  ASSERT_TRUE(time.ok()) << time.status();
+  EXPECT_EQ(time->expert_slots, 128);
+  EXPECT_DOUBLE_EQ(time->expert_share, 0.25);
+  EXPECT_NEAR(time->bytes_read, 2 * 8 * 0.33 * 20e6, 1);
+  EXPECT_NEAR(time->seconds, 2 * 8 * 0.33 / 50, 1e-9);
+  EXPECT_EQ(time->bottleneck, Bottleneck::kDisk);
+}
+
+TEST(StepTime, AScanHitsWhatItsSlotsHold) {
+  const auto time =
+      PredictStage(R1(), ExpertLayers(2), DiskBox(128 * int64_t{20'000'000}), {.jobs = 512}, 512);
+  ASSERT_TRUE(time.ok()) << time.status();
+  EXPECT_NEAR(time->bytes_read, 2 * TouchedExperts(256, 8, 512) * 0.75 * 20e6, 1);
+}
+
+TEST(StepTime, NothingIsReadWhereAllIsInMemory) {
+  Box box = DiskBox(100 * kGiB);
+  box.disk_read_bytes = 1;
+  for (const double rows : {1.0, 512.0}) {
+    const auto time = PredictStage(R1(), ExpertLayers(2), box, {}, rows);
+    ASSERT_TRUE(time.ok()) << time.status();
+    EXPECT_EQ(time->bytes_read, 0);
+    EXPECT_NE(time->bottleneck, Bottleneck::kDisk);
+  }
+}
+
+TEST(StepTime, MemoryBoundsOneRowAndArithmeticMany) {
+  Box box = DiskBox(100 * kGiB);
+  box.memory_read_bytes = 10e9;
+  box.cpu_multiply_adds = 100e9;
+  const auto one = PredictStage(R1(), ExpertLayers(1), box, {}, 1);
+  ASSERT_TRUE(one.ok()) << one.status();
+  EXPECT_EQ(one->bottleneck, Bottleneck::kMemory);
+  EXPECT_NEAR(one->seconds, 8 * 20e6 / 10e9, 1e-9);
+  const auto many = PredictStage(R1(), ExpertLayers(1), box, {.jobs = 512}, 512);
+  ASSERT_TRUE(many.ok()) << many.status();
+  EXPECT_EQ(many->bottleneck, Bottleneck::kArithmetic);
+  EXPECT_NEAR(many->seconds, 512.0 * 8 * 3 * 7168 * 2048 / 100e9, 1e-9);
+}
+
+TEST(StepTime, TheKvCacheTakesSlots) {
+  LayerCost stage = ExpertLayers(1);
+  stage.kv_values_per_token = 576;
+  const DecodeLoad load = {.jobs = 10, .context_tokens = 1000};
+  const auto time = PredictStage(R1(), stage, DiskBox(10 * 20'000'000 + 576 * 2 * 10'000), load, 1);
+  ASSERT_TRUE(time.ok()) << time.status();
+  EXPECT_EQ(time->expert_slots, 10);
+}
+
+TEST(StepTime, ABoxThatIsTooSmallSaysWhatItLacks) {
+  const auto time = PredictStage(R1(), ExpertLayers(1), DiskBox(8 * 20'000'000 - kGiB), {}, 1);
+  EXPECT_EQ(time.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(time.status().message()), HasSubstr("lack 1.00 GiB of memory"));
+}
+
+ModelCost Model(int num_layers) {
+  ModelCost cost;
+  for (int i = 0; i < num_layers; ++i) cost.layers.push_back(ExpertLayers(1));
+  return cost;
+}
+
+TEST(StepTime, BoxesReadSideBySide) {
+  // No slots to speak of, so that more boxes hold no more.
+  const Box box = DiskBox(8 * 20'000'000);
+  const auto one = PredictPipeline(R1(), Model(6), box, 1, {.jobs = 512});
+  const auto three = PredictPipeline(R1(), Model(6), box, 3, {.jobs = 3 * 512});
+  ASSERT_TRUE(one.ok() && three.ok()) << one.status() << three.status();
+  EXPECT_DOUBLE_EQ(three->rows, 512);
+  EXPECT_GT(three->tokens_per_second, 3 * one->tokens_per_second);
+  // More slots in all are what is above 3.
+  EXPECT_LT(three->tokens_per_second, 3.2 * one->tokens_per_second);
+}
+
+TEST(StepTime, OneJobPassesBoxAfterBox) {
+  Box box = DiskBox(8 * 20'000'000);
+  box.hop_seconds = 0.5;
+  const auto one = PredictPipeline(R1(), Model(4), box, 1, {});
+  const auto two = PredictPipeline(R1(), Model(4), box, 2, {});
+  ASSERT_TRUE(one.ok() && two.ok()) << one.status() << two.status();
+  const double hops = 2 * 0.5;
+  EXPECT_GT(1 / two->tokens_per_second, hops);
+  EXPECT_LT(1 / two->tokens_per_second, 1 / one->tokens_per_second + hops);
+}
+
+TEST(StepTime, AStageThatDoesNotFitIsNamed) {
+  const auto time = PredictPipeline(R1(), Model(4), DiskBox(0), 2, {});
+  EXPECT_THAT(std::string(time.status().message()), HasSubstr("layers 0..1"));
+}
+
+TEST(Box, AnUnknownOneIsRefusedWithTheKnown) {
+  EXPECT_TRUE(FindBox("3060").ok());
+  const auto box = FindBox("4090");
+  EXPECT_EQ(box.status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(box.status().message()), HasSubstr("1660s, 3060"));
+}
+
+}  // namespace
+}  // namespace caravan
