@@ -28,6 +28,22 @@ void StepLoop::Stop() {
   thread_.Join();
 }
 
+v1::WorkerLoad StepLoop::load() const {
+  v1::WorkerLoad load = meter_.Read();
+  if (stage_->experts() == nullptr) return load;
+  const ExpertStore::Counters counters = stage_->experts()->counters();
+  v1::ExpertLoad& experts = *load.mutable_experts();
+  experts.set_hits(static_cast<uint64_t>(counters.hits));
+  experts.set_misses(static_cast<uint64_t>(counters.misses));
+  experts.set_reads(static_cast<uint64_t>(counters.reads));
+  experts.set_read_bytes(static_cast<uint64_t>(counters.bytes_read));
+  experts.set_evictions(static_cast<uint64_t>(counters.evictions));
+  experts.set_guesses_used(static_cast<uint64_t>(counters.guesses_used));
+  experts.set_guesses_wasted(static_cast<uint64_t>(counters.guesses_wasted));
+  experts.set_waited_s(absl::ToDoubleSeconds(counters.waited));
+  return load;
+}
+
 absl::Status StepLoop::Receive(v1::Step step) {
   if (step.plan_version() != plan_version_) {
     return absl::AbortedError(absl::StrCat("a step of plan ", step.plan_version(),
