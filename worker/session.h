@@ -14,6 +14,7 @@
 #include "absl/time/time.h"
 #include "base/dtype.h"
 #include "kernels/backend.h"
+#include "worker/experts/expert_store.h"
 
 namespace caravan {
 
@@ -29,6 +30,8 @@ struct WorkerSessionOptions {
   int64_t memory_budget_bytes = 0;
   bool offloads = false;         // experts that do not fit it may stay in a local pack
   DType kv_dtype = DType::kF32;  // of the KV cache
+  ExpertStore::Options experts;  // of those on disk
+  std::string record_routing;    // as Worker::Environment
   int num_threads = 1;
   absl::Duration connect_timeout = absl::Seconds(60);
   std::function<std::unique_ptr<Backend>()> make_backend;

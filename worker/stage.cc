@@ -10,7 +10,6 @@
 #include "worker/step_check.h"
 
 namespace caravan {
-
 absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
                                                      const StageSpec& spec,
                                                      const TensorSource& source,
@@ -68,13 +67,18 @@ Stage::Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<B
       weights_(std::move(weights)),
       experts_(std::move(experts)),
       kv_cache_(std::move(kv_cache)),
-      layer_runner_(config_, *backend_, experts_.get(), options.max_step_tokens),
+      layer_runner_(config_, *backend_, experts_.get(), options_.routing.get(),
+                    options.max_step_tokens),
       hidden_(static_cast<size_t>(options.max_step_tokens * config.hidden_size)) {
   if (spec_.has_head) head_.emplace(config_, *weights_, *backend_);
   if (spec_.drafts) {
     drafter_.emplace(config_, *weights_, *backend_, layer_runner_, *head_, options.max_step_tokens);
   }
 }
+
+Stage::~Stage() { Finish(); }
+
+void Stage::Finish() { options_.routing.reset(); }
 
 v1::Step Stage::Run(v1::Step step) {
   if (step.has_error()) return step;

@@ -21,6 +21,7 @@
 #include "model/stage_spec.h"
 #include "model/tensor_source.h"
 #include "worker/experts/expert_store.h"
+#include "worker/experts/routing_observer.h"
 #include "worker/kv_cache.h"
 #include "worker/layer.h"
 #include "worker/mtp_drafter.h"
@@ -41,6 +42,8 @@ class Stage {
     // memory.
     int64_t expert_budget_bytes = 0;
     ExpertStore::Options experts;  // how those on disk are read and kept
+    // Is shown what the routers choose, by whoever calls Run; null: nobody. Let go by Finish.
+    std::shared_ptr<RoutingObserver> routing;
   };
 
   /// Loads the stage's weights from `source`, which is not used afterwards.
@@ -52,6 +55,8 @@ class Stage {
                                                        std::unique_ptr<Backend> backend,
                                                        const Options& options,
                                                        const StageWeights::Progress& progress);
+  /// As Finish.
+  ~Stage();
 
   /// Copies the blocks that the step says, then runs its slices: from token ids or activations to
   /// activations or results. A step that cannot be run (see CheckStep) touches no block and comes
@@ -60,10 +65,15 @@ class Stage {
   /// the blocks of some layers.
   v1::Step Run(v1::Step step);
 
+  /// Ends what is written for later: recorded routing. Run is not called afterwards.
+  /// Idempotent.
+  void Finish();
+
   const StageSpec& spec() const { return spec_; }
   const KvCache& kv_cache() const { return *kv_cache_; }
   const StageWeights& weights() const { return *weights_; }
-  /// Null: the routed experts are resident, or there are none.
+  /// Null: the routed experts are resident, or there are none. Its counters may be read by any
+  /// thread.
   const ExpertStore* experts() const { return experts_.get(); }
 
  private:
@@ -80,7 +90,7 @@ class Stage {
 
   const ModelConfig config_;
   const StageSpec spec_;
-  const Options options_;
+  Options options_;
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<StageWeights> weights_;
   const std::unique_ptr<ExpertStore> experts_;

@@ -18,7 +18,10 @@ StepLoop::StepLoop(uint64_t plan_version, std::unique_ptr<Stage> stage,
       on_broken_(std::move(on_broken)),
       queue_(kQueuedSteps),
       meter_(SteadyClock()),
-      thread_("step-loop", [this] { Run(); }) {}
+      thread_("step-loop", [this] {
+        Run();
+        stage_->Finish();
+      }) {}
 
 StepLoop::~StepLoop() { Stop(); }
 

@@ -1,5 +1,6 @@
 // The commands that make packed models, and what runs on their work.
 
+#include <csignal>
 #include <filesystem>
 #include <string>
 
@@ -17,6 +18,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 const char kConfig[] = CARAVAN_SOURCE_DIR "/tests/data/goldens/v3-like/config.json";
 
