@@ -33,6 +33,7 @@ struct WorkerFlags {
   std::string ram;
   std::string offload = "auto";
   ExpertFlags experts;
+  std::string expert_heat = "auto";
   int threads = 0;
   CpuIsa isa = CpuIsa::kAuto;
   double connect_timeout_s = 60;
@@ -56,6 +57,12 @@ absl::Status ApplyExpertFlags(WorkerFlags& flags) {
         std::filesystem::path(options.record_routing).parent_path();
     CARAVAN_RETURN_IF_ERROR(
         Annotate(CheckDirectory(parent.empty() ? "." : parent), "--record-routing"));
+  }
+  if (flags.expert_heat == "off") {
+    options.expert_heat.reset();
+  } else if (flags.expert_heat != "auto") {
+    CARAVAN_RETURN_IF_ERROR(Annotate(CheckDirectory(flags.expert_heat), "--expert-heat"));
+    options.expert_heat = flags.expert_heat;
   }
   return absl::OkStatus();
 }
@@ -141,6 +148,12 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
       ->type_name("auto|off")
       ->capture_default_str();
   flags->experts.AddTo(*command);
+  command
+      ->add_option("--expert-heat", flags->expert_heat,
+                   "Where the worker keeps, for its next start, which experts on disk were wanted "
+                   "most: a DIRECTORY; auto: that of the local copy of the model; off: nowhere")
+      ->type_name("auto|off|DIRECTORY")
+      ->capture_default_str();
   command->add_option("--threads", flags->threads, "CPU threads; 0: one a core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();

@@ -21,6 +21,7 @@
 #include "model/stage_spec.h"
 #include "model/tensor_source.h"
 #include "worker/experts/expert_store.h"
+#include "worker/experts/heat_keeper.h"
 #include "worker/experts/routing_observer.h"
 #include "worker/kv_cache.h"
 #include "worker/layer.h"
@@ -42,6 +43,10 @@ class Stage {
     // memory.
     int64_t expert_budget_bytes = 0;
     ExpertStore::Options experts;  // how those on disk are read and kept
+    // Directory of the file of what is learned about those on disk (HeatKeeper); empty: where they
+    // lie themselves. nullopt: nothing is kept, and the stage begins cold.
+    std::optional<std::string> expert_heat;
+    uint64_t model_fingerprint = 0;  // for that file
     // Is shown what the routers choose, by whoever calls Run; null: nobody. Let go by Finish.
     std::shared_ptr<RoutingObserver> routing;
   };
@@ -65,7 +70,10 @@ class Stage {
   /// the blocks of some layers.
   v1::Step Run(v1::Step step);
 
-  /// Ends what is written for later: recorded routing. Run is not called afterwards.
+  /// After Run, when its step has been sent on: what nobody waits for.
+  void AfterStep();
+
+  /// Ends what is written for later: expert heat, recorded routing. Run is not called afterwards.
   /// Idempotent.
   void Finish();
 
@@ -79,7 +87,8 @@ class Stage {
  private:
   Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<Backend> backend,
         std::unique_ptr<StageWeights> weights, std::unique_ptr<ExpertStore> experts,
-        std::unique_ptr<KvCache> kv_cache, const Options& options);
+        std::unique_ptr<HeatKeeper> heat, std::unique_ptr<KvCache> kv_cache,
+        const Options& options);
 
   absl::Status Apply(v1::Step& step);
   absl::Status Check(const v1::Step& step) const;
@@ -94,6 +103,7 @@ class Stage {
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<StageWeights> weights_;
   const std::unique_ptr<ExpertStore> experts_;
+  const std::unique_ptr<HeatKeeper> heat_;  // null: nothing is kept
   const std::unique_ptr<KvCache> kv_cache_;
   LayerRunner layer_runner_;
   std::optional<OutputHead> head_;     // if the stage has the head

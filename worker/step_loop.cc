@@ -69,7 +69,10 @@ void StepLoop::Run() {
     v1::Step done = stage_->Run(*std::move(step));
     meter_.EndStep(done.has_error() ? 0 : CountRows(done));
     const absl::Status sent = next_->Send(std::move(done));
-    if (sent.ok()) continue;
+    if (sent.ok()) {
+      stage_->AfterStep();
+      continue;
+    }
     const bool ending = queue_.closed();
     queue_.Close();
     if (!ending) on_broken_(sent);

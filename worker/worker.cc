@@ -107,6 +107,8 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
   options.max_step_tokens = order.max_step_tokens();
   options.expert_budget_bytes = static_cast<int64_t>(order.expert_budget_bytes());
   options.experts = environment_.experts;
+  options.expert_heat = environment_.expert_heat;
+  options.model_fingerprint = order.model().fingerprint();
   options.routing = Record(order, config, spec);
   int64_t next_report = 0;
   const auto progress = [&](int64_t loaded_bytes, int64_t total_bytes) {

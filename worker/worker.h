@@ -40,9 +40,10 @@ class Worker {
   /// The outside world. Everything but `report` is called by the loading thread. What opens
   /// something gives up soon after `stop` is requested.
   struct Environment {
-    std::string name;              // for errors and logs
-    DType kv_dtype = DType::kF32;  // of the stages' KV caches
-    ExpertStore::Options experts;  // of the stages' experts on disk
+    std::string name;                        // for errors and logs
+    DType kv_dtype = DType::kF32;            // of the stages' KV caches
+    ExpertStore::Options experts;            // of the stages' experts on disk
+    std::optional<std::string> expert_heat;  // as Stage::Options
     // Routing is recorded in files of this prefix (RecordStage); empty: it is not.
     std::string record_routing;
     std::function<std::unique_ptr<Backend>()> make_backend;

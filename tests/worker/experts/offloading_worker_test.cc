@@ -125,6 +125,7 @@ TEST_F(OffloadingWorkerTest, CountsExpertsOverAllOfItsStages) {
 }
 
 TEST_F(OffloadingWorkerTest, AnotherStageHasOtherFiles) {
+  environment_.expert_heat = dir_.path();
   environment_.record_routing = dir_.File("trace");
   ASSERT_TRUE(Load(7, 3).has_ready());
   RunStep(7, 1);
@@ -132,8 +133,13 @@ TEST_F(OffloadingWorkerTest, AnotherStageHasOtherFiles) {
   RunStep(8, 1);
   // The first one's again: it goes on with its files.
   ASSERT_TRUE(Load(9, 3).has_ready());
+  const uint64_t hits = worker().load().experts().hits();
   RunStep(9, 1);
+  EXPECT_EQ(worker().load().experts().hits() - hits, 2u * PackedToy::kChosen);
   worker().Drop();
+  for (const char* name : {"expert-heat-1-3.json", "expert-heat-1-2.json"}) {
+    EXPECT_TRUE(FileExists(dir_.File(name))) << name;
+  }
   for (const auto& [name, num_visits] : {std::pair{"trace-1-3", 4}, std::pair{"trace-1-2", 1}}) {
     class Count : public RoutingObserver {
      public:
