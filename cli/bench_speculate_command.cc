@@ -104,6 +104,7 @@ absl::Status BenchSpeculate(const BenchSpeculateFlags& flags) {
     LocalPipeline::Options options = flags.pipeline.Options();
     options.memory_budget_bytes /= 2;  // both are there at once
     options.speculate = speculate;
+    if (!speculate) options.record_routing.clear();  // two cannot write the same files
     options.kv_tokens =
         int64_t{1024} * *std::max_element(flags.load.jobs.begin(), flags.load.jobs.end());
     CARAVAN_ASSIGN_OR_RETURN(pipelines.emplace_back(),

@@ -155,8 +155,9 @@ absl::Status EvalText(const EvalFlags& flags, TextWindows windows, PipelineDrive
                       const StoredModel* reference_files) {
   std::unique_ptr<LocalPipeline> reference;
   if (reference_files != nullptr) {
-    CARAVAN_ASSIGN_OR_RETURN(reference,
-                             LocalPipeline::Create(*reference_files, PipelineOptions(flags)));
+    LocalPipeline::Options options = PipelineOptions(flags);
+    options.record_routing.clear();  // --model's is recorded
+    CARAVAN_ASSIGN_OR_RETURN(reference, LocalPipeline::Create(*reference_files, options));
   }
   const absl::StatusOr<TextScore> score =
       ScoreText(std::move(windows), driver, reference == nullptr ? nullptr : &reference->driver());

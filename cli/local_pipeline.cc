@@ -16,6 +16,7 @@
 #include "kernels/kv_rows.h"
 #include "model/layer_cost.h"
 #include "model/step_memory.h"
+#include "worker/experts/stage_trace.h"
 #include "worker/process_memory.h"
 
 namespace caravan {
@@ -125,6 +126,13 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
     stage_options.kv_budget_bytes = plan.stages[i].kv_bytes;
     stage_options.max_step_tokens = options.prefill_chunk;
     stage_options.expert_budget_bytes = plan.stages[i].expert_bytes;
+    stage_options.experts = options.experts;
+    if (!options.record_routing.empty()) {
+      absl::StatusOr<std::unique_ptr<RoutingObserver>> routing =
+          RecordStage(options.record_routing, model.fingerprint(), config, plan.stages[i].stage);
+      if (!routing.ok()) return Annotate(routing.status(), "--record-routing");
+      stage_options.routing = *std::move(routing);
+    }
     CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Stage> stage,
                              Stage::Create(config, plan.stages[i].stage, model, std::move(backend),
                                            stage_options, [](int64_t, int64_t) { return true; }));
@@ -178,6 +186,7 @@ void LocalPipelineFlags::AddTo(CLI::App& command) {
       ->capture_default_str();
   AddIsaOption(command, isa);
   AddKvOption(command, kv_dtype);
+  experts.AddTo(command);
 }
 
 LocalPipeline::Options LocalPipelineFlags::Options() const {
@@ -188,6 +197,8 @@ LocalPipeline::Options LocalPipelineFlags::Options() const {
   options.context_tokens = context;
   options.isa = isa;
   options.kv_dtype = kv_dtype;
+  options.experts = experts.store;
+  options.record_routing = experts.record_routing;
   return options;
 }
 

@@ -13,9 +13,11 @@
 #include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
 #include "base/dtype.h"
+#include "cli/expert_flags.h"
 #include "coordinator/pipeline_driver.h"
 #include "kernels/cpu/row_ops.h"
 #include "model/stored_model.h"
+#include "worker/experts/expert_store.h"
 #include "worker/step_loop.h"
 
 namespace caravan {
@@ -35,6 +37,8 @@ class LocalPipeline {
     DType kv_dtype = DType::kF32;
     bool speculate = false;  // the last worker drafts
     CpuIsa isa = CpuIsa::kAuto;
+    ExpertStore::Options experts;  // of those on disk
+    std::string record_routing;    // prefix of the stages' files (RecordStage); empty: none
   };
 
   /// What can be wrong with the options before anything is loaded.
@@ -45,7 +49,7 @@ class LocalPipeline {
   /// Loads the model from `model`.
   /// Errors: as CheckOptions; InvalidArgument - `speculate` and the model has no layer for it;
   ///         FailedPrecondition - memory_budget_bytes are too few (says for what); as
-  ///         Stage::Create.
+  ///         RecordStage and Stage::Create.
   static absl::StatusOr<std::unique_ptr<LocalPipeline>> Create(const StoredModel& model,
                                                                const Options& options);
   ~LocalPipeline();
@@ -59,8 +63,8 @@ class LocalPipeline {
   std::vector<std::unique_ptr<StepLoop>> workers_;  // by stage
 };
 
-/// The options --model, --workers, --threads, --ram, --context, --isa and --kv of the commands that
-/// run a pipeline of their own.
+/// The options --model, --workers, --threads, --ram, --context, --isa and --kv and those of
+/// ExpertFlags, of the commands that run a pipeline of their own.
 struct LocalPipelineFlags {
   std::string model;
   int workers = 1;
@@ -69,6 +73,7 @@ struct LocalPipelineFlags {
   int64_t context = 0;  // tokens
   CpuIsa isa = CpuIsa::kAuto;
   DType kv_dtype = DType::kF32;
+  ExpertFlags experts;
 
   void AddTo(CLI::App& command);
   /// What else there is keeps its default.

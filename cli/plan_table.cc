@@ -31,14 +31,21 @@ std::string DescribeLayers(const v1::Stage& stage) {
                       stage.drafts() ? ", MTP" : "");
 }
 
-/// Of a stage's weights: "18.1 GiB, 312 of 2560 experts" or "all".
+/// Of a stage's weights: "18.1 GiB, 312 of 2560 experts, 61.4% hits" or "all".
 std::string DescribeInMemory(const v1::WorkerStatus& worker) {
   if (worker.expert_slots() == 0) return worker.has_stage() ? "all" : "-";
   // What loading reads is always active; the slots fill later.
   const std::string experts =
       absl::StrCat(worker.expert_slots(), " of ", worker.experts(), " experts");
   if (worker.state() != v1::WORKER_STATE_READY) return experts;
-  return absl::StrCat(FormatByteSize(static_cast<int64_t>(worker.loaded_bytes())), ", ", experts);
+  const std::string text =
+      absl::StrCat(FormatByteSize(static_cast<int64_t>(worker.loaded_bytes())), ", ", experts);
+  // Since the worker joined.
+  const v1::ExpertLoad& load = worker.load().experts();
+  const uint64_t chosen = load.hits() + load.misses();
+  if (chosen == 0) return text;
+  return absl::StrFormat("%s, %.1f%% hits", text,
+                         100 * static_cast<double>(load.hits()) / static_cast<double>(chosen));
 }
 
 }  // namespace

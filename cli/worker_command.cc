@@ -3,8 +3,10 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -12,6 +14,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "cli/commands.h"
+#include "cli/expert_flags.h"
 #include "cli/progress_bar.h"
 #include "cli/stop_signals.h"
 #include "cluster/address.h"
@@ -29,10 +32,40 @@ struct WorkerFlags {
   WorkerSessionOptions options;
   std::string ram;
   std::string offload = "auto";
+  ExpertFlags experts;
+  std::string expert_heat = "auto";
   int threads = 0;
   CpuIsa isa = CpuIsa::kAuto;
   double connect_timeout_s = 60;
 };
+
+/// Whether files can be expected there. Errors: InvalidArgument - `path` is no directory.
+absl::Status CheckDirectory(const std::filesystem::path& path) {
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(path.string(), ": not a directory"));
+}
+
+/// Said here rather than with the first stage, hours later perhaps.
+absl::Status ApplyExpertFlags(WorkerFlags& flags) {
+  WorkerSessionOptions& options = flags.options;
+  options.offloads = flags.offload == "auto";
+  options.experts = flags.experts.store;
+  options.record_routing = flags.experts.record_routing;
+  if (!options.record_routing.empty()) {
+    const std::filesystem::path parent =
+        std::filesystem::path(options.record_routing).parent_path();
+    CARAVAN_RETURN_IF_ERROR(
+        Annotate(CheckDirectory(parent.empty() ? "." : parent), "--record-routing"));
+  }
+  if (flags.expert_heat == "off") {
+    options.expert_heat.reset();
+  } else if (flags.expert_heat != "auto") {
+    CARAVAN_RETURN_IF_ERROR(Annotate(CheckDirectory(flags.expert_heat), "--expert-heat"));
+    options.expert_heat = flags.expert_heat;
+  }
+  return absl::OkStatus();
+}
 
 absl::Status ApplyDefaults(WorkerFlags& flags) {
   WorkerSessionOptions& options = flags.options;
@@ -53,7 +86,7 @@ absl::Status ApplyDefaults(WorkerFlags& flags) {
     if (*ram == 0) return absl::InvalidArgumentError("--ram: must be more than 0");
     options.memory_budget_bytes = *ram;
   }
-  options.offloads = flags.offload == "auto";
+  CARAVAN_RETURN_IF_ERROR(ApplyExpertFlags(flags));
   CpuOptions cpu;
   cpu.num_threads = options.num_threads;
   cpu.isa = flags.isa;
@@ -113,6 +146,13 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
                    "packed model, and are read as steps want them; off: all weights must fit")
       ->check(CLI::IsMember({"auto", "off"}))
       ->type_name("auto|off")
+      ->capture_default_str();
+  flags->experts.AddTo(*command);
+  command
+      ->add_option("--expert-heat", flags->expert_heat,
+                   "Where the worker keeps, for its next start, which experts on disk were wanted "
+                   "most: a DIRECTORY; auto: that of the local copy of the model; off: nowhere")
+      ->type_name("auto|off|DIRECTORY")
       ->capture_default_str();
   command->add_option("--threads", flags->threads, "CPU threads; 0: one a core")
       ->check(CLI::Range(0, 1024))

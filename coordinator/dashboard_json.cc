@@ -56,6 +56,14 @@ json RamJson(const v1::WorkerStatus& worker, const PipelineStats& pipeline) {
       {"tier", "RAM"}, {"total_bytes", worker.memory_budget_bytes()}, {"parts", std::move(parts)}};
 }
 
+/// Of the experts that steps chose since the worker joined; null: none yet, or none is on disk.
+json ExpertHitShare(const v1::WorkerStatus& worker) {
+  const v1::ExpertLoad& load = worker.load().experts();
+  const uint64_t chosen = load.hits() + load.misses();
+  if (worker.expert_slots() == 0 || chosen == 0) return nullptr;
+  return static_cast<double>(load.hits()) / static_cast<double>(chosen);
+}
+
 json BoxesJson(const DashboardInputs& inputs) {
   std::vector<const v1::WorkerStatus*> workers;
   for (const v1::WorkerStatus& worker : inputs.cluster.workers()) workers.push_back(&worker);
@@ -83,6 +91,7 @@ json BoxesJson(const DashboardInputs& inputs) {
          {"weight_bytes", worker->stage_bytes()},
          {"experts", worker->experts()},
          {"expert_slots", worker->expert_slots()},
+         {"expert_hit_share", ExpertHitShare(*worker)},
          {"tiers", json::array({RamJson(*worker, inputs.pipeline)})},
          {"busy_share",
           busy == busy_shares.end() || !worker->has_stage() ? json(nullptr) : json(busy->second)}});

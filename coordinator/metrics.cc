@@ -136,6 +136,48 @@ std::string StageLabel(const v1::GetStatusResponse& cluster, const v1::WorkerSta
   return absl::StrCat(before);
 }
 
+/// Of workers whose stages left experts on disk.
+void AppendExperts(const v1::GetStatusResponse& cluster, std::vector<MetricFamily>& out) {
+  struct Counter {
+    const char* name;
+    const char* help;
+    double (*value)(const v1::ExpertLoad& load);
+  };
+  static constexpr Counter kCounters[] = {
+      {"caravan_worker_expert_hits_total",
+       "Experts that a step chose for a layer and found in a worker's memory.",
+       [](const v1::ExpertLoad& load) { return static_cast<double>(load.hits()); }},
+      {"caravan_worker_expert_misses_total",
+       "Experts that a step chose for a layer and waited for.",
+       [](const v1::ExpertLoad& load) { return static_cast<double>(load.misses()); }},
+      {"caravan_worker_expert_reads_total", "Experts that a worker read from its disk.",
+       [](const v1::ExpertLoad& load) { return static_cast<double>(load.reads()); }},
+      {"caravan_worker_expert_read_bytes_total", "Bytes of experts that a worker read.",
+       [](const v1::ExpertLoad& load) { return static_cast<double>(load.read_bytes()); }},
+      {"caravan_worker_expert_evictions_total",
+       "Experts that gave way to others in a worker's memory.",
+       [](const v1::ExpertLoad& load) { return static_cast<double>(load.evictions()); }},
+      {"caravan_worker_expert_guesses_used_total",
+       "Experts that were read before a step chose them, and then were chosen.",
+       [](const v1::ExpertLoad& load) { return static_cast<double>(load.guesses_used()); }},
+      {"caravan_worker_expert_guesses_wasted_total",
+       "Experts whose read was begun before a step chose them, and that none did.",
+       [](const v1::ExpertLoad& load) { return static_cast<double>(load.guesses_wasted()); }},
+      {"caravan_worker_expert_wait_seconds_total", "Time in which steps waited for experts.",
+       [](const v1::ExpertLoad& load) { return load.waited_s(); }},
+  };
+  for (const Counter& counter : kCounters) {
+    Numbers numbers(MetricType::Counter, counter.name, counter.help);
+    for (const v1::WorkerStatus& worker : cluster.workers()) {
+      if (!worker.load().has_experts()) continue;
+      numbers.Add(
+          counter.value(worker.load().experts()),
+          {{"stage", StageLabel(cluster, worker)}, {"worker", WorkerLabel(cluster, worker)}});
+    }
+    out.push_back(numbers.Take());
+  }
+}
+
 void AppendCluster(const Metrics::Snapshot& snapshot, std::vector<MetricFamily>& out) {
   const v1::GetStatusResponse& cluster = snapshot.cluster;
   out.push_back(One(MetricType::Gauge, "caravan_pipeline_serving",
@@ -180,6 +222,7 @@ void AppendCluster(const Metrics::Snapshot& snapshot, std::vector<MetricFamily>&
   for (Numbers* numbers : {&busy, &ready, &rows, &idle, &weights, &slots, &kv, &budget}) {
     out.push_back(numbers->Take());
   }
+  AppendExperts(cluster, out);
 }
 
 }  // namespace

@@ -31,12 +31,13 @@ int64_t LayerWorkspace::num_bytes() const {
 }
 
 LayerRunner::LayerRunner(const ModelConfig& config, Backend& backend, ExpertStore* experts,
-                         int64_t max_rows)
+                         RoutingObserver* routing, int64_t max_rows)
     : config_(config),
       mla_(config.Mla()),
       rotary_(MakeRotaryEmbedding(config)),
       backend_(backend),
       experts_(experts),
+      routing_(routing),
       scratch_(config, max_rows) {}
 
 absl::Status LayerRunner::Run(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
@@ -95,6 +96,9 @@ absl::Status LayerRunner::FeedForward(const LayerWeights& weights, int64_t num_r
                    num_rows, scratch_.expert_ids.data(), scratch_.expert_weights.data());
     // First of all: they are read while the shared experts are computed.
     if (experts_ != nullptr) on_disk = &experts_->Visit(weights.layer, expert_ids, expert_weights);
+    if (routing_ != nullptr) {
+      routing_->OnRouting(weights.layer, num_rows, expert_ids, expert_weights);
+    }
   }
   if (weights.dense.gate.rows > 0) {
     backend_.Ffn(weights.dense, normed, num_rows, delta);

@@ -12,6 +12,7 @@
 #include "kernels/backend.h"
 #include "model/model_config.h"
 #include "worker/experts/expert_store.h"
+#include "worker/experts/routing_observer.h"
 #include "worker/stage_weights.h"
 
 namespace caravan {
@@ -40,8 +41,10 @@ class LayerWorkspace {
 /// Borrows everything. Used by one thread at a time.
 class LayerRunner {
  public:
-  /// experts: null, or where the routed experts are that the weights lack.
-  LayerRunner(const ModelConfig& config, Backend& backend, ExpertStore* experts, int64_t max_rows);
+  /// experts: null, or where the routed experts are that the weights lack. routing: null, or who is
+  /// shown what the routers choose.
+  LayerRunner(const ModelConfig& config, Backend& backend, ExpertStore* experts,
+              RoutingObserver* routing, int64_t max_rows);
 
   /// hidden [num_rows, hidden_size] in place: hidden += attention(norm(hidden)), then
   /// hidden += ffn(norm(hidden)). `sequences` cover the rows; their cache blocks are this layer's.
@@ -60,6 +63,7 @@ class LayerRunner {
   const RotaryEmbedding rotary_;
   Backend& backend_;
   ExpertStore* const experts_;
+  RoutingObserver* const routing_;
   LayerWorkspace scratch_;
 };
 

@@ -36,6 +36,17 @@ void AddLoad(const v1::WorkerLoad& load, v1::WorkerLoad& sum) {
   sum.set_total_s(sum.total_s() + load.total_s());
   sum.set_steps(sum.steps() + load.steps());
   sum.set_rows(sum.rows() + load.rows());
+  if (!load.has_experts()) return;
+  const v1::ExpertLoad& more = load.experts();
+  v1::ExpertLoad& experts = *sum.mutable_experts();
+  experts.set_hits(experts.hits() + more.hits());
+  experts.set_misses(experts.misses() + more.misses());
+  experts.set_reads(experts.reads() + more.reads());
+  experts.set_read_bytes(experts.read_bytes() + more.read_bytes());
+  experts.set_evictions(experts.evictions() + more.evictions());
+  experts.set_guesses_used(experts.guesses_used() + more.guesses_used());
+  experts.set_guesses_wasted(experts.guesses_wasted() + more.guesses_wasted());
+  experts.set_waited_s(experts.waited_s() + more.waited_s());
 }
 
 }  // namespace caravan

@@ -61,6 +61,9 @@ class Session {
     Worker::Environment environment;
     environment.name = absl::StrCat("worker ", options_.name);
     environment.kv_dtype = options_.kv_dtype;
+    environment.experts = options_.experts;
+    environment.expert_heat = options_.expert_heat;
+    environment.record_routing = options_.record_routing;
     environment.make_backend = options_.make_backend;
     environment.show_progress = options_.show_progress;
     environment.open_model = [this](const v1::LoadStage& order, std::stop_token stop) {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <stop_token>
 #include <string>
 
@@ -14,6 +15,7 @@
 #include "absl/time/time.h"
 #include "base/dtype.h"
 #include "kernels/backend.h"
+#include "worker/experts/expert_store.h"
 
 namespace caravan {
 
@@ -29,6 +31,9 @@ struct WorkerSessionOptions {
   int64_t memory_budget_bytes = 0;
   bool offloads = false;         // experts that do not fit it may stay in a local pack
   DType kv_dtype = DType::kF32;  // of the KV cache
+  ExpertStore::Options experts;  // of those on disk
+  std::optional<std::string> expert_heat = "";  // as Stage::Options
+  std::string record_routing;                   // as Worker::Environment
   int num_threads = 1;
   absl::Duration connect_timeout = absl::Seconds(60);
   std::function<std::unique_ptr<Backend>()> make_backend;

@@ -1,15 +1,33 @@
 #include "worker/stage.h"
 
 #include <cstring>
+#include <filesystem>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "kernels/kv_rows.h"
+#include "model/pack/pack_manifest.h"
 #include "worker/sequence_table.h"
 #include "worker/step_check.h"
 
 namespace caravan {
+namespace {
+
+std::unique_ptr<HeatKeeper> MakeHeatKeeper(const Stage::Options& options,
+                                           const TensorSource& source,
+                                           const ExpertCache::Shape& shape) {
+  std::string directory = *options.expert_heat;
+  if (directory.empty()) {
+    directory = std::filesystem::path(source.FindExperts(shape.first_layer)->path).parent_path();
+  }
+  HeatKeeper::Options heat;
+  heat.path = HeatKeeper::PathOf(directory, shape);
+  heat.model_fingerprint = options.model_fingerprint;
+  return std::make_unique<HeatKeeper>(std::move(heat));
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
                                                      const StageSpec& spec,
@@ -42,6 +60,11 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
         experts,
         ExpertStore::Create(config, spec, source, options.expert_budget_bytes, options.experts));
   }
+  std::unique_ptr<HeatKeeper> heat;
+  if (experts != nullptr && options.expert_heat.has_value()) {
+    heat = MakeHeatKeeper(options, source, experts->cache().shape());
+    heat->Load(experts->cache());
+  }
   const int64_t warm_bytes = experts == nullptr ? 0 : experts->warm_bytes();
   CARAVAN_ASSIGN_OR_RETURN(
       std::unique_ptr<StageWeights> weights,
@@ -55,25 +78,40 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
         [&](int64_t done, int64_t total) { return progress(loaded + done, loaded + total); }));
   }
   return std::unique_ptr<Stage>(new Stage(config, spec, std::move(backend), std::move(weights),
-                                          std::move(experts), std::move(kv_cache), options));
+                                          std::move(experts), std::move(heat), std::move(kv_cache),
+                                          options));
 }
 
 Stage::Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<Backend> backend,
              std::unique_ptr<StageWeights> weights, std::unique_ptr<ExpertStore> experts,
-             std::unique_ptr<KvCache> kv_cache, const Options& options)
+             std::unique_ptr<HeatKeeper> heat, std::unique_ptr<KvCache> kv_cache,
+             const Options& options)
     : config_(config),
       spec_(spec),
       options_(options),
       backend_(std::move(backend)),
       weights_(std::move(weights)),
       experts_(std::move(experts)),
+      heat_(std::move(heat)),
       kv_cache_(std::move(kv_cache)),
-      layer_runner_(config_, *backend_, experts_.get(), options.max_step_tokens),
+      layer_runner_(config_, *backend_, experts_.get(), options_.routing.get(),
+                    options.max_step_tokens),
       hidden_(static_cast<size_t>(options.max_step_tokens * config.hidden_size)) {
   if (spec_.has_head) head_.emplace(config_, *weights_, *backend_);
   if (spec_.drafts) {
     drafter_.emplace(config_, *weights_, *backend_, layer_runner_, *head_, options.max_step_tokens);
   }
+}
+
+Stage::~Stage() { Finish(); }
+
+void Stage::AfterStep() {
+  if (heat_ != nullptr) heat_->AfterStep(experts_->cache(), experts_->step());
+}
+
+void Stage::Finish() {
+  if (heat_ != nullptr) heat_->Finish(experts_->cache(), experts_->step());
+  options_.routing.reset();
 }
 
 v1::Step Stage::Run(v1::Step step) {

@@ -21,6 +21,8 @@
 #include "model/stage_spec.h"
 #include "model/tensor_source.h"
 #include "worker/experts/expert_store.h"
+#include "worker/experts/heat_keeper.h"
+#include "worker/experts/routing_observer.h"
 #include "worker/kv_cache.h"
 #include "worker/layer.h"
 #include "worker/mtp_drafter.h"
@@ -41,6 +43,12 @@ class Stage {
     // memory.
     int64_t expert_budget_bytes = 0;
     ExpertStore::Options experts;  // how those on disk are read and kept
+    // Directory of the file of what is learned about those on disk (HeatKeeper); empty: where they
+    // lie themselves. nullopt: nothing is kept, and the stage begins cold.
+    std::optional<std::string> expert_heat;
+    uint64_t model_fingerprint = 0;  // for that file
+    // Is shown what the routers choose, by whoever calls Run; null: nobody. Let go by Finish.
+    std::shared_ptr<RoutingObserver> routing;
   };
 
   /// Loads the stage's weights from `source`, which is not used afterwards.
@@ -52,6 +60,8 @@ class Stage {
                                                        std::unique_ptr<Backend> backend,
                                                        const Options& options,
                                                        const StageWeights::Progress& progress);
+  /// As Finish.
+  ~Stage();
 
   /// Copies the blocks that the step says, then runs its slices: from token ids or activations to
   /// activations or results. A step that cannot be run (see CheckStep) touches no block and comes
@@ -60,16 +70,25 @@ class Stage {
   /// the blocks of some layers.
   v1::Step Run(v1::Step step);
 
+  /// After Run, when its step has been sent on: what nobody waits for.
+  void AfterStep();
+
+  /// Ends what is written for later: expert heat, recorded routing. Run is not called afterwards.
+  /// Idempotent.
+  void Finish();
+
   const StageSpec& spec() const { return spec_; }
   const KvCache& kv_cache() const { return *kv_cache_; }
   const StageWeights& weights() const { return *weights_; }
-  /// Null: the routed experts are resident, or there are none.
+  /// Null: the routed experts are resident, or there are none. Its counters may be read by any
+  /// thread.
   const ExpertStore* experts() const { return experts_.get(); }
 
  private:
   Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<Backend> backend,
         std::unique_ptr<StageWeights> weights, std::unique_ptr<ExpertStore> experts,
-        std::unique_ptr<KvCache> kv_cache, const Options& options);
+        std::unique_ptr<HeatKeeper> heat, std::unique_ptr<KvCache> kv_cache,
+        const Options& options);
 
   absl::Status Apply(v1::Step& step);
   absl::Status Check(const v1::Step& step) const;
@@ -80,10 +99,11 @@ class Stage {
 
   const ModelConfig config_;
   const StageSpec spec_;
-  const Options options_;
+  Options options_;
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<StageWeights> weights_;
   const std::unique_ptr<ExpertStore> experts_;
+  const std::unique_ptr<HeatKeeper> heat_;  // null: nothing is kept
   const std::unique_ptr<KvCache> kv_cache_;
   LayerRunner layer_runner_;
   std::optional<OutputHead> head_;     // if the stage has the head

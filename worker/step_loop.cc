@@ -18,7 +18,10 @@ StepLoop::StepLoop(uint64_t plan_version, std::unique_ptr<Stage> stage,
       on_broken_(std::move(on_broken)),
       queue_(kQueuedSteps),
       meter_(SteadyClock()),
-      thread_("step-loop", [this] { Run(); }) {}
+      thread_("step-loop", [this] {
+        Run();
+        stage_->Finish();
+      }) {}
 
 StepLoop::~StepLoop() { Stop(); }
 
@@ -26,6 +29,22 @@ void StepLoop::Stop() {
   queue_.Close();
   next_->Close();
   thread_.Join();
+}
+
+v1::WorkerLoad StepLoop::load() const {
+  v1::WorkerLoad load = meter_.Read();
+  if (stage_->experts() == nullptr) return load;
+  const ExpertStore::Counters counters = stage_->experts()->counters();
+  v1::ExpertLoad& experts = *load.mutable_experts();
+  experts.set_hits(static_cast<uint64_t>(counters.hits));
+  experts.set_misses(static_cast<uint64_t>(counters.misses));
+  experts.set_reads(static_cast<uint64_t>(counters.reads));
+  experts.set_read_bytes(static_cast<uint64_t>(counters.bytes_read));
+  experts.set_evictions(static_cast<uint64_t>(counters.evictions));
+  experts.set_guesses_used(static_cast<uint64_t>(counters.guesses_used));
+  experts.set_guesses_wasted(static_cast<uint64_t>(counters.guesses_wasted));
+  experts.set_waited_s(absl::ToDoubleSeconds(counters.waited));
+  return load;
 }
 
 absl::Status StepLoop::Receive(v1::Step step) {
@@ -50,7 +69,10 @@ void StepLoop::Run() {
     v1::Step done = stage_->Run(*std::move(step));
     meter_.EndStep(done.has_error() ? 0 : CountRows(done));
     const absl::Status sent = next_->Send(std::move(done));
-    if (sent.ok()) continue;
+    if (sent.ok()) {
+      stage_->AfterStep();
+      continue;
+    }
     const bool ending = queue_.closed();
     queue_.Close();
     if (!ending) on_broken_(sent);

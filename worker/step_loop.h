@@ -43,7 +43,7 @@ class StepLoop {
   uint64_t plan_version() const { return plan_version_; }
 
   /// What the stage has done since it was ready. Any thread.
-  v1::WorkerLoad load() const { return meter_.Read(); }
+  v1::WorkerLoad load() const;
 
   /// Takes a step in; waits while several are queued. Steps run in the order of their ids, whoever
   /// brings them.
@@ -55,7 +55,7 @@ class StepLoop {
   void Run();
 
   const uint64_t plan_version_;
-  const std::unique_ptr<Stage> stage_;             // used by thread_ alone
+  const std::unique_ptr<Stage> stage_;             // used by thread_ alone, but for counters
   const std::unique_ptr<ActivationChannel> next_;  // own synchronisation
   const std::function<void(const absl::Status&)> on_broken_;
 

@@ -9,7 +9,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "cluster/pipeline_plan.h"
-#include "model/model_config.h"
+#include "worker/experts/stage_trace.h"
 
 namespace caravan {
 namespace {
@@ -106,6 +106,10 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
   options.kv_budget_bytes = static_cast<int64_t>(order.kv_budget_bytes());
   options.max_step_tokens = order.max_step_tokens();
   options.expert_budget_bytes = static_cast<int64_t>(order.expert_budget_bytes());
+  options.experts = environment_.experts;
+  options.expert_heat = environment_.expert_heat;
+  options.model_fingerprint = order.model().fingerprint();
+  options.routing = Record(order, config, spec);
   int64_t next_report = 0;
   const auto progress = [&](int64_t loaded_bytes, int64_t total_bytes) {
     if (loaded_bytes >= next_report || loaded_bytes == total_bytes) {
@@ -134,6 +138,17 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
                            environment_.open_next_hop(order, on_broken, stop));
   return std::make_shared<StepLoop>(order.plan_version(), std::move(stage), std::move(next),
                                     on_broken);
+}
+
+std::shared_ptr<RoutingObserver> Worker::Record(const v1::LoadStage& order,
+                                                const ModelConfig& config,
+                                                const StageSpec& spec) const {
+  if (environment_.record_routing.empty()) return nullptr;
+  absl::StatusOr<std::unique_ptr<RoutingObserver>> routing =
+      RecordStage(environment_.record_routing, order.model().fingerprint(), config, spec);
+  if (routing.ok()) return *std::move(routing);
+  LogWarning("routing_not_recorded", {{"why", routing.status().message()}});
+  return nullptr;
 }
 
 Worker::TellFailure Worker::MakeTellFailure(uint64_t plan_version) const {

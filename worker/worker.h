@@ -24,7 +24,11 @@
 #include "caravan/v1/cluster.pb.h"
 #include "cluster/activation_channel.h"
 #include "kernels/backend.h"
+#include "model/model_config.h"
+#include "model/stage_spec.h"
 #include "model/tensor_source.h"
+#include "worker/experts/expert_store.h"
+#include "worker/experts/routing_observer.h"
 #include "worker/stage_weights.h"
 #include "worker/step_loop.h"
 
@@ -36,8 +40,12 @@ class Worker {
   /// The outside world. Everything but `report` is called by the loading thread. What opens
   /// something gives up soon after `stop` is requested.
   struct Environment {
-    std::string name;              // for errors and logs
-    DType kv_dtype = DType::kF32;  // of the stages' KV caches
+    std::string name;                        // for errors and logs
+    DType kv_dtype = DType::kF32;            // of the stages' KV caches
+    ExpertStore::Options experts;            // of the stages' experts on disk
+    std::optional<std::string> expert_heat;  // as Stage::Options
+    // Routing is recorded in files of this prefix (RecordStage); empty: it is not.
+    std::string record_routing;
     std::function<std::unique_ptr<Backend>()> make_backend;
     /// The source's reads heed `stop` too. A pack on this machine where the order leaves experts
     /// there (expert_budget_bytes > 0).
@@ -83,6 +91,9 @@ class Worker {
                                                     const TellFailure& tell_failure,
                                                     v1::StageReady& ready);
   TellFailure MakeTellFailure(uint64_t plan_version) const;
+  /// Null, with a warning, where the stage's routing cannot be recorded: it serves all the same.
+  std::shared_ptr<RoutingObserver> Record(const v1::LoadStage& order, const ModelConfig& config,
+                                          const StageSpec& spec) const;
 
   const Environment environment_;
   // Of the thread that calls Handle and Drop.

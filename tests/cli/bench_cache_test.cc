@@ -77,6 +77,42 @@ TEST(BenchCacheTest, TracesOfOneStageFollowEachOther) {
                 other + ": is of another model or of other layers than " + trace);
 }
 
+TEST(BenchCacheTest, ReplaysWhatVerifyRecordsWhateverItsStages) {
+  TestCluster cluster;
+  const std::string directory = cluster.dir().File("traces");
+  std::filesystem::create_directory(directory);
+  const auto verify = [&](const std::string& prefix, const std::string& workers) {
+    TestProcess& process = cluster.Launch(
+        "verify", {"verify", "--model", CARAVAN_SOURCE_DIR "/models/tiny-r1", "--golden",
+                   CARAVAN_SOURCE_DIR "/tests/data/goldens/tiny-r1-golden.safetensors", "--chunk",
+                   "16", "--workers", workers, "--record-routing", directory + "/" + prefix});
+    ASSERT_EQ(process.Wait(), 0) << process.Transcript();
+  };
+  // Of one trace: what is said of the model and of its tokens.
+  const auto bench = [&](const std::string& trace) {
+    TestProcess& process = cluster.Launch("bench", BenchCache({"--trace", trace}));
+    EXPECT_EQ(process.Wait(), 0) << process.Transcript();
+    return process.Out();
+  };
+  verify("one", "1");
+  const std::string whole = bench(directory + "/one-1-6");
+  EXPECT_THAT(whole, HasSubstr(", layers 1 to 5, 4 of 32 experts"));
+  EXPECT_THAT(whole, ContainsRegex("[1-9][0-9]* tokens in steps of up to 16 rows, 0 in steps"));
+  const std::string tokens = whole.substr(0, whole.find(" tokens in steps"));
+  verify("two", "2");
+  int first_stages = 0;
+  int last_stages = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(directory)) {
+    const std::string name = entry.path().filename();
+    if (name.substr(0, 3) != "two") continue;
+    first_stages += name.substr(0, 6) == "two-1-";
+    last_stages += name.substr(name.size() - 2) == "-6";
+    EXPECT_THAT(bench(entry.path()), HasSubstr(tokens.substr(tokens.rfind('\n') + 1) + " tokens"));
+  }
+  EXPECT_EQ(first_stages, 1);
+  EXPECT_EQ(last_stages, 1);
+}
+
 TEST(BenchCacheTest, RunsMadeUpRouting) {
   TestCluster cluster;
   const std::vector<std::string> arguments = BenchCache(

@@ -1,5 +1,6 @@
 // The commands that make packed models, and what runs on their work.
 
+#include <csignal>
 #include <filesystem>
 #include <string>
 
@@ -17,6 +18,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 const char kConfig[] = CARAVAN_SOURCE_DIR "/tests/data/goldens/v3-like/config.json";
 
@@ -97,6 +99,41 @@ TEST(PackedModelTest, AWorkerWhoseExpertsDoNotFitKeepsToItsBudgetAsAWhole) {
   const int64_t peak = PeakMemory(worker.pid());
   EXPECT_GT(peak, 0);
   EXPECT_TRUE(kSanitized || peak <= (int64_t{90} << 20) * 102 / 100) << peak;
+}
+
+TEST(PackedModelTest, AWorkerShowsItsHitsAndBeginsWithWhatItsLastRunLearned) {
+  TestCluster cluster;
+  const std::string pack = MakeModelOfManyExperts(cluster);
+  cluster.StartCoordinator({"--tokenizer", CARAVAN_SOURCE_DIR "/models/tiny-r1"}, pack);
+  const std::string trace = cluster.dir().File("trace");
+  TestProcess& first = cluster.StartWorker(
+      "first", {"--ram", "90MiB", "--record-routing", trace, "--verify-experts", "every"});
+  cluster.WaitForStatus("serving");
+  TestProcess& run = cluster.StartRun("What is 487 + 358?", {"--max-tokens", "16"});
+  EXPECT_EQ(run.Wait(), 0) << run.Transcript();
+  cluster.WaitForStatus("% hits");
+  first.Signal(SIGTERM);
+  EXPECT_EQ(first.Wait(), 0) << first.Transcript();
+  EXPECT_THAT(first.Err(), Not(HasSubstr("expert_heat")));
+  const std::string heat = pack + "/expert-heat-1-2.json";
+  EXPECT_TRUE(FileExists(heat));
+
+  TestProcess& second = cluster.StartWorker(
+      "second", {"--ram", "90MiB", "--record-routing", trace, "--expert-policy", "lfu"});
+  cluster.WaitForStatus("second");
+  EXPECT_TRUE(second.WaitForErr("expert_heat_loaded path=" + heat)) << second.Transcript();
+  cluster.WaitForStatus("serving");
+  second.Signal(SIGTERM);
+  EXPECT_EQ(second.Wait(), 0);
+  // One of another policy knows nothing of that, and says so.
+  TestProcess& third = cluster.StartWorker("third", {"--ram", "90MiB", "--expert-policy", "lru"});
+  EXPECT_TRUE(third.WaitForErr("expert_heat_skipped")) << third.Transcript();
+  cluster.WaitForStatus("serving");
+
+  TestProcess& bench = cluster.Launch(
+      "bench", {"bench", "cache", "--trace", trace + "-1-2", "--policy", "lru", "--share", "0.5"});
+  EXPECT_EQ(bench.Wait(), 0) << bench.Transcript();
+  EXPECT_THAT(bench.Out(), ContainsRegex("\\| 64 \\| 50.0% \\| \\*\\*lru\\*\\* \\|"));
 }
 
 TEST(PackedModelTest, AWorkerThatIsToldToKeepsAllExpertsInMemory) {

@@ -58,6 +58,12 @@ TEST(PlanTableTest, ShowsWhatOfTheWeightsIsInMemory) {
   EXPECT_THAT(text, ContainsRegex("box-b .* 200 GiB .* 32768 +18.0 GiB, 312 of 7168 experts\n"));
   EXPECT_THAT(text, ContainsRegex("spare .* - +-\n"));
 
+  v1::ExpertLoad& load = *status.mutable_workers(1)->mutable_load()->mutable_experts();
+  EXPECT_THAT(FormatStatus(status), Not(HasSubstr("hits")));
+  load.set_hits(614);
+  load.set_misses(386);
+  EXPECT_THAT(FormatStatus(status), HasSubstr("18.0 GiB, 312 of 7168 experts, 61.4% hits\n"));
+
   v1::WorkerStatus& loading = *status.mutable_workers(1);
   loading.set_state(v1::WORKER_STATE_LOADING);
   loading.set_load_bytes(6 * kGiB);

@@ -83,11 +83,23 @@ TEST(DashboardJsonTest, SlotsForExpertsAreApart) {
   EXPECT_EQ(box["weight_bytes"], 4000);
   EXPECT_EQ(box["experts"], 50);
   EXPECT_EQ(box["expert_slots"], 3);
+  EXPECT_EQ(box["expert_hit_share"], nullptr);
   EXPECT_EQ(box["tiers"][0]["parts"], json::parse(R"([{"what": "weights", "bytes": 100},
                             {"what": "experts", "bytes": 300},
                             {"what": "KV in use", "bytes": 0},
                             {"what": "KV cached", "bytes": 0},
                             {"what": "KV free", "bytes": 300}])"));
+}
+
+TEST(DashboardJsonTest, HitsAreOfWorkersThatLeaveExpertsOnDisk) {
+  DashboardInputs inputs;
+  v1::WorkerStatus* const worker = AddWorker(inputs, 1, "box");
+  GiveStage(worker, 0, 9);
+  worker->mutable_load()->mutable_experts()->set_hits(3);
+  worker->mutable_load()->mutable_experts()->set_misses(1);
+  EXPECT_EQ(DashboardJson(inputs)["boxes"][0]["expert_hit_share"], nullptr);  // now all are there
+  worker->set_expert_slots(3);
+  EXPECT_EQ(DashboardJson(inputs)["boxes"][0]["expert_hit_share"], 0.75);
 }
 
 TEST(DashboardJsonTest, LoadingIsOfWhatLoadingReads) {

@@ -39,6 +39,7 @@ Metrics::Snapshot FullSnapshot() {
   snapshot.cluster.set_serving(true);
   *snapshot.cluster.add_workers() = Worker(1, "box-a", 0, 5);
   *snapshot.cluster.add_workers() = Worker(2, "box-b", 5, 9);
+  snapshot.cluster.mutable_workers(1)->mutable_load()->mutable_experts();
   snapshot.busy_shares = {{1, 0.75}, {2, 0.5}};
   return snapshot;
 }
@@ -169,6 +170,15 @@ TEST(MetricsTest, RendersWhatTheSnapshotSays) {
   snapshot.pipeline.kv_blocks_used = 4;
   snapshot.pipeline.kv_blocks_cached = 1;
   snapshot.cluster.mutable_workers(1)->mutable_load()->set_busy_s(1.5);
+  v1::ExpertLoad& experts = *snapshot.cluster.mutable_workers(1)->mutable_load()->mutable_experts();
+  experts.set_hits(21);
+  experts.set_misses(22);
+  experts.set_reads(23);
+  experts.set_read_bytes(24);
+  experts.set_evictions(25);
+  experts.set_guesses_used(26);
+  experts.set_guesses_wasted(27);
+  experts.set_waited_s(28.5);
   const std::string text = Metrics().Render(snapshot);
   for (const char* line : {
            "caravan_generated_tokens_total 12345678901",
@@ -179,9 +189,19 @@ TEST(MetricsTest, RendersWhatTheSnapshotSays) {
            "caravan_workers{state=\"ready\"} 2",
            "caravan_worker_busy_seconds_total{stage=\"1\",worker=\"box-b\"} 1.5",
            "caravan_worker_idle_ratio{stage=\"0\",worker=\"box-a\"} 0.25",
+           "caravan_worker_expert_hits_total{stage=\"1\",worker=\"box-b\"} 21",
+           "caravan_worker_expert_misses_total{stage=\"1\",worker=\"box-b\"} 22",
+           "caravan_worker_expert_reads_total{stage=\"1\",worker=\"box-b\"} 23",
+           "caravan_worker_expert_read_bytes_total{stage=\"1\",worker=\"box-b\"} 24",
+           "caravan_worker_expert_evictions_total{stage=\"1\",worker=\"box-b\"} 25",
+           "caravan_worker_expert_guesses_used_total{stage=\"1\",worker=\"box-b\"} 26",
+           "caravan_worker_expert_guesses_wasted_total{stage=\"1\",worker=\"box-b\"} 27",
+           "caravan_worker_expert_wait_seconds_total{stage=\"1\",worker=\"box-b\"} 28.5",
        }) {
     EXPECT_THAT(text, HasSubstr(std::string(line) + "\n"));
   }
+  // All of its experts are in memory.
+  EXPECT_THAT(text, Not(HasSubstr("expert_hits_total{stage=\"0\"")));
 }
 
 TEST(MetricsTest, WorkersOfOneNameAreTold) {

@@ -44,12 +44,36 @@ TEST(LoadMeterTest, LoadsAddUp) {
   load.set_total_s(2);
   load.set_steps(3);
   load.set_rows(4);
+  v1::ExpertLoad& experts = *load.mutable_experts();
+  experts.set_hits(5);
+  experts.set_misses(6);
+  experts.set_reads(7);
+  experts.set_read_bytes(8);
+  experts.set_evictions(9);
+  experts.set_guesses_used(10);
+  experts.set_guesses_wasted(11);
+  experts.set_waited_s(12);
   v1::WorkerLoad sum = load;
   AddLoad(load, sum);
   EXPECT_EQ(sum.busy_s(), 2);
   EXPECT_EQ(sum.total_s(), 4);
   EXPECT_EQ(sum.steps(), 6u);
   EXPECT_EQ(sum.rows(), 8u);
+  EXPECT_EQ(sum.experts().hits(), 10u);
+  EXPECT_EQ(sum.experts().misses(), 12u);
+  EXPECT_EQ(sum.experts().reads(), 14u);
+  EXPECT_EQ(sum.experts().read_bytes(), 16u);
+  EXPECT_EQ(sum.experts().evictions(), 18u);
+  EXPECT_EQ(sum.experts().guesses_used(), 20u);
+  EXPECT_EQ(sum.experts().guesses_wasted(), 22u);
+  EXPECT_EQ(sum.experts().waited_s(), 24);
+
+  load.clear_experts();
+  AddLoad(load, sum);
+  EXPECT_EQ(sum.experts().hits(), 10u);
+  v1::WorkerLoad resident = load;
+  AddLoad(load, resident);
+  EXPECT_FALSE(resident.has_experts());
 }
 
 }  // namespace

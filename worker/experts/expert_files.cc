@@ -93,12 +93,6 @@ int64_t ExpertFiles::num_experts() const {
   return static_cast<int64_t>(layers_.size()) * experts_per_layer_;
 }
 
-int64_t ExpertFiles::total_bytes() const {
-  int64_t bytes = 0;
-  for (const Layer& layer : layers_) bytes += layer.stride * experts_per_layer_;
-  return bytes;
-}
-
 int64_t ExpertFiles::max_run_bytes() const {
   int64_t most = 0;
   for (const Layer& layer : layers_) most = std::max(most, layer.stride);

@@ -45,8 +45,6 @@ class ExpertFiles {
   int NextLayer(int layer) const;
   int experts_per_layer() const { return experts_per_layer_; }
   int64_t num_experts() const;
-  /// Of all experts.
-  int64_t total_bytes() const;
 
   /// A multiple of kDirectAlignment.
   int64_t run_bytes(int layer) const { return Of(layer).stride; }

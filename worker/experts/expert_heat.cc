@@ -30,8 +30,7 @@ double ScoreOfOneUse(const CachePolicy& policy, int64_t step) {
 
 }  // namespace
 
-absl::Status SaveExpertHeat(const std::string& path, uint64_t model_fingerprint,
-                            const ExpertCache& cache, int64_t step) {
+std::string EncodeExpertHeat(uint64_t model_fingerprint, const ExpertCache& cache, int64_t step) {
   const ExpertCache::Shape& shape = cache.shape();
   const double now = ScoreOfOneUse(cache.policy(), step);
   json scores = json::array();
@@ -48,8 +47,12 @@ absl::Status SaveExpertHeat(const std::string& path, uint64_t model_fingerprint,
                      {"policy", std::string(cache.policy().name())},
                      {"first_layer", shape.first_layer},
                      {"scores", std::move(scores)}};
+  return absl::StrCat(heat.dump(), "\n");
+}
+
+absl::Status WriteExpertHeat(const std::string& path, absl::string_view heat) {
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFile> file, OutputFile::Create(path));
-  CARAVAN_RETURN_IF_ERROR(file->Write(absl::StrCat(heat.dump(), "\n")));
+  CARAVAN_RETURN_IF_ERROR(file->Write(heat));
   return file->Commit();
 }
 

@@ -13,15 +13,18 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "worker/experts/expert_cache.h"
 
 namespace caravan {
 
-/// Writes the scores as of `step`, the file whole or not at all.
+/// The file's text, with the scores as of `step`.
+std::string EncodeExpertHeat(uint64_t model_fingerprint, const ExpertCache& cache, int64_t step);
+
+/// Writes what EncodeExpertHeat made, the file whole or not at all.
 /// Errors: InvalidArgument - it cannot be made; DataLoss - the disk is full or failed. Each names
 /// the path.
-absl::Status SaveExpertHeat(const std::string& path, uint64_t model_fingerprint,
-                            const ExpertCache& cache, int64_t step);
+absl::Status WriteExpertHeat(const std::string& path, absl::string_view heat);
 
 /// Sets the scores of those of the cache's layers that the file has, as if it had been saved just
 /// before step 0. After an error no score was set.

@@ -84,34 +84,56 @@ ExpertStore::ExpertStore(std::unique_ptr<ExpertFiles> files, Buffer memory, int 
   ended_.reserve(slots_.size());
 }
 
+std::vector<ExpertKey> ExpertStore::WarmKeys() const {
+  const bool all = static_cast<int64_t>(slots_.size()) == files_->num_experts();
+  std::vector<ExpertKey> keys;
+  for (const int layer : files_->layers()) {
+    for (int expert = 0; expert < files_->experts_per_layer(); ++expert) {
+      const ExpertKey key = {layer, expert};
+      if (all || cache_.score(key) != kNoScore) keys.push_back(key);
+    }
+  }
+  const size_t most = static_cast<size_t>(cache_.shape().num_slots);
+  if (keys.size() <= most) return keys;
+  std::stable_sort(keys.begin(), keys.end(),
+                   [this](ExpertKey a, ExpertKey b) { return cache_.score(a) > cache_.score(b); });
+  keys.resize(most);
+  std::sort(keys.begin(), keys.end());
+  return keys;
+}
+
 int64_t ExpertStore::warm_bytes() const {
-  return static_cast<int64_t>(slots_.size()) == files_->num_experts() ? files_->total_bytes() : 0;
+  int64_t bytes = 0;
+  for (const ExpertKey key : WarmKeys()) bytes += files_->run_bytes(key.layer);
+  return bytes;
 }
 
 absl::Status ExpertStore::Warm(const Progress& progress) {
-  if (warm_bytes() == 0) return absl::OkStatus();
+  const std::vector<ExpertKey> keys = WarmKeys();
+  if (keys.empty()) return absl::OkStatus();
+  const int64_t total = warm_bytes();
   int64_t done = 0;
-  for (const int layer : files_->layers()) {
-    layer_ = layer;
+  for (size_t i = 0; i < keys.size();) {
+    layer_ = keys[i].layer;
     needs_.clear();
-    for (int expert = 0; expert < files_->experts_per_layer(); ++expert) {
-      needs_.push_back({.expert = expert});
+    for (; i < keys.size() && keys[i].layer == layer_; ++i) {
+      needs_.push_back({.expert = keys[i].expert});
     }
     is_scan_ = false;
     ascending_ = true;
     BeginVisit();
     while (true) {
-      if (!progress(done, warm_bytes())) {
+      if (!progress(done, total)) {
         EndVisit();
         return absl::CancelledError("reading experts was stopped");
       }
       CARAVAN_ASSIGN_OR_RETURN(const absl::Span<const LoadedExpert> batch, Next());
       if (batch.empty()) break;
-      done += static_cast<int64_t>(batch.size()) * files_->run_bytes(layer);
+      done += static_cast<int64_t>(batch.size()) * files_->run_bytes(layer_);
     }
   }
   layer_ = std::numeric_limits<int>::max();
-  progress(done, warm_bytes());
+  progress(done, total);
   return absl::OkStatus();
 }
 

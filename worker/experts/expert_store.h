@@ -82,7 +82,8 @@ class ExpertStore {
   ExpertStore(const ExpertStore&) = delete;
   ExpertStore& operator=(const ExpertStore&) = delete;
 
-  /// What Warm reads: all experts, if the slots hold them all, else nothing.
+  /// What Warm reads: all experts, if the slots hold them all; else those of the highest scores in
+  /// cache(), as many as its slots, of those that have one.
   int64_t warm_bytes() const;
   /// Reads that, in file order. Errors: as Visit; Cancelled - by `progress`.
   absl::Status Warm(const Progress& progress);
@@ -107,6 +108,9 @@ class ExpertStore {
   Counters counters() const;
 
  private:
+  /// What Warm reads, ascending.
+  std::vector<ExpertKey> WarmKeys() const;
+
   struct Slot {
     enum class State { kFree, kReading, kReady };
     State state = State::kFree;

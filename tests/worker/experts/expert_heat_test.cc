@@ -39,7 +39,7 @@ TEST(ExpertHeatTest, GoesOnAsIfStepsHadNotBegunAnew) {
     before.Use({3, 0}, {.step = 5000, .rows = 2, .weight = 1});
     before.Use({3, 1}, {.step = 5000, .rows = 1, .weight = 0.5f});
     before.Use({4, 3}, {.step = 5039, .rows = 1, .weight = 0.25f});
-    ASSERT_TRUE(SaveExpertHeat(path, kModel, before, 5040).ok());
+    ASSERT_TRUE(WriteExpertHeat(path, EncodeExpertHeat(kModel, before, 5040)).ok());
 
     ExpertCache after = MakeCache(policy);
     const absl::Status loaded = LoadExpertHeat(path, kModel, after);
@@ -63,7 +63,7 @@ TEST(ExpertHeatTest, LayersThatBothHaveAreLoaded) {
   ExpertCache before = MakeCache("lfu");
   before.Use({3, 0}, {.step = 0, .rows = 1, .weight = 1});
   before.Use({4, 1}, {.step = 0, .rows = 2, .weight = 1});
-  ASSERT_TRUE(SaveExpertHeat(path, kModel, before, 0).ok());
+  ASSERT_TRUE(WriteExpertHeat(path, EncodeExpertHeat(kModel, before, 0)).ok());
   ExpertCache after = MakeCache("lfu", {4, 5, 4, 2});
   ASSERT_TRUE(LoadExpertHeat(path, kModel, after).ok());
   EXPECT_EQ(after.score({4, 1}), 1);
@@ -80,7 +80,7 @@ TEST(ExpertHeatTest, RefusesWhatIsNotItsOwn) {
   ExpertCache used = MakeCache("lfu");
   used.Use({3, 0}, {.step = 0, .rows = 1, .weight = 1});
   used.Use({4, 3}, {.step = 0, .rows = 1, .weight = 1});
-  ASSERT_TRUE(SaveExpertHeat(path, kModel, used, 0).ok());
+  ASSERT_TRUE(WriteExpertHeat(path, EncodeExpertHeat(kModel, used, 0)).ok());
   const auto expect_refused = [&](const std::string& file, ExpertCache& into, uint64_t model,
                                   const std::string& says) {
     const absl::Status status = LoadExpertHeat(file, model, into);
@@ -114,13 +114,13 @@ TEST(ExpertHeatTest, RefusesWhatIsNotItsOwn) {
 TEST(ExpertHeatTest, ReplacesTheFileAsAWhole) {
   const TempDir dir;
   const std::string path = dir.Write("heat", "what was there before");
-  ASSERT_TRUE(SaveExpertHeat(path, kModel, MakeCache("lru"), 7).ok());
+  ASSERT_TRUE(WriteExpertHeat(path, EncodeExpertHeat(kModel, MakeCache("lru"), 7)).ok());
   ExpertCache cache = MakeCache("lru");
   EXPECT_TRUE(LoadExpertHeat(path, kModel, cache).ok());
   for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
     EXPECT_EQ(entry.path(), path);
   }
-  EXPECT_EQ(SaveExpertHeat(dir.File("none/heat"), kModel, cache, 7).code(),
+  EXPECT_EQ(WriteExpertHeat(dir.File("none/heat"), EncodeExpertHeat(kModel, cache, 7)).code(),
             absl::StatusCode::kInvalidArgument);
 }
 

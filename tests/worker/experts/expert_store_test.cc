@@ -207,10 +207,47 @@ TEST_F(ExpertStoreTest, AllThatFitAreReadAtTheStart) {
             absl::StatusCode::kCancelled);
   ASSERT_TRUE(VisitAll(*stopped, 1, Choice(rng, 64)).ok());
 
+  // One that knows nothing has no idea which to read.
   const std::unique_ptr<ExpertStore> less = MakeStore(PackedToy::kAllExperts - 1);
   EXPECT_EQ(less->warm_bytes(), 0);
   ASSERT_TRUE(less->Warm([](int64_t, int64_t) { return false; }).ok());
   EXPECT_EQ(less->counters().reads, 0);
+}
+
+TEST_F(ExpertStoreTest, TheHottestAreReadAtTheStartInTheOrderOfTheirFiles) {
+  std::vector<std::pair<std::string, int64_t>> reads;  // path and offset
+  fault_ = [&](const FileRead& read) {
+    reads.emplace_back(read.file->path(), read.offset);
+    return absl::OkStatus();
+  };
+  // 12 of the cache, 4 through which experts pass.
+  const std::unique_ptr<ExpertStore> store = MakeStore(16);
+  ASSERT_EQ(store->cache().shape().num_slots, 12);
+  // Of 20 that have a score those of even numbers, and four of layer 2, are the hottest.
+  std::vector<std::pair<std::string, int64_t>> hottest;
+  for (int expert = 0; expert < 16; ++expert) {
+    store->cache().SetScore({1, expert}, expert % 2 == 0 ? 100 - expert : -expert);
+    if (expert % 2 == 0) hottest.emplace_back(toy_->PathOf(1), toy_->OffsetOf(1, expert));
+  }
+  for (const int expert : {3, 9, 10, 15}) {
+    store->cache().SetScore({2, expert}, 50);
+    hottest.emplace_back(toy_->PathOf(2), toy_->OffsetOf(2, expert));
+  }
+  ASSERT_EQ(store->warm_bytes(), 12 * toy_->run_bytes());
+  int64_t last = 0;
+  const auto progress = [&](int64_t done, int64_t of) {
+    EXPECT_EQ(of, 12 * toy_->run_bytes());
+    last = done;
+    return true;
+  };
+  ASSERT_TRUE(store->Warm(progress).ok());
+  EXPECT_EQ(last, 12 * toy_->run_bytes());
+  EXPECT_EQ(reads, hottest);
+  EXPECT_EQ(store->step(), -1);
+  ASSERT_TRUE(VisitAll(*store, 1, Choice({0, 2, 6, 14})).ok());
+  ASSERT_TRUE(VisitAll(*store, 2, Choice({3, 9, 10, 15})).ok());
+  EXPECT_EQ(store->counters().hits, 8);
+  EXPECT_EQ(store->counters().misses, 0);
 }
 
 TEST_F(ExpertStoreTest, AScanKeepsWhatItHas) {

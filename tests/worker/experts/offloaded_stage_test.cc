@@ -1,7 +1,10 @@
 // A stage whose routed experts stay on disk computes what one with all of them in memory does, to
 // the bit.
 
+#include <algorithm>
 #include <cstring>
+#include <filesystem>
+#include <optional>
 #include <set>
 
 #include "absl/strings/str_cat.h"
@@ -32,6 +35,7 @@ class OffloadedStageTest : public ::testing::Test {
     options.kv_budget_bytes = 16 << 20;
     options.max_step_tokens = kMaxRows;
     options.expert_budget_bytes = slots * toy_->run_bytes();
+    options.expert_heat = heat_;
     options.experts.make_queue =
         [this](const ReadQueue::Options& reads) -> absl::StatusOr<std::unique_ptr<ReadQueue>> {
       absl::StatusOr<std::unique_ptr<ReadQueue>> queue = ReadQueue::Create(reads);
@@ -79,6 +83,7 @@ class OffloadedStageTest : public ::testing::Test {
   }
 
   static PackedToy* toy_;
+  std::optional<std::string> heat_;
   UnrulyQueue::Fault fault_;
 };
 
@@ -165,6 +170,70 @@ TEST_F(OffloadedStageTest, LoadingTellsOfAllBytesAndMayBeStopped) {
   const auto stopped = Create(PackedToy::kAllExperts, 1, toy_->whole(),
                               [&](int64_t done, int64_t) { return done <= weights; });
   EXPECT_EQ(stopped.status().code(), absl::StatusCode::kCancelled);
+}
+
+TEST_F(OffloadedStageTest, ASecondRunBeginsWithWhatTheFirstLearned) {
+  constexpr int kPrompt = 8;  // touches less than all
+  const std::vector<std::string> expected = Outputs(*MustCreate(0), kPrompt);
+  for (const int slots : {12, 24, 40}) {
+    const TempDir dir;
+    heat_ = dir.path();
+    const std::unique_ptr<Stage> first = MustCreate(slots);
+    ASSERT_EQ(first->experts()->counters().reads, 0);
+    EXPECT_TRUE(Outputs(*first, kPrompt) == expected);
+    first->Finish();
+
+    int64_t last = 0;
+    int64_t all = 0;
+    const auto second = Create(slots, 2, toy_->whole(), [&](int64_t done, int64_t of) {
+      last = done;
+      all = of;
+      return true;
+    });
+    ASSERT_TRUE(second.ok()) << second.status();
+    const int cached = (*second)->experts()->num_slots() -
+                       std::clamp((*second)->experts()->num_slots() / 4, 1, 32);
+    const int64_t warm = (*second)->experts()->counters().reads;
+    EXPECT_GT(warm, 0);
+    EXPECT_LE(warm, cached);
+    EXPECT_EQ(last, all);
+    EXPECT_EQ(all, (*second)->weights().num_bytes() + warm * toy_->run_bytes());
+
+    // A step of one row, before which one that knows nothing has nothing.
+    heat_.reset();
+    const std::unique_ptr<Stage> cold = MustCreate(slots);
+    const v1::Step step = cold->Run(MakeStep(0, 1));
+    EXPECT_EQ(cold->experts()->counters().hits, 0);
+    const v1::Step same = (*second)->Run(MakeStep(0, 1));
+    EXPECT_GT((*second)->experts()->counters().hits, 0) << slots;
+    EXPECT_TRUE(same.results(0).logits() == step.results(0).logits());
+    EXPECT_TRUE(same.results(0).mtp_logits() == step.results(0).mtp_logits());
+    EXPECT_TRUE(Outputs(**second, kPrompt) == expected) << slots;
+  }
+}
+
+TEST_F(OffloadedStageTest, WhatItLearnsLiesBesideTheExperts) {
+  heat_ = "";
+  const std::filesystem::path path =
+      std::filesystem::path(toy_->PathOf(1)).parent_path() / "expert-heat-1-4.json";
+  MustCreate(24);  // never ran
+  EXPECT_FALSE(std::filesystem::exists(path));
+  const std::unique_ptr<Stage> stage = MustCreate(24);
+  stage->Run(MakeStep(0, 1));
+  EXPECT_FALSE(std::filesystem::exists(path));
+  stage->Finish();
+  EXPECT_TRUE(std::filesystem::remove(path));
+}
+
+TEST_F(OffloadedStageTest, AHeatFileThatCannotBeWrittenIsAWarning) {
+  const TempDir dir;
+  heat_ = dir.File("none");
+  testing::internal::CaptureStderr();
+  const std::unique_ptr<Stage> stage = MustCreate(24);
+  EXPECT_FALSE(stage->Run(MakeStep(0, 1)).has_error());
+  stage->Finish();
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              AllOf(HasSubstr("expert_heat_not_kept"), HasSubstr(dir.File("none"))));
 }
 
 TEST_F(OffloadedStageTest, AStageWithoutExpertsNeedsNoSlots) {

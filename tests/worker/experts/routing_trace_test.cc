@@ -1,10 +1,8 @@
 #include "worker/experts/routing_trace.h"
 
-#include <sys/resource.h>
 #include <xxhash.h>
 
 #include <algorithm>
-#include <csignal>
 #include <cstdint>
 #include <filesystem>
 #include <limits>
@@ -16,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/support/file_size_limit.h"
 #include "tests/support/temp_dir.h"
 
 namespace caravan {
@@ -312,25 +311,6 @@ TEST(RoutingTraceTest, RefusesWhatCannotBeRecorded) {
   EXPECT_THAT(RoutingTraceWriter::Open("/dev/null", kHeader).status().message(),
               HasSubstr("/dev/null: not a regular file"));
 }
-
-/// Lets no file of this process grow past `bytes`, as if the disk were full.
-class FileSizeLimit {
- public:
-  explicit FileSizeLimit(rlim_t bytes) : signal_(std::signal(SIGXFSZ, SIG_IGN)) {
-    ::getrlimit(RLIMIT_FSIZE, &before_);
-    struct rlimit limit = before_;
-    limit.rlim_cur = bytes;
-    ::setrlimit(RLIMIT_FSIZE, &limit);
-  }
-  ~FileSizeLimit() {
-    ::setrlimit(RLIMIT_FSIZE, &before_);
-    std::signal(SIGXFSZ, signal_);
-  }
-
- private:
-  void (*const signal_)(int);
-  struct rlimit before_ = {};
-};
 
 TEST(RoutingTraceTest, AFullDiskEndsTheRecordingWithOneWarning) {
   const TempDir dir;
