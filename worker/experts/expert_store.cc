@@ -74,8 +74,11 @@ ExpertStore::ExpertStore(std::unique_ptr<ExpertFiles> files, Buffer memory, int 
       slots_(static_cast<size_t>(memory_.size() / slot_bytes_)),
       frame_of_(slots_.size()),
       free_cached_(cache_.shape().num_slots),
-      verified_(static_cast<size_t>(cache_.shape().num_layers) *
+      verified_(static_cast<size_t>(files_->num_disks()) *
+                static_cast<size_t>(cache_.shape().num_layers) *
                 static_cast<size_t>(cache_.shape().experts_per_layer)),
+      bytes_under_way_(static_cast<size_t>(files_->num_disks())),
+      was_bad_(bytes_under_way_.size()),
       guesses_(files_->experts_per_layer()) {
   std::iota(frame_of_.begin(), frame_of_.end(), 0);
   slot_of_ = frame_of_;
@@ -257,11 +260,13 @@ absl::Status ExpertStore::FillBatch() {
   for (size_t i = 0; i < needs_.size() && batch_.size() < most; ++i) {
     Need& need = needs_[i];
     if (need.given) continue;
+    if (need.slot >= 0 && At(need.slot).state == Slot::State::kReady) {
+      CARAVAN_RETURN_IF_ERROR(CheckBytes(need.slot));
+    }
     if (need.slot < 0 || At(need.slot).state != Slot::State::kReady) {
       if (ascending_) break;
       continue;
     }
-    CARAVAN_RETURN_IF_ERROR(CheckBytes(need.slot));
     need.given = true;
     ++num_given_;
     batch_needs_.push_back(i);
@@ -348,7 +353,7 @@ void ExpertStore::DropGuesses() {
         CountWasted(files_->run_bytes(At(slot).key.layer));
         continue;
       }
-      --reading_;
+      EndRead(slot);
     }
     Forget(slot);
   }
@@ -363,21 +368,71 @@ void ExpertStore::MakeRoom() {
 }
 
 void ExpertStore::BeginRead(int slot, ExpertKey key, ReadPriority priority) {
-  ++reading_;
   const bool is_guess = priority == ReadPriority::kGuess;
-  At(slot) = {.state = Slot::State::kReading, .key = key, .wanted = !is_guess, .guess = is_guess};
+  At(slot) = {.key = key, .wanted = !is_guess, .guess = is_guess, .copy = ChooseCopy(key.layer)};
   if (!is_guess && !IsPassed(slot)) cache_.Hold(slot);  // beside the read's own
   if (is_guess) {
     MutexLock lock(&mu_);
     ++counters_.guesses;
   }
+  SubmitRead(slot, priority);
+}
+
+void ExpertStore::SubmitRead(int slot, ReadPriority priority) {
+  const ExpertKey key = At(slot).key;
+  const int copy = At(slot).copy;
+  ++reading_;
+  At(slot).state = Slot::State::kReading;
+  bytes_under_way_[static_cast<size_t>(files_->DiskOf(key.layer, copy))] +=
+      files_->run_bytes(key.layer);
   const int frame = frame_of_[static_cast<size_t>(slot)];
-  At(slot).read = queue_->Submit(files_->ReadOf(key, MemoryOf(slot)), priority,
+  At(slot).read = queue_->Submit(files_->ReadOf(key, copy, MemoryOf(slot)), priority,
                                  [this, frame](const absl::Status& status) {
                                    MutexLock lock(&mu_);
                                    ended_.push_back({frame, status});
                                    read_ended_.SignalAll();
                                  });
+}
+
+void ExpertStore::EndRead(int slot) {
+  const int layer = At(slot).key.layer;
+  --reading_;
+  bytes_under_way_[static_cast<size_t>(files_->DiskOf(layer, At(slot).copy))] -=
+      files_->run_bytes(layer);
+}
+
+int ExpertStore::ChooseCopy(int layer) const {
+  int best = 0;
+  for (int copy = 1; copy < files_->num_copies(layer); ++copy) {
+    if (bytes_under_way_[static_cast<size_t>(files_->DiskOf(layer, copy))] <
+        bytes_under_way_[static_cast<size_t>(files_->DiskOf(layer, best))]) {
+      best = copy;
+    }
+  }
+  return best;
+}
+
+bool ExpertStore::ReadOtherCopy(int slot) {
+  Slot& bad = At(slot);
+  const int copies = files_->num_copies(bad.key.layer);
+  if (bad.bad_copies + 1 == copies) return false;
+  const size_t disk = static_cast<size_t>(files_->DiskOf(bad.key.layer, bad.copy));
+  if (!was_bad_[disk]) {
+    LogWarning("experts read from other copies",
+               {{"instead_of", files_->PathOf(bad.key.layer, bad.copy)},
+                {"layer", bad.key.layer},
+                {"expert", bad.key.expert}});
+  }
+  was_bad_[disk] = true;
+  ++bad.bad_copies;
+  bad.copy = (bad.copy + 1) % copies;
+  bad.checked = false;
+  // The read's own hold, which that of a read that just failed still has.
+  if (bad.state == Slot::State::kReady && !IsPassed(slot)) cache_.Hold(slot);
+  SubmitRead(slot, ReadPriority::kNeeded);
+  MutexLock lock(&mu_);
+  ++counters_.failovers;
+  return true;
 }
 
 void ExpertStore::WaitForRead() {
@@ -402,7 +457,7 @@ absl::Status ExpertStore::CollectReads() {
   absl::Status error;
   for (const Ended& ended : collected_) {
     const int slot = SlotOf(ended);
-    --reading_;
+    EndRead(slot);
     if (ended.status.ok()) {
       At(slot).state = Slot::State::kReady;
       if (!IsPassed(slot)) {
@@ -413,7 +468,8 @@ absl::Status ExpertStore::CollectReads() {
       continue;
     }
     if (At(slot).wanted) {
-      error.Update(files_->Error(At(slot).key, ended.status.message()));
+      if (ReadOtherCopy(slot)) continue;
+      error.Update(files_->Error(At(slot).key, At(slot).copy, ended.status.message()));
       Unwant(slot);
     }
     Forget(slot);
@@ -425,17 +481,18 @@ absl::Status ExpertStore::CollectReads() {
 absl::Status ExpertStore::CheckBytes(int slot) {
   if (std::exchange(At(slot).checked, true) || verify_ == Verify::kNever) return absl::OkStatus();
   const ExpertKey key = At(slot).key;
+  const int copy = At(slot).copy;
+  const ExpertCache::Shape& shape = cache_.shape();
+  const int64_t layer =
+      int64_t{files_->DiskOf(key.layer, copy)} * shape.num_layers + key.layer - shape.first_layer;
   std::vector<bool>::reference verified =
-      verified_[static_cast<size_t>(key.layer - cache_.shape().first_layer) *
-                    static_cast<size_t>(cache_.shape().experts_per_layer) +
-                static_cast<size_t>(key.expert)];
+      verified_[static_cast<size_t>(layer * shape.experts_per_layer + key.expert)];
   if (verify_ == Verify::kFirst && verified) return absl::OkStatus();
-  const absl::Status status = files_->CheckHash(key, MemoryOf(slot));
+  const absl::Status status = files_->CheckHash(key, copy, MemoryOf(slot));
   verified = status.ok();
-  if (!status.ok()) {
-    At(slot).wanted = false;  // with its hold
-    Forget(slot);
-  }
+  if (status.ok() || ReadOtherCopy(slot)) return absl::OkStatus();
+  At(slot).wanted = false;  // with its hold
+  Forget(slot);
   return status;
 }
 

@@ -13,6 +13,9 @@
 // guessed to come next is read to where it puts out nothing; it enters the cache, by the same rules
 // as if it were read then, when a visit wants it.
 //
+// Where the experts lie on several disks, a read goes to the one that has least to read. What one
+// disk cannot give is read from another, and only what none can give is an error.
+//
 // What comes next is known in a scan. Elsewhere the caller says what is likely (Guess); whether it
 // should is decided by what that saves (GuessGate).
 //
@@ -71,6 +74,7 @@ class ExpertStore {
     int64_t reads = 0;   // of experts, that ended well; guesses too
     int64_t bytes_read = 0;
     int64_t evictions = 0;
+    int64_t failovers = 0;  // reads of a copy that were bad, so that another one was read
     // Of experts: reads begun before a visit needed them.
     int64_t guesses = 0;
     int64_t guesses_used = 0;    // their share of `guesses` is the precision,
@@ -104,9 +108,9 @@ class ExpertStore {
 
   /// A layer's experts for rows that chose these: expert_ids and weights [rows, k]. Begins to read
   /// what is not in memory. The result is good until the next visit.
-  /// Its errors: DataLoss - an expert could not be read, or is not what was packed, with the layer,
-  /// the expert and the file. The visit is over then, and that expert is not in memory; later
-  /// visits try again.
+  /// Its errors: DataLoss - an expert could not be read, or is not what was packed, in all copies;
+  /// with the layer, the expert and the last one's file. The visit is over then, and that expert is
+  /// not in memory; later visits try again.
   ExpertBatches& Visit(int layer, absl::Span<const int32_t> expert_ids,
                        absl::Span<const float> weights);
 
@@ -138,6 +142,8 @@ class ExpertStore {
     bool wanted = false;     // by the visit
     bool guess = false;      // read for no visit, and not wanted since
     bool checked = false;    // as `verify` asks
+    int copy = 0;            // of its file: where it was read from
+    int bad_copies = 0;      // that were tried before
   };
 
   /// An expert that the visit needs.
@@ -198,9 +204,17 @@ class ExpertStore {
   void DropGuesses();
   void MakeRoom();
   void BeginRead(int slot, ExpertKey key, ReadPriority priority);
+  /// Of the slot's copy. Sets that it is being read.
+  void SubmitRead(int slot, ReadPriority priority);
+  /// The copy on the disk that has least to read.
+  int ChooseCopy(int layer) const;
+  /// Reads another copy of what is wanted and was read badly; false: all were tried.
+  bool ReadOtherCopy(int slot);
+  void EndRead(int slot);
   void WaitForRead();
   /// Errors: that of a read of something wanted.
   absl::Status CollectReads();
+  /// May begin to read another copy. REQUIRES: it is ready, and wanted.
   absl::Status CheckBytes(int slot);
 
   // Slots.
@@ -230,7 +244,9 @@ class ExpertStore {
   std::vector<int> slot_of_;    // by frame
   int free_cached_;             // slots of the cache
   int reading_ = 0;             // slots
-  std::vector<bool> verified_;  // by layer - first, then expert: its hash was right once
+  std::vector<bool> verified_;  // by disk, layer - first and expert: its hash was right once
+  std::vector<int64_t> bytes_under_way_;  // by disk
+  std::vector<bool> was_bad_;             // by disk: which the log says once
 
   // The visit.
   Batches batches_{*this};
