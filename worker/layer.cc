@@ -100,12 +100,12 @@ absl::Status LayerRunner::FeedForward(const LayerWeights& weights, int64_t num_r
     // First of all: they are read while the shared experts are computed.
     if (experts_ != nullptr) on_disk = &experts_->Visit(weights.layer, expert_ids, expert_weights);
   }
-  if (experts_ != nullptr && next != nullptr) GuessExperts(*next, num_rows, hidden);
   if (weights.dense.gate.rows > 0) {
     backend_.Ffn(weights.dense, normed, num_rows, delta);
   } else {
     std::fill_n(delta, num_rows * config_.hidden_size, 0.0f);
   }
+  if (experts_ != nullptr && next != nullptr) GuessExperts(*next, num_rows, hidden);
   if (!is_routed) return absl::OkStatus();
   const auto run = [&](ExpertBatches& experts) {
     return backend_.RoutedExperts(experts, normed, num_rows, expert_ids.data(),
@@ -116,13 +116,13 @@ absl::Status LayerRunner::FeedForward(const LayerWeights& weights, int64_t num_r
   return run(resident);
 }
 
-// While this layer's experts are read: of the disk, and of this layer's time, guesses then get as
-// much as there is.
+// While this layer's routed experts are read, of which nothing is known yet.
 void LayerRunner::GuessExperts(const LayerWeights& next, int64_t num_rows, const float* hidden) {
   if (next.router.rows == 0 || num_rows > RouterLookahead::kMaxRows) return;
   if (!experts_->WantsGuess(next.layer)) return;
   const absl::Duration begin = SteadyClock().Now();
-  const RouterLookahead::Choice likely = lookahead_.Choose(next, hidden, num_rows);
+  const RouterLookahead::Choice likely =
+      lookahead_.Choose(next, hidden, scratch_.delta.data(), num_rows);
   experts_->Guess(next.layer, likely.expert_ids, likely.weights, SteadyClock().Now() - begin);
 }
 

@@ -1,5 +1,7 @@
 #include "worker/experts/router_lookahead.h"
 
+#include <algorithm>
+
 #include "base/check.h"
 
 namespace caravan {
@@ -13,11 +15,15 @@ RouterLookahead::RouterLookahead(const ModelConfig& config, Backend& backend)
       weights_(expert_ids_.size()) {}
 
 RouterLookahead::Choice RouterLookahead::Choose(const LayerWeights& layer, const float* hidden,
-                                                int64_t num_rows) {
+                                                const float* delta, int64_t num_rows) {
   CARAVAN_CHECK(layer.router.rows > 0 && num_rows >= 1 && num_rows <= kMaxRows);
-  backend_.RmsNorm(hidden, num_rows, config_.hidden_size, layer.post_attention_layernorm,
-                   static_cast<float>(config_.rms_norm_eps), normed_.data());
-  backend_.MatMul(layer.router, normed_.data(), num_rows, logits_.data());
+  const int64_t width = config_.hidden_size;
+  float* const normed = normed_.data();
+  std::copy_n(hidden, num_rows * width, normed);
+  backend_.Add(delta, num_rows * width, normed);
+  backend_.RmsNorm(normed, num_rows, width, layer.post_attention_layernorm,
+                   static_cast<float>(config_.rms_norm_eps), normed);
+  backend_.MatMul(layer.router, normed, num_rows, logits_.data());
   backend_.Route(config_.router, logits_.data(), layer.e_score_correction_bias, num_rows,
                  expert_ids_.data(), weights_.data());
   const auto count = static_cast<size_t>(num_rows * config_.router.num_experts_per_tok);

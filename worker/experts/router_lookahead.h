@@ -32,9 +32,10 @@ class RouterLookahead {
 
   RouterLookahead(const ModelConfig& config, Backend& backend);
 
-  /// hidden [num_rows, hidden_size]: the residual stream of an earlier layer.
-  /// REQUIRES: `layer` has a router; 1 <= num_rows <= kMaxRows.
-  Choice Choose(const LayerWeights& layer, const float* hidden, int64_t num_rows);
+  /// hidden + delta [num_rows, hidden_size]: the residual stream, as far as it is known, at the end
+  /// of the layer before. REQUIRES: `layer` has a router; 1 <= num_rows <= kMaxRows.
+  Choice Choose(const LayerWeights& layer, const float* hidden, const float* delta,
+                int64_t num_rows);
 
  private:
   const ModelConfig& config_;
