@@ -127,14 +127,18 @@ void PrintRow(double share, int slots, const Way& way, const Totals& totals) {
   const auto a_token = [&](int64_t count) {
     return static_cast<double>(count) / static_cast<double>(totals.steps);
   };
-  std::printf(
-      "| %.1f%% (%d) | %s | %.0f%% | %.2f | %.0f%% | %.0f%% | %.1f | %.1f | %.2f | %.2f |\n",
-      100 * share, slots, way.name, Share(experts.hits, experts.hits + experts.misses),
-      a_token(experts.guesses), Share(experts.guesses_used, experts.guesses),
-      Share(experts.guesses_used, experts.guessable), a_token(experts.bytes_read) / 1024,
-      a_token(experts.bytes_wasted) / 1024,
-      1e3 * absl::ToDoubleSeconds(experts.waited) / static_cast<double>(totals.steps),
-      1e3 * absl::ToDoubleSeconds(totals.time) / static_cast<double>(totals.steps));
+  std::printf("| %.1f%% (%d) | %s | %.0f%% | %.1f | ", 100 * share, slots, way.name,
+              Share(experts.hits, experts.hits + experts.misses), a_token(experts.guesses));
+  if (experts.guesses == 0) {
+    std::printf("- | - ");
+  } else {
+    std::printf("%.0f%% | %.0f%% ", Share(experts.guesses_used, experts.guesses),
+                Share(experts.guesses_used, experts.guessable));
+  }
+  std::printf("| %.0f | %.0f | %.2f | %.2f |\n", a_token(experts.bytes_read) / 1024,
+              a_token(experts.bytes_wasted) / 1024,
+              1e3 * absl::ToDoubleSeconds(experts.waited) / static_cast<double>(totals.steps),
+              1e3 * absl::ToDoubleSeconds(totals.time) / static_cast<double>(totals.steps));
 }
 
 void Run(const Flags& flags) {
