@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/check.h"
+#include "base/clock.h"
 #include "base/status_macros.h"
 
 namespace caravan {
@@ -38,10 +39,12 @@ LayerRunner::LayerRunner(const ModelConfig& config, Backend& backend, ExpertStor
       backend_(backend),
       experts_(experts),
       routing_(routing),
-      scratch_(config, max_rows) {}
+      scratch_(config, max_rows),
+      lookahead_(config, backend) {}
 
 absl::Status LayerRunner::Run(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
-                              const KvLayout& kv, int64_t num_rows, float* hidden) {
+                              const KvLayout& kv, int64_t num_rows, float* hidden,
+                              const LayerWeights* next) {
   CARAVAN_CHECK(num_rows * config_.hidden_size <= static_cast<int64_t>(scratch_.normed.size()));
   const float eps = static_cast<float>(config_.rms_norm_eps);
   const int64_t count = num_rows * config_.hidden_size;
@@ -53,7 +56,7 @@ absl::Status LayerRunner::Run(const LayerWeights& weights, absl::Span<const Sequ
 
   backend_.RmsNorm(hidden, num_rows, config_.hidden_size, weights.post_attention_layernorm, eps,
                    scratch_.normed.data());
-  CARAVAN_RETURN_IF_ERROR(FeedForward(weights, num_rows));
+  CARAVAN_RETURN_IF_ERROR(FeedForward(weights, num_rows, hidden, next));
   backend_.Add(scratch_.delta.data(), count, hidden);
   return absl::OkStatus();
 }
@@ -81,7 +84,8 @@ void LayerRunner::Attend(const LayerWeights& weights, absl::Span<const SequenceR
   backend_.MatMul(weights.o_proj, scratch_.heads.data(), num_rows, scratch_.delta.data());
 }
 
-absl::Status LayerRunner::FeedForward(const LayerWeights& weights, int64_t num_rows) {
+absl::Status LayerRunner::FeedForward(const LayerWeights& weights, int64_t num_rows,
+                                      const float* hidden, const LayerWeights* next) {
   const float* const normed = scratch_.normed.data();
   float* const delta = scratch_.delta.data();
   const bool is_routed = weights.router.rows > 0;
@@ -105,6 +109,7 @@ absl::Status LayerRunner::FeedForward(const LayerWeights& weights, int64_t num_r
   } else {
     std::fill_n(delta, num_rows * config_.hidden_size, 0.0f);
   }
+  if (experts_ != nullptr && next != nullptr) GuessExperts(*next, num_rows, hidden);
   if (!is_routed) return absl::OkStatus();
   const auto run = [&](ExpertBatches& experts) {
     return backend_.RoutedExperts(experts, normed, num_rows, expert_ids.data(),
@@ -113,6 +118,16 @@ absl::Status LayerRunner::FeedForward(const LayerWeights& weights, int64_t num_r
   if (on_disk != nullptr) return run(*on_disk);
   ResidentExperts resident(weights.experts, expert_ids);
   return run(resident);
+}
+
+// While this layer's routed experts are read, of which nothing is known yet.
+void LayerRunner::GuessExperts(const LayerWeights& next, int64_t num_rows, const float* hidden) {
+  if (next.router.rows == 0 || num_rows > RouterLookahead::kMaxRows) return;
+  if (!experts_->WantsGuess(next.layer)) return;
+  const absl::Duration begin = SteadyClock().Now();
+  const RouterLookahead::Choice likely =
+      lookahead_.Choose(next, hidden, scratch_.delta.data(), num_rows);
+  experts_->Guess(next.layer, likely.expert_ids, likely.weights, SteadyClock().Now() - begin);
 }
 
 }  // namespace caravan

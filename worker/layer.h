@@ -13,6 +13,7 @@
 #include "model/model_config.h"
 #include "worker/experts/expert_store.h"
 #include "worker/experts/routing_observer.h"
+#include "worker/experts/router_lookahead.h"
 #include "worker/stage_weights.h"
 
 namespace caravan {
@@ -48,15 +49,20 @@ class LayerRunner {
 
   /// hidden [num_rows, hidden_size] in place: hidden += attention(norm(hidden)), then
   /// hidden += ffn(norm(hidden)). `sequences` cover the rows; their cache blocks are this layer's.
+  /// next: the layer that the rows go through next; null where that is not known.
   /// REQUIRES: num_rows <= max_rows.
   /// Errors: as ExpertBatches::Next; `hidden` is then of no use.
   absl::Status Run(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
-                   const KvLayout& kv, int64_t num_rows, float* hidden);
+                   const KvLayout& kv, int64_t num_rows, float* hidden,
+                   const LayerWeights* next = nullptr);
 
  private:
   void Attend(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
               const KvLayout& kv, int64_t num_rows);
-  absl::Status FeedForward(const LayerWeights& weights, int64_t num_rows);
+  absl::Status FeedForward(const LayerWeights& weights, int64_t num_rows, const float* hidden,
+                           const LayerWeights* next);
+  /// Tells the store which of the next layer's experts are likely to be chosen.
+  void GuessExperts(const LayerWeights& next, int64_t num_rows, const float* hidden);
 
   const ModelConfig& config_;
   const MlaShape mla_;
@@ -65,6 +71,7 @@ class LayerRunner {
   ExpertStore* const experts_;
   RoutingObserver* const routing_;
   LayerWorkspace scratch_;
+  RouterLookahead lookahead_;
 };
 
 }  // namespace caravan

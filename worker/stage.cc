@@ -186,9 +186,10 @@ absl::Status Stage::RunLayers(const v1::Step& step) {
   SequenceTable table;
   for (const v1::SequenceSlice& slice : step.slices()) table.Add(slice, slice.token_ids_size());
   for (int layer = 0; layer < spec_.num_layers(); ++layer) {
+    const LayerWeights* const weights = &weights_->layers[static_cast<size_t>(layer)];
     CARAVAN_RETURN_IF_ERROR(layer_runner_.Run(
-        weights_->layers[static_cast<size_t>(layer)], table.ForLayer(*kv_cache_, layer),
-        kv_cache_->layout(), table.num_rows(), hidden_.data()));
+        *weights, table.ForLayer(*kv_cache_, layer), kv_cache_->layout(), table.num_rows(),
+        hidden_.data(), layer + 1 < spec_.num_layers() ? weights + 1 : nullptr));
   }
   return absl::OkStatus();
 }

@@ -47,6 +47,7 @@ struct PackedExperts {
 struct ExpertFile {
   std::string path;
   PackedExperts experts;
+  std::vector<std::string> mirrors = {};  // paths of further copies of the file
 };
 
 struct PackedFile {

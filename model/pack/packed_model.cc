@@ -15,6 +15,42 @@ namespace {
 
 constexpr size_t kPieceBytes = size_t{4} << 20;
 
+/// Errors: InvalidArgument - `directory` does not hold the pack of this manifest.
+absl::Status CheckMirror(const std::string& directory, absl::string_view manifest) {
+  const std::string path = JoinPath(directory, kPackManifestName);
+  const absl::StatusOr<std::string> own = ReadFile(path, kMaxPackManifestBytes);
+  if (own.ok() && *own == manifest) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      own.ok()
+          ? absl::StrCat(path, ": a mirror must hold the same pack, and this is another one")
+          : absl::StrCat(directory,
+                         ": a mirror must hold the pack's manifest: ", own.status().message()));
+}
+
+/// The copies of a file, in the order of the directories. Errors: as PackedModel::Open.
+absl::StatusOr<std::vector<std::unique_ptr<ReadableFile>>> OpenCopies(
+    const PackedFile& file, absl::Span<const std::string> directories) {
+  std::vector<std::unique_ptr<ReadableFile>> copies;
+  absl::Status missing;
+  for (const std::string& directory : directories) {
+    absl::StatusOr<std::unique_ptr<ReadableFile>> opened =
+        ReadableFile::Open(JoinPath(directory, file.name));
+    if (absl::IsNotFound(opened.status())) {
+      missing.Update(opened.status());
+      continue;
+    }
+    CARAVAN_RETURN_IF_ERROR(opened.status());
+    if ((*opened)->bytes() != file.bytes) {
+      return absl::InvalidArgumentError(absl::StrCat((*opened)->path(), ": has ",
+                                                     (*opened)->bytes(), " bytes, but ",
+                                                     kPackManifestName, " says ", file.bytes));
+    }
+    copies.push_back(*std::move(opened));
+  }
+  if (copies.empty()) return missing;
+  return copies;
+}
+
 }  // namespace
 
 bool PackedModel::IsAt(const std::string& directory) {
@@ -22,7 +58,8 @@ bool PackedModel::IsAt(const std::string& directory) {
          FileExists(JoinPath(directory, kUnfinishedPackName));
 }
 
-absl::StatusOr<std::unique_ptr<PackedModel>> PackedModel::Open(const std::string& directory) {
+absl::StatusOr<std::unique_ptr<PackedModel>> PackedModel::Open(
+    const std::string& directory, absl::Span<const std::string> mirrors) {
   const std::string path = JoinPath(directory, kPackManifestName);
   if (!FileExists(path) && FileExists(JoinPath(directory, kUnfinishedPackName))) {
     return absl::FailedPreconditionError(absl::StrCat(
@@ -35,14 +72,14 @@ absl::StatusOr<std::unique_ptr<PackedModel>> PackedModel::Open(const std::string
     return absl::InvalidArgumentError(absl::StrCat(path, ": names no files"));
   }
   CARAVAN_RETURN_IF_ERROR(model->ReadConfig(directory));
+  std::vector<std::string> directories = {directory};
+  for (const std::string& mirror : mirrors) {
+    CARAVAN_RETURN_IF_ERROR(CheckMirror(mirror, text));
+    directories.push_back(mirror);
+  }
   for (const PackedFile& file : model->manifest_.files) {
-    CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<ReadableFile> opened,
-                             ReadableFile::Open(JoinPath(directory, file.name)));
-    if (opened->bytes() != file.bytes) {
-      return absl::InvalidArgumentError(absl::StrCat(opened->path(), ": has ", opened->bytes(),
-                                                     " bytes, but ", kPackManifestName, " says ",
-                                                     file.bytes));
-    }
+    CARAVAN_ASSIGN_OR_RETURN(std::vector<std::unique_ptr<ReadableFile>> copies,
+                             OpenCopies(file, directories));
     for (PackedTensor& tensor : AllTensors(file)) {
       const bool is_new = model->places_
                               .try_emplace(tensor.name, Place{std::move(tensor.info),
@@ -54,9 +91,11 @@ absl::StatusOr<std::unique_ptr<PackedModel>> PackedModel::Open(const std::string
       }
     }
     if (file.experts.has_value()) {
-      model->expert_files_[file.experts->prefix] = {opened->path(), *file.experts};
+      ExpertFile& experts = model->expert_files_[file.experts->prefix];
+      experts = {copies[0]->path(), *file.experts};
+      for (size_t i = 1; i < copies.size(); ++i) experts.mirrors.push_back(copies[i]->path());
     }
-    model->files_.push_back(std::move(opened));
+    model->files_.push_back(std::move(copies[0]));
   }
   Fingerprint fingerprint;
   fingerprint.AddText(model->config_json());

@@ -12,6 +12,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "base/file.h"
 #include "model/pack/pack_manifest.h"
 #include "model/stored_model.h"
@@ -26,10 +27,14 @@ class PackedModel : public StoredModel {
 
   /// Reads the manifest, no weights. A pack that was not finished is refused; so is one whose files
   /// are missing or of another size than the manifest says.
-  /// Errors: FailedPrecondition - it was not finished; NotFound - a file is missing;
-  ///         InvalidArgument - as ParsePackManifest, a tensor in two places, a wrong size. Each
-  ///         names the file.
-  static absl::StatusOr<std::unique_ptr<PackedModel>> Open(const std::string& directory);
+  /// mirrors: further directories, on other disks of this machine, with the same manifest and some
+  /// or all of the files that it names. These are taken from the first directory that has them,
+  /// `directory` before the others; of experts all copies are known (ExpertFile).
+  /// Errors: FailedPrecondition - it was not finished; NotFound - a file is missing everywhere;
+  ///         InvalidArgument - as ParsePackManifest, a tensor in two places, a wrong size, a mirror
+  ///         of another pack or of none. Each names the file.
+  static absl::StatusOr<std::unique_ptr<PackedModel>> Open(
+      const std::string& directory, absl::Span<const std::string> mirrors = {});
 
   const PackManifest& manifest() const { return manifest_; }
 

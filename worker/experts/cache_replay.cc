@@ -6,8 +6,6 @@
 #include <set>
 #include <utility>
 
-#include "base/check.h"
-
 namespace caravan {
 namespace {
 
@@ -60,10 +58,8 @@ CacheReplay::Result CacheReplay::Run(ExpertCache& cache) const {
     counts.hits += static_cast<int64_t>(held.size());
     counts.uses += static_cast<int64_t>(held.size() + missing.size());
     for (const ExpertKey key : missing) {
-      if (!cache.WouldGiveWayTo(cache.score(key))) continue;
-      const std::optional<int> slot = cache.Take(key);
-      CARAVAN_CHECK(slot.has_value());
-      held.push_back(*slot);
+      const std::optional<int> slot = cache.Take(key, cache.score(key));
+      if (slot.has_value()) held.push_back(*slot);
     }
     for (const int slot : held) cache.Release(slot);
   }

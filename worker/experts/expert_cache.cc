@@ -25,23 +25,20 @@ void ExpertCache::Use(ExpertKey key, const ExpertUse& use) {
   score = policy_->AfterUse(score, use);
 }
 
-std::optional<int> ExpertCache::Take(ExpertKey key) {
+std::optional<int> ExpertCache::Take(ExpertKey key, double score) {
   const size_t index = IndexOf(key);
   CARAVAN_CHECK(slot_of_[index] < 0);
   const std::optional<int> taken = NextToGive();
   if (!taken.has_value()) return std::nullopt;
   Slot& slot = slots_[static_cast<size_t>(*taken)];
-  if (slot.expert >= 0) slot_of_[static_cast<size_t>(slot.expert)] = -1;
+  if (slot.expert >= 0) {
+    const auto giving = static_cast<size_t>(slot.expert);
+    if (scores_[giving] >= score) return std::nullopt;
+    slot_of_[giving] = -1;
+  }
   slot_of_[index] = *taken;
   slot = {static_cast<int>(index), 1, next_given_++};
   return taken;
-}
-
-bool ExpertCache::WouldGiveWayTo(double score) const {
-  const std::optional<int> next = NextToGive();
-  if (!next.has_value()) return false;
-  const Slot& slot = slots_[static_cast<size_t>(*next)];
-  return slot.expert < 0 || scores_[static_cast<size_t>(slot.expert)] < score;
 }
 
 void ExpertCache::Drop(int slot) {

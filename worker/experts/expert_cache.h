@@ -7,6 +7,7 @@
 // Used by one thread at a time. Allocates nothing once made.
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -33,11 +34,9 @@ class ExpertCache {
   /// Counts a use, of an expert with a slot or without.
   void Use(ExpertKey key, const ExpertUse& use);
   /// Gives `key` a slot: a free one, else that of the expert with the lowest score whose slot
-  /// nobody holds; of equal ones, the slot that was given longest ago. The slot is then held once.
-  /// nullopt: all are held. REQUIRES: it has none.
-  std::optional<int> Take(ExpertKey key);
-  /// Whether Take, called now, would give a slot that is free or whose expert scores below `score`.
-  bool WouldGiveWayTo(double score) const;
+  /// nobody holds, if that is below `score`; of equal ones, the slot that was given longest ago.
+  /// The slot is then held once. nullopt: none gives way. REQUIRES: it has none.
+  std::optional<int> Take(ExpertKey key, double score = std::numeric_limits<double>::infinity());
   /// Makes `slot` free. REQUIRES: it is held exactly once; that hold ends.
   void Drop(int slot);
 
@@ -60,7 +59,7 @@ class ExpertCache {
   };
 
   size_t IndexOf(ExpertKey key) const;
-  /// What Take would give.
+  /// The slot that is free, else the next one to give way.
   std::optional<int> NextToGive() const;
 
   const Shape shape_;

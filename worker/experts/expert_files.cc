@@ -1,6 +1,7 @@
 #include "worker/experts/expert_files.h"
 
 #include <algorithm>
+#include <filesystem>
 
 #include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
@@ -30,7 +31,7 @@ absl::StatusOr<std::unique_ptr<ExpertFiles>> ExpertFiles::Open(const ModelConfig
   files->layer_numbers_ = LayersOf(config, stage);
   CARAVAN_CHECK(!files->layer_numbers_.empty());
   for (const int number : files->layer_numbers_) {
-    CARAVAN_ASSIGN_OR_RETURN(Layer layer, OpenLayer(config, number, source));
+    CARAVAN_ASSIGN_OR_RETURN(Layer layer, files->OpenLayer(config, number, source));
     files->layers_.push_back(std::move(layer));
   }
   return files;
@@ -46,7 +47,6 @@ absl::StatusOr<ExpertFiles::Layer> ExpertFiles::OpenLayer(const ModelConfig& con
   }
   const PackedExperts& experts = packed->experts;
   Layer layer;
-  CARAVAN_ASSIGN_OR_RETURN(layer.file, DirectFile::Open(packed->path));
   layer.offset = experts.offset;
   layer.stride = experts.stride;
   layer.hashes = experts.hashes;
@@ -58,9 +58,9 @@ absl::StatusOr<ExpertFiles::Layer> ExpertFiles::OpenLayer(const ModelConfig& con
     return wrong(
         absl::StrCat("are ", experts.count, ", but the config says ", config.n_routed_experts));
   }
-  if (layer.file->bytes() < experts.offset + experts.count * experts.stride) {
-    return absl::DataLossError(absl::StrCat(packed->path, ": has ", layer.file->bytes(),
-                                            " bytes, and ends before its experts do"));
+  CARAVAN_ASSIGN_OR_RETURN(layer.copies.emplace_back(), OpenCopy(packed->path, experts));
+  for (const std::string& mirror : packed->mirrors) {
+    CARAVAN_ASSIGN_OR_RETURN(layer.copies.emplace_back(), OpenCopy(mirror, experts));
   }
   const auto find = [&](const std::string& name) {
     return absl::c_find_if(experts.tensors,
@@ -84,6 +84,21 @@ absl::StatusOr<ExpertFiles::Layer> ExpertFiles::OpenLayer(const ModelConfig& con
   return layer;
 }
 
+absl::StatusOr<ExpertFiles::Copy> ExpertFiles::OpenCopy(const std::string& path,
+                                                        const PackedExperts& experts) {
+  Copy copy;
+  CARAVAN_ASSIGN_OR_RETURN(copy.file, DirectFile::Open(path));
+  if (copy.file->bytes() < experts.offset + experts.count * experts.stride) {
+    return absl::DataLossError(
+        absl::StrCat(path, ": has ", copy.file->bytes(), " bytes, and ends before its experts do"));
+  }
+  const std::string directory = std::filesystem::path(path).parent_path().string();
+  const auto disk = absl::c_find(disks_, directory);
+  copy.disk = static_cast<int>(disk - disks_.begin());
+  if (disk == disks_.end()) disks_.push_back(directory);
+  return copy;
+}
+
 int ExpertFiles::NextLayer(int layer) const {
   const auto next = absl::c_upper_bound(layer_numbers_, layer);
   return next == layer_numbers_.end() ? layer_numbers_.front() : *next;
@@ -99,9 +114,10 @@ int64_t ExpertFiles::max_run_bytes() const {
   return most;
 }
 
-FileRead ExpertFiles::ReadOf(ExpertKey key, std::byte* run) const {
+FileRead ExpertFiles::ReadOf(ExpertKey key, int copy, std::byte* run) const {
   const Layer& layer = Of(key.layer);
-  return {layer.file.get(), layer.offset + key.expert * layer.stride,
+  return {layer.copies[static_cast<size_t>(copy)].file.get(),
+          layer.offset + key.expert * layer.stride,
           absl::MakeSpan(run, static_cast<size_t>(layer.stride))};
 }
 
@@ -117,17 +133,17 @@ Matrix ExpertFiles::Place::At(const std::byte* run) const {
   return placed;
 }
 
-absl::Status ExpertFiles::CheckHash(ExpertKey key, const std::byte* run) const {
+absl::Status ExpertFiles::CheckHash(ExpertKey key, int copy, const std::byte* run) const {
   const Layer& layer = Of(key.layer);
   const std::string hash = HashOf(absl::MakeConstSpan(run, static_cast<size_t>(layer.stride)));
   const std::string& packed = layer.hashes[static_cast<size_t>(key.expert)];
   if (hash == packed) return absl::OkStatus();
-  return Error(key, absl::StrCat("hash ", hash, ", but it was packed with ", packed));
+  return Error(key, copy, absl::StrCat("hash ", hash, ", but it was packed with ", packed));
 }
 
-absl::Status ExpertFiles::Error(ExpertKey key, absl::string_view what) const {
+absl::Status ExpertFiles::Error(ExpertKey key, int copy, absl::string_view what) const {
   return absl::DataLossError(absl::StrCat("layer ", key.layer, ", expert ", key.expert, ", in ",
-                                          Of(key.layer).file->path(), ": ", what));
+                                          PathOf(key.layer, copy), ": ", what));
 }
 
 const ExpertFiles::Layer& ExpertFiles::Of(int layer) const {

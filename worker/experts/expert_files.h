@@ -23,7 +23,10 @@
 
 namespace caravan {
 
-/// Immutable, so thread-safe. An expert's run is its bytes, in a row and padded, as in its file.
+struct PackedExperts;  // model/pack/pack_manifest.h
+
+/// Immutable, so thread-safe. An expert's run is its bytes, in a row and padded, as in its file. A
+/// layer's file may have copies; those in one directory are of one disk.
 class ExpertFiles {
  public:
   /// The stage's layers that have experts, ascending; that of multi-token prediction is the last,
@@ -51,14 +54,22 @@ class ExpertFiles {
   /// Of the layer where that is most.
   int64_t max_run_bytes() const;
 
+  /// Directories. At least one.
+  int num_disks() const { return static_cast<int>(disks_.size()); }
+  /// Of the layer's file: at least one.
+  int num_copies(int layer) const { return static_cast<int>(Of(layer).copies.size()); }
+  /// In [0, num_disks()): where that copy lies. REQUIRES, here and below: it is one of the layer's.
+  int DiskOf(int layer, int copy) const { return CopyOf(layer, copy).disk; }
+  const std::string& PathOf(int layer, int copy) const { return CopyOf(layer, copy).file->path(); }
+
   /// The read of an expert's run to `run`.
-  FileRead ReadOf(ExpertKey key, std::byte* run) const;
+  FileRead ReadOf(ExpertKey key, int copy, std::byte* run) const;
   /// The matrices of a run that was read.
   FfnWeights WeightsAt(ExpertKey key, const std::byte* run) const;
   /// Errors: DataLoss - the run is not what was packed; as Error.
-  absl::Status CheckHash(ExpertKey key, const std::byte* run) const;
+  absl::Status CheckHash(ExpertKey key, int copy, const std::byte* run) const;
   /// DataLoss of an expert, with its name, its layer's and its file's.
-  absl::Status Error(ExpertKey key, absl::string_view what) const;
+  absl::Status Error(ExpertKey key, int copy, absl::string_view what) const;
 
  private:
   /// A matrix with its place in the run.
@@ -69,8 +80,12 @@ class ExpertFiles {
 
     Matrix At(const std::byte* run) const;
   };
-  struct Layer {
+  struct Copy {
     std::unique_ptr<DirectFile> file;
+    int disk = 0;
+  };
+  struct Layer {
+    std::vector<Copy> copies;
     int64_t offset = 0;  // of expert 0's run
     int64_t stride = 0;
     Place gate, up, down;
@@ -79,13 +94,17 @@ class ExpertFiles {
 
   explicit ExpertFiles(int experts_per_layer) : experts_per_layer_(experts_per_layer) {}
 
-  static absl::StatusOr<Layer> OpenLayer(const ModelConfig& config, int layer,
-                                         const TensorSource& source);
+  absl::StatusOr<Layer> OpenLayer(const ModelConfig& config, int layer, const TensorSource& source);
+  absl::StatusOr<Copy> OpenCopy(const std::string& path, const PackedExperts& experts);
   const Layer& Of(int layer) const;
+  const Copy& CopyOf(int layer, int copy) const {
+    return Of(layer).copies[static_cast<size_t>(copy)];
+  }
 
   const int experts_per_layer_;
   std::vector<int> layer_numbers_;
-  std::vector<Layer> layers_;  // as layer_numbers_
+  std::vector<Layer> layers_;       // as layer_numbers_
+  std::vector<std::string> disks_;  // directories
 };
 
 }  // namespace caravan

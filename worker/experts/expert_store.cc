@@ -14,6 +14,8 @@
 namespace caravan {
 namespace {
 
+constexpr double kAnyScore = std::numeric_limits<double>::infinity();
+
 /// Slots through which experts pass, of `slots` in all: enough for some to be computed while the
 /// next are read, and little against the cache.
 int NumPassed(int slots) { return std::clamp(slots / 4, 1, 32); }
@@ -47,8 +49,8 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConf
   }
   ReadQueue::Options reads = options.reads;
   reads.memory = absl::MakeSpan(memory.data(), static_cast<size_t>(memory.size()));
-  std::unique_ptr<ExpertStore> store(new ExpertStore(
-      std::move(files), std::move(memory), num_passed, std::move(policy), options.verify));
+  std::unique_ptr<ExpertStore> store(
+      new ExpertStore(std::move(files), std::move(memory), num_passed, std::move(policy), options));
   CARAVAN_ASSIGN_OR_RETURN(store->queue_, options.make_queue(reads));
   LogInfo("experts on disk", {{"slots", slots},
                               {"experts", store->files_->num_experts()},
@@ -58,9 +60,10 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConf
 }
 
 ExpertStore::ExpertStore(std::unique_ptr<ExpertFiles> files, Buffer memory, int num_passed,
-                         std::unique_ptr<CachePolicy> policy, Verify verify)
+                         std::unique_ptr<CachePolicy> policy, const Options& options)
     : files_(std::move(files)),
-      verify_(verify),
+      verify_(options.verify),
+      guess_when_(num_passed == 0 ? Guesses::kNever : options.guesses),
       slot_bytes_(files_->max_run_bytes()),
       memory_(std::move(memory)),
       cache_({.first_layer = files_->layers().front(),
@@ -69,9 +72,16 @@ ExpertStore::ExpertStore(std::unique_ptr<ExpertFiles> files, Buffer memory, int 
               .num_slots = static_cast<int>(memory_.size() / slot_bytes_) - num_passed},
              std::move(policy)),
       slots_(static_cast<size_t>(memory_.size() / slot_bytes_)),
+      frame_of_(slots_.size()),
       free_cached_(cache_.shape().num_slots),
-      verified_(static_cast<size_t>(cache_.shape().num_layers) *
-                static_cast<size_t>(cache_.shape().experts_per_layer)) {
+      verified_(static_cast<size_t>(files_->num_disks()) *
+                static_cast<size_t>(cache_.shape().num_layers) *
+                static_cast<size_t>(cache_.shape().experts_per_layer)),
+      bytes_under_way_(static_cast<size_t>(files_->num_disks())),
+      was_bad_(bytes_under_way_.size()),
+      guesses_(files_->experts_per_layer()) {
+  std::iota(frame_of_.begin(), frame_of_.end(), 0);
+  slot_of_ = frame_of_;
   const size_t num_experts = static_cast<size_t>(files_->experts_per_layer());
   tally_.reserve(num_experts);
   needs_.reserve(num_experts);
@@ -139,12 +149,13 @@ absl::Status ExpertStore::Warm(const Progress& progress) {
 
 ExpertBatches& ExpertStore::Visit(int layer, absl::Span<const int32_t> expert_ids,
                                   absl::Span<const float> weights) {
+  EnterStep(layer);
   EndVisit();  // one that was left
-  if (layer <= layer_) ++step_;
   layer_ = layer;
   CountNeeds(expert_ids, weights);
   is_scan_ = 2 * static_cast<int>(needs_.size()) > files_->experts_per_layer();
   ascending_ = static_cast<int64_t>(expert_ids.size()) > kMaxUnorderedShares;
+  if (is_scan_) step_costs_.counts = false;
   BeginVisit();
   int64_t hits = 0;
   for (const Need& need : needs_) {
@@ -156,6 +167,30 @@ ExpertBatches& ExpertStore::Visit(int layer, absl::Span<const int32_t> expert_id
   counters_.hits += hits;
   counters_.misses += misses;
   return batches_;
+}
+
+void ExpertStore::EnterStep(int layer) {
+  if (layer > layer_) return;
+  EndVisit();  // one that was left
+  if (step_costs_.counts) gate_.StepEnded(step_costs_.lost, step_costs_.brought);
+  step_costs_ = {};
+  ++step_;
+  layer_ = -1;
+  is_scan_ = false;
+}
+
+bool ExpertStore::WantsGuess(int layer) {
+  EnterStep(layer);
+  if (guess_when_ == Guesses::kNever || is_scan_) return false;
+  step_costs_.counts = true;
+  return guess_when_ == Guesses::kAlways || gate_.Guesses();
+}
+
+void ExpertStore::Guess(int layer, absl::Span<const int32_t> expert_ids,
+                        absl::Span<const float> weights, absl::Duration took) {
+  step_costs_.lost += took;
+  guesses_.SetLikely(layer, expert_ids, weights);
+  if (BeginNeeded()) BeginGuesses();
 }
 
 void ExpertStore::CountNeeds(absl::Span<const int32_t> expert_ids,
@@ -183,11 +218,24 @@ void ExpertStore::BeginVisit() {
   num_given_ = 0;
   // Errors here are of reads that no visit wants any more: their experts are not in memory.
   CollectReads().IgnoreError();
+  const bool was_guessed = guesses_.layer() == layer_;
+  int64_t guessable = 0;
   for (Need& need : needs_) {
     need.slot = FindSlot({layer_, need.expert});
+    const bool is_guess = need.slot >= 0 && At(need.slot).guess;
+    if (need.slot < 0 || is_guess) ++step_costs_.brought;
+    if (is_guess || (was_guessed && need.slot < 0)) ++guessable;
     if (need.slot >= 0) Want(need.slot);
   }
+  {
+    MutexLock lock(&mu_);
+    counters_.guessable += guessable;
+  }
   DropGuesses();
+  // Now that the cache's own are held.
+  for (Need& need : needs_) {
+    if (need.slot >= 0 && IsPassed(need.slot)) EnterCache(need);
+  }
   read_order_.resize(needs_.size());
   std::iota(read_order_.begin(), read_order_.end(), size_t{0});
   if (!is_scan_ && !ascending_) {
@@ -195,8 +243,10 @@ void ExpertStore::BeginVisit() {
       return std::pair(-needs_[a].rows, a) < std::pair(-needs_[b].rows, b);
     });
   }
-  guess_layer_ = is_scan_ ? files_->NextLayer(layer_) : -1;
-  guess_expert_ = 0;
+  guesses_.Clear();
+  // A scan goes on with the next layer, from its first expert on; after the last layer comes the
+  // next step's first.
+  if (is_scan_) guesses_.SetAll(files_->NextLayer(layer_));
   if (BeginNeeded()) BeginGuesses();
 }
 
@@ -232,11 +282,13 @@ absl::Status ExpertStore::FillBatch() {
   for (size_t i = 0; i < needs_.size() && batch_.size() < most; ++i) {
     Need& need = needs_[i];
     if (need.given) continue;
+    if (need.slot >= 0 && At(need.slot).state == Slot::State::kReady) {
+      CARAVAN_RETURN_IF_ERROR(CheckBytes(need.slot));
+    }
     if (need.slot < 0 || At(need.slot).state != Slot::State::kReady) {
       if (ascending_) break;
       continue;
     }
-    CARAVAN_RETURN_IF_ERROR(CheckBytes(need.slot));
     need.given = true;
     ++num_given_;
     batch_needs_.push_back(i);
@@ -256,6 +308,7 @@ void ExpertStore::EndVisit() {
     if (need.slot >= 0 && At(need.slot).wanted) Unwant(need.slot);
   }
   needs_.clear();
+  read_order_.clear();
   batch_needs_.clear();
   batch_.clear();
   num_given_ = 0;
@@ -273,32 +326,42 @@ bool ExpertStore::BeginNeeded() {
 }
 
 int ExpertStore::TakeFor(const Need& need) {
+  const int slot = TakeFromCache(need);
+  return slot >= 0 ? slot : FindFreePassed();
+}
+
+int ExpertStore::TakeFromCache(const Need& need) {
   // The score before the visit: this one raised it above those of all layers that are still to
   // come, though their experts are as much in use.
-  if (!is_scan_ || cache_.WouldGiveWayTo(need.score)) {
-    const int slot = TakeFromCache({layer_, need.expert});
-    if (slot >= 0) return slot;
+  return TakeCached({layer_, need.expert}, is_scan_ ? need.score : kAnyScore);
+}
+
+void ExpertStore::EnterCache(Need& need) {
+  const int cached = TakeFromCache(need);
+  if (cached < 0) return;
+  // Its bytes stay where they are.
+  std::swap(frame_of_[static_cast<size_t>(cached)], frame_of_[static_cast<size_t>(need.slot)]);
+  for (const int slot : {cached, need.slot}) {
+    slot_of_[static_cast<size_t>(frame_of_[static_cast<size_t>(slot)])] = slot;
   }
-  return FindFreePassed();
+  At(cached) = std::exchange(At(need.slot), {});
+  if (At(cached).state == Slot::State::kReading) cache_.Hold(cached);  // beside the read's own
+  need.slot = cached;
 }
 
 void ExpertStore::BeginGuesses() {
-  while (guess_layer_ >= 0 && (free_cached_ > 0 || FindFreePassed() >= 0)) {
+  while (free_cached_ > 0 || FindFreePassed() >= 0) {
     const std::optional<ExpertKey> key = NextGuess();
     if (!key.has_value()) return;
-    const int slot = free_cached_ > 0 ? TakeFromCache(*key) : FindFreePassed();
+    const int slot = free_cached_ > 0 ? TakeCached(*key, kAnyScore) : FindFreePassed();
     BeginRead(slot, *key, ReadPriority::kGuess);
   }
 }
 
-// A scan goes on with the next layer, from its first expert on; after the last layer comes the next
-// step's first.
 std::optional<ExpertKey> ExpertStore::NextGuess() {
-  while (guess_expert_ < files_->experts_per_layer()) {
-    const ExpertKey key = {guess_layer_, guess_expert_++};
-    if (FindSlot(key) < 0) return key;
+  while (const std::optional<ExpertKey> key = guesses_.Next()) {
+    if (FindSlot(*key) < 0) return key;
   }
-  guess_layer_ = -1;
   return std::nullopt;
 }
 
@@ -309,11 +372,10 @@ void ExpertStore::DropGuesses() {
       if (!queue_->Cancel(At(slot).read)) {
         // It has begun. Its end frees the slot, unless a visit wants it by then.
         At(slot).guess = false;
-        MutexLock lock(&mu_);
-        ++counters_.guesses_wasted;
+        CountWasted(files_->run_bytes(At(slot).key.layer));
         continue;
       }
-      --reading_;
+      EndRead(slot);
     }
     Forget(slot);
   }
@@ -328,23 +390,80 @@ void ExpertStore::MakeRoom() {
 }
 
 void ExpertStore::BeginRead(int slot, ExpertKey key, ReadPriority priority) {
-  ++reading_;
   const bool is_guess = priority == ReadPriority::kGuess;
-  At(slot) = {.state = Slot::State::kReading, .key = key, .wanted = !is_guess, .guess = is_guess};
+  At(slot) = {.key = key, .wanted = !is_guess, .guess = is_guess, .copy = ChooseCopy(key.layer)};
   if (!is_guess && !IsPassed(slot)) cache_.Hold(slot);  // beside the read's own
-  At(slot).read = queue_->Submit(files_->ReadOf(key, MemoryOf(slot)), priority,
-                                 [this, slot](const absl::Status& status) {
+  if (is_guess) {
+    MutexLock lock(&mu_);
+    ++counters_.guesses;
+  }
+  SubmitRead(slot, priority);
+}
+
+void ExpertStore::SubmitRead(int slot, ReadPriority priority) {
+  const ExpertKey key = At(slot).key;
+  const int copy = At(slot).copy;
+  ++reading_;
+  At(slot).state = Slot::State::kReading;
+  bytes_under_way_[static_cast<size_t>(files_->DiskOf(key.layer, copy))] +=
+      files_->run_bytes(key.layer);
+  const int frame = frame_of_[static_cast<size_t>(slot)];
+  At(slot).read = queue_->Submit(files_->ReadOf(key, copy, MemoryOf(slot)), priority,
+                                 [this, frame](const absl::Status& status) {
                                    MutexLock lock(&mu_);
-                                   ended_.push_back({slot, status});
+                                   ended_.push_back({frame, status});
                                    read_ended_.SignalAll();
                                  });
+}
+
+void ExpertStore::EndRead(int slot) {
+  const int layer = At(slot).key.layer;
+  --reading_;
+  bytes_under_way_[static_cast<size_t>(files_->DiskOf(layer, At(slot).copy))] -=
+      files_->run_bytes(layer);
+}
+
+int ExpertStore::ChooseCopy(int layer) const {
+  int best = 0;
+  for (int copy = 1; copy < files_->num_copies(layer); ++copy) {
+    if (bytes_under_way_[static_cast<size_t>(files_->DiskOf(layer, copy))] <
+        bytes_under_way_[static_cast<size_t>(files_->DiskOf(layer, best))]) {
+      best = copy;
+    }
+  }
+  return best;
+}
+
+bool ExpertStore::ReadOtherCopy(int slot) {
+  Slot& bad = At(slot);
+  const int copies = files_->num_copies(bad.key.layer);
+  if (bad.bad_copies + 1 == copies) return false;
+  const size_t disk = static_cast<size_t>(files_->DiskOf(bad.key.layer, bad.copy));
+  if (!was_bad_[disk]) {
+    LogWarning("experts read from other copies",
+               {{"instead_of", files_->PathOf(bad.key.layer, bad.copy)},
+                {"layer", bad.key.layer},
+                {"expert", bad.key.expert}});
+  }
+  was_bad_[disk] = true;
+  ++bad.bad_copies;
+  bad.copy = (bad.copy + 1) % copies;
+  bad.checked = false;
+  // The read's own hold, which that of a read that just failed still has.
+  if (bad.state == Slot::State::kReady && !IsPassed(slot)) cache_.Hold(slot);
+  SubmitRead(slot, ReadPriority::kNeeded);
+  MutexLock lock(&mu_);
+  ++counters_.failovers;
+  return true;
 }
 
 void ExpertStore::WaitForRead() {
   const absl::Duration begin = SteadyClock().Now();
   MutexLock lock(&mu_);
   while (ended_.empty()) read_ended_.Wait(&mu_);
-  counters_.waited += SteadyClock().Now() - begin;
+  const absl::Duration waited = SteadyClock().Now() - begin;
+  counters_.waited += waited;
+  step_costs_.lost += waited;
 }
 
 absl::Status ExpertStore::CollectReads() {
@@ -354,27 +473,28 @@ absl::Status ExpertStore::CollectReads() {
     for (const Ended& ended : collected_) {
       if (!ended.status.ok()) continue;
       ++counters_.reads;
-      counters_.bytes_read += files_->run_bytes(At(ended.slot).key.layer);
+      counters_.bytes_read += files_->run_bytes(At(SlotOf(ended)).key.layer);
     }
   }
   absl::Status error;
   for (const Ended& ended : collected_) {
-    Slot& slot = At(ended.slot);
-    --reading_;
+    const int slot = SlotOf(ended);
+    EndRead(slot);
     if (ended.status.ok()) {
-      slot.state = Slot::State::kReady;
-      if (!IsPassed(ended.slot)) {
-        cache_.Release(ended.slot);
-      } else if (!slot.wanted && !slot.guess) {
-        Forget(ended.slot);
+      At(slot).state = Slot::State::kReady;
+      if (!IsPassed(slot)) {
+        cache_.Release(slot);
+      } else if (!At(slot).wanted && !At(slot).guess) {
+        Forget(slot);
       }
       continue;
     }
-    if (slot.wanted) {
-      error.Update(files_->Error(slot.key, ended.status.message()));
-      Unwant(ended.slot);
+    if (At(slot).wanted) {
+      if (ReadOtherCopy(slot)) continue;
+      error.Update(files_->Error(At(slot).key, At(slot).copy, ended.status.message()));
+      Unwant(slot);
     }
-    Forget(ended.slot);
+    Forget(slot);
   }
   collected_.clear();
   return error;
@@ -383,17 +503,18 @@ absl::Status ExpertStore::CollectReads() {
 absl::Status ExpertStore::CheckBytes(int slot) {
   if (std::exchange(At(slot).checked, true) || verify_ == Verify::kNever) return absl::OkStatus();
   const ExpertKey key = At(slot).key;
+  const int copy = At(slot).copy;
+  const ExpertCache::Shape& shape = cache_.shape();
+  const int64_t layer =
+      int64_t{files_->DiskOf(key.layer, copy)} * shape.num_layers + key.layer - shape.first_layer;
   std::vector<bool>::reference verified =
-      verified_[static_cast<size_t>(key.layer - cache_.shape().first_layer) *
-                    static_cast<size_t>(cache_.shape().experts_per_layer) +
-                static_cast<size_t>(key.expert)];
+      verified_[static_cast<size_t>(layer * shape.experts_per_layer + key.expert)];
   if (verify_ == Verify::kFirst && verified) return absl::OkStatus();
-  const absl::Status status = files_->CheckHash(key, MemoryOf(slot));
+  const absl::Status status = files_->CheckHash(key, copy, MemoryOf(slot));
   verified = status.ok();
-  if (!status.ok()) {
-    At(slot).wanted = false;  // with its hold
-    Forget(slot);
-  }
+  if (status.ok() || ReadOtherCopy(slot)) return absl::OkStatus();
+  At(slot).wanted = false;  // with its hold
+  Forget(slot);
   return status;
 }
 
@@ -413,16 +534,16 @@ int ExpertStore::FindFreePassed() const {
   return -1;
 }
 
-int ExpertStore::TakeFromCache(ExpertKey key) {
-  const std::optional<int> taken = cache_.Take(key);
+int ExpertStore::TakeCached(ExpertKey key, double score) {
+  const std::optional<int> taken = cache_.Take(key, score);
   if (!taken.has_value()) return -1;
   if (At(*taken).state == Slot::State::kFree) {
     --free_cached_;
-  } else {
-    MutexLock lock(&mu_);
-    ++counters_.evictions;
-    if (At(*taken).guess) ++counters_.guesses_wasted;
+    return *taken;
   }
+  if (At(*taken).guess) CountWasted(files_->run_bytes(At(*taken).key.layer));
+  MutexLock lock(&mu_);
+  ++counters_.evictions;
   return *taken;
 }
 
@@ -447,13 +568,18 @@ void ExpertStore::Unwant(int slot) {
 
 void ExpertStore::Forget(int slot) {
   if (At(slot).guess) {
-    MutexLock lock(&mu_);
-    ++counters_.guesses_wasted;
+    CountWasted(At(slot).state == Slot::State::kReady ? files_->run_bytes(At(slot).key.layer) : 0);
   }
   At(slot) = {};
   if (IsPassed(slot)) return;
   cache_.Drop(slot);
   ++free_cached_;
+}
+
+void ExpertStore::CountWasted(int64_t bytes) {
+  MutexLock lock(&mu_);
+  ++counters_.guesses_wasted;
+  counters_.bytes_wasted += bytes;
 }
 
 ExpertStore::Counters ExpertStore::counters() const {

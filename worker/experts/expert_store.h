@@ -10,7 +10,14 @@
 // touches most experts of a layer is part of a scan over all of them, in which each would put out
 // the one that is needed next, so that nothing would ever be found; there an expert enters the
 // cache only where it was worth more before the visit than what gives way to it. And what is
-// guessed to come next is read to where it puts out nothing.
+// guessed to come next is read to where it puts out nothing; it enters the cache, by the same rules
+// as if it were read then, when a visit wants it.
+//
+// Where the experts lie on several disks, a read goes to the one that has least to read. What one
+// disk cannot give is read from another, and only what none can give is an error.
+//
+// What comes next is known in a scan. Elsewhere the caller says what is likely (Guess); whether it
+// should is decided by what that saves (GuessGate).
 //
 // Used by one thread, but for counters(). After Create it takes no memory.
 
@@ -39,6 +46,8 @@
 #include "worker/experts/expert_cache.h"
 #include "worker/experts/expert_files.h"
 #include "worker/experts/expert_key.h"
+#include "worker/experts/guess_gate.h"
+#include "worker/experts/guess_list.h"
 
 namespace caravan {
 
@@ -47,9 +56,13 @@ class ExpertStore {
   /// When the bytes of an expert that was read are compared with their hash.
   enum class Verify { kNever, kFirst, kEvery };
 
+  /// When WantsGuess is true.
+  enum class Guesses { kNever, kWhereTheyPay, kAlways };
+
   struct Options {
     std::string policy = "lfu";  // a name that MakeCachePolicy knows
     Verify verify = Verify::kFirst;
+    Guesses guesses = Guesses::kWhereTheyPay;
     ReadQueue::Options reads;  // but for `memory`, which is the slots'
     std::function<absl::StatusOr<std::unique_ptr<ReadQueue>>(const ReadQueue::Options&)>
         make_queue = ReadQueue::Create;
@@ -61,8 +74,14 @@ class ExpertStore {
     int64_t reads = 0;   // of experts, that ended well; guesses too
     int64_t bytes_read = 0;
     int64_t evictions = 0;
-    int64_t guesses_used = 0;
-    int64_t guesses_wasted = 0;  // begun, and gone without use
+    int64_t failovers = 0;  // reads of a copy that were bad, so that another one was read
+    // Of experts: reads begun before a visit needed them.
+    int64_t guesses = 0;
+    int64_t guesses_used = 0;    // their share of `guesses` is the precision,
+    int64_t guessable = 0;       // and of this the recall: what visits needed that were guessed for
+                                 // and did not find in memory, but for guesses
+    int64_t guesses_wasted = 0;  // gone without use
+    int64_t bytes_wasted = 0;    // read for those
     absl::Duration waited;       // by visits, for reads
   };
 
@@ -90,11 +109,19 @@ class ExpertStore {
 
   /// A layer's experts for rows that chose these: expert_ids and weights [rows, k]. Begins to read
   /// what is not in memory. The result is good until the next visit.
-  /// Its errors: DataLoss - an expert could not be read, or is not what was packed, with the layer,
-  /// the expert and the file. The visit is over then, and that expert is not in memory; later
-  /// visits try again.
+  /// Its errors: DataLoss - an expert could not be read, or is not what was packed, in all copies;
+  /// with the layer, the expert and the last one's file. The visit is over then, and that expert is
+  /// not in memory; later visits try again.
   ExpertBatches& Visit(int layer, absl::Span<const int32_t> expert_ids,
                        absl::Span<const float> weights);
+
+  /// Whether it is worth the caller's while to find out what a step's rows are likely to choose in
+  /// `layer`, the next one that they visit: after the step's visit of the layer before, if any.
+  bool WantsGuess(int layer);
+  /// They are likely to choose these; to find that out took so long. Begins to read them, behind
+  /// all that is needed, as far as there are free slots. REQUIRES: WantsGuess(layer) just was true.
+  void Guess(int layer, absl::Span<const int32_t> expert_ids, absl::Span<const float> weights,
+             absl::Duration took);
 
   /// For what was learned in earlier runs, and is for later ones (expert_heat.h): between visits.
   ExpertCache& cache() { return cache_; }
@@ -119,6 +146,8 @@ class ExpertStore {
     bool wanted = false;     // by the visit
     bool guess = false;      // read for no visit, and not wanted since
     bool checked = false;    // as `verify` asks
+    int copy = 0;            // of its file: where it was read from
+    int bad_copies = 0;      // that were tried before
   };
 
   /// An expert that the visit needs.
@@ -141,8 +170,18 @@ class ExpertStore {
     ExpertStore& store_;
   };
 
+  /// What GuessGate wants to know of a step.
+  struct StepCosts {
+    bool counts = false;  // it could have guessed, and did not scan
+    absl::Duration lost;
+    int64_t brought = 0;
+  };
+
   ExpertStore(std::unique_ptr<ExpertFiles> files, Buffer memory, int num_passed,
-              std::unique_ptr<CachePolicy> policy, Verify verify);
+              std::unique_ptr<CachePolicy> policy, const Options& options);
+
+  /// Where `layer` belongs to another step than the last visit, ends that.
+  void EnterStep(int layer);
 
   // What a visit does.
   void CountNeeds(absl::Span<const int32_t> expert_ids, absl::Span<const float> weights);
@@ -158,6 +197,10 @@ class ExpertStore {
   bool BeginNeeded();
   /// A slot to read this into; -1: none at this time.
   int TakeFor(const Need& need);
+  /// A slot of the cache for this, held once; -1: none gives way to it, so it can only pass.
+  int TakeFromCache(const Need& need);
+  /// Makes what was read as a guess part of the cache, if that has a slot for it.
+  void EnterCache(Need& need);
   void BeginGuesses();
   /// The expert that is likely to be needed next and has no slot: the one place that guesses.
   std::optional<ExpertKey> NextGuess();
@@ -165,32 +208,49 @@ class ExpertStore {
   void DropGuesses();
   void MakeRoom();
   void BeginRead(int slot, ExpertKey key, ReadPriority priority);
+  /// Of the slot's copy. Sets that it is being read.
+  void SubmitRead(int slot, ReadPriority priority);
+  /// The copy on the disk that has least to read.
+  int ChooseCopy(int layer) const;
+  /// Reads another copy of what is wanted and was read badly; false: all were tried.
+  bool ReadOtherCopy(int slot);
+  void EndRead(int slot);
   void WaitForRead();
   /// Errors: that of a read of something wanted.
   absl::Status CollectReads();
+  /// May begin to read another copy. REQUIRES: it is ready, and wanted.
   absl::Status CheckBytes(int slot);
 
   // Slots.
   bool IsPassed(int slot) const { return slot >= cache_.shape().num_slots; }
   Slot& At(int slot) { return slots_[static_cast<size_t>(slot)]; }
-  std::byte* MemoryOf(int slot) const { return memory_.data() + slot * slot_bytes_; }
+  std::byte* MemoryOf(int slot) const {
+    return memory_.data() + frame_of_[static_cast<size_t>(slot)] * slot_bytes_;
+  }
   int FindSlot(ExpertKey key) const;  // -1: it has none
   int FindFreePassed() const;         // -1: there is none
-  int TakeFromCache(ExpertKey key);   // -1: all are held
+  /// A slot of the cache, as ExpertCache::Take; -1: none.
+  int TakeCached(ExpertKey key, double score);
   void Want(int slot);
   void Unwant(int slot);
+  void CountWasted(int64_t bytes);
   /// Frees a slot. REQUIRES: one of the cache is held once.
   void Forget(int slot);
 
   const std::unique_ptr<ExpertFiles> files_;
   const Verify verify_;
+  const Guesses guess_when_;
   const int64_t slot_bytes_;
   const Buffer memory_;
   ExpertCache cache_;
   std::vector<Slot> slots_;     // first the cache's, then those through which experts pass
+  std::vector<int> frame_of_;   // by slot: which part of memory_ is its own
+  std::vector<int> slot_of_;    // by frame
   int free_cached_;             // slots of the cache
   int reading_ = 0;             // slots
-  std::vector<bool> verified_;  // by layer - first, then expert: its hash was right once
+  std::vector<bool> verified_;  // by disk, layer - first and expert: its hash was right once
+  std::vector<int64_t> bytes_under_way_;  // by disk
+  std::vector<bool> was_bad_;             // by disk: which the log says once
 
   // The visit.
   Batches batches_{*this};
@@ -204,13 +264,15 @@ class ExpertStore {
   size_t num_given_ = 0;
   std::vector<LoadedExpert> batch_;
   std::vector<size_t> batch_needs_;  // of needs_
-  int guess_layer_ = -1;             // -1: nothing is guessed
-  int guess_expert_ = 0;             // the next one
+  GuessList guesses_;
+  GuessGate gate_;
+  StepCosts step_costs_;
 
   struct Ended {
-    int slot;
+    int frame;  // a slot's number may change while it is read to
     absl::Status status;
   };
+  int SlotOf(const Ended& ended) const { return slot_of_[static_cast<size_t>(ended.frame)]; }
   std::vector<Ended> collected_;
 
   mutable Mutex mu_;

@@ -130,6 +130,14 @@ class ExpertStoreTest : public ::testing::Test {
                       HasSubstr(toy_->PathOf(layer)), HasSubstr(says)));
   }
 
+  /// As one row's router would for the next layer, if it may; whether it did.
+  static bool Guess(ExpertStore& store, int layer, const std::vector<int32_t>& row) {
+    if (!store.WantsGuess(layer)) return false;
+    const Choice choice(row);
+    store.Guess(layer, choice.ids, choice.weights, absl::ZeroDuration());
+    return true;
+  }
+
   /// Whether a read is that of this expert.
   static bool IsOf(const FileRead& read, int layer, int expert) {
     return read.file->path() == toy_->PathOf(layer) && read.offset == toy_->OffsetOf(layer, expert);
@@ -146,15 +154,24 @@ TEST_F(ExpertStoreTest, GivesEachExpertOnceWhateverItsSlots) {
   for (int slots = PackedToy::kChosen; slots <= PackedToy::kAllExperts; ++slots) {
     seed_ = static_cast<uint64_t>(slots);
     Rng rng(seed_);
-    const std::unique_ptr<ExpertStore> store = MakeStore(slots);
+    ExpertStore::Options options = Options();
+    options.guesses = ExpertStore::Guesses::kAlways;
+    const std::unique_ptr<ExpertStore> store = MakeStore(slots, options);
     int64_t needed = 0;
+    int next_layer = RandomInt(rng, 1, PackedToy::kLayers);
     for (int turn = 0; turn < 60; ++turn) {
-      const int layer = RandomInt(rng, 1, PackedToy::kLayers);
+      const int layer = std::exchange(next_layer, RandomInt(rng, 1, PackedToy::kLayers));
       // One row, some, as many as touch nearly all; sometimes too many to be given out of order.
       const int rows = turn % 20 == 7 ? 600 : 1 << RandomInt(rng, 0, 5);
       const Choice choice(rng, rows, RandomInt(rng, PackedToy::kChosen, PackedToy::kExperts));
       needed += static_cast<int64_t>(choice.needed.size());
       ExpertBatches& batches = store->Visit(layer, choice.ids, choice.weights);
+      // Guesses for the next visit, some of them right, in the midst of this one or after it.
+      const Choice guess(rng, RandomInt(rng, 1, 3));
+      const bool guesses = turn % 4 != 1;
+      if (guesses && next_layer > layer && store->WantsGuess(next_layer)) {
+        store->Guess(next_layer, guess.ids, guess.weights, absl::ZeroDuration());
+      }
       const bool is_left = turn % 10 == 3;  // as a step that fails
       const auto taken = Take(batches, layer, is_left ? 1 : 1000);
       ASSERT_TRUE(taken.ok()) << taken.status();
@@ -162,9 +179,18 @@ TEST_F(ExpertStoreTest, GivesEachExpertOnceWhateverItsSlots) {
         ASSERT_EQ(*taken, choice.needed) << slots << " slots, turn " << turn;
       }
       ASSERT_FALSE(HasFailure()) << slots << " slots, turn " << turn;
+      if (guesses && next_layer <= layer && store->WantsGuess(next_layer)) {
+        store->Guess(next_layer, guess.ids, guess.weights, absl::ZeroDuration());
+      }
     }
     const ExpertStore::Counters counters = store->counters();
     EXPECT_EQ(counters.hits + counters.misses, needed);
+    EXPECT_GE(counters.guesses, counters.guesses_used + counters.guesses_wasted);
+    EXPECT_GE(counters.guessable, counters.guesses_used);
+    EXPECT_LE(counters.bytes_wasted, counters.guesses_wasted * toy_->run_bytes());
+    if (slots < PackedToy::kAllExperts) {
+      EXPECT_GT(counters.guesses_used, 0) << slots << " slots";
+    }
     EXPECT_EQ(counters.bytes_read, counters.reads * toy_->run_bytes());
     if (slots == PackedToy::kAllExperts) {
       EXPECT_EQ(counters.evictions, 0);
@@ -273,6 +299,95 @@ TEST_F(ExpertStoreTest, AScanKeepsWhatItHas) {
       EXPECT_LE(counters.guesses_wasted, kPasses) << policy;
     }
   }
+}
+
+TEST_F(ExpertStoreTest, WhatWasGuessedRightIsReadOnceAndStays) {
+  for (const bool cache_is_full : {false, true}) {
+    ExpertStore::Options options = Options();
+    options.guesses = ExpertStore::Guesses::kAlways;
+    options.policy = "lru";
+    const std::unique_ptr<ExpertStore> store = MakeStore(16, options);  // 12 of them the cache's
+    if (cache_is_full) {
+      for (const int e : {0, 4, 8}) {
+        ASSERT_TRUE(VisitAll(*store, 3, Choice({e, e + 1, e + 2, e + 3})).ok());
+      }
+    }
+    const ExpertStore::Counters before = store->counters();
+    const Choice first({0, 1, 2, 3});
+    ExpertBatches& batches = store->Visit(1, first.ids, first.weights);
+    ASSERT_TRUE(Guess(*store, 2, {4, 5, 6, 7}));
+    ASSERT_TRUE(Take(batches, 1).ok());
+    ASSERT_TRUE(VisitAll(*store, 2, Choice({5, 6, 7, 8})).ok());
+    ASSERT_TRUE(VisitAll(*store, 1, first).ok());
+    ASSERT_TRUE(VisitAll(*store, 2, Choice({5, 6, 7, 8})).ok());
+    const ExpertStore::Counters counters = store->counters();
+    EXPECT_EQ(counters.guesses, 4);
+    EXPECT_EQ(counters.guesses_used, 3);
+    EXPECT_EQ(counters.guessable, 4);  // nobody guessed 8
+    // What is in the way is dropped; in a cache with room it stays, and may be used yet.
+    EXPECT_EQ(counters.guesses_wasted, cache_is_full ? 1 : 0);
+    EXPECT_LE(counters.reads - before.reads, 9);  // the wrong one may have been taken back
+    EXPECT_GE(counters.reads - before.reads, 8);
+    EXPECT_EQ(counters.hits - before.hits + counters.misses - before.misses, 16);
+    EXPECT_GE(counters.hits - before.hits, 8) << "what a guess brought did not stay";
+  }
+}
+
+TEST_F(ExpertStoreTest, GuessesAreReadAfterWhatIsNeededAndPutOutNothing) {
+  std::vector<std::pair<std::string, int64_t>> reads;
+  fault_ = [&](const FileRead& read) {
+    reads.emplace_back(read.file->path(), read.offset);
+    return absl::OkStatus();
+  };
+  const auto place = [](int layer, int expert) {
+    return std::pair(toy_->PathOf(layer), toy_->OffsetOf(layer, expert));
+  };
+  ExpertStore::Options options = Options();
+  options.guesses = ExpertStore::Guesses::kAlways;
+  const std::unique_ptr<ExpertStore> store = MakeStore(8, options);  // 6 of them the cache's
+  ASSERT_TRUE(VisitAll(*store, 3, Choice({0, 1, 2, 3})).ok());
+  ASSERT_TRUE(VisitAll(*store, 3, Choice({2, 3, 4, 5})).ok());
+  reads.clear();
+  const int64_t evictions = store->counters().evictions;
+  const Choice needed({9, 10, 11, 12});
+  ExpertBatches& batches = store->Visit(1, needed.ids, needed.weights);
+  ASSERT_TRUE(Guess(*store, 2, {4, 5, 6, 7}));
+  ASSERT_TRUE(Take(batches, 1).ok());
+  ASSERT_EQ(reads.size(), 6u);  // guesses have two slots
+  for (size_t i = 0; i < 6; ++i) {
+    EXPECT_EQ(reads[i], i < 4 ? place(1, 9 + static_cast<int>(i)) : place(2, static_cast<int>(i)))
+        << i;
+  }
+  EXPECT_EQ(store->counters().evictions, evictions + 4);
+}
+
+TEST_F(ExpertStoreTest, GuessesAreWantedByTurnsUntilTheyAreSeenToPay) {
+  const std::unique_ptr<ExpertStore> store = MakeStore(8);
+  Rng rng(1);
+  for (int step = 0; step < 10; ++step) {
+    for (const int layer : {1, 2, 3}) {
+      // Each visit brings something in: the last one's experts are others.
+      const int first = (step * 4 + layer) % 12;
+      const Choice choice({first, first + 1, first + 2, first + 3});
+      EXPECT_EQ(store->WantsGuess(layer), step % 2 == 1) << step;
+      ASSERT_TRUE(VisitAll(*store, layer, choice).ok());
+    }
+  }
+}
+
+TEST_F(ExpertStoreTest, GuessesAreNotWantedWhereTheyAreOfNoUse) {
+  ExpertStore::Options options = Options();
+  options.guesses = ExpertStore::Guesses::kNever;
+  EXPECT_FALSE(MakeStore(16, options)->WantsGuess(1));
+  options.guesses = ExpertStore::Guesses::kAlways;
+  EXPECT_FALSE(MakeStore(PackedToy::kAllExperts, options)->WantsGuess(1));
+  // In a scan the store knows what comes.
+  const std::unique_ptr<ExpertStore> store = MakeStore(16, options);
+  EXPECT_TRUE(store->WantsGuess(1));
+  Rng rng(1);
+  ASSERT_TRUE(VisitAll(*store, 1, Choice(rng, 64)).ok());
+  EXPECT_FALSE(store->WantsGuess(2));
+  EXPECT_TRUE(store->WantsGuess(1));  // of the next step
 }
 
 TEST_F(ExpertStoreTest, AReadThatFailsFailsItsVisitOnly) {

@@ -36,6 +36,7 @@ class OffloadedStageTest : public ::testing::Test {
     options.max_step_tokens = kMaxRows;
     options.expert_budget_bytes = slots * toy_->run_bytes();
     options.expert_heat = heat_;
+    options.experts.guesses = guesses_;
     options.experts.make_queue =
         [this](const ReadQueue::Options& reads) -> absl::StatusOr<std::unique_ptr<ReadQueue>> {
       absl::StatusOr<std::unique_ptr<ReadQueue>> queue = ReadQueue::Create(reads);
@@ -84,6 +85,7 @@ class OffloadedStageTest : public ::testing::Test {
 
   static PackedToy* toy_;
   std::optional<std::string> heat_;
+  ExpertStore::Guesses guesses_ = ExpertStore::Guesses::kAlways;
   UnrulyQueue::Fault fault_;
 };
 
@@ -104,6 +106,34 @@ TEST_F(OffloadedStageTest, GivesTheSameBitsWithAnyNumberOfSlots) {
       EXPECT_EQ(stage->experts()->counters().misses, 0);
     }
   }
+}
+
+TEST_F(OffloadedStageTest, GivesTheSameBitsWhetherItGuessesOrNot) {
+  const std::vector<std::string> expected = Outputs(*MustCreate(0), 8);
+  for (const auto guesses : {ExpertStore::Guesses::kNever, ExpertStore::Guesses::kWhereTheyPay,
+                             ExpertStore::Guesses::kAlways}) {
+    guesses_ = guesses;
+    for (const int slots : {8, 20}) {
+      const std::unique_ptr<Stage> stage = MustCreate(slots);
+      EXPECT_TRUE(Outputs(*stage, 8) == expected) << slots << " slots";
+    }
+  }
+}
+
+TEST_F(OffloadedStageTest, GuessesOfTheNextLayersExpertsMostlyComeTrue) {
+  const std::unique_ptr<Stage> stage = MustCreate(24);
+  // Steps of one row: no scan that knows what comes, but for the prompt.
+  ASSERT_FALSE(stage->Run(MakeStep(0, 16)).has_error());
+  const ExpertStore::Counters before = stage->experts()->counters();
+  for (int position = 16; position < 80; ++position) {
+    ASSERT_FALSE(stage->Run(MakeStep(position, 1)).has_error());
+  }
+  const ExpertStore::Counters counters = stage->experts()->counters();
+  const int64_t used = counters.guesses_used - before.guesses_used;
+  EXPECT_GT(counters.guesses - before.guesses, 64);
+  // By chance it would be a quarter.
+  EXPECT_GT(2 * used, counters.guesses - before.guesses) << used;
+  EXPECT_GT(2 * used, counters.guessable - before.guessable) << used;
 }
 
 TEST_F(OffloadedStageTest, GivesTheSameBitsOnAnyThreadsOfManyRows) {
