@@ -5,7 +5,9 @@
 // in-process channels. What `verify` and `eval` run on; the same code as a cluster, without its
 // network.
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,13 +16,17 @@
 #include "absl/status/statusor.h"
 #include "base/dtype.h"
 #include "coordinator/pipeline_driver.h"
+#include "kernels/backend.h"
 #include "kernels/cpu/row_ops.h"
+#include "model/stage_spec.h"
 #include "model/stored_model.h"
+#include "worker/experts/expert_store.h"
+#include "worker/stage.h"
 #include "worker/step_loop.h"
 
 namespace caravan {
 
-/// Thread-safe: driver() is what callers use.
+/// Thread-safe: callers use driver().
 class LocalPipeline {
  public:
   struct Options {
@@ -35,6 +41,19 @@ class LocalPipeline {
     DType kv_dtype = DType::kF32;
     bool speculate = false;  // the last worker drafts
     CpuIsa isa = CpuIsa::kAuto;
+    // If set, called before each stage is made, from the last to the first, with its number and
+    // what it is to be made of; returns the backend that it gets.
+    std::function<std::unique_ptr<Backend>(size_t index, const StageSpec& spec,
+                                           std::unique_ptr<Backend> backend,
+                                           Stage::Options& options)>
+        prepare_stage;
+  };
+  /// One stage at work.
+  struct StageStats {
+    StageSpec spec;
+    v1::WorkerLoad load;
+    int expert_slots = 0;  // 0: no routed experts lie on disk
+    ExpertStore::Counters experts;
   };
 
   /// What can be wrong with the options before anything is loaded.
@@ -51,12 +70,19 @@ class LocalPipeline {
   ~LocalPipeline();
 
   PipelineDriver& driver() { return *driver_; }
+  /// By stage.
+  std::vector<StageStats> stages() const;
 
  private:
   LocalPipeline() = default;
 
   std::unique_ptr<PipelineDriver> driver_;
-  std::vector<std::unique_ptr<StepLoop>> workers_;  // by stage
+  struct Worker {
+    StageSpec spec;
+    const ExpertStore* experts = nullptr;  // the loop's; null: it has none
+    std::unique_ptr<StepLoop> loop;
+  };
+  std::vector<Worker> workers_;  // by stage
 };
 
 /// The options --model, --workers, --threads, --ram, --context, --isa and --kv of the commands that

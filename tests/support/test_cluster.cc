@@ -55,19 +55,6 @@ std::string Slurp(const std::string& path) {
   return std::string(std::istreambuf_iterator<char>(in), {});
 }
 
-int64_t PeakMemory(pid_t pid) {
-  for (absl::string_view line :
-       absl::StrSplit(Slurp(absl::StrCat("/proc/", pid, "/status")), '\n')) {
-    std::vector<std::string> words =
-        absl::StrSplit(line, absl::ByAnyChar(" \t"), absl::SkipEmpty());
-    int64_t kib = 0;
-    if (words.size() == 3 && words[0] == "VmHWM:" && absl::SimpleAtoi(words[1], &kib)) {
-      return kib * 1024;
-    }
-  }
-  return -1;
-}
-
 TestProcess::TestProcess(std::string output_prefix, std::vector<std::string> arguments,
                          const std::string& directory, const std::string& stdin_path)
     : prefix_(std::move(output_prefix)),
