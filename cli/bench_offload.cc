@@ -73,8 +73,11 @@ absl::Status Bench::Start(LocalPipeline::Options options) {
     return Prepare(index, spec, std::move(backend), stage);
   };
   CARAVAN_ASSIGN_OR_RETURN(pipeline_, LocalPipeline::Create(model_, options));
+  // No slots: not even a store was needed.
   const ModelConfig& config = model_.config();
-  if (slots() == config.n_routed_experts * NumExpertLayers(config, 0, config.num_hidden_layers)) {
+  const int64_t experts =
+      config.n_routed_experts * NumExpertLayers(config, 0, config.num_hidden_layers);
+  if (slots() == 0 || slots() == experts) {
     return absl::InvalidArgumentError(
         absl::StrCat("--ram: ", FormatByteSize(options.memory_budget_bytes),
                      " hold all experts, so nothing would be read"));
