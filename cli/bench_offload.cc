@@ -14,7 +14,7 @@
 #include "cli/made_up_routing_backend.h"
 #include "cli/read_meter.h"
 #include "cli/visit_meter.h"
-#include "kernels/kv_rows.h"
+#include "cluster/pipeline_plan.h"
 #include "model/stage_spec.h"
 #include "worker/experts/expert_files.h"
 
@@ -67,7 +67,9 @@ class Bench {
 
 absl::Status Bench::Start(LocalPipeline::Options options) {
   options.num_workers = load_.num_workers;
-  options.kv_tokens = load_.jobs * WholeKvBlocks(1 + load_.tokens_per_job);
+  // One block more for each, which the scheduler leaves to those that run when another begins: all
+  // are to run at once.
+  options.kv_tokens = load_.jobs * (WholeKvBlocks(1 + load_.tokens_per_job) + kKvBlockTokens);
   options.prepare_stage = [this](size_t index, const StageSpec& spec,
                                  std::unique_ptr<Backend> backend, Stage::Options& stage) {
     return Prepare(index, spec, std::move(backend), stage);

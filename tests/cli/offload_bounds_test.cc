@@ -8,6 +8,13 @@ namespace {
 /// At 100 bytes a second.
 constexpr double kRate = 100;
 
+/// A visit of no bytes and no time.
+ExpertVisit Touching(int64_t touched) {
+  ExpertVisit visit;
+  visit.touched = touched;
+  return visit;
+}
+
 /// A step of two layers: 2 s waited and 1 s computed in the first visit, 1 s and 3 s in the second,
 /// 5 s between visits.
 StageRun OneStep() {
@@ -34,10 +41,10 @@ TEST(OffloadBoundsTest, LayersInTurnOverlapReadsWithTheirVisitsOwnWorkOnly) {
 
 TEST(OffloadBoundsTest, MemoryHoldsItsSlotsFromEachStepToTheNext) {
   StageRun stage = OneStep();
-  stage.visits.push_back({.touched = 1});
-  stage.visits.push_back({.touched = 2});  // less than the slots
-  stage.visits.push_back({.touched = 20});
-  stage.visits.push_back({.touched = 30});
+  stage.visits.push_back(Touching(1));
+  stage.visits.push_back(Touching(2));  // less than the slots
+  stage.visits.push_back(Touching(20));
+  stage.visits.push_back(Touching(30));
   const OffloadBounds bounds = ComputeOffloadBounds({.stages = {stage}, .expert_bytes = 50}, kRate);
   EXPECT_EQ(bounds.disk, absl::Seconds(0.5 * (3 + 0 + 43)));
   EXPECT_EQ(bounds.bulk(), bounds.disk);
