@@ -14,11 +14,8 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
-#include <filesystem>
 #include <memory>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "CLI/CLI.hpp"
@@ -30,11 +27,9 @@
 #include "base/file.h"
 #include "base/io/direct_file.h"
 #include "base/io/read_rate.h"
-#include "base/json.h"
-#include "base/subprocess.h"
 #include "bench/must_be.h"
 #include "cli/disk_probe.h"
-#include "nlohmann/json.hpp"
+#include "cli/fio.h"
 
 namespace caravan {
 namespace {
@@ -44,7 +39,6 @@ constexpr int64_t kMiB = int64_t{1} << 20;
 constexpr int64_t kExpertBytes = 24 * kMiB;
 constexpr int64_t kPieceBytes[] = {kMiB / 2, kMiB, 2 * kMiB, 4 * kMiB};
 constexpr int kDepths[] = {4, 8, 16, 32};
-constexpr char kFio[] = "/usr/bin/fio";
 
 /// One setting's results, a value a turn.
 struct Setting {
@@ -59,37 +53,6 @@ struct Setting {
 double Quantile(std::vector<double> values, double quantile) {
   std::sort(values.begin(), values.end());
   return values[static_cast<size_t>(quantile * static_cast<double>(values.size() - 1) + 0.5)];
-}
-
-/// GB/s. As good as fio can: with registered files and buffers.
-double RunFio(const DirectFile& file, const ReadLoad& load, bool large_pages,
-              const std::string& report) {
-  // fio 3.33 knows no option for transparent large pages; the C library does.
-  ::setenv("GLIBC_TUNABLES", large_pages ? "glibc.malloc.hugetlb=1" : "", /*overwrite=*/1);
-  const int64_t pieces = load.read_bytes / load.queue.piece_bytes;
-  Subprocess::Options options;
-  options.command = {kFio, "--name=experts", "--readonly",
-                     // The file has no name of its own.
-                     absl::StrCat("--filename=/proc/", ::getpid(), "/fd/", file.fd()),
-                     absl::StrCat("--size=", file.bytes()),
-                     // So many pieces one after the other, then from another place.
-                     absl::StrCat("--rw=randread:", pieces),
-                     absl::StrCat("--bs=", load.queue.piece_bytes),
-                     absl::StrCat("--iodepth=", load.queue.depth), "--ioengine=io_uring",
-                     "--direct=1", "--fixedbufs=1", "--registerfiles=1", "--norandommap",
-                     "--randrepeat=0", "--time_based", "--ramp_time=200ms",
-                     absl::StrCat("--runtime=", absl::ToInt64Milliseconds(load.duration), "ms"),
-                     "--output-format=json"};
-  options.stdout_path = report;
-  options.stderr_path = absl::StrCat(report, ".err");
-  Subprocess fio = MustBe(Subprocess::Start(options));
-  if (fio.Wait() != 0) {
-    const std::string said =
-        MustBe(ReadFile(options.stderr_path, kMiB)) + MustBe(ReadFile(options.stdout_path, kMiB));
-    MustBe(absl::InternalError(absl::StrCat("fio failed: ", said)));
-  }
-  const nlohmann::json json = MustBe(ParseJson(MustBe(ReadFile(report, kMiB)), report));
-  return 1e-9 * json["jobs"][0]["read"]["bw_bytes"].get<double>();
 }
 
 std::string Range(const std::vector<double>& values) {
@@ -119,7 +82,7 @@ void Print(const DirectFile& file, const std::string& engine, int rounds,
 
 void Bench(const std::string& directory, int64_t file_bytes, absl::Duration duration, int rounds,
            bool alone) {
-  if (!alone && !FileExists(kFio)) MustBe(absl::NotFoundError("needs fio: apt-get install fio"));
+  if (!alone) MustBe(CheckFio());
   std::vector<Setting> settings;
   int64_t memory_bytes = 0;
   for (const int64_t piece_bytes : kPieceBytes) {
@@ -141,8 +104,9 @@ void Bench(const std::string& directory, int64_t file_bytes, absl::Duration dura
   for (int round = 0; round < rounds; ++round) {
     for (Setting& setting : settings) {
       if (!alone) {
-        setting.fio_small_pages.push_back(RunFio(*file, setting.load, false, report));
-        setting.fio.push_back(RunFio(*file, setting.load, true, report));
+        setting.fio_small_pages.push_back(
+            MustBe(MeasureFioRate(*file, setting.load, false, report)));
+        setting.fio.push_back(MustBe(MeasureFioRate(*file, setting.load, true, report)));
       }
       const ReadRate rate = MustBe(MeasureReadRate(
           *file, setting.load, {memory.data(), static_cast<size_t>(memory.size())}, {}));
@@ -152,8 +116,6 @@ void Bench(const std::string& directory, int64_t file_bytes, absl::Duration dura
     }
     std::fprintf(stderr, "turn %d of %d\n", round + 1, rounds);
   }
-  std::filesystem::remove(report);
-  std::filesystem::remove(report + ".err");
   Print(*file, engine, rounds, settings);
 }
 

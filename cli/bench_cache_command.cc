@@ -8,17 +8,15 @@
 #include <iterator>
 #include <memory>
 #include <string>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_split.h"
 #include "base/status_macros.h"
 #include "cli/commands.h"
+#include "cli/named_numbers.h"
 #include "worker/experts/cache_replay.h"
 #include "worker/experts/routing_trace.h"
 #include "worker/experts/synthetic_routing.h"
@@ -42,39 +40,20 @@ struct SyntheticLoad {
   int64_t prompt = 0;  // tokens of the prompt that begins a topic
 };
 
-template <typename Number>
-bool ParseNumber(absl::string_view text, Number& number) {
-  if constexpr (std::is_same_v<Number, double>) {
-    return absl::SimpleAtod(text, &number);
-  } else {
-    return absl::SimpleAtoi(text, &number);
-  }
-}
-
 absl::StatusOr<SyntheticLoad> ParseSyntheticLoad(absl::string_view text) {
   SyntheticLoad load;
-  const auto set = [&](absl::string_view name, absl::string_view value) {
-    if (name == "zipf") return ParseNumber(value, load.routing.zipf);
-    if (name == "sticky") return ParseNumber(value, load.routing.sticky);
-    if (name == "layers") return ParseNumber(value, load.routing.num_layers);
-    if (name == "experts") return ParseNumber(value, load.routing.n_routed_experts);
-    if (name == "k") return ParseNumber(value, load.routing.num_experts_per_tok);
-    if (name == "rows") return ParseNumber(value, load.routing.num_sequences);
-    if (name == "seed") return ParseNumber(value, load.routing.seed);
-    if (name == "tokens") return ParseNumber(value, load.tokens);
-    if (name == "topic") return ParseNumber(value, load.topic);
-    if (name == "prompt") return ParseNumber(value, load.prompt);
-    return false;
-  };
-  for (const absl::string_view field : absl::StrSplit(text, ',', absl::SkipWhitespace())) {
-    const std::pair<absl::string_view, absl::string_view> parts = absl::StrSplit(field, '=');
-    if (!set(parts.first, parts.second)) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          "--synthetic: \"", field,
-          "\" is no NAME=NUMBER among zipf, sticky, layers, experts, k, rows, tokens, topic, "
-          "prompt and seed"));
-    }
-  }
+  CARAVAN_RETURN_IF_ERROR(
+      Annotate(ParseNamedNumbers(text, {{"zipf", &load.routing.zipf},
+                                        {"sticky", &load.routing.sticky},
+                                        {"layers", &load.routing.num_layers},
+                                        {"experts", &load.routing.n_routed_experts},
+                                        {"k", &load.routing.num_experts_per_tok},
+                                        {"rows", &load.routing.num_sequences},
+                                        {"tokens", &load.tokens},
+                                        {"topic", &load.topic},
+                                        {"prompt", &load.prompt},
+                                        {"seed", &load.routing.seed}}),
+               "--synthetic"));
   if (const absl::Status valid = SyntheticRouting::Check(load.routing); !valid.ok()) {
     return Annotate(valid, "--synthetic");
   }

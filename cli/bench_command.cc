@@ -267,6 +267,7 @@ void AddBenchCommand(CLI::App& app, CommandBody& body) {
       ->check(CLI::Range(1, 100000))
       ->capture_default_str();
   AddBenchCacheCommand(*command, body);
+  AddBenchOffloadCommand(*command, body);
   AddBenchServeCommand(*command, body);
   AddBenchSpeculateCommand(*command, body);
   command->callback([command, flags, &body] {

@@ -12,6 +12,7 @@ namespace caravan {
 void AddBenchCommand(CLI::App& app, CommandBody& body);
 /// To `bench` itself.
 void AddBenchCacheCommand(CLI::App& bench, CommandBody& body);
+void AddBenchOffloadCommand(CLI::App& bench, CommandBody& body);
 void AddBenchServeCommand(CLI::App& bench, CommandBody& body);
 void AddBenchSpeculateCommand(CLI::App& bench, CommandBody& body);
 void AddCalibrateCommand(CLI::App& app, CommandBody& body);

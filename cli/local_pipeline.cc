@@ -133,16 +133,20 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
       if (!routing.ok()) return Annotate(routing.status(), "--record-routing");
       stage_options.routing = *std::move(routing);
     }
+    if (options.prepare_stage) {
+      backend = options.prepare_stage(i, plan.stages[i].stage, std::move(backend), stage_options);
+    }
     CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Stage> stage,
                              Stage::Create(config, plan.stages[i].stage, model, std::move(backend),
                                            stage_options, [](int64_t, int64_t) { return true; }));
     attached.kv_blocks = std::min(attached.kv_blocks, stage->kv_cache().num_blocks());
-    auto worker = std::make_unique<StepLoop>(
+    Worker worker = {stage->spec(), stage->experts(), nullptr};
+    worker.loop = std::make_unique<StepLoop>(
         kPlanVersion, std::move(stage), MakeInProcessChannel(std::move(next), kChannelSteps),
         [](const absl::Status& why) {
           LogWarning("local_hop_broken", {{"why", why.message()}});
         });
-    next = [loop = worker.get()](v1::Step step) { return loop->Receive(std::move(step)); };
+    next = [loop = worker.loop.get()](v1::Step step) { return loop->Receive(std::move(step)); };
     pipeline->workers_.insert(pipeline->workers_.begin(), std::move(worker));
   }
   attached.first_hop = MakeInProcessChannel(std::move(next), kChannelSteps);
@@ -153,7 +157,20 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
 LocalPipeline::~LocalPipeline() {
   driver_->Shutdown();
   // In the order of the ring: a worker that ends no longer sends to the one after it.
-  for (std::unique_ptr<StepLoop>& worker : workers_) worker.reset();
+  for (Worker& worker : workers_) worker.loop.reset();
+}
+
+std::vector<LocalPipeline::StageStats> LocalPipeline::stages() const {
+  std::vector<StageStats> stages;
+  for (const Worker& worker : workers_) {
+    StageStats& stage = stages.emplace_back();
+    stage.spec = worker.spec;
+    stage.load = worker.loop->load();
+    if (worker.experts == nullptr) continue;
+    stage.expert_slots = worker.experts->num_slots();
+    stage.experts = worker.experts->counters();
+  }
+  return stages;
 }
 
 void LocalPipelineFlags::AddTo(CLI::App& command) {

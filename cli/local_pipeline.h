@@ -5,7 +5,9 @@
 // in-process channels. What `verify` and `eval` run on; the same code as a cluster, without its
 // network.
 
+#include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -15,14 +17,17 @@
 #include "base/dtype.h"
 #include "cli/expert_flags.h"
 #include "coordinator/pipeline_driver.h"
+#include "kernels/backend.h"
 #include "kernels/cpu/row_ops.h"
+#include "model/stage_spec.h"
 #include "model/stored_model.h"
 #include "worker/experts/expert_store.h"
+#include "worker/stage.h"
 #include "worker/step_loop.h"
 
 namespace caravan {
 
-/// Thread-safe: driver() is what callers use.
+/// Thread-safe: callers use driver().
 class LocalPipeline {
  public:
   struct Options {
@@ -39,6 +44,19 @@ class LocalPipeline {
     CpuIsa isa = CpuIsa::kAuto;
     ExpertStore::Options experts;  // of those on disk
     std::string record_routing;    // prefix of the stages' files (RecordStage); empty: none
+    // If set, called before each stage is made, from the last to the first, with its number and
+    // what it is to be made of; returns the backend that it gets.
+    std::function<std::unique_ptr<Backend>(size_t index, const StageSpec& spec,
+                                           std::unique_ptr<Backend> backend,
+                                           Stage::Options& options)>
+        prepare_stage;
+  };
+  /// One stage at work.
+  struct StageStats {
+    StageSpec spec;
+    v1::WorkerLoad load;
+    int expert_slots = 0;  // 0: no routed experts lie on disk
+    ExpertStore::Counters experts;
   };
 
   /// What can be wrong with the options before anything is loaded.
@@ -55,12 +73,19 @@ class LocalPipeline {
   ~LocalPipeline();
 
   PipelineDriver& driver() { return *driver_; }
+  /// By stage.
+  std::vector<StageStats> stages() const;
 
  private:
   LocalPipeline() = default;
 
   std::unique_ptr<PipelineDriver> driver_;
-  std::vector<std::unique_ptr<StepLoop>> workers_;  // by stage
+  struct Worker {
+    StageSpec spec;
+    const ExpertStore* experts = nullptr;  // the loop's; null: it has none
+    std::unique_ptr<StepLoop> loop;
+  };
+  std::vector<Worker> workers_;  // by stage
 };
 
 /// The options --model, --workers, --threads, --ram, --context, --isa and --kv and those of

@@ -6,44 +6,23 @@
 #include <vector>
 
 #include "base/status_macros.h"
+#include "kernels/forwarding_backend.h"
 #include "kernels/kv_rows.h"
 #include "kernels/quant/dequantize.h"
 
 namespace caravan {
 namespace {
 
-class ObservingBackend : public Backend {
+class ObservingBackend : public ForwardingBackend {
  public:
   ObservingBackend(std::unique_ptr<Backend> backend, InputObserver* observer)
-      : backend_(std::move(backend)), observer_(*observer) {}
+      : ForwardingBackend(std::move(backend)), observer_(*observer) {}
 
-  std::string Name() const override { return backend_->Name() + ", observed"; }
-
-  void Embed(const Matrix& table, absl::Span<const int32_t> ids, float* out) override {
-    backend_->Embed(table, ids, out);
-  }
-
-  void RmsNorm(const float* x, int64_t num_rows, int64_t width, const float* weight, float eps,
-               float* out) override {
-    backend_->RmsNorm(x, num_rows, width, weight, eps, out);
-  }
+  std::string Name() const override { return ForwardingBackend::Name() + ", observed"; }
 
   void MatMul(const Matrix& w, const float* x, int64_t num_rows, float* out) override {
     if (num_rows > 0) observer_.Observe(w, x, num_rows);
-    backend_->MatMul(w, x, num_rows, out);
-  }
-
-  void Add(const float* x, int64_t count, float* y) override { backend_->Add(x, count, y); }
-
-  void RotateQueries(const MlaShape& shape, const RopeTable& rope,
-                     absl::Span<const SequenceRows> sequences, float* q) override {
-    backend_->RotateQueries(shape, rope, sequences, q);
-  }
-
-  void WriteKv(const MlaShape& shape, const RopeTable& rope, const float* norm_weight, float eps,
-               absl::Span<const SequenceRows> sequences, const KvLayout& kv,
-               const float* kv_a) override {
-    backend_->WriteKv(shape, rope, norm_weight, eps, sequences, kv, kv_a);
+    backend().MatMul(w, x, num_rows, out);
   }
 
   void MlaAttention(const MlaShape& shape, const Matrix& kv_b,
@@ -58,24 +37,19 @@ class ObservingBackend : public Backend {
         observer_.Observe(kv_b, latent_.data(), 1);
       }
     }
-    backend_->MlaAttention(shape, kv_b, sequences, kv, q, out);
+    backend().MlaAttention(shape, kv_b, sequences, kv, q, out);
   }
 
   void Ffn(const FfnWeights& ffn, const float* x, int64_t num_rows, float* out) override {
     if (num_rows > 0) ObserveFfn(ffn, x, num_rows);
-    backend_->Ffn(ffn, x, num_rows, out);
-  }
-
-  void Route(const RouterShape& shape, const float* logits, const float* bias, int64_t num_rows,
-             int32_t* expert_ids, float* weights) override {
-    backend_->Route(shape, logits, bias, num_rows, expert_ids, weights);
+    backend().Ffn(ffn, x, num_rows, out);
   }
 
   absl::Status RoutedExperts(ExpertBatches& experts, const float* x, int64_t num_rows,
                              const int32_t* expert_ids, const float* weights, int64_t k,
                              float* out) override {
     ObservedExperts observed(*this, experts, x, absl::MakeConstSpan(expert_ids, num_rows * k), k);
-    return backend_->RoutedExperts(observed, x, num_rows, expert_ids, weights, k, out);
+    return backend().RoutedExperts(observed, x, num_rows, expert_ids, weights, k, out);
   }
 
  private:
@@ -120,13 +94,12 @@ class ObservingBackend : public Backend {
     const size_t count = static_cast<size_t>(num_rows * ffn.gate.rows);
     gate_.resize(count);
     up_.resize(count);
-    backend_->MatMul(ffn.gate, x, num_rows, gate_.data());
-    backend_->MatMul(ffn.up, x, num_rows, up_.data());
+    backend().MatMul(ffn.gate, x, num_rows, gate_.data());
+    backend().MatMul(ffn.up, x, num_rows, up_.data());
     for (size_t i = 0; i < count; ++i) gate_[i] *= up_[i] / (1 + std::exp(-gate_[i]));
     observer_.Observe(ffn.down, gate_.data(), num_rows);
   }
 
-  const std::unique_ptr<Backend> backend_;
   InputObserver& observer_;
   std::vector<float> latent_;  // [kv_lora_rank]
   std::vector<float> gate_;    // [rows, inter]

@@ -75,7 +75,7 @@ absl::StatusOr<PackedFile> PlanFile(const TensorSource& source, const PackTypes&
   if (experts.empty()) return file;
   // "model.layers.3.mlp.experts." "0" "." "gate_proj.weight"
   const absl::string_view first = experts[0]->name;
-  const size_t number = first.find(".0.");
+  const size_t number = first.rfind(".0.");  // layer 0 may have experts too
   CARAVAN_CHECK(number != absl::string_view::npos &&
                 absl::EndsWith(first.substr(0, number), ".experts"));
   PackedExperts runs;

@@ -8,10 +8,8 @@
 #include <utility>
 
 #include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 #include "base/check.h"
 #include "base/clock.h"
@@ -53,19 +51,6 @@ bool WaitUntil(const std::function<bool()>& condition) {
 std::string Slurp(const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   return std::string(std::istreambuf_iterator<char>(in), {});
-}
-
-int64_t PeakMemory(pid_t pid) {
-  for (absl::string_view line :
-       absl::StrSplit(Slurp(absl::StrCat("/proc/", pid, "/status")), '\n')) {
-    std::vector<std::string> words =
-        absl::StrSplit(line, absl::ByAnyChar(" \t"), absl::SkipEmpty());
-    int64_t kib = 0;
-    if (words.size() == 3 && words[0] == "VmHWM:" && absl::SimpleAtoi(words[1], &kib)) {
-      return kib * 1024;
-    }
-  }
-  return -1;
 }
 
 TestProcess::TestProcess(std::string output_prefix, std::vector<std::string> arguments,

@@ -27,9 +27,6 @@ bool WaitUntil(const std::function<bool()>& condition);
 /// The file's contents; empty when there is none.
 std::string Slurp(const std::string& path);
 
-/// A process's peak of resident memory, in bytes; -1: not known.
-int64_t PeakMemory(pid_t pid);
-
 /// One `caravan` process, its output in files. Killed on destruction.
 class TestProcess {
  public:

@@ -25,6 +25,7 @@
 #include "model/pack/matrix_packer.h"
 #include "model/pack/packed_model.h"
 #include "model/safetensors.h"
+#include "model/synth/synthetic_model.h"
 #include "model/tensor_table.h"
 #include "model/text_model.h"
 #include "tests/model/gguf/gguf_model.h"
@@ -237,6 +238,25 @@ TEST_F(PackerTest, ExpertsLieWhereDirectReadsCanTakeThem) {
   }
   EXPECT_EQ(layers, 6);
   EXPECT_EQ(source_->FindExperts(3), nullptr);
+}
+
+TEST_F(PackerTest, TheFirstLayerMayHaveExperts) {
+  json config = json::parse(std::ifstream(std::string(kTiny) + "/config.json"));
+  config["first_k_dense_replace"] = 0;
+  SyntheticModel::Options shape;
+  shape.config_path = dir_.Write("config.json", config.dump());
+  shape.num_layers = 1;
+  shape.types = {DType::kQ8_0, DType::kQ8_0};
+  const auto source = SyntheticModel::Create(shape);
+  ASSERT_TRUE(source.ok()) << source.status();
+  const PackOptions options = Options("q", shape.types);
+  ASSERT_TRUE(Pack(**source, options).ok());
+  const auto packed = PackedModel::Open(options.output);
+  ASSERT_TRUE(packed.ok()) << packed.status();
+  const ExpertFile* const layer = (*packed)->FindExperts(0);
+  ASSERT_NE(layer, nullptr);
+  EXPECT_EQ(layer->experts.prefix, "model.layers.0.mlp.experts.");
+  EXPECT_EQ(layer->experts.count, 32);
 }
 
 TEST_F(PackerTest, EachExpertsRunHasItsHash) {
