@@ -18,6 +18,14 @@ const std::map<std::string, ExpertStore::Verify>& VerifyNames() {
   return names;
 }
 
+const std::map<std::string, ExpertStore::Guesses>& GuessesNames() {
+  static const auto& names = *new std::map<std::string, ExpertStore::Guesses>{
+      {"off", ExpertStore::Guesses::kNever},
+      {"auto", ExpertStore::Guesses::kWhereTheyPay},
+      {"on", ExpertStore::Guesses::kAlways}};
+  return names;
+}
+
 }  // namespace
 
 void ExpertFlags::AddTo(CLI::App& command) {
@@ -29,6 +37,15 @@ void ExpertFlags::AddTo(CLI::App& command) {
           std::vector<std::string>(std::begin(kCachePolicyNames), std::end(kCachePolicyNames))))
       ->type_name(absl::StrJoin(kCachePolicyNames, "|"))
       ->capture_default_str();
+  command
+      .add_option_function<std::string>(
+          "--guess-experts",
+          [this](const std::string& when) { store.guesses = GuessesNames().at(when); },
+          "Read ahead what the next layer's router is likely to choose: where that is seen to save "
+          "time (auto), always or never")
+      ->check(CLI::IsMember(GuessesNames()))
+      ->type_name("auto|on|off")
+      ->default_str("auto");
   command
       .add_option_function<std::string>(
           "--verify-experts",

@@ -10,7 +10,7 @@
 
 namespace caravan {
 
-/// The options --expert-policy, --verify-experts and --record-routing.
+/// The options --expert-policy, --guess-experts, --verify-experts and --record-routing.
 struct ExpertFlags {
   ExpertStore::Options store;
   std::string record_routing;  // prefix of files; empty: not given

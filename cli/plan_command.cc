@@ -79,8 +79,9 @@ absl::Status Predict(const PlanFlags& flags, const ModelConfig& config, const Mo
               box.name.c_str(), box.disk_read_bytes / 1e9, FormatByteSize(box.memory_bytes).c_str(),
               box.memory_read_bytes / 1e9, box.cpu_multiply_adds / 1e9);
   if (box.vram_bytes > 0) {
-    std::printf("; card %s at %.0f GB/s, %.0f G", FormatByteSize(box.vram_bytes).c_str(),
-                box.vram_read_bytes / 1e9, box.gpu_multiply_adds / 1e9);
+    std::printf("; card %s at %.0f GB/s, %.0f G (counted, but workers do not use cards yet)",
+                FormatByteSize(box.vram_bytes).c_str(), box.vram_read_bytes / 1e9,
+                box.gpu_multiply_adds / 1e9);
   }
   std::printf("\n\n| boxes | experts in memory |");
   for (const int jobs : flags.jobs) std::printf(" %d job%s |", jobs, jobs == 1 ? "" : "s");

@@ -159,9 +159,17 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
       ->capture_default_str();
   AddIsaOption(*command, flags->isa);
   AddKvOption(*command, options.kv_dtype);
-  command->add_option("--model", options.model_directory,
-                      "Local copy of the model; if not given, the coordinator's directory where it "
-                      "is here too, else its files over the network");
+  CLI::Option* const model = command->add_option(
+      "--model", options.model_directory,
+      "Local copy of the model; if not given, the coordinator's directory where it "
+      "is here too, else its files over the network");
+  command
+      ->add_option("--mirror", options.mirrors,
+                   "Directory on another disk with some or all files of the packed model at "
+                   "--model, so that both disks are read; may be repeated")
+      ->type_name("DIRECTORY")
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->needs(model);
   command
       ->add_option("--connect-timeout", flags->connect_timeout_s,
                    "Give up reaching the coordinator after SECONDS")

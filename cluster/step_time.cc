@@ -40,7 +40,7 @@ double TouchedExperts(double num_experts, double chosen, double rows) {
   return num_experts * (1 - std::pow(1 - chosen / num_experts, rows));
 }
 
-double HitRate(double share) {
+double HitRate(double share, double touched_share) {
   constexpr std::pair<double, double> kMeasured[] = {{0, 0},       {0.03, 0.24}, {0.10, 0.44},
                                                      {0.25, 0.67}, {0.50, 0.81}, {1, 1}};
   share = std::clamp(share, 0.0, 1.0);
@@ -48,7 +48,8 @@ double HitRate(double share) {
                                          [&](const auto& point) { return share <= point.first; });
   const auto* const below = above - 1;
   const double part = (share - below->first) / (above->first - below->first);
-  return below->second + part * (above->second - below->second);
+  const double one_row = below->second + part * (above->second - below->second);
+  return share + (one_row - share) * std::pow(1 - touched_share, 1.5);
 }
 
 const char* BottleneckName(Bottleneck bottleneck) {
@@ -96,7 +97,7 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
   // What is read.
   const double touched = TouchedExperts(per_layer, chosen, rows);
   const bool is_scan = 2 * touched > per_layer;
-  const double hits = is_scan ? time.expert_share : HitRate(time.expert_share);
+  const double hits = per_layer == 0 ? 1 : HitRate(time.expert_share, touched / per_layer);
   time.bytes_read = expert_layers * touched * (1 - hits) * static_cast<double>(expert_bytes);
   time.read_seconds = time.bytes_read == 0 ? 0 : time.bytes_read / box.disk_read_bytes;
 

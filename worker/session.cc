@@ -21,6 +21,7 @@
 #include "cluster/grpc_transport.h"
 #include "cluster/incarnation.h"
 #include "cluster/pipeline_service.h"
+#include "model/pack/packed_model.h"
 #include "model/stored_model.h"
 #include "worker/process_memory.h"
 #include "worker/remote_tensor_source.h"
@@ -218,11 +219,15 @@ class Session {
                                        options_.connect_timeout, std::move(stop));
   }
 
+  absl::StatusOr<std::unique_ptr<StoredModel>> OpenModelDirectory() {
+    if (options_.mirrors.empty()) return OpenStoredModel(options_.model_directory);
+    return PackedModel::Open(options_.model_directory, options_.mirrors);
+  }
+
   /// Null where there is none. Errors: what --model names is not the model.
   absl::StatusOr<std::unique_ptr<StoredModel>> OpenLocalModel(const v1::ModelReference& model) {
     if (!options_.model_directory.empty()) {
-      CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<StoredModel> local,
-                               OpenStoredModel(options_.model_directory));
+      CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<StoredModel> local, OpenModelDirectory());
       if (local->fingerprint() != model.fingerprint()) {
         return absl::FailedPreconditionError(
             absl::StrCat(options_.model_directory, " is not the coordinator's model"));

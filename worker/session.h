@@ -10,6 +10,7 @@
 #include <optional>
 #include <stop_token>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -28,6 +29,8 @@ struct WorkerSessionOptions {
   std::string name;             // for people
   std::string model_directory;  // a local copy of the model; empty: the coordinator's directory if
                                 // it is here too, else its files over the network
+  std::vector<std::string> mirrors;  // directories on other disks with files of that local copy,
+                                     // which is a packed model then (PackedModel::Open)
   int64_t memory_budget_bytes = 0;
   bool offloads = false;         // experts that do not fit it may stay in a local pack
   DType kv_dtype = DType::kF32;  // of the KV cache

@@ -5,6 +5,7 @@
 // lowest one gives way. Experts keep their scores while they are not in memory.
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 
@@ -22,6 +23,8 @@ struct ExpertUse {
 
 /// Score of an expert that was never used.
 inline constexpr double kNoScore = -1e300;
+/// Above every score.
+inline constexpr double kAnyScore = std::numeric_limits<double>::infinity();
 
 /// Immutable, so thread-safe.
 class CachePolicy {

@@ -39,26 +39,27 @@ void CacheReplay::OnRouting(int layer, int64_t num_rows, absl::Span<const int32_
 CacheReplay::Result CacheReplay::Run(ExpertCache& cache) const {
   Result result;
   std::vector<int> held;
-  std::vector<ExpertKey> missing;
+  std::vector<std::pair<ExpertKey, double>> missing;  // with the score for Take
   for (size_t v = 0; v < visits_.size(); ++v) {
     const Visit& visit = visits_[v];
     held.clear();
     missing.clear();
+    cache.BeginVisit(visit.step, static_cast<int>(UsesOf(v).size()));
     for (const Use& use : UsesOf(v)) {
       const ExpertKey key = {visit.layer, use.expert};
-      cache.Use(key, {visit.step, use.rows, use.weight});
+      const double score = cache.Use(key, {visit.step, use.rows, use.weight});
       if (const std::optional<int> slot = cache.Find(key)) {
         cache.Hold(*slot);
         held.push_back(*slot);
       } else {
-        missing.push_back(key);
+        missing.emplace_back(key, score);
       }
     }
     Counts& counts = CountVisit(visit, result);
     counts.hits += static_cast<int64_t>(held.size());
     counts.uses += static_cast<int64_t>(held.size() + missing.size());
-    for (const ExpertKey key : missing) {
-      const std::optional<int> slot = cache.Take(key, cache.score(key));
+    for (const auto& [key, score] : missing) {
+      const std::optional<int> slot = cache.Take(key, score);
       if (slot.has_value()) held.push_back(*slot);
     }
     for (const int slot : held) cache.Release(slot);

@@ -20,9 +20,20 @@ std::optional<int> ExpertCache::Find(ExpertKey key) const {
   return slot;
 }
 
-void ExpertCache::Use(ExpertKey key, const ExpertUse& use) {
+void ExpertCache::BeginVisit(int64_t step, int num_experts) {
+  if (step != step_) {
+    outgrown_ = used_in_step_ > shape_.num_slots;
+    used_in_step_ = 0;
+    step_ = step;
+  }
+  used_in_step_ += num_experts;
+  keeps_ = outgrown_ || 2 * num_experts > shape_.experts_per_layer;
+}
+
+double ExpertCache::Use(ExpertKey key, const ExpertUse& use) {
   double& score = scores_[IndexOf(key)];
-  score = policy_->AfterUse(score, use);
+  const double before = std::exchange(score, policy_->AfterUse(score, use));
+  return keeps_ ? before : kAnyScore;
 }
 
 std::optional<int> ExpertCache::Take(ExpertKey key, double score) {

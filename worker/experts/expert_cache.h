@@ -7,7 +7,6 @@
 // Used by one thread at a time. Allocates nothing once made.
 
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -31,12 +30,18 @@ class ExpertCache {
 
   /// The expert's slot; nullopt: it has none.
   std::optional<int> Find(ExpertKey key) const;
-  /// Counts a use, of an expert with a slot or without.
-  void Use(ExpertKey key, const ExpertUse& use);
+  /// The next uses are of `num_experts` experts of one layer, in step `step`. Steps only go up.
+  void BeginVisit(int64_t step, int num_experts);
+  /// Counts a use, of an expert with a slot or without. Returns the score for Take: any will do,
+  /// but where what is needed puts out what is needed sooner. That is so when the visit is of more
+  /// than half of a layer, or the last step used more experts than there are slots; then it is the
+  /// score before this use, as this one raised it above those of the layers that are still to come,
+  /// though their experts are as much in use. So a fixed set stays.
+  double Use(ExpertKey key, const ExpertUse& use);
   /// Gives `key` a slot: a free one, else that of the expert with the lowest score whose slot
   /// nobody holds, if that is below `score`; of equal ones, the slot that was given longest ago.
   /// The slot is then held once. nullopt: none gives way. REQUIRES: it has none.
-  std::optional<int> Take(ExpertKey key, double score = std::numeric_limits<double>::infinity());
+  std::optional<int> Take(ExpertKey key, double score = kAnyScore);
   /// Makes `slot` free. REQUIRES: it is held exactly once; that hold ends.
   void Drop(int slot);
 
@@ -68,6 +73,10 @@ class ExpertCache {
   std::vector<int> slot_of_;    // by IndexOf; -1: none
   std::vector<double> scores_;  // by IndexOf
   int64_t next_given_ = 0;
+  int64_t step_ = -1;
+  int64_t used_in_step_ = 0;  // experts
+  bool outgrown_ = false;     // by the step before
+  bool keeps_ = false;        // the visit puts out nothing that scored more before it
 };
 
 }  // namespace caravan

@@ -14,8 +14,6 @@
 namespace caravan {
 namespace {
 
-constexpr double kAnyScore = std::numeric_limits<double>::infinity();
-
 /// Slots through which experts pass, of `slots` in all: enough for some to be computed while the
 /// next are read, and little against the cache.
 int NumPassed(int slots) { return std::clamp(slots / 4, 1, 32); }
@@ -127,7 +125,7 @@ absl::Status ExpertStore::Warm(const Progress& progress) {
     layer_ = keys[i].layer;
     needs_.clear();
     for (; i < keys.size() && keys[i].layer == layer_; ++i) {
-      needs_.push_back({.expert = keys[i].expert});
+      needs_.push_back({.expert = keys[i].expert, .score = kAnyScore});
     }
     is_scan_ = false;
     ascending_ = true;
@@ -205,12 +203,12 @@ void ExpertStore::CountNeeds(absl::Span<const int32_t> expert_ids,
     need.weight += weights[i];
   }
   needs_.clear();
-  for (Need& need : tally_) {
-    if (need.rows == 0) continue;
-    const ExpertKey key = {layer_, need.expert};
-    need.score = cache_.score(key);
-    cache_.Use(key, {step_, need.rows, need.weight});
-    needs_.push_back(need);
+  for (const Need& need : tally_) {
+    if (need.rows > 0) needs_.push_back(need);
+  }
+  cache_.BeginVisit(step_, static_cast<int>(needs_.size()));
+  for (Need& need : needs_) {
+    need.score = cache_.Use({layer_, need.expert}, {step_, need.rows, need.weight});
   }
 }
 
@@ -331,9 +329,7 @@ int ExpertStore::TakeFor(const Need& need) {
 }
 
 int ExpertStore::TakeFromCache(const Need& need) {
-  // The score before the visit: this one raised it above those of all layers that are still to
-  // come, though their experts are as much in use.
-  return TakeCached({layer_, need.expert}, is_scan_ ? need.score : kAnyScore);
+  return TakeCached({layer_, need.expert}, need.score);
 }
 
 void ExpertStore::EnterCache(Need& need) {

@@ -6,12 +6,11 @@
 // computed while the rest comes.
 //
 // Most slots are the cache's, which keeps what is worth most (ExpertCache). Through the others
-// experts pass: one that is read there leaves with its visit. They serve two ends. A visit that
-// touches most experts of a layer is part of a scan over all of them, in which each would put out
-// the one that is needed next, so that nothing would ever be found; there an expert enters the
-// cache only where it was worth more before the visit than what gives way to it. And what is
-// guessed to come next is read to where it puts out nothing; it enters the cache, by the same rules
-// as if it were read then, when a visit wants it.
+// experts pass: one that is read there leaves with its visit. They serve two ends. Where steps
+// touch more than the cache holds each expert would put out the one that is needed next, so that
+// nothing would ever be found; what the cache does not let in (ExpertCache::Use) passes. And what
+// is guessed to come next is read to where it puts out nothing; it enters the cache, by the same
+// rules as if it were read then, when a visit wants it.
 //
 // Where the experts lie on several disks, a read goes to the one that has least to read. What one
 // disk cannot give is read from another, and only what none can give is an error.
@@ -155,7 +154,7 @@ class ExpertStore {
     int32_t expert = 0;
     int64_t rows = 0;
     float weight = 0;  // summed over them
-    double score = 0;  // before this visit
+    double score = 0;  // with which it asks for a slot of the cache
     int slot = -1;     // that the visit wants for it; -1: none
     bool given = false;
   };

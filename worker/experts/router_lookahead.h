@@ -22,7 +22,7 @@ class RouterLookahead {
  public:
   /// Rows that it takes: the more rows, the nearer they come to all experts, and where they touch
   /// most of them the store knows itself what comes next.
-  static constexpr int64_t kMaxRows = 16;
+  static constexpr int64_t kMaxRows = 32;
 
   /// Both [num_rows, num_experts_per_tok], as Backend::Route leaves them; good until the next call.
   struct Choice {

@@ -56,6 +56,57 @@ TEST(ExpertCacheTest, TheLowestScoreGivesWay) {
   EXPECT_EQ(cache.Find({4, 7}), slot);
 }
 
+/// Runs a step that uses these experts of both layers, and returns how many it found.
+int RunStep(ExpertCache& cache, int64_t step, const std::vector<int>& experts) {
+  int hits = 0;
+  for (const int layer : {3, 4}) {
+    cache.BeginVisit(step, static_cast<int>(experts.size()));
+    for (const int expert : experts) {
+      const double score = cache.Use({layer, expert}, {.step = step, .rows = 1, .weight = 1});
+      if (cache.Find({layer, expert}).has_value()) {
+        ++hits;
+      } else if (const std::optional<int> slot = cache.Take({layer, expert}, score)) {
+        cache.Release(*slot);
+      }
+    }
+  }
+  return hits;
+}
+
+TEST(ExpertCacheTest, AFixedSetStaysWhereStepsUseMoreThanThereAreSlots) {
+  for (const absl::string_view policy : kCachePolicyNames) {
+    ExpertCache cache = MakeCache(policy);
+    RunStep(cache, 0, {0, 1});
+    for (int64_t step = 1; step < 5; ++step) {
+      EXPECT_EQ(RunStep(cache, step, {0, 1}), 3) << policy << ", step " << step;
+    }
+  }
+}
+
+TEST(ExpertCacheTest, WhatIsUsedMoreOftenEntersTheFixedSet) {
+  ExpertCache cache = MakeCache("lfu");
+  // Each step uses four experts, for three slots; those of 5 came only twice.
+  for (int64_t step = 0; step < 2; ++step) RunStep(cache, step, {0, 5});
+  for (int64_t step = 2; step < 6; ++step) RunStep(cache, step, {1, 2});
+  for (const int layer : {3, 4}) EXPECT_EQ(cache.Find({layer, 5}), std::nullopt) << layer;
+}
+
+TEST(ExpertCacheTest, AVisitOfMoreThanHalfOfALayerPutsOutNothingOfEqualScore) {
+  ExpertCache cache = MakeCache("lru");
+  RunStep(cache, 0, {0});
+  RunStep(cache, 1, {1});  // four uses of 0 and 1, so one gave way
+  ASSERT_TRUE(cache.Find({4, 1}).has_value());
+  RunStep(cache, 2, {2, 3, 4, 5, 6});
+  EXPECT_TRUE(cache.Find({4, 1}).has_value());
+}
+
+TEST(ExpertCacheTest, StepsThatFitBringWhatTheyUse) {
+  ExpertCache cache = MakeCache("lru");
+  RunStep(cache, 0, {0});
+  RunStep(cache, 1, {1});
+  EXPECT_EQ(RunStep(cache, 2, {1}), 2);
+}
+
 TEST(ExpertCacheTest, OfEqualScoresTheSlotGivenLongestAgoGivesWay) {
   ExpertCache cache = MakeCache("lru");
   for (const int expert : {5, 1, 6}) Bring(cache, {3, expert});

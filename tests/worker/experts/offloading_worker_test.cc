@@ -105,6 +105,7 @@ class OffloadingWorkerTest : public ::testing::Test {
 PackedToy* OffloadingWorkerTest::toy_ = nullptr;
 
 TEST_F(OffloadingWorkerTest, CountsExpertsOverAllOfItsStages) {
+  environment_.experts.guesses = ExpertStore::Guesses::kNever;
   EXPECT_FALSE(worker().load().has_experts());
   ASSERT_TRUE(Load(7, 3).has_ready());
   RunStep(7, 1);
