@@ -1,8 +1,10 @@
 #include "cli/bench_cluster.h"
 
+#include <grpcpp/grpcpp.h>
 #include <sched.h>
 #include <stdlib.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <filesystem>
@@ -11,20 +13,28 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "absl/time/time.h"
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/output_file.h"
 #include "base/status_macros.h"
+#include "caravan/v1/cluster.grpc.pb.h"
+#include "cli/client.h"
 #include "cli/command.h"
+#include "cli/local_pipeline.h"
 #include "cli/stand_in_tokenizer.h"
+#include "cluster/grpc_status.h"
 #include "model/stored_model.h"
+#include "model/stored_model_cost.h"
 
 namespace caravan {
 namespace {
 
 constexpr absl::Duration kStartTimeout = absl::Seconds(60);
 constexpr absl::Duration kStopTimeout = absl::Seconds(10);
+// Longer than a coordinator waits before it tries again with workers that failed.
+constexpr absl::Duration kNoPlanTimeout = absl::Seconds(8);
 
 /// While it lives, this thread runs on one core, and so does whatever process it starts for ever.
 class PinnedScope {
@@ -55,7 +65,19 @@ absl::StatusOr<std::unique_ptr<BenchCluster>> BenchCluster::Start(const Options&
   return cluster;
 }
 
+absl::Status CheckBenchWorkers(const StoredModel& model, absl::Span<const int> workers,
+                               DType kv_dtype) {
+  for (const int count : workers) {
+    LocalPipeline::Options options;
+    options.num_workers = count;
+    options.kv_dtype = kv_dtype;
+    CARAVAN_RETURN_IF_ERROR(LocalPipeline::CheckOptions(model, options));
+  }
+  return CostOfStoredModel(model).status();
+}
+
 absl::Status BenchCluster::Launch(const Options& options) {
+  num_workers_ = options.workers;
   std::string pattern = (std::filesystem::temp_directory_path() / "caravan-bench-XXXXXX").string();
   if (::mkdtemp(pattern.data()) == nullptr) {
     return absl::ErrnoToStatus(errno, absl::StrCat("cannot make ", pattern));
@@ -115,12 +137,28 @@ BenchCluster::~BenchCluster() {
 }
 
 absl::Status BenchCluster::Check() {
-  for (Subprocess& process : processes_) {
-    if (!process.Wait(absl::ZeroDuration()).has_value()) continue;
+  for (size_t i = 0; i < processes_.size(); ++i) {
+    if (!processes_[i].Wait(absl::ZeroDuration()).has_value()) continue;
     return absl::UnavailableError(
-        "the coordinator or a worker has ended; caravan worker with the same options says why");
+        absl::StrCat(i == 0 ? "the coordinator" : "a worker", " has ended: ", LastWords(i)));
   }
-  return absl::OkStatus();
+  ClientFlags client;
+  client.coordinator = address_;
+  CARAVAN_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, Connect(client));
+  grpc::ClientContext context;
+  LimitCall(context);
+  v1::GetStatusResponse status;
+  CARAVAN_RETURN_IF_ERROR(
+      FromGrpcStatus(v1::Cluster::NewStub(channel)->GetStatus(&context, {}, &status)));
+  if (status.workers_size() < num_workers_ || status.plan_version() != 0) {
+    without_plan_since_ = absl::InfiniteDuration();
+    return absl::OkStatus();
+  }
+  const absl::Duration now = SteadyClock().Now();
+  without_plan_since_ = std::min(without_plan_since_, now);
+  if (now - without_plan_since_ < kNoPlanTimeout) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrCat("the cluster does not come to serve: ", status.pipeline_state()));
 }
 
 absl::StatusOr<std::vector<std::string>> BenchCluster::TokenizerArguments(
@@ -141,9 +179,23 @@ absl::StatusOr<std::vector<std::string>> BenchCluster::TokenizerArguments(
 absl::Status BenchCluster::Spawn(std::vector<std::string> command) {
   Subprocess::Options options;
   options.command = std::move(command);
+  options.stderr_path = ErrorsPath(processes_.size());
   CARAVAN_ASSIGN_OR_RETURN(Subprocess process, Subprocess::Start(options));
   processes_.push_back(std::move(process));
   return absl::OkStatus();
+}
+
+std::string BenchCluster::ErrorsPath(size_t i) const {
+  return JoinPath(directory_, absl::StrCat("errors-", i));
+}
+
+std::string BenchCluster::LastWords(size_t i) const {
+  std::ifstream in(ErrorsPath(i));
+  std::string last = "it does not say why";
+  for (std::string line; std::getline(in, line);) {
+    if (!line.empty()) last = std::move(line);
+  }
+  return std::string(absl::StripPrefix(last, "caravan: "));
 }
 
 absl::StatusOr<std::string> BenchCluster::WaitForAddress(const std::string& address_file) {
@@ -151,7 +203,7 @@ absl::StatusOr<std::string> BenchCluster::WaitForAddress(const std::string& addr
   while (!FileExists(address_file)) {
     if (processes_.front().Wait(absl::Milliseconds(5)).has_value()) {
       return absl::InvalidArgumentError(
-          "the coordinator does not start; run caravan coordinator by hand to see why");
+          absl::StrCat("the coordinator does not start: ", LastWords(0)));
     }
     if (SteadyClock().Now() > deadline) {
       return absl::DeadlineExceededError("the coordinator does not listen");

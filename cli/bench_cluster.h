@@ -11,14 +11,22 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "base/dtype.h"
 #include "base/subprocess.h"
 #include "kernels/cpu/row_ops.h"
+#include "model/stored_model.h"
 
 namespace caravan {
 
 /// How long a large model may take to load.
 inline constexpr absl::Duration kBenchLoadTimeout = absl::Minutes(30);
+
+/// What can be wrong with clusters of so many workers before they start.
+/// Errors: InvalidArgument - as LocalPipeline::CheckOptions; `model` is a pack of some layers
+/// alone.
+absl::Status CheckBenchWorkers(const StoredModel& model, absl::Span<const int> workers,
+                               DType kv_dtype);
 
 /// A model without a tokenizer gets a stand-in. Serves from Start until it is destroyed. Used by
 /// one thread.
@@ -35,12 +43,14 @@ class BenchCluster {
   };
 
   /// Returns when all workers have been started, not when they serve.
-  /// Errors: InvalidArgument - the coordinator does not start; DeadlineExceeded - it does not
-  ///         listen; as OpenStoredModel and MakeStandInTokenizer; Internal - no directory for its
-  ///         files, or a worker cannot be pinned.
+  /// Errors: InvalidArgument - the coordinator does not start (says why); DeadlineExceeded - it
+  ///         does not listen; as OpenStoredModel and MakeStandInTokenizer; Internal - no directory
+  ///         for its files, or a worker cannot be pinned.
   static absl::StatusOr<std::unique_ptr<BenchCluster>> Start(const Options& options);
   ~BenchCluster();
-  /// Errors: Unavailable - one of its processes has ended.
+  /// To be called now and then while it does not serve.
+  /// Errors: Unavailable - one of its processes has ended; FailedPrecondition - all workers are
+  ///         there, but for some seconds the model has been on none. Each says why.
   absl::Status Check();
 
   BenchCluster(const BenchCluster&) = delete;
@@ -57,10 +67,15 @@ class BenchCluster {
   /// Writes the stand-in where it is needed; returns the coordinator's options.
   absl::StatusOr<std::vector<std::string>> TokenizerArguments(const std::string& model) const;
   absl::Status Spawn(std::vector<std::string> command);
+  /// The last line that process `i` wrote on standard error.
+  std::string LastWords(size_t i) const;
+  std::string ErrorsPath(size_t i) const;
   absl::StatusOr<std::string> WaitForAddress(const std::string& address_file);
 
-  std::string directory_;  // of its own, removed at the end
-  std::vector<Subprocess> processes_;
+  std::string directory_;              // of its own, removed at the end
+  std::vector<Subprocess> processes_;  // the coordinator first
+  int num_workers_ = 0;
+  absl::Duration without_plan_since_ = absl::InfiniteDuration();
   std::string address_;
   std::string http_address_;
 };

@@ -26,9 +26,11 @@
 #include "cli/client.h"
 #include "cli/commands.h"
 #include "cli/stand_in_tokenizer.h"
+#include "cli/validators.h"
 #include "cluster/grpc_status.h"
 #include "model/layer_cost.h"
 #include "model/stored_model.h"
+#include "model/stored_model_cost.h"
 
 namespace caravan {
 namespace {
@@ -154,12 +156,12 @@ absl::StatusOr<double> MeasureReadRate(int num_threads) {
 absl::Status Bench(const BenchFlags& flags) {
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model_files,
                            OpenStoredModel(flags.model));
-  CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost,
-                           ComputeModelCost(model_files->config(), *model_files));
-  CARAVAN_ASSIGN_OR_RETURN(const double read_rate, MeasureReadRate(flags.threads));
   // One worker beside so many, in turns, so that the machine's moods meet both.
   std::vector<int> sizes = {1};
   if (flags.workers > 1) sizes.push_back(flags.workers);
+  CARAVAN_RETURN_IF_ERROR(CheckBenchWorkers(*model_files, sizes, flags.kv_dtype));
+  CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost, CostOfStoredModel(*model_files));
+  CARAVAN_ASSIGN_OR_RETURN(const double read_rate, MeasureReadRate(flags.threads));
   const int64_t context =
       std::max(kLeastContext, flags.prompt_bytes + flags.max_tokens + kChatTokens);
   std::vector<std::unique_ptr<BenchCluster>> clusters;
@@ -242,8 +244,9 @@ void AddBenchCommand(CLI::App& app, CommandBody& body) {
   AddConfigOption(*command);
   // Not required by the parser, which would ask `bench serve` for it too.
   command->add_option("--model", flags->model, absl::StrCat(kModelHelp, "; required"));
-  CLI::Option* const prompt =
-      command->add_option("--prompt", flags->prompt, "What each run asks")->capture_default_str();
+  CLI::Option* const prompt = command->add_option("--prompt", flags->prompt, "What each run asks")
+                                  ->check(NotEmpty())
+                                  ->capture_default_str();
   command
       ->add_option("--prompt-bytes", flags->prompt_bytes,
                    "Instead of --prompt, made-up words of so many bytes, others in each run; adds "

@@ -155,6 +155,7 @@ absl::Status BenchServe(const BenchServeFlags& flags) {
   std::vector<std::unique_ptr<BenchCluster>> clusters;
   std::mt19937_64 generator(flags.seed);
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> files, OpenStoredModel(flags.model));
+  CARAVAN_RETURN_IF_ERROR(CheckBenchWorkers(*files, flags.workers, flags.kv_dtype));
   const bool random_weights = NeedsStandIn(*files);
   for (const int workers : flags.workers) {
     BenchCluster::Options options;

@@ -4,19 +4,20 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
-#include "base/file.h"
 #include "base/int_math.h"
 #include "base/status_macros.h"
 #include "caravan/v1/pipeline.pb.h"
 #include "cli/commands.h"
 #include "cli/progress_bar.h"
 #include "cli/stop_signals.h"
+#include "cli/text_flags.h"
 #include "cli/thread_count.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/observing_backend.h"
@@ -31,20 +32,17 @@
 namespace caravan {
 namespace {
 
-constexpr int64_t kMaxTextBytes = int64_t{1} << 30;
-
 struct CalibrateFlags {
   std::string model;
   std::string text;
   std::string output;
-  int64_t window = 512;
+  std::optional<int64_t> window;  // tokens
   int threads = 0;
 };
 
 /// The whole model as one stage, its inputs observed.
-absl::StatusOr<std::unique_ptr<Stage>> LoadObserved(const StoredModel& model,
-                                                    const CalibrateFlags& flags,
-                                                    const StopSignals& signals,
+absl::StatusOr<std::unique_ptr<Stage>> LoadObserved(const StoredModel& model, int64_t window,
+                                                    int threads, const StopSignals& signals,
                                                     InputObserver* observer) {
   const ModelConfig& config = model.config();
   StageSpec whole = {0, config.num_hidden_layers, /*embeds=*/true, /*has_head=*/true};
@@ -53,12 +51,12 @@ absl::StatusOr<std::unique_ptr<Stage>> LoadObserved(const StoredModel& model,
                  model.Find(absl::StrCat("model.layers.", config.num_hidden_layers,
                                          ".eh_proj.weight")) != nullptr;
   CpuOptions cpu;
-  CARAVAN_ASSIGN_OR_RETURN(cpu.num_threads, ThreadCount(flags.threads));
+  CARAVAN_ASSIGN_OR_RETURN(cpu.num_threads, ThreadCount(threads));
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeCpuBackend(cpu));
   Stage::Options options;
   options.name = "calibration";
-  options.max_step_tokens = flags.window;
-  const int64_t blocks = CeilDiv<int64_t>(flags.window, kKvBlockTokens);
+  options.max_step_tokens = window;
+  const int64_t blocks = CeilDiv<int64_t>(window, kKvBlockTokens);
   options.kv_budget_bytes = blocks * kKvBlockTokens * whole.num_kv_layers() *
                             config.Mla().kv_width() * static_cast<int64_t>(sizeof(float));
   ProgressBar bar("loading");
@@ -95,30 +93,25 @@ absl::Status RunWindow(absl::Span<const int32_t> ids, Stage& stage) {
 absl::Status Calibrate(const CalibrateFlags& flags) {
   const StopSignals signals;
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model, OpenStoredModel(flags.model));
-  const int64_t context = model->config().max_position_embeddings;
-  if (flags.window > context) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--window ", flags.window, ": more than the model's context of ", context, " tokens"));
-  }
+  CARAVAN_ASSIGN_OR_RETURN(
+      const int64_t window,
+      WindowTokens(flags.window, model->config().max_position_embeddings, "model's context"));
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TextModel> text,
                            TextModel::Load(flags.model, model->config()));
-  const absl::StatusOr<std::string> contents = ReadFile(flags.text, kMaxTextBytes);
-  if (!contents.ok()) return Annotate(contents.status(), "--text");
-  absl::StatusOr<std::vector<int32_t>> encoded = text->tokenizer().Encode(*contents);
-  if (!encoded.ok()) return Annotate(encoded.status(), absl::StrCat("--text ", flags.text));
-  if (encoded->empty()) {
+  CARAVAN_ASSIGN_OR_RETURN(std::vector<int32_t> ids, ReadTextTokens(flags.text, text->tokenizer()));
+  if (ids.empty()) {
     return absl::InvalidArgumentError(absl::StrCat("--text ", flags.text, ": is empty"));
   }
-  const int64_t total = static_cast<int64_t>(encoded->size());
-  TextWindows windows(*text, *std::move(encoded), flags.window);
+  const int64_t total = static_cast<int64_t>(ids.size());
+  TextWindows windows(*text, std::move(ids), window);
   // What cannot be written is said before hours of work; without Commit nothing is left.
   CARAVAN_RETURN_IF_ERROR(Annotate(PackFileWriter::Create(flags.output).status(), "--out"));
   InputStatistics statistics;
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<Stage> stage,
-                           LoadObserved(*model, flags, signals, &statistics));
+                           LoadObserved(*model, window, flags.threads, signals, &statistics));
   ProgressBar bar("calibrating", ProgressBar::Unit::kTokens);
   int64_t done = 0;
-  for (std::vector<int32_t> ids = windows.Next(); !ids.empty(); ids = windows.Next()) {
+  for (ids = windows.Next(); !ids.empty(); ids = windows.Next()) {
     bar.Show(std::min(done, total - 1), total);
     absl::Status run = RunWindow(ids, *stage);
     if (signals.token().stop_requested()) run = absl::CancelledError("calibrating was stopped");
@@ -148,9 +141,11 @@ void AddCalibrateCommand(CLI::App& app, CommandBody& body) {
                    "UTF-8 text such as the model will meet; tokens spelt out in it count")
       ->required();
   command->add_option("--out", flags->output, "File to write, by custom NAME.imatrix")->required();
-  command->add_option("--window", flags->window, "Tokens of the text that see each other")
+  command
+      ->add_option("--window", flags->window,
+                   "Tokens of the text that see each other; at most the model's context")
       ->check(CLI::Range(2, 8192))
-      ->capture_default_str();
+      ->default_str(absl::StrCat(kDefaultWindow));
   command->add_option("--threads", flags->threads, "CPU threads; 0: one a core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/str_cat.h"
 #include "kernels/kv_rows.h"
 
 namespace caravan {
@@ -17,6 +18,7 @@ int ReportStatus(const absl::Status& status) {
     case absl::StatusCode::kNotFound:
     case absl::StatusCode::kPermissionDenied:
     case absl::StatusCode::kOutOfRange:
+    case absl::StatusCode::kUnimplemented:
       return kExitUsage;
     case absl::StatusCode::kUnavailable:
     case absl::StatusCode::kDeadlineExceeded:
@@ -36,7 +38,8 @@ void AddConfigOption(CLI::App& command) {
       CLI::Option* const option =
           item.parents.empty() ? command.get_option_no_throw("--" + item.name) : nullptr;
       if (option == nullptr || item.name == "config") {
-        throw CLI::ConfigError::Extras(item.fullname());
+        throw CLI::ValidationError("--config",
+                                   absl::StrCat(path, ": there is no option ", item.fullname()));
       }
       if (option->count() > 0) continue;  // the command line wins
       if (option->get_expected_min() == 0) {

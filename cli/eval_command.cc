@@ -11,21 +11,18 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "base/file.h"
 #include "base/status_macros.h"
 #include "cli/commands.h"
 #include "cli/eval_task.h"
 #include "cli/local_pipeline.h"
 #include "cli/task_score.h"
+#include "cli/text_flags.h"
 #include "cli/text_score.h"
 #include "model/text_model.h"
 #include "model/text_windows.h"
 
 namespace caravan {
 namespace {
-
-// Of a text; more takes weeks.
-constexpr int64_t kMaxTextBytes = int64_t{1} << 30;
 
 struct EvalFlags {
   LocalPipelineFlags pipeline;
@@ -36,8 +33,6 @@ struct EvalFlags {
   std::string against;
   std::optional<int64_t> window;  // tokens
 };
-
-constexpr int64_t kDefaultWindow = 512;  // tokens
 
 void PrintShare(int right, int total) {
   std::printf("%5d / %-5d %6.1f%%", right, total, 100.0 * right / total);
@@ -92,26 +87,6 @@ LocalPipeline::Options PipelineOptions(const EvalFlags& flags) {
   LocalPipeline::Options options = flags.pipeline.Options();
   if (!flags.against.empty()) options.memory_budget_bytes /= 2;
   return options;
-}
-
-/// Errors: InvalidArgument - names the flag: the window is past the context.
-absl::StatusOr<int64_t> WindowOf(const EvalFlags& flags, const ModelConfig& config) {
-  const int64_t context = ContextOf(flags, config);
-  if (flags.window.has_value() && *flags.window > context) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--window ", *flags.window, ": more than the ",
-        flags.pipeline.context > 0 ? "--context" : "model's context", " of ", context, " tokens"));
-  }
-  return flags.window.value_or(std::min(kDefaultWindow, context));
-}
-
-absl::StatusOr<TextWindows> ReadWindows(const EvalFlags& flags, const TextModel& text,
-                                        int64_t window) {
-  const absl::StatusOr<std::string> contents = ReadFile(flags.text, kMaxTextBytes);
-  if (!contents.ok()) return Annotate(contents.status(), "--text");
-  absl::StatusOr<std::vector<int32_t>> ids = text.tokenizer().Encode(*contents);
-  if (!ids.ok()) return Annotate(ids.status(), absl::StrCat("--text ", flags.text));
-  return TextWindows(text, *std::move(ids), window);
 }
 
 absl::StatusOr<std::unique_ptr<StoredModel>> OpenReference(const EvalFlags& flags,
@@ -181,8 +156,13 @@ absl::Status Eval(const EvalFlags& flags) {
   std::optional<TextWindows> windows;
   std::unique_ptr<StoredModel> reference;
   if (!flags.text.empty()) {
-    CARAVAN_ASSIGN_OR_RETURN(const int64_t window, WindowOf(flags, files->config()));
-    CARAVAN_ASSIGN_OR_RETURN(windows, ReadWindows(flags, *text, window));
+    CARAVAN_ASSIGN_OR_RETURN(
+        const int64_t window,
+        WindowTokens(flags.window, ContextOf(flags, files->config()),
+                     flags.pipeline.context > 0 ? "--context" : "model's context"));
+    CARAVAN_ASSIGN_OR_RETURN(std::vector<int32_t> ids,
+                             ReadTextTokens(flags.text, text->tokenizer()));
+    windows.emplace(*text, std::move(ids), window);
     if (!flags.against.empty()) {
       CARAVAN_ASSIGN_OR_RETURN(reference, OpenReference(flags, files->config(), window));
     }
@@ -213,9 +193,8 @@ void AddEvalCommand(CLI::App& app, CommandBody& body) {
   command->add_option(
       "--tasks", flags->tasks,
       "JSON lines with task, question and answer: what the reply says after </think>, without "
-      "space "
-      "around, must equal the answer. With choices too, an array of strings, the answer is the "
-      "index of the right one from 0, or its text: it must be the likeliest");
+      "space around, must equal the answer. With choices too, an array of strings, the answer is "
+      "the index of the right one from 0, or its text: it must be the likeliest");
   command
       ->add_option("--jobs", flags->asking.jobs,
                    "Jobs at once, each a question or one of its choices")

@@ -16,6 +16,7 @@
 #include "kernels/kv_rows.h"
 #include "model/layer_cost.h"
 #include "model/step_memory.h"
+#include "model/stored_model_cost.h"
 #include "worker/experts/stage_trace.h"
 #include "worker/process_memory.h"
 
@@ -37,8 +38,7 @@ int64_t ContextOf(const StoredModel& model, const LocalPipeline::Options& option
 /// budget.
 absl::StatusOr<PipelinePlan> PlanEvenly(const StoredModel& model,
                                         const LocalPipeline::Options& options, int num_threads) {
-  CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost,
-                           ComputeModelCost(model.config(), model, options.speculate));
+  CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost, CostOfStoredModel(model, options.speculate));
   PlannerOptions planner;
   planner.version = kPlanVersion;
   planner.context_tokens = WholeKvBlocks(ContextOf(model, options));

@@ -9,6 +9,19 @@
 #include "cli/command.h"
 #include "cli/commands.h"
 
+namespace {
+
+/// `code`, unless it is that of success and what was printed, which somebody may wait for, could
+/// not be written.
+int FlushOutput(int code) {
+  const bool printed = std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
+  if (code != caravan::kExitOk || printed) return code;
+  std::fprintf(stderr, "caravan: standard output cannot be written\n");
+  return caravan::kExitFailed;
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
   // A reader that went away (caravan status | head) shows in write's result, not as a signal.
   std::signal(SIGPIPE, SIG_IGN);
@@ -51,12 +64,7 @@ int main(int argc, char** argv) {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
     const int code = app.exit(error);
-    return code == 0 ? caravan::kExitOk : caravan::kExitUsage;
+    return FlushOutput(code == 0 ? caravan::kExitOk : caravan::kExitUsage);
   }
-  const int code = body();
-  // Somebody may wait for what was printed.
-  const bool printed = std::fflush(stdout) == 0 && std::ferror(stdout) == 0;
-  if (code != caravan::kExitOk || printed) return code;
-  std::fprintf(stderr, "caravan: standard output cannot be written\n");
-  return caravan::kExitFailed;
+  return FlushOutput(body());
 }

@@ -16,6 +16,7 @@
 #include "cli/pack_flags.h"
 #include "cli/progress_bar.h"
 #include "cli/stop_signals.h"
+#include "cli/validators.h"
 #include "model/pack/importance.h"
 #include "model/pack/packed_model.h"
 #include "model/pack/packer.h"
@@ -59,7 +60,7 @@ absl::Status RunPack(const PackCommandFlags& flags) {
     options.importance = &importance;
   }
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> source, OpenStoredModel(flags.model));
-  return PackVisibly(*source, std::move(options), "packing");
+  return PackVisibly(*source, std::move(options));
 }
 
 absl::Status RunCheck(const std::string& directory) {
@@ -75,7 +76,7 @@ absl::Status RunCheck(const std::string& directory) {
     return checked;
   }
   std::printf("%s: %zu files are as they were packed\n", directory.c_str(),
-              model->manifest().files.size());
+              model->manifest().files.size() + model->manifest().texts.size());
   return absl::OkStatus();
 }
 
@@ -92,6 +93,7 @@ void AddPackCommand(CLI::App& app, CommandBody& body) {
   CLI::Option* const output = command->add_option(
       "--out", flags->output,
       "Directory to make; an interrupted pack goes on when the command is given again");
+  output->check(NotEmpty());
   model->needs(output);
   output->needs(model);
   flags->pack.AddTo(*command, model, "formats are kept");

@@ -100,13 +100,13 @@ absl::StatusOr<PackTypes> PackFlags::Types() const {
 
 absl::StatusOr<int> PackFlags::Threads() const { return ThreadCount(num_threads); }
 
-absl::Status PackVisibly(const StoredModel& source, PackOptions options, const std::string& label) {
+absl::Status PackVisibly(const StoredModel& source, PackOptions options) {
   const StopSignals signals;
   CARAVAN_ASSIGN_OR_RETURN(const PackManifest plan,
                            PlanPack(source, options.types, options.layers));
   std::fputs(DescribePlan(plan).c_str(), stdout);
   std::fflush(stdout);
-  ProgressBar bar(label);
+  ProgressBar bar(options.doing);
   options.progress = [&](int64_t done, int64_t total) {
     bar.Show(done, total);
     return !signals.token().stop_requested();

@@ -32,9 +32,8 @@ struct PackFlags {
   absl::StatusOr<int> Threads() const;
 };
 
-/// Packs: says first what it will be, shows how far it is, ends on a signal. `label`: what the bar
-/// says. Errors: as Pack.
-absl::Status PackVisibly(const StoredModel& source, PackOptions options, const std::string& label);
+/// Packs: says first what it will be, shows how far it is, ends on a signal. Errors: as Pack.
+absl::Status PackVisibly(const StoredModel& source, PackOptions options);
 
 }  // namespace caravan
 

@@ -18,28 +18,39 @@ constexpr int kBarCells = 30;
 }  // namespace
 
 void ProgressBar::Show(int64_t done, int64_t total) {
-  const absl::Duration now = SteadyClock().Now();
-  if (done == 0) started_ = now;
+  const std::string line = Line(done, total);
   const bool ended = done >= total;
   const bool terminal = ::isatty(STDERR_FILENO) == 1;
   if (!terminal && !ended) return;
+  // \033[K clears what a longer line before left.
+  std::fprintf(stderr, terminal ? "\r%s\033[K%s" : "%s%s", line.c_str(), ended ? "\n" : "");
+  std::fflush(stderr);
+  line_begun_ = terminal && !ended;
+}
+
+std::string ProgressBar::Line(int64_t done, int64_t total) {
+  const absl::Duration now = clock_.Now();
+  if (!started_ || done < last_done_) {
+    start_ = now;
+    first_done_ = done;
+  }
+  last_done_ = done;
+  const bool ended = done >= total;
+  started_ = !ended;
 
   const double share = total == 0 ? 1.0 : static_cast<double>(done) / static_cast<double>(total);
   // At least a microsecond, so that a tiny model has a rate.
-  const double elapsed_s = std::max(1e-6, absl::ToDoubleSeconds(now - started_));
-  const double rate = static_cast<double>(done) / elapsed_s;
+  const double elapsed_s = std::max(1e-6, absl::ToDoubleSeconds(now - start_));
+  const double rate = static_cast<double>(done - first_done_) / elapsed_s;
   const int filled = static_cast<int>(share * kBarCells);
   std::string line = absl::StrFormat(
       "%s [%s%s] %3d%%  %s of %s, %s/s", label_, std::string(static_cast<size_t>(filled), '#'),
       std::string(static_cast<size_t>(kBarCells - filled), '.'), static_cast<int>(100 * share),
       DescribeDone(done), Describe(static_cast<double>(total)), Describe(rate));
-  if (!ended && done > 0) {
+  if (!ended && done > first_done_) {
     absl::StrAppendFormat(&line, ", %.0f s left", static_cast<double>(total - done) / rate);
   }
-  // \033[K clears what a longer line before left.
-  std::fprintf(stderr, terminal ? "\r%s\033[K%s" : "%s%s", line.c_str(), ended ? "\n" : "");
-  std::fflush(stderr);
-  line_begun_ = terminal && !ended;
+  return line;
 }
 
 void ProgressBar::Break() {

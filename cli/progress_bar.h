@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "absl/time/time.h"
 #include "base/clock.h"
@@ -17,11 +18,17 @@ class ProgressBar {
  public:
   enum class Unit { kBytes, kLines, kTokens };
 
-  explicit ProgressBar(std::string label, Unit unit = Unit::kBytes)
-      : label_(std::move(label)), unit_(unit) {}
+  explicit ProgressBar(std::string label, Unit unit = Unit::kBytes,
+                       const Clock& clock = SteadyClock())
+      : label_(std::move(label)), unit_(unit), clock_(clock) {}
 
-  /// Starts anew when `done` is 0; ends the line when it reaches `total`.
+  /// The rate is that since the first call: what was done before it, by a run that was interrupted,
+  /// does not count. Starts anew when `done` falls, and after it reached `total`, which ends the
+  /// line.
   void Show(int64_t done, int64_t total);
+
+  /// What Show writes, without what a terminal needs; counts as a call of it.
+  std::string Line(int64_t done, int64_t total);
 
   /// Ends the line before its time, so that something else can be said.
   void Break();
@@ -33,7 +40,11 @@ class ProgressBar {
 
   const std::string label_;
   const Unit unit_;
-  absl::Duration started_;
+  const Clock& clock_;
+  bool started_ = false;
+  absl::Duration start_;     // of the first call
+  int64_t first_done_ = 0;   // as of it
+  int64_t last_done_ = 0;    // as of the last call
   bool line_begun_ = false;  // on a terminal
 };
 

@@ -9,6 +9,7 @@
 #include "base/status_macros.h"
 #include "cli/commands.h"
 #include "cli/pack_flags.h"
+#include "cli/validators.h"
 #include "model/synth/synthetic_model.h"
 
 namespace caravan {
@@ -33,8 +34,9 @@ absl::Status RunSynth(const SynthFlags& flags) {
   // The weights come in their formats already.
   PackOptions options;
   options.output = flags.output;
+  options.doing = "making";
   CARAVAN_ASSIGN_OR_RETURN(options.num_threads, flags.pack.Threads());
-  return PackVisibly(*source, std::move(options), "making");
+  return PackVisibly(*source, std::move(options));
 }
 
 }  // namespace
@@ -50,6 +52,7 @@ void AddSynthCommand(CLI::App& app, CommandBody& body) {
   command
       ->add_option("--out", flags->output,
                    "Directory to make; an interrupted run goes on when the command is given again")
+      ->check(NotEmpty())
       ->required();
   command->add_option("--layers", flags->num_layers, "Only the first N layers; 0: all")
       ->check(CLI::Range(0, 100000))

@@ -14,6 +14,7 @@
 #include "base/status_macros.h"
 #include "cli/commands.h"
 #include "cli/local_pipeline.h"
+#include "cli/validators.h"
 #include "model/safetensors.h"
 
 namespace caravan {
@@ -146,6 +147,7 @@ void AddVerifyCommand(CLI::App& app, CommandBody& body) {
       ->check(CLI::Range(1, 1 << 20))
       ->capture_default_str();
   command->add_option("--tolerance", flags->tolerance, "Largest ||a-b||/||b|| that passes")
+      ->check(NotNegative())
       ->capture_default_str();
   command->callback([flags, &body] {
     body = [flags] {

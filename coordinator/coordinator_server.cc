@@ -27,6 +27,7 @@
 #include "coordinator/store/job_ids.h"
 #include "coordinator/store/job_store.h"
 #include "model/stored_model.h"
+#include "model/stored_model_cost.h"
 #include "model/text_model.h"
 
 namespace caravan {
@@ -251,8 +252,7 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
   controller.model.set_fingerprint(model_files->fingerprint());
   controller.model.set_config_json(model_files->config_json());
   controller.config = model_files->config();
-  CARAVAN_ASSIGN_OR_RETURN(
-      controller.cost, ComputeModelCost(model_files->config(), *model_files, options.speculate));
+  CARAVAN_ASSIGN_OR_RETURN(controller.cost, CostOfStoredModel(*model_files, options.speculate));
   controller.min_workers = options.min_workers;
   const int64_t model_context = model_files->config().max_position_embeddings;
   if (options.context_tokens < 0 || options.context_tokens > model_context) {

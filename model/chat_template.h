@@ -28,8 +28,8 @@ class ChatTemplate {
   /// Of a tokenizer_config.json's text; `origin` names it in errors. `tokenizer` must outlive the
   /// template.
   /// Errors: InvalidArgument - malformed, a chat_template that is not of DeepSeek R1's or V3's
-  /// kind,
-  ///         or a token of it that `tokenizer` lacks. Each names the origin and the field.
+  ///         kind, or a token of it that `tokenizer` lacks.
+  ///         Each names the origin and the field.
   static absl::StatusOr<std::unique_ptr<ChatTemplate>> Parse(absl::string_view text,
                                                              absl::string_view origin,
                                                              const Tokenizer& tokenizer);

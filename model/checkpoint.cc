@@ -79,7 +79,10 @@ absl::StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& 
   Fingerprint fingerprint;
   fingerprint.AddText(checkpoint->config_json());
   for (const auto& [tensor, shard_name] : shard_names) {
-    CARAVAN_RETURN_IF_ERROR(Annotate(open_shard(shard_name), absl::StrCat("tensor ", tensor)));
+    // A missing shard is the index's fault too; a damaged one says what of it is wrong.
+    const absl::Status opened = open_shard(shard_name);
+    if (absl::IsNotFound(opened)) return Annotate(opened, absl::StrCat("tensor ", tensor));
+    CARAVAN_RETURN_IF_ERROR(opened);
     const SafetensorsFile* const shard = shards[shard_name];
     const TensorInfo* const info = shard->Find(tensor);
     if (info == nullptr) {

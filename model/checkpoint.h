@@ -23,8 +23,7 @@ class Checkpoint : public StoredModel {
   /// Reads config and headers, no weights. Shards that the index names must be there, well formed,
   /// and hold what the index says they hold.
   /// Errors: NotFound - a file is missing; InvalidArgument - a file is malformed. Each names the
-  /// file
-  ///         and the field or tensor.
+  ///         file and the field or tensor.
   static absl::StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& directory);
 
   std::vector<std::string> TensorNames() const override;

@@ -20,10 +20,10 @@ namespace caravan {
 class SafetensorsFile : public MappedTensors {
  public:
   /// Errors: NotFound - no such file; InvalidArgument - truncated; a header that is not JSON,
-  /// larger
-  ///         than the file or than 100 MB; a tensor with an unknown dtype, a size that disagrees
-  ///         with its shape, overflows, overlaps another's, leaves a gap or runs past the end. Each
-  ///         names the file and the tensor.
+  ///         larger than the file or than 100 MB; a tensor with an unknown dtype, a size that
+  ///         disagrees with its shape, overflows, overlaps another's, leaves a gap or runs past the
+  ///         end.
+  ///         Each names the file and the tensor.
   static absl::StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
 
   /// The strings under __metadata__: free text about the file.

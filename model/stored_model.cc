@@ -9,12 +9,6 @@
 #include "model/pack/packed_model.h"
 
 namespace caravan {
-namespace {
-
-constexpr int64_t kMaxConfigBytes = int64_t{1} << 24;
-
-}  // namespace
-
 absl::Status StoredModel::SetConfig(std::string path, std::string config_json,
                                     absl::string_view origin) {
   path_ = std::move(path);

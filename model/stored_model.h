@@ -18,6 +18,9 @@ namespace caravan {
 /// Immutable once open, so thread-safe.
 class StoredModel : public TensorSource {
  public:
+  /// A config.json may have at most.
+  static constexpr int64_t kMaxConfigBytes = int64_t{1} << 24;
+
   /// What it was opened by: a directory, or a GGUF file.
   const std::string& path() const { return path_; }
   const ModelConfig& config() const { return config_; }
@@ -25,6 +28,9 @@ class StoredModel : public TensorSource {
 
   /// The same on every machine that holds the same files; each form says how far that is known.
   uint64_t fingerprint() const { return fingerprint_; }
+
+  /// Whether it is a pack of some layers alone, which no pipeline runs.
+  virtual bool is_partial() const { return false; }
 
   /// In ascending order.
   virtual std::vector<std::string> TensorNames() const = 0;

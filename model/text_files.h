@@ -21,8 +21,8 @@ struct TextFile {
 
 /// The file `name` (one of kTextFileNames) of the model at `model_path`, which is as
 /// OpenStoredModel's. A GGUF file's are made of its metadata; it has no generation_config.json.
-/// Errors: NotFound - there is none; InvalidArgument - more than 256 MiB, or as GgufSet::Open,
-///         GgufTokenizerJson and GgufTokenizerConfigJson. Each names the file.
+/// Errors: NotFound - there is none; InvalidArgument - more than 256 MiB; as GgufSet::Open,
+///         GgufTokenizerJson (Unimplemented too) and GgufTokenizerConfigJson. Each names the file.
 absl::StatusOr<TextFile> ReadTextFile(const std::string& model_path, absl::string_view name);
 
 }  // namespace caravan

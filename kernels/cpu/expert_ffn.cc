@@ -170,11 +170,13 @@ void CpuExpertFfn::RunInner(const Group& group, int64_t first_tile, int64_t num_
   const int64_t count = std::min(width, gate.rows - first);
   const int64_t num_shares = group.end - group.begin;
   ActivationRows rows;
-  const float** floats = scratch.pointers[1].Get(num_shares);
-  for (int64_t i = 0; i < num_shares; ++i) {
-    floats[i] = x_ + shares_[group.begin + i].row * gate.cols;
+  if (!TakesBlocks(gate) || !TakesBlocks(up)) {
+    const float** floats = scratch.pointers[1].Get(num_shares);
+    for (int64_t i = 0; i < num_shares; ++i) {
+      floats[i] = x_ + shares_[group.begin + i].row * gate.cols;
+    }
+    rows.floats = absl::MakeConstSpan(floats, num_shares);
   }
-  rows.floats = absl::MakeConstSpan(floats, num_shares);
   if (TakesBlocks(gate) || TakesBlocks(up)) {
     const ActivationBlock** blocks = scratch.blocks.Get(num_shares);
     for (int64_t i = 0; i < num_shares; ++i) {

@@ -12,9 +12,9 @@
 //                         16 binary16, bfloat16, E4M3, uint8 or int8 as Floats
 //   LoadFloats, StoreFloats, Broadcast, Add, Mul, ToFloats
 //   Fma, FloatFma         a * b + c; only FloatFma may round twice
-//   Codes<Format>         the unpacked codes of a panel, for many rows: Unpack(part, line) sets
-//   those
-//                         of 32 columns, Part(part) gives them to Dots
+//   Codes<Format>         the unpacked codes of a panel, for many rows:
+//                         Unpack(part, line) sets those of 32 columns,
+//                         Part(part) gives them to Dots
 //   Dots<Format, lines, rows>(line, ...)    the exact integer dot products of one sub-block, whose
 //                         codes are line(i): of Codes, or Bytes straight from a block
 //   MaxMagnitude(x)       the greatest of |x[0..32)| as bits; a NaN is above infinity

@@ -132,7 +132,7 @@ class GgufCheckpoint::Mapper {
   absl::Status Wrong(absl::string_view gguf_name, absl::string_view what) const {
     const GgufFile* const file = files_.FileOf(gguf_name);
     return absl::InvalidArgumentError(absl::StrCat(file == nullptr ? files_.path() : file->path(),
-                                                   ": tensor ", gguf_name, " ", what));
+                                                   ": tensor ", gguf_name, ": ", what));
   }
 
   absl::StatusOr<const TensorInfo*> FindInShape(const std::string& gguf_name,

@@ -5,10 +5,9 @@
 // Hugging Face's layout: its config, and its tensors under the names of model/tensor_table.h.
 //
 // What comes out is what the file holds, bit for bit, in GGUF's block formats (but for those of
-// gguf_foreign_blocks.h): rows and the pairs
-// of the rotary embedding stand in GGUF as in Hugging Face's checkpoints. Experts, which GGUF
-// stacks into one tensor [n_routed_experts, rows, cols], are slices of it. One tensor has two
-// layouts in GGUF:
+// gguf_foreign_blocks.h): rows and the pairs of the rotary embedding stand in GGUF as in Hugging
+// Face's checkpoints. Experts, which GGUF stacks into one tensor [n_routed_experts, rows, cols],
+// are slices of it. One tensor has two layouts in GGUF:
 // - older files have kv_b_proj whole, [heads * (nope + v), kv_lora_rank];
 // - newer files have it in two, the key half turned over: attn_k_b [heads, kv_lora_rank, nope],
 //   head h's W_UK^T, and attn_v_b [heads, v, kv_lora_rank], its W_UV (docs/model.md, Attention).

@@ -144,12 +144,13 @@ absl::StatusOr<GgufMetadata> GgufMetadata::Parse(GgufCursor& cursor, uint64_t co
       static_cast<size_t>(std::min<uint64_t>(count, cursor.remaining() / kMinPairBytes)));
   for (uint64_t i = 0; i < count; ++i) {
     absl::string_view key;
-    const bool is_whole = cursor.TakeString(key);
-    if (!is_whole || !IsKey(key)) {
-      return Malformed(absl::StrCat(origin, ": metadata: key ", i + 1, " of ", count, " ",
-                                    is_whole
-                                        ? "is not a name of 1 to 65535 printable ASCII characters"
-                                        : "is truncated: it does not end before the file does"));
+    if (!cursor.TakeString(key)) {
+      return Malformed(absl::StrCat(
+          origin, ": truncated: the file ends within its metadata, at key ", i + 1, " of ", count));
+    }
+    if (!IsKey(key)) {
+      return Malformed(absl::StrCat(origin, ": metadata: key ", i + 1, " of ", count,
+                                    " is not a name of 1 to 65535 printable ASCII characters"));
     }
     absl::StatusOr<Value> value = TakeValue(cursor);
     if (!value.ok()) return metadata.Error(key, value.status().message());

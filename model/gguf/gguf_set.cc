@@ -71,7 +71,7 @@ absl::StatusOr<std::unique_ptr<GgufSet>> GgufSet::Open(const std::string& path) 
       const auto [entry, is_new] = set->file_of_.emplace(std::move(name), file.get());
       if (!is_new) {
         return absl::InvalidArgumentError(absl::StrCat(file->path(), ": tensor ", entry->first,
-                                                       " is in ", entry->second->path(), " too"));
+                                                       ": is in ", entry->second->path(), " too"));
       }
     }
   }

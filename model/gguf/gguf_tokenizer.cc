@@ -75,11 +75,17 @@ const std::vector<std::string>& DeepSeekLlmPatterns() {
   return patterns;
 }
 
+absl::Status NotRun(const GgufMetadata& metadata, absl::string_view key, absl::string_view value,
+                    absl::string_view what_is_run) {
+  return absl::UnimplementedError(
+      metadata.Error(key, absl::StrCat("is \"", value, "\", but Caravan runs only ", what_is_run))
+          .message());
+}
+
 absl::StatusOr<json> PreTokenizer(const GgufMetadata& metadata) {
   CARAVAN_ASSIGN_OR_RETURN(const std::string pre, metadata.String(kPre));
   if (pre != "deepseek-v3" && pre != "deepseek-llm") {
-    return metadata.Error(
-        kPre, absl::StrCat("is \"", pre, "\", but Caravan runs only deepseek-v3 and deepseek-llm"));
+    return NotRun(metadata, kPre, pre, "deepseek-v3 and deepseek-llm");
   }
   json steps = json::array();
   for (const std::string& pattern :
@@ -146,8 +152,7 @@ absl::StatusOr<Vocabulary> ReadVocabulary(const GgufMetadata& metadata) {
 absl::StatusOr<std::string> GgufTokenizerJson(const GgufMetadata& metadata) {
   CARAVAN_ASSIGN_OR_RETURN(const std::string model, metadata.String(kModel));
   if (model != "gpt2") {
-    return metadata.Error(
-        kModel, absl::StrCat("is \"", model, "\", but Caravan runs only gpt2 (byte-level BPE)"));
+    return NotRun(metadata, kModel, model, "gpt2 (byte-level BPE)");
   }
   CARAVAN_ASSIGN_OR_RETURN(json pre_tokenizer, PreTokenizer(metadata));
   CARAVAN_ASSIGN_OR_RETURN(Vocabulary vocabulary, ReadVocabulary(metadata));

@@ -20,11 +20,10 @@ namespace caravan {
 /// everything of the form <｜...｜> a control token, so IsSpecial holds of more tokens than with
 /// the model's own tokenizer.json: of <｜User｜>, for one.
 ///
-/// Errors: InvalidArgument - a kind of tokenizer that Caravan does not run (Kimi-K2's is one), or a
-/// key that is
-///         missing or malformed: token_type not as long as tokens, a type that is none, a token
-///         that is empty or repeated. Each names the file and the key. (What Tokenizer::Load
-///         refuses of the text it names as tokenizer.json does.)
+/// Errors: Unimplemented - a kind of tokenizer that Caravan does not run (Kimi-K2's is one);
+///         InvalidArgument - a key that is missing or malformed: token_type not as long as tokens,
+///         a type that is none, a token that is empty or repeated. Each names the file and the key.
+///         (What Tokenizer::Load refuses of the text it names as tokenizer.json does.)
 absl::StatusOr<std::string> GgufTokenizerJson(const GgufMetadata& metadata);
 
 /// A tokenizer_config.json's text: chat_template, bos_token, eos_token and add_bos_token, as far as

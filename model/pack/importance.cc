@@ -1,6 +1,5 @@
 #include "model/pack/importance.h"
 
-#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -12,6 +11,7 @@
 #include "absl/types/span.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/sorted_keys.h"
 #include "base/status_macros.h"
 #include "model/fingerprint.h"
 #include "model/pack/pack_file_writer.h"
@@ -113,11 +113,6 @@ uint64_t Importance::fingerprint() const {
   return fingerprint.value();
 }
 
-std::vector<std::string> Importance::Names() const {
-  std::vector<std::string> names;
-  for (const auto& [name, columns] : columns_) names.push_back(name);
-  std::sort(names.begin(), names.end());
-  return names;
-}
+std::vector<std::string> Importance::Names() const { return SortedKeys(columns_); }
 
 }  // namespace caravan

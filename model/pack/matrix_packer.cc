@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "base/check.h"
 #include "base/mutex.h"
 #include "base/status_macros.h"
 #include "kernels/quant/dequantize.h"
@@ -122,8 +123,7 @@ absl::Status ConvertRows(const Conversion& tensor, int64_t begin, int64_t end, s
   std::vector<std::byte> row_major(
       tiled ? static_cast<size_t>((end - begin) * DTypeBytes(to, tensor.cols)) : 0);
   std::byte* const rows = tiled ? row_major.data() : out;
-  const absl::Status converted = Convert(tensor, begin, end, stored.data(), rows);
-  if (!converted.ok()) return absl::DataLossError(converted.message());
+  CARAVAN_RETURN_IF_ERROR(Convert(tensor, begin, end, stored.data(), rows));
   if (tiled) TileMatrix(to, end - begin, tensor.cols, rows, out);
   return absl::OkStatus();
 }
@@ -132,15 +132,8 @@ absl::Status ConvertRows(const Conversion& tensor, int64_t begin, int64_t end, s
 
 absl::Status MatrixPacker::Pack(const std::string& name, const TensorInfo& packed, Sink sink) {
   if (source_->Find(name) != nullptr) return PackStored(name, packed, sink);
-  // The scales of a matrix that becomes FP8 are known once all of it has been converted. They
-  // mostly follow their matrix.
-  const std::string matrix(absl::StripSuffix(name, ScaleName("")));
-  if (scales_of_ != matrix) {
-    TensorInfo codes = *source_->Find(matrix);
-    codes.dtype = DType::kF8E4M3;
-    const auto drop = [](absl::Span<const std::byte>) { return absl::OkStatus(); };
-    CARAVAN_RETURN_IF_ERROR(PackStored(matrix, codes, drop));
-  }
+  // The scales of a matrix that becomes FP8 are known once all of it has been converted.
+  CARAVAN_CHECK(scales_of_ == absl::StripSuffix(name, ScaleName("")));
   return sink(absl::MakeConstSpan(reinterpret_cast<const std::byte*>(packed_scales_.data()),
                                   packed_scales_.size() * sizeof(float)));
 }

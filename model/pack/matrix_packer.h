@@ -31,10 +31,12 @@ class MatrixPacker {
   /// Gives `sink` the bytes of tensor `name` as `packed` describes them, in order, a piece at a
   /// time; what it returns ends the packing unless OK.
   /// REQUIRES: the source has the tensor, row-major, in packed's shape; or it has not, and `name`
-  ///           is that of the scales of one that becomes FP8. The importance has as many columns
-  ///           for it, if it has any.
-  /// Errors: DataLoss - from the source; or a weight is not finite, or too large, in F16 or in a
-  ///         block format that the source has not; the sink's. Each names the tensor.
+  ///           is that of the scales of the tensor of the call before, which became FP8. The
+  ///           importance has as many columns for it, if it has any.
+  /// Errors: InvalidArgument - a weight is not finite, or too large for F16, in a format that it
+  ///         has to be converted to (block formats take the nearest value that they hold, see
+  ///         QuantizeRow); DataLoss - from the source; the sink's. Each but the sink's names the
+  ///         tensor.
   absl::Status Pack(const std::string& name, const TensorInfo& packed, Sink sink);
 
  private:

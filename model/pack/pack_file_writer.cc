@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <system_error>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -55,6 +56,11 @@ absl::Status SyncDirectoryOf(const std::string& path) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<PackFileWriter>> PackFileWriter::Create(const std::string& path) {
+  if (path.empty()) return absl::InvalidArgumentError("a file without a name cannot be written");
+  std::error_code ignored;
+  if (std::filesystem::is_directory(path, ignored)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": is a directory, not a file"));
+  }
   const std::string partial = PartialPath(path);
   CARAVAN_ASSIGN_OR_RETURN(Buffer filling, Buffer::Allocate(kBufferBytes));
   CARAVAN_ASSIGN_OR_RETURN(Buffer leaving, Buffer::Allocate(kBufferBytes));

@@ -27,7 +27,8 @@ namespace caravan {
 /// the disk is full; DataLoss - it failed. Each names the path, and may come a few calls late.
 class PackFileWriter {
  public:
-  /// Writes into `path`.partial until Commit. Errors: also InvalidArgument - it cannot be made.
+  /// Writes into `path`.partial until Commit. Errors: also InvalidArgument - it cannot be made, or
+  /// `path` is empty or a directory.
   static absl::StatusOr<std::unique_ptr<PackFileWriter>> Create(const std::string& path);
   ~PackFileWriter();
   PackFileWriter(const PackFileWriter&) = delete;

@@ -56,16 +56,9 @@ class Parser {
   absl::StatusOr<PackedFile> ParseFile(const json& value) const {
     CARAVAN_ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::Of(value, origin_));
     PackedFile file;
-    CARAVAN_ASSIGN_OR_RETURN(file.name, fields.String("name"));
-    if (file.name.empty() || file.name[0] == '.' ||
-        file.name.find_first_of(std::string("/\0", 2)) != std::string::npos) {
-      return fields.Error("name", absl::StrCat("is \"", file.name, "\", not a plain file name"));
-    }
+    CARAVAN_ASSIGN_OR_RETURN(file.name, FileName(fields));
     CARAVAN_ASSIGN_OR_RETURN(file.bytes, fields.Int("bytes", 0, kMaxBytes));
-    CARAVAN_ASSIGN_OR_RETURN(file.hash, fields.String("xxh3"));
-    if (!IsHash(file.hash)) {
-      return fields.Error("xxh3", absl::StrCat("must be ", kHashDigits, " hexadecimal digits"));
-    }
+    CARAVAN_ASSIGN_OR_RETURN(file.hash, Hash(fields));
     CARAVAN_ASSIGN_OR_RETURN(file.tensors, ParseTensors(fields));
     int64_t end = 0;
     CARAVAN_RETURN_IF_ERROR(CheckPlaces(file.tensors, file.bytes, file.name, end));
@@ -75,7 +68,32 @@ class Parser {
     return file;
   }
 
+  absl::StatusOr<PackedText> ParseText(const json& value) const {
+    CARAVAN_ASSIGN_OR_RETURN(const JsonFields fields, JsonFields::Of(value, origin_));
+    PackedText text;
+    CARAVAN_ASSIGN_OR_RETURN(text.name, FileName(fields));
+    CARAVAN_ASSIGN_OR_RETURN(text.hash, Hash(fields));
+    return text;
+  }
+
  private:
+  static absl::StatusOr<std::string> FileName(const JsonFields& fields) {
+    CARAVAN_ASSIGN_OR_RETURN(std::string name, fields.String("name"));
+    if (name.empty() || name[0] == '.' ||
+        name.find_first_of(std::string("/\0", 2)) != std::string::npos) {
+      return fields.Error("name", absl::StrCat("is \"", name, "\", not a plain file name"));
+    }
+    return name;
+  }
+
+  static absl::StatusOr<std::string> Hash(const JsonFields& fields) {
+    CARAVAN_ASSIGN_OR_RETURN(std::string hash, fields.String("xxh3"));
+    if (!IsHash(hash)) {
+      return fields.Error("xxh3", absl::StrCat("must be ", kHashDigits, " hexadecimal digits"));
+    }
+    return hash;
+  }
+
   static bool IsHash(const std::string& text) {
     return text.size() == kHashDigits &&
            absl::c_all_of(text, [](char c) { return absl::ascii_isxdigit(c); });
@@ -215,6 +233,9 @@ std::string PackManifestToJson(const PackManifest& manifest) {
                       {"xxh3", file.experts->hashes},   {"tensors", ToJson(file.experts->tensors)}};
   }
   json value = {{"format", kFormat}, {"version", kVersion}, {"files", std::move(files)}};
+  for (const PackedText& text : manifest.texts) {
+    value["texts"].push_back({{"name", text.name}, {"xxh3", text.hash}});
+  }
   if (manifest.origin.has_value()) {
     value["origin"] = {{"path", manifest.origin->path},
                        {"fingerprint", manifest.origin->fingerprint},
@@ -232,8 +253,10 @@ absl::StatusOr<PackManifest> ParsePackManifest(absl::string_view text, absl::str
   CARAVAN_ASSIGN_OR_RETURN(const int64_t version,
                            fields.Int("version", 1, std::numeric_limits<int64_t>::max()));
   if (version != kVersion) {
-    return fields.Error("version", absl::StrCat("is ", version, "; this Caravan reads version ",
-                                                kVersion, ", so pack the model again"));
+    return fields.Error("version",
+                        absl::StrCat("is ", version, "; this Caravan reads version ", kVersion,
+                                     version > kVersion ? ", so a newer Caravan is needed"
+                                                        : ", so pack the model again"));
   }
   CARAVAN_ASSIGN_OR_RETURN(const json* const files, fields.Array("files"));
   const Parser parser(origin);
@@ -244,6 +267,13 @@ absl::StatusOr<PackManifest> ParsePackManifest(absl::string_view text, absl::str
     CARAVAN_ASSIGN_OR_RETURN(manifest.origin->path, made_of.String("path"));
     CARAVAN_ASSIGN_OR_RETURN(manifest.origin->fingerprint, made_of.String("fingerprint"));
     CARAVAN_ASSIGN_OR_RETURN(manifest.origin->options, made_of.String("options"));
+  }
+  if (fields.Has("texts")) {
+    CARAVAN_ASSIGN_OR_RETURN(const json* const texts, fields.Array("texts"));
+    for (const json& each : *texts) {
+      CARAVAN_ASSIGN_OR_RETURN(PackedText text, parser.ParseText(each));
+      manifest.texts.push_back(std::move(text));
+    }
   }
   int64_t num_tensors = 0;
   for (const json& each : *files) {

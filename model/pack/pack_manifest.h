@@ -58,16 +58,22 @@ struct PackedFile {
   std::optional<PackedExperts> experts;
 };
 
+/// A file of the config or of the text side.
+struct PackedText {
+  std::string name;  // in the manifest's directory
+  std::string hash;  // as PackedFile::hash
+};
+
 /// What an unfinished pack is made of, so that it is not gone on with from something else.
 struct PackOrigin {
   std::string path;         // of the source; absolute, where it lies on a disk
   std::string fingerprint;  // of the source
   std::string options;      // all that changes the bytes, as people read it
-  friend bool operator==(const PackOrigin&, const PackOrigin&) = default;
 };
 
 struct PackManifest {
   std::vector<PackedFile> files;
+  std::vector<PackedText> texts = {};  // of a finished pack; none: their hashes are not known
   /// Of unfinished packs only: where a pack was made shows nowhere in it.
   std::optional<PackOrigin> origin = {};
 };

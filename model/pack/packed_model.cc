@@ -9,6 +9,7 @@
 #include "base/status_macros.h"
 #include "model/fingerprint.h"
 #include "model/pack/file_hash.h"
+#include "model/tensor_table.h"
 
 namespace caravan {
 namespace {
@@ -49,6 +50,12 @@ absl::StatusOr<std::vector<std::unique_ptr<ReadableFile>>> OpenCopies(
   }
   if (copies.empty()) return missing;
   return copies;
+}
+
+absl::Status Compare(const std::string& what, const std::string& hash, const std::string& packed) {
+  if (hash == packed) return absl::OkStatus();
+  return absl::DataLossError(
+      absl::StrCat(what, ": hash ", hash, ", but it was packed with ", packed));
 }
 
 }  // namespace
@@ -112,12 +119,6 @@ absl::Status PackedModel::CheckHashes(
   std::vector<std::byte> piece(kPieceBytes);
   for (size_t i = 0; i < files_.size(); ++i) {
     const PackedFile& file = manifest_.files[i];
-    const auto compare = [&](const std::string& what, const FileHash& hash,
-                             const std::string& packed) {
-      if (hash.Digest() == packed) return absl::OkStatus();
-      return absl::DataLossError(absl::StrCat(files_[i]->path(), what, ": hash ", hash.Digest(),
-                                              ", but it was packed with ", packed));
-    };
     FileHash hash;
     int64_t offset = 0;
     const auto read_to = [&](int64_t end, FileHash* part) -> absl::Status {
@@ -139,12 +140,23 @@ absl::Status PackedModel::CheckHashes(
       for (int64_t e = 0; e < experts.count; ++e) {
         FileHash part;
         CARAVAN_RETURN_IF_ERROR(read_to(offset + experts.stride, &part));
-        CARAVAN_RETURN_IF_ERROR(
-            compare(absl::StrCat(", expert ", e), part, experts.hashes[static_cast<size_t>(e)]));
+        CARAVAN_RETURN_IF_ERROR(Compare(absl::StrCat(files_[i]->path(), ", expert ", e),
+                                        part.Digest(), experts.hashes[static_cast<size_t>(e)]));
       }
     }
     CARAVAN_RETURN_IF_ERROR(read_to(file.bytes, nullptr));
-    CARAVAN_RETURN_IF_ERROR(compare("", hash, file.hash));
+    CARAVAN_RETURN_IF_ERROR(Compare(files_[i]->path(), hash.Digest(), file.hash));
+  }
+  for (const PackedText& text : manifest_.texts) {
+    const std::string text_path = JoinPath(path(), text.name);
+    const absl::StatusOr<TextFile> file = ReadText(text.name);
+    if (absl::IsNotFound(file.status())) {
+      return absl::DataLossError(absl::StrCat(text_path, ": is missing, but was packed"));
+    }
+    CARAVAN_RETURN_IF_ERROR(file.status());
+    const auto bytes = absl::MakeConstSpan(reinterpret_cast<const std::byte*>(file->text.data()),
+                                           file->text.size());
+    CARAVAN_RETURN_IF_ERROR(Compare(text_path, HashOf(bytes), text.hash));
   }
   progress(total, total);
   return absl::OkStatus();
@@ -164,6 +176,17 @@ absl::Status PackedModel::ReadPart(absl::string_view name, int64_t offset,
   const Place& place = it->second;
   CARAVAN_CHECK(offset >= 0 && offset + static_cast<int64_t>(out.size()) <= place.info.num_bytes());
   return files_[place.file]->Read(place.offset + offset, out);
+}
+
+bool PackedModel::is_partial() const {
+  const auto lacks = [this](const std::vector<TensorSpec>& specs) {
+    return Find(specs.front().name) == nullptr;
+  };
+  if (lacks(EmbeddingTensors(config())) || lacks(HeadTensors(config()))) return true;
+  for (int layer = 0; layer < config().num_hidden_layers; ++layer) {
+    if (lacks(LayerTensors(config(), layer))) return true;
+  }
+  return false;
 }
 
 const ExpertFile* PackedModel::FindExperts(int layer) const {

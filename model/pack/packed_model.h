@@ -38,12 +38,14 @@ class PackedModel : public StoredModel {
 
   const PackManifest& manifest() const { return manifest_; }
 
-  /// Reads every file and compares its hash and those of its experts. `progress` is called now and
-  /// then with how many bytes are done; false stops it. Errors: DataLoss - names the file, and the
-  /// expert, whose bytes are not those that were packed;
+  /// Reads every file and compares its hash and those of its experts; config and text files too
+  /// where the manifest has their hashes. `progress` is called now and then with how many bytes are
+  /// done; false stops it.
+  /// Errors: DataLoss - names the file, and the expert, whose bytes are not those that were packed;
   ///         Cancelled - by `progress`.
   absl::Status CheckHashes(absl::FunctionRef<bool(int64_t done, int64_t total)> progress) const;
 
+  bool is_partial() const override;
   std::vector<std::string> TensorNames() const override;
   const TensorInfo* Find(absl::string_view name) const override;
   absl::Status ReadPart(absl::string_view name, int64_t offset,

@@ -16,8 +16,10 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/int_math.h"
+#include "base/log.h"
 #include "base/status_macros.h"
 #include "base/thread_pool.h"
+#include "model/pack/file_hash.h"
 #include "model/pack/matrix_packer.h"
 #include "model/pack/pack_file_writer.h"
 #include "model/tensor_table.h"
@@ -230,7 +232,7 @@ class Packing {
       manifest.files.push_back(std::move(file));
       CARAVAN_RETURN_IF_ERROR(WritePackFile(UnfinishedPath(), PackManifestToJson(manifest)));
     }
-    CARAVAN_RETURN_IF_ERROR(WriteTexts());
+    CARAVAN_RETURN_IF_ERROR(WriteTexts(manifest));
     // The last one: now it is a pack.
     manifest.origin.reset();
     CARAVAN_RETURN_IF_ERROR(
@@ -245,16 +247,25 @@ class Packing {
   std::string UnfinishedPath() const { return JoinPath(options_.output, kUnfinishedPackName); }
 
   absl::Status Prepare() {
-    if (FileExists(JoinPath(options_.output, kPackManifestName))) {
-      return absl::FailedPreconditionError(
-          absl::StrCat(options_.output, ": holds a packed model already"));
+    if (options_.output.empty()) {
+      return absl::InvalidArgumentError("the directory to pack into has no name");
     }
     std::error_code error;
+    // A pack that is not finished would keep its own source from being opened.
+    if (std::filesystem::equivalent(options_.output, source_.path(), error)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          options_.output, ": holds what is to be packed; pack into another directory"));
+    }
     std::filesystem::create_directories(options_.output, error);
     if (error) {
       return absl::InvalidArgumentError(absl::StrCat(options_.output, ": ", error.message()));
     }
     CARAVAN_RETURN_IF_ERROR(lock_.Take(options_.output));
+    // Under the lock: another process may have finished one just now.
+    if (FileExists(JoinPath(options_.output, kPackManifestName))) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(options_.output, ": holds a packed model already"));
+    }
     // What a killed process left takes room.
     for (const PackedFile& file : plan_.files) {
       PackFileWriter::RemovePartial(JoinPath(options_.output, file.name));
@@ -268,9 +279,10 @@ class Packing {
     if (error) return absl::DataLossError(absl::StrCat(options_.output, ": ", error.message()));
     const int64_t needed = total_bytes_ - done_bytes_;
     if (static_cast<uintmax_t>(needed) <= space.available) return absl::OkStatus();
-    return absl::ResourceExhaustedError(absl::StrCat(
-        options_.output, ": packing takes ", FormatByteSize(needed), ", but the disk has only ",
-        FormatByteSize(static_cast<int64_t>(space.available)), " left"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat(options_.output, ": ", options_.doing, " takes ", FormatByteSize(needed),
+                     ", but the disk has only ",
+                     FormatByteSize(static_cast<int64_t>(space.available)), " left"));
   }
 
   /// Fills in the file's hashes.
@@ -281,15 +293,18 @@ class Packing {
     const auto write = [&](const std::vector<PackedTensor>& tensors) -> absl::Status {
       for (const PackedTensor& tensor : tensors) {
         CARAVAN_RETURN_IF_ERROR(writer->PadTo(tensor.offset));
-        CARAVAN_RETURN_IF_ERROR(packer.Pack(
+        const absl::Status packed = packer.Pack(
             tensor.name, tensor.info, [&](absl::Span<const std::byte> bytes) -> absl::Status {
               if (options_.progress &&
                   !options_.progress(done_bytes_ + writer->bytes(), total_bytes_)) {
                 return absl::CancelledError(
-                    "packing was stopped; the same command goes on with it");
+                    absl::StrCat(options_.doing, " was stopped; the same command goes on with it"));
               }
               return writer->Write(bytes);
-            }));
+            });
+        // A weight that cannot be packed; what disks did wrong names its file.
+        if (absl::IsInvalidArgument(packed)) return Annotate(packed, source_.path());
+        CARAVAN_RETURN_IF_ERROR(packed);
       }
       return absl::OkStatus();
     };
@@ -315,15 +330,23 @@ class Packing {
     for (const char* name : kTextFileNames) {
       absl::StatusOr<TextFile> file = source_.ReadText(name);
       if (absl::IsNotFound(file.status())) continue;
+      if (absl::IsUnimplemented(file.status())) {
+        LogWarning("text_file_not_packed", {{"name", name}, {"why", file.status().message()}});
+        continue;
+      }
       if (!file.ok()) return file.status();
       texts_.emplace_back(name, std::move(file->text));
     }
     return absl::OkStatus();
   }
 
-  absl::Status WriteTexts() const {
+  /// Adds them to the manifest.
+  absl::Status WriteTexts(PackManifest& manifest) const {
     for (const auto& [name, text] : texts_) {
       CARAVAN_RETURN_IF_ERROR(WritePackFile(JoinPath(options_.output, name), text));
+      manifest.texts.push_back(
+          {name, HashOf(absl::MakeConstSpan(reinterpret_cast<const std::byte*>(text.data()),
+                                            text.size()))});
     }
     return absl::OkStatus();
   }
@@ -345,13 +368,15 @@ absl::StatusOr<PackManifest> PlanPack(const StoredModel& source, const PackTypes
   const ModelConfig& config = source.config();
   const auto [first, end] = layers.value_or(std::pair(0, config.num_hidden_layers));
   if (first < 0 || end > config.num_hidden_layers || first >= end) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "layers ", first, "-", end - 1, ": the model has layers 0-", config.num_hidden_layers - 1));
+    return absl::InvalidArgumentError(absl::StrCat("--layers ", first, "-", end - 1,
+                                                   ": the model has layers 0-",
+                                                   config.num_hidden_layers - 1));
   }
   PackManifest plan;
   const auto add = [&](std::string name, const std::vector<TensorSpec>& specs) -> absl::Status {
-    CARAVAN_ASSIGN_OR_RETURN(PackedFile file, PlanFile(source, types, std::move(name), specs));
-    plan.files.push_back(std::move(file));
+    absl::StatusOr<PackedFile> file = PlanFile(source, types, std::move(name), specs);
+    if (!file.ok()) return Annotate(file.status(), source.path());
+    plan.files.push_back(*std::move(file));
     return absl::OkStatus();
   };
   if (first == 0) CARAVAN_RETURN_IF_ERROR(add("embedding.bin", EmbeddingTensors(config)));

@@ -29,24 +29,25 @@ struct PackOptions {
   /// saw no row of are treated as without.
   const Importance* importance = nullptr;
   int num_threads = 1;
+  std::string doing = "packing";  // what messages call it
   /// Called now and then; false stops it.
   std::function<bool(int64_t done_bytes, int64_t total_bytes)> progress;
 };
 
 /// The files that packing gives: all but their hashes, which are empty.
-/// Errors: InvalidArgument - a tensor is missing or wrong (as CheckTensors), `layers` is outside
-/// the
-///         model, the source is packed already.
+/// Errors: InvalidArgument - a tensor is missing or wrong (as CheckTensors; names the source too),
+///         `layers` is outside the model, the source is packed already.
 absl::StatusOr<PackManifest> PlanPack(const StoredModel& source, const PackTypes& types,
                                       const std::optional<std::pair<int, int>>& layers);
 
 /// Packs. Files of an unfinished pack of the same source (path and fingerprint) and options are
-/// kept.
-/// Errors: as PlanPack, StoredModel::ReadText and MatrixPacker::Pack; InvalidArgument - the
-///         importance lacks a tensor, or has another number of columns for it; FailedPrecondition -
-///         `output` holds a pack already, or an unfinished one of another source or other options,
-///         or another process packs into it; ResourceExhausted - the disk has not the room (looked
-///         at before the start), or is full; DataLoss - a disk failed; Cancelled - by `progress`.
+/// kept. A tokenizer that Caravan does not run is left out, as if there were none, and logged.
+/// Errors: as PlanPack, StoredModel::ReadText (but for Unimplemented) and MatrixPacker::Pack;
+///         InvalidArgument - the importance lacks a tensor, or has another number of columns for
+///         it; `output` is empty, cannot be made, or is the source; FailedPrecondition - `output`
+///         holds a pack already, or an unfinished one of another source or other options, or
+///         another process packs into it; ResourceExhausted - the disk has not the room (looked at
+///         before the start), or is full; DataLoss - a disk failed; Cancelled - by `progress`.
 ///         Each names the file.
 absl::Status Pack(const StoredModel& source, const PackOptions& options);
 

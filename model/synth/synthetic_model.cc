@@ -10,14 +10,13 @@
 #include "base/check.h"
 #include "base/file.h"
 #include "base/json.h"
+#include "base/sorted_keys.h"
 #include "base/status_macros.h"
 #include "model/fingerprint.h"
 #include "model/tensor_table.h"
 
 namespace caravan {
 namespace {
-
-constexpr int64_t kMaxConfigBytes = int64_t{1} << 24;
 
 // What the weights depend on besides config, formats and seed: another number for other weights.
 constexpr int64_t kGeneration = 1;
@@ -126,13 +125,7 @@ void SyntheticModel::AddAll(const PackTypes& types, bool is_fp8) {
   }
 }
 
-std::vector<std::string> SyntheticModel::TensorNames() const {
-  std::vector<std::string> names;
-  names.reserve(tensors_.size());
-  for (const auto& [name, tensor] : tensors_) names.push_back(name);
-  std::sort(names.begin(), names.end());
-  return names;
-}
+std::vector<std::string> SyntheticModel::TensorNames() const { return SortedKeys(tensors_); }
 
 const TensorInfo* SyntheticModel::Find(absl::string_view name) const {
   const auto it = tensors_.find(name);

@@ -10,10 +10,12 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
+#include "base/subprocess.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
 #include "tests/support/sanitized.h"
+#include "tests/support/temp_dir.h"
 #include "tests/support/test_cluster.h"
 
 namespace caravan {
@@ -73,6 +75,24 @@ TEST(CommandTest, WrongFlagsGetASentenceThatNamesThem) {
       {{"jobs", "--connect-timeout", "x"}, 2, "--connect-timeout"},
       {{"verify", "--model", kModel, "--golden", "x", "--chunk", "0"}, 2, "--chunk"},
       {{"verify", "--model", kModel, "--golden", "x", "--kv", "f17"}, 2, "--kv"},
+      {{"verify", "--model", kModel, "--golden", "x", "--tolerance", "-1"}, 2, "--tolerance: -1"},
+      {{"verify", "--model", kModel, "--golden", "x", "--tolerance", "nan"}, 2, "--tolerance: nan"},
+      {{"bench", "--model", kModel, "--prompt", ""}, 2, "--prompt: must not be empty"},
+      {{"bench", "--model", kModel, "--workers", "7"},
+       2,
+       "--workers 7: this model splits over 1 to 6 workers"},
+      {{"bench", "serve", "--model", kModel, "--workers", "1,7"},
+       2,
+       "--workers 7: this model splits over 1 to 6 workers"},
+      {{"calibrate", "--model", kModel, "--text", absl::StrCat(kModel, "/config.json"), "--out",
+        ""},
+       2,
+       "--out: "},
+      {{"calibrate", "--model", kModel, "--text", absl::StrCat(kModel, "/config.json"), "--out",
+        "/tmp"},
+       2,
+       "--out: /tmp: is a directory"},
+      {{"pack", "--model", kModel, "--out", ""}, 2, "--out: must not be empty"},
       {{"worker", "--coordinator", "h:1", "--kv", "F16"}, 2, "--kv"},
       {{"worker", "--coordinator", "h:1", "--isa", "sse"}, 2, "--isa"},
       {{"worker", "--coordinator", "h:1", "--expert-policy", "fifo"},
@@ -199,6 +219,67 @@ TEST(CommandTest, WrongFilesGetASentenceThatNamesThem) {
                           "--address-file: /nonexistent/file: No such file or directory"});
 }
 
+TEST(CommandTest, BenchSaysWhyItsClusterDoesNotServe) {
+  TestCluster cluster;
+  const std::string copy = cluster.dir().File("model");
+  std::filesystem::copy(kModel, copy);
+  WriteText(copy + "/tokenizer.json", "{");
+  ExpectRefusal(cluster,
+                {{"bench", "--model", copy},
+                 2,
+                 absl::StrCat("the coordinator does not start: ", copy, "/tokenizer.json: ")});
+  // All workers are there, and nothing will ever change.
+  ExpectRefusal(cluster,
+                {{"bench", "serve", "--model", kModel, "--workers", "1", "--jobs", "1",
+                  "--coordinator-options", "--workers 3"},
+                 1,
+                 "the cluster does not come to serve: waiting for 2 more workers to join"});
+  // A KV cache that the model cannot have is refused before anything starts.
+  for (const std::vector<std::string>& bench :
+       {std::vector<std::string>{"bench"}, {"bench", "serve"}}) {
+    std::vector<std::string> arguments = bench;
+    arguments.insert(arguments.end(),
+                     {"--model", absl::StrCat(kGoldens, "v3-like"), "--kv", "q8_0"});
+    ExpectRefusal(cluster, {arguments, 2, "--kv q8_0: "});
+  }
+}
+
+TEST(CommandTest, OutputThatCannotBeWrittenIsAFailure) {
+  for (const std::vector<std::string>& arguments :
+       {std::vector<std::string>{"pack", "--help"}, {"--version"}}) {
+    const TempDir dir;
+    Subprocess::Options options;
+    options.command = {CARAVAN_BINARY};
+    options.command.insert(options.command.end(), arguments.begin(), arguments.end());
+    options.stdout_path = "/dev/full";
+    options.stderr_path = dir.File("errors");
+    absl::StatusOr<Subprocess> process = Subprocess::Start(options);
+    ASSERT_TRUE(process.ok()) << process.status();
+    EXPECT_EQ(process->Wait(kTestDeadline), 1);
+    EXPECT_THAT(Slurp(options.stderr_path), HasSubstr("standard output cannot be written"));
+  }
+}
+
+TEST(CommandTest, CalibratesAModelOfAShortContext) {
+  TestCluster cluster;
+  const std::string copy = cluster.dir().File("model");
+  std::filesystem::copy(kModel, copy);
+  WriteText(
+      copy + "/config.json",
+      absl::StrReplaceAll(Slurp(copy + "/config.json"),
+                          {{"\"max_position_embeddings\": 4096", "\"max_position_embeddings\": 64"},
+                           {"\"original_max_position_embeddings\": 512",
+                            "\"original_max_position_embeddings\": 64"}}));
+  const std::string text = cluster.dir().Write("text", "What is 12 + 43?");
+  const std::vector<std::string> calibrate = {
+      "calibrate", "--model", copy, "--text", text, "--out", cluster.dir().File("x.imatrix")};
+  TestProcess& process = cluster.Launch("calibrate", calibrate);
+  EXPECT_EQ(process.Wait(), 0) << process.Transcript();
+  std::vector<std::string> wide = calibrate;
+  wide.insert(wide.end(), {"--window", "65"});
+  ExpectRefusal(cluster, {wide, 2, "--window 65: more than the model's context of 64 tokens"});
+}
+
 TEST(CommandTest, ASecondServerOnAPortIsRefused) {
   TestCluster cluster;
   cluster.StartCoordinator({});
@@ -257,7 +338,9 @@ TEST(CommandTest, OptionsMayComeFromAFile) {
       cluster,
       {{"status", "--config", config, "--connect-timeout", "0.1"}, 3, "127.0.0.1:1 within 0.1 s"});
   WriteText(config, "conector = 1\n");
-  ExpectRefusal(cluster, {{"status", "--config", config}, 2, "conector"});
+  ExpectRefusal(
+      cluster,
+      {{"status", "--config", config}, 2, absl::StrCat(config, ": there is no option conector")});
   ExpectRefusal(cluster, {{"status", "--config", config + ".none"}, 2, "none"});
 }
 

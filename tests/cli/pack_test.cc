@@ -87,6 +87,23 @@ TEST(PackTest, ADamagedFileIsNamed) {
   EXPECT_THAT(check.Err(), HasSubstr(path));
 }
 
+TEST(PackTest, APackOfSomeLayersIsRefusedAsWhatItIs) {
+  TestCluster cluster;
+  const std::string packed = cluster.dir().File("packed");
+  std::vector<std::string> some = PackTo(packed);
+  some.insert(some.end(), {"--layers", "2-3"});
+  ASSERT_EQ(cluster.Launch("pack", some).Wait(), 0);
+  const std::string tasks =
+      cluster.dir().Write("tasks.jsonl", R"({"task": "t", "question": "a", "answer": "b"})");
+  for (const std::vector<std::string>& arguments :
+       {std::vector<std::string>{"bench", "--model", packed},
+        {"eval", "--model", packed, "--tasks", tasks}}) {
+    TestProcess& process = cluster.Launch("refused", arguments);
+    EXPECT_EQ(process.Wait(), 2) << process.Transcript();
+    EXPECT_THAT(process.Err(), HasSubstr(packed + ": is a pack of some layers alone"));
+  }
+}
+
 TEST(PackTest, WrongFlagsGetASentenceThatNamesThem) {
   TestCluster cluster;
   const std::string out = cluster.dir().File("out");
@@ -102,7 +119,8 @@ TEST(PackTest, WrongFlagsGetASentenceThatNamesThem) {
   expect({"--model", "/nowhere", "--out", out}, "/nowhere");
   expect({"--model", kModel, "--out", out, "--experts", "q9"}, "--experts: \"q9\"");
   expect({"--model", kModel, "--out", out, "--preset", "5bit"}, "--preset: \"5bit\"");
-  expect({"--model", kModel, "--out", out, "--layers", "5-7"}, "the model has layers 0-5");
+  expect({"--model", kModel, "--out", out, "--layers", "5-7"},
+         "--layers 5-7: the model has layers 0-5");
   for (const std::string layers : {"x", "3-", "-3", "4-3", "0-2147483647"}) {
     expect({"--model", kModel, "--out", out, absl::StrCat("--layers=", layers)},
            absl::StrCat("--layers: \"", layers, "\""));

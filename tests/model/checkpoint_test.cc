@@ -19,6 +19,7 @@ using nlohmann::json;
 using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::Not;
 
 constexpr char kShard1[] = "model-00001-of-000002.safetensors";
 constexpr char kShard2[] = "model-00002-of-000002.safetensors";
@@ -125,6 +126,13 @@ TEST_F(CheckpointTest, NamesTensorAndShardThatDisagree) {
 TEST_F(CheckpointTest, NamesAMalformedFile) {
   WriteShard(kShard2, Header2(), "yyy");
   ExpectRefused(absl::StatusCode::kInvalidArgument, {dir_.File(kShard2), "tensor y"});
+  // Only what is wrong: the tensor that led to the file is not.
+  json header = Header1();
+  header["z"]["dtype"] = "Q9";
+  WriteShard(kShard1, header, "xxxxzzzz");
+  const std::string message(Checkpoint::Open(dir_.path()).status().message());
+  EXPECT_THAT(message, AllOf(HasSubstr(dir_.File(kShard1)), HasSubstr("tensor z"),
+                             Not(HasSubstr("tensor x"))));
   dir_.Write("config.json", "{}");
   ExpectRefused(absl::StatusCode::kInvalidArgument, {dir_.File("config.json"), "model_type"});
 }

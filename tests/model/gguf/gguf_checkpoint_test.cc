@@ -81,7 +81,7 @@ class GgufCheckpointTest : public ::testing::Test {
     const absl::Status status = GgufCheckpoint::Open(path).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
     EXPECT_THAT(std::string(status.message()),
-                HasSubstr(absl::StrCat(path, ": tensor ", tensor, " ", cause)));
+                HasSubstr(absl::StrCat(path, ": tensor ", tensor, ": ", cause)));
   }
 
   TempDir dir_;

@@ -332,6 +332,8 @@ TEST_F(GgufFileTest, RefusesATruncatedFile) {
   }
   ExpectBytesRefused(absl::string_view(valid).substr(0, 6), "", "truncated");
   ExpectBytesRefused(absl::string_view(valid).substr(0, 50), "metadata", "truncated");
+  ExpectBytesRefused(absl::string_view(valid).substr(0, 26), "",
+                     "truncated: the file ends within its metadata, at key 1 of ");
   ExpectBytesRefused(absl::string_view(valid).substr(0, valid.size() - 1), "tensor c",
                      "the file may be truncated");
 }

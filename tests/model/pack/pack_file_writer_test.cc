@@ -58,6 +58,15 @@ TEST(PackFileWriterTest, PadsWithZeros) {
   EXPECT_TRUE(*ReadFile(dir.File("x.bin"), kMany) == "abc" + std::string(9997, '\0') + "d");
 }
 
+TEST(PackFileWriterTest, RefusesWhatIsNoFileBeforeAnythingIsWritten) {
+  const TempDir dir;
+  for (const std::string& path : {std::string(), dir.path()}) {
+    const absl::Status status = PackFileWriter::Create(path).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << path << ": " << status;
+    EXPECT_FALSE(FileExists(path + ".partial"));
+  }
+}
+
 TEST(PackFileWriterTest, WithoutCommitNothingIsLeft) {
   const TempDir dir;
   {

@@ -57,6 +57,26 @@ TEST(PackManifestTest, SurvivesTheWayThroughJson) {
   EXPECT_EQ(file.tensors.at(1).info.num_bytes(), 2 * 16 * 2 * 34);
 }
 
+TEST(PackManifestTest, HasHashesOfTextFilesOrNone) {
+  EXPECT_FALSE(SmallJson().contains("texts"));
+  PackManifest manifest = SmallManifest();
+  manifest.texts = {{"config.json", kHash}, {"tokenizer.json", kHash}};
+  const std::string text = PackManifestToJson(manifest);
+  const absl::StatusOr<PackManifest> parsed = ParsePackManifest(text, "origin");
+  ASSERT_TRUE(parsed.ok()) << parsed.status();
+  ASSERT_EQ(parsed->texts.size(), 2u);
+  EXPECT_EQ(parsed->texts[1].name, "tokenizer.json");
+  EXPECT_EQ(PackManifestToJson(*parsed), text);
+  json wrong = json::parse(text);
+  wrong["texts"][1]["name"] = "../x";
+  ExpectRefused(wrong, "field \"name\"");
+  wrong = json::parse(text);
+  wrong["texts"][0]["xxh3"] = "0123";
+  ExpectRefused(wrong, "field \"xxh3\"");
+  wrong["texts"] = 7;
+  ExpectRefused(wrong, "field \"texts\"");
+}
+
 TEST(PackManifestTest, NamesEveryExpertsTensorsAndPlaces) {
   const PackManifest manifest = SmallManifest();
   const std::vector<PackedTensor> all = AllTensors(manifest.files[0]);
@@ -75,6 +95,9 @@ TEST(PackManifestTest, RefusesWhatIsNoManifest) {
   manifest["version"] = 1;
   ExpectRefused(manifest,
                 "\"version\" is 1; this Caravan reads version 2, so pack the model again");
+  manifest["version"] = 3;
+  ExpectRefused(manifest,
+                "\"version\" is 3; this Caravan reads version 2, so a newer Caravan is needed");
   manifest = SmallJson();
   manifest.erase("files");
   ExpectRefused(manifest, "files");

@@ -25,6 +25,7 @@
 #include "model/pack/matrix_packer.h"
 #include "model/pack/packed_model.h"
 #include "model/safetensors.h"
+#include "model/stored_model_cost.h"
 #include "model/synth/synthetic_model.h"
 #include "model/tensor_table.h"
 #include "model/text_model.h"
@@ -97,6 +98,24 @@ class PackerTest : public ::testing::Test {
     auto model = PackedModel::Open(options.output);
     EXPECT_TRUE(model.ok()) << model.status();
     return *std::move(model);
+  }
+
+  /// The source as a GGUF file with its tokenizer, of the kind `pre`; the path.
+  std::string WriteGguf(absl::string_view pre) const {
+    const json config = json::parse(source_->config_json());
+    GgufWriter writer;
+    AddGgufConfig(config, GgufAge::kNew, /*with_mtp=*/true, writer);
+    AddGgufTokenizer(TinyTokenizerJson(), config["vocab_size"], pre, writer);
+    const std::string chat_path = JoinPath(kTiny, "tokenizer_config.json");
+    writer.SetString("tokenizer.chat_template",
+                     (*ReadJsonFile(chat_path))["chat_template"].get<std::string>());
+    writer.Set("tokenizer.ggml.add_bos_token", true);
+    const RawTensors tensors = SplitKvB(
+        DequantizedTensors(*source_, source_->config(), /*with_mtp=*/true), source_->config());
+    for (const auto& [name, tensor] : GgufTensors(tensors, source_->config().num_attention_heads)) {
+      AddGgufTensor(name, tensor, writer);
+    }
+    return dir_.Write("model.gguf", writer.Bytes());
   }
 
   const TempDir dir_;
@@ -193,13 +212,6 @@ TEST_F(PackerTest, BecomesFp8InTheBlocksOfTheCheckpoints) {
     packed.clear();
     const TensorSpec spec = {"m", {kRows, kCols}, TensorClass::kDenseFfn};
     ASSERT_TRUE(packer.Pack(ScaleName("m"), ScaleInfo(spec), collect).ok());
-    ASSERT_EQ(packed.size(), scales.size() * sizeof(float));
-    EXPECT_EQ(std::memcmp(packed.data(), scales.data(), packed.size()), 0);
-    // Also where nothing was converted before.
-    packed.clear();
-    ASSERT_TRUE(MatrixPacker(source->get(), nullptr, &pool)
-                    .Pack(ScaleName("m"), ScaleInfo(spec), collect)
-                    .ok());
     ASSERT_EQ(packed.size(), scales.size() * sizeof(float));
     EXPECT_EQ(std::memcmp(packed.data(), scales.data(), packed.size()), 0);
   }
@@ -409,7 +421,98 @@ TEST_F(PackerTest, SomeLayersAlone) {
   options.layers = {4, 7};
   const absl::Status outside = Pack(*source_, options);
   EXPECT_EQ(outside.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(outside.message()), HasSubstr("layers 4-6: the model has layers 0-5"));
+  EXPECT_THAT(std::string(outside.message()), HasSubstr("--layers 4-6: the model has layers 0-5"));
+  EXPECT_TRUE(packed->is_partial());
+  EXPECT_FALSE(source_->is_partial());
+  const absl::Status no_model = CostOfStoredModel(*packed).status();
+  EXPECT_EQ(no_model.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(no_model.message()),
+              HasSubstr(packed->path() + ": is a pack of some layers alone"));
+}
+
+TEST_F(PackerTest, ASourceIsNotPackedIntoItself) {
+  const std::string copy = dir_.File("copy");
+  std::filesystem::copy(kTiny, copy, std::filesystem::copy_options::recursive);
+  const auto source = OpenStoredModel(copy);
+  ASSERT_TRUE(source.ok()) << source.status();
+  PackOptions options = Options("x", {});
+  options.output = copy + "/../copy";
+  options.progress = [](int64_t, int64_t) { return false; };
+  const absl::Status status = Pack(**source, options);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr(options.output));
+  EXPECT_TRUE(OpenStoredModel(copy).ok());
+}
+
+TEST_F(PackerTest, AWeightThatIsNoNumberIsNamedWithItsModel) {
+  const std::string copy = dir_.File("copy");
+  std::filesystem::copy(kTiny, copy, std::filesystem::copy_options::recursive);
+  const std::string name = "model.embed_tokens.weight";
+  ASSERT_EQ(source_->Find(name)->dtype, DType::kBF16);
+  const json index = *ReadJsonFile(copy + "/model.safetensors.index.json");
+  const std::string shard = JoinPath(copy, index["weight_map"][name].get<std::string>());
+  const int64_t offset = (*SafetensorsFile::Open(shard))->Offset(name);
+  {
+    std::fstream file(shard, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(offset);
+    file.write("\xff\x7f", 2);
+  }
+  const absl::Status status =
+      Pack(**OpenStoredModel(copy), Options("x", {DType::kQ8_0, DType::kQ8_0}));
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr(absl::StrCat(copy, ": tensor ", name, ": row 0: value 0 is nan")));
+}
+
+TEST_F(PackerTest, AMissingTensorIsNamedWithItsModel) {
+  const std::string copy = dir_.File("copy");
+  std::filesystem::copy(kTiny, copy, std::filesystem::copy_options::recursive);
+  const std::string name = "model.layers.3.mlp.experts.7.up_proj.weight";
+  json index = *ReadJsonFile(copy + "/model.safetensors.index.json");
+  ASSERT_EQ(index["weight_map"].erase(name), 1u);
+  std::ofstream(copy + "/model.safetensors.index.json") << index.dump();
+  const auto source = OpenStoredModel(copy);
+  ASSERT_TRUE(source.ok()) << source.status();
+  const std::string says = absl::StrCat(copy, ": tensor ", name, ": is missing");
+  EXPECT_THAT(std::string(Pack(**source, Options("x", {})).message()), HasSubstr(says));
+  EXPECT_THAT(std::string(CostOfStoredModel(**source).status().message()), HasSubstr(says));
+}
+
+TEST_F(PackerTest, TextFilesAreCoveredWhereTheManifestHasTheirHashes) {
+  const auto packed = MustPack(Options("q", {DType::kQ8_0, DType::kQ8_0}));
+  const auto check = [&] {
+    const auto opened = PackedModel::Open(packed->path());
+    EXPECT_TRUE(opened.ok()) << opened.status();
+    return (*opened)->CheckHashes([](int64_t, int64_t) { return true; });
+  };
+  EXPECT_TRUE(check().ok());
+  for (const std::string& path :
+       {packed->path() + "/config.json", packed->path() + "/tokenizer.json"}) {
+    const std::string before = *ReadFile(path, 1 << 24);
+    std::ofstream(path) << before << " ";
+    const absl::Status changed = check();
+    EXPECT_EQ(changed.code(), absl::StatusCode::kDataLoss);
+    EXPECT_THAT(std::string(changed.message()), HasSubstr(path + ": hash"));
+    std::ofstream(path) << before;
+    EXPECT_TRUE(check().ok());
+  }
+  const std::string path = packed->path() + "/tokenizer.json";
+  std::filesystem::remove(path);
+  const absl::Status gone = check();
+  EXPECT_EQ(gone.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(gone.message()), HasSubstr(path + ": is missing"));
+  // As packs were made before.
+  json manifest = *ReadJsonFile(JoinPath(packed->path(), kPackManifestName));
+  ASSERT_EQ(manifest.erase("texts"), 1u);
+  std::ofstream(JoinPath(packed->path(), kPackManifestName)) << manifest.dump();
+  EXPECT_TRUE(check().ok());
+}
+
+TEST_F(PackerTest, MessagesCallItWhatItIs) {
+  PackOptions options = Options("made", {});
+  options.doing = "making";
+  options.progress = [](int64_t, int64_t) { return false; };
+  EXPECT_THAT(std::string(Pack(*source_, options).message()), HasSubstr("making was stopped"));
 }
 
 TEST_F(PackerTest, ADamagedPackIsFound) {
@@ -446,23 +549,24 @@ TEST_F(PackerTest, ADirectoryThatCannotBeMadeIsNamed) {
   const absl::Status status = Pack(*source_, options);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
   EXPECT_THAT(std::string(status.message()), HasSubstr("/dev/null/pack"));
+  options.output = "";
+  EXPECT_EQ(Pack(*source_, options).code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(PackerTest, AGgufWithATokenizerThatCaravanLacksIsPackedWithoutIt) {
+  const auto gguf = OpenStoredModel(WriteGguf("qwen2"));
+  ASSERT_TRUE(gguf.ok()) << gguf.status();
+  const PackOptions options = Options("gguf", {});
+  const absl::Status status = Pack(**gguf, options);
+  ASSERT_TRUE(status.ok()) << status;
+  const auto packed = OpenStoredModel(options.output);
+  ASSERT_TRUE(packed.ok()) << packed.status();
+  EXPECT_EQ((*packed)->TensorNames(), (*gguf)->TensorNames());
+  EXPECT_TRUE(absl::IsNotFound((*packed)->ReadText("tokenizer.json").status()));
 }
 
 TEST_F(PackerTest, PacksAGgufWithItsTokenizerAndLosesNothing) {
-  const json config = json::parse(source_->config_json());
-  GgufWriter writer;
-  AddGgufConfig(config, GgufAge::kNew, /*with_mtp=*/true, writer);
-  AddGgufTokenizer(TinyTokenizerJson(), config["vocab_size"], "deepseek-v3", writer);
-  const std::string chat_path = JoinPath(kTiny, "tokenizer_config.json");
-  writer.SetString("tokenizer.chat_template",
-                   (*ReadJsonFile(chat_path))["chat_template"].get<std::string>());
-  writer.Set("tokenizer.ggml.add_bos_token", true);
-  const RawTensors tensors = SplitKvB(
-      DequantizedTensors(*source_, source_->config(), /*with_mtp=*/true), source_->config());
-  for (const auto& [name, tensor] : GgufTensors(tensors, source_->config().num_attention_heads)) {
-    AddGgufTensor(name, tensor, writer);
-  }
-  const std::string path = dir_.Write("model.gguf", writer.Bytes());
+  const std::string path = WriteGguf("deepseek-v3");
   const absl::StatusOr<std::unique_ptr<StoredModel>> gguf = OpenStoredModel(path);
   ASSERT_TRUE(gguf.ok()) << gguf.status();
   const PackOptions options = Options("gguf", {});
