@@ -23,7 +23,7 @@
 #include "cli/bench_offload.h"
 #include "cli/commands.h"
 #include "cli/named_numbers.h"
-#include "model/layer_cost.h"
+#include "model/stored_model_cost.h"
 
 namespace caravan {
 namespace {
@@ -194,7 +194,7 @@ absl::Status BenchOffload(const BenchOffloadFlags& flags) {
   LocalPipeline::Options checked = options;
   checked.num_workers = flags.pipeline.workers;
   CARAVAN_RETURN_IF_ERROR(LocalPipeline::CheckOptions(*model, checked));
-  CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost, ComputeModelCost(model->config(), *model));
+  CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost, CostOfStoredModel(*model));
   const LayerCost whole = cost.Of({0, model->config().num_hidden_layers, true, true});
 
   std::vector<int> sizes = {1};

@@ -19,6 +19,7 @@
 #include "kernels/kv_rows.h"
 #include "model/layer_cost.h"
 #include "model/stored_model.h"
+#include "model/stored_model_cost.h"
 #include "model/synth/synthetic_model.h"
 
 namespace caravan {
@@ -124,7 +125,7 @@ absl::Status Plan(const PlanFlags& flags) {
   }
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model, OpenModel(flags));
   const ModelConfig& config = model->config();
-  CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost, ComputeModelCost(config, *model));
+  CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost, CostOfStoredModel(*model));
   for (const int count : flags.counts) {
     if (count > config.num_hidden_layers) {
       return absl::InvalidArgumentError(

@@ -115,6 +115,15 @@ TEST(CommandTest, WrongFlagsGetASentenceThatNamesThem) {
        "--record-routing: /nowhere/trace-1-6: No such file or directory"},
       {{"synth", "--seed", "-1"}, 2, "--seed: Value -1 not in range"},
       {{"tokenize"}, 2, "--tokenizer is required"},
+      {{"plan"}, 2, "--model is required"},
+      {{"plan", "--model", "/nonexistent.json"}, 2, "/nonexistent.json: No such file or directory"},
+      {{"plan", "--model", kModel, "--box", "4090"},
+       2,
+       "--box: no box is called \"4090\"; there are"},
+      {{"plan", "--model", kModel, "--boxes", "1,7"}, 2, "--boxes: 7 boxes for 6 layers"},
+      {{"plan", "--model", kModel, "--boxes", "0"}, 2, "--boxes"},
+      {{"plan", "--model", kModel, "--context", "100000000"}, 2, "--context"},
+      {{"plan", "--model", kModel, "--preset", "4bit"}, 2, "has its formats; they are for a"},
       {{"probe"}, 2, "A subcommand is required"},
       {{"probe", "disk"}, 2, "path is required"},
       {{"probe", "disk", "/nonexistent"}, 2, "/nonexistent: No such file or directory"},
@@ -342,6 +351,20 @@ TEST(CommandTest, OptionsMayComeFromAFile) {
       cluster,
       {{"status", "--config", config}, 2, absl::StrCat(config, ": there is no option conector")});
   ExpectRefusal(cluster, {{"status", "--config", config + ".none"}, 2, "none"});
+}
+
+TEST(CommandTest, PlanPredictsForAShapeThatIsNotHere) {
+  TestCluster cluster;
+  const std::string shape = CARAVAN_SOURCE_DIR "/bench/shapes/deepseek-r1.json";
+  TestProcess& plan =
+      cluster.Launch("plan", {"plan", "--model", shape, "--experts", "q4_K", "--dense", "q4_K",
+                              "--boxes", "1,12", "--jobs", "1,256", "--target", "5"});
+  EXPECT_EQ(plan.Wait(), 0) << plan.Transcript();
+  EXPECT_THAT(plan.Out(), HasSubstr("a prediction, not a measurement"));
+  // One box has not the memory for the KV cache of 256 jobs.
+  EXPECT_THAT(plan.Out(), ContainsRegex("\\| 1 \\| [0-9]+% \\| 0\\.[0-9]+ disk \\| - \\|"));
+  EXPECT_THAT(plan.Out(), ContainsRegex("\\| 12 \\| [0-9]+% \\| [0-9.]+ [a-z]+ \\| \\*\\*"));
+  EXPECT_THAT(plan.Out(), HasSubstr("of KV cache and the experts of one row lack "));
 }
 
 TEST(CommandTest, ProbeDiskMeasuresEachSizeAtEachDepthAndLeavesNothing) {
