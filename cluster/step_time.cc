@@ -97,7 +97,9 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
   // What is read.
   const double touched = TouchedExperts(per_layer, chosen, rows);
   const bool is_scan = 2 * touched > per_layer;
-  const double hits = per_layer == 0 ? 1 : HitRate(time.expert_share, touched / per_layer);
+  // Between two tokens of a job the cache meets those of all others.
+  const double met = TouchedExperts(per_layer, chosen, static_cast<double>(load.jobs));
+  const double hits = per_layer == 0 ? 1 : HitRate(time.expert_share, met / per_layer);
   time.bytes_read = expert_layers * touched * (1 - hits) * static_cast<double>(expert_bytes);
   time.read_seconds = time.bytes_read == 0 ? 0 : time.bytes_read / box.disk_read_bytes;
 

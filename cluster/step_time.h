@@ -8,7 +8,7 @@
 // disk, each once for all rows. What a step touches:
 //
 //   touched = E (1 - (1 - k/E)^rows)     of E experts, if rows choose k of them evenly
-//   in memory = touched * HitRate(share of all experts that fit, touched / E)
+//   in memory = touched * HitRate(share of all experts that fit, what all jobs' rows touch / E)
 //
 // Reads and computation overlap (docs/architecture.md, "The expert store"): a scan, where more than
 // half of a layer is touched, reads ahead over layers; otherwise each layer's reads run beside its
@@ -29,10 +29,11 @@ namespace caravan {
 double TouchedExperts(double num_experts, double chosen, double rows);
 
 /// Of uses of experts, those that a cache with a place for `share` of all experts is expected to
-/// hit, where a step touches `touched_share` of a layer's. Measured points of docs/performance.md,
-/// "Which experts stay" (lfu): for one row the table's, between them straight lines; the more is
-/// touched, the nearer to `share`, as a fixed set stays: share + (one row's - share) * (1 -
-/// touched_share)^1.5, which is within 5 points of what 4, 16, 32 and 512 rows hit there.
+/// hit, where a token of every job touches `touched_share` of a layer's together. Measured points
+/// of docs/performance.md, "Which experts stay" (lfu): for one row the table's, between them
+/// straight lines; the more is touched, the nearer to `share`, as a fixed set stays: share + (one
+/// row's - share) * (1 - touched_share)^1.5, which is within 5 points of what 4, 16, 32 and 512
+/// rows hit there.
 double HitRate(double share, double touched_share);
 
 /// What bounds a step.

@@ -486,6 +486,11 @@ absl::Status ExpertStore::CollectReads() {
       continue;
     }
     if (At(slot).wanted) {
+      // Each visit tries for itself: what failed may have been asked of the disk long before.
+      if (std::exchange(At(slot).found, false)) {
+        SubmitRead(slot, ReadPriority::kNeeded);
+        continue;
+      }
       if (ReadOtherCopy(slot)) continue;
       error.Update(files_->Error(At(slot).key, At(slot).copy, ended.status.message()));
       Unwant(slot);
@@ -547,7 +552,10 @@ void ExpertStore::Want(int slot) {
   Slot& wanted = At(slot);
   wanted.wanted = true;
   if (!IsPassed(slot)) cache_.Hold(slot);
-  if (wanted.state == Slot::State::kReading) queue_->Promote(wanted.read);
+  if (wanted.state == Slot::State::kReading) {
+    queue_->Promote(wanted.read);
+    wanted.found = true;
+  }
   if (!std::exchange(wanted.guess, false)) return;
   MutexLock lock(&mu_);
   ++counters_.guesses_used;

@@ -198,16 +198,67 @@ TEST_F(ExpertStoreTest, GivesEachExpertOnceWhateverItsSlots) {
   }
 }
 
+/// Options whose queue is `*queue`, once the store is made.
+ExpertStore::Options HeldOptions(HeldQueue** queue) {
+  ExpertStore::Options options;
+  options.guesses = ExpertStore::Guesses::kNever;
+  options.make_queue =
+      [queue](const ReadQueue::Options& reads) -> absl::StatusOr<std::unique_ptr<ReadQueue>> {
+    absl::StatusOr<std::unique_ptr<ReadQueue>> real = ReadQueue::Create(reads);
+    if (!real.ok()) return real.status();
+    auto held = std::make_unique<HeldQueue>(*std::move(real));
+    *queue = held.get();
+    return held;
+  };
+  return options;
+}
+
 TEST_F(ExpertStoreTest, WhatIsThereIsGivenFirst) {
-  const std::unique_ptr<ExpertStore> store = MakeStore(16);
+  HeldQueue* queue = nullptr;
+  const std::unique_ptr<ExpertStore> store = MakeStore(16, HeldOptions(&queue));
   ASSERT_TRUE(VisitAll(*store, 1, Choice({3, 5, 7, 9})).ok());
   const Choice next({1, 5, 9, 11});
-  const auto first = Take(store->Visit(1, next.ids, next.weights), 1, 1);
+  queue->Hold();
+  ExpertBatches& batches = store->Visit(1, next.ids, next.weights);
+  const auto first = Take(batches, 1, 1);
   ASSERT_TRUE(first.ok());
   EXPECT_EQ(*first, (std::set<int32_t>{5, 9}));
   EXPECT_EQ(store->counters().hits, 2);
   EXPECT_EQ(store->counters().misses, 6);
-  EXPECT_GT(store->counters().waited, absl::ZeroDuration());
+  queue->LetGo();
+  const auto rest = Take(batches, 1);
+  ASSERT_TRUE(rest.ok());
+  EXPECT_EQ(*rest, (std::set<int32_t>{1, 11}));
+}
+
+// A read that fails after its visit was left has nothing to do with the next one.
+TEST_F(ExpertStoreTest, AReadOfAnotherVisitThatFailsIsTriedAgain) {
+  bool broken = true;
+  fault_ = [&broken](const FileRead& /*read*/) {
+    return broken ? absl::DataLossError("the disk says no") : absl::OkStatus();
+  };
+  HeldQueue* queue = nullptr;
+  ExpertStore::Options options = HeldOptions(&queue);
+  options.make_queue =
+      [this, &queue, make = options.make_queue](
+          const ReadQueue::Options& reads) -> absl::StatusOr<std::unique_ptr<ReadQueue>> {
+    absl::StatusOr<std::unique_ptr<ReadQueue>> real = ReadQueue::Create(reads);
+    if (!real.ok()) return real.status();
+    auto held =
+        std::make_unique<HeldQueue>(std::make_unique<UnrulyQueue>(*std::move(real), seed_, fault_));
+    queue = held.get();
+    return held;
+  };
+  const std::unique_ptr<ExpertStore> store = MakeStore(16, options);
+  const Choice choice({1, 5});
+  queue->Hold();
+  store->Visit(1, choice.ids, choice.weights);  // and leaves
+  broken = false;
+  ExpertBatches& again = store->Visit(1, choice.ids, choice.weights);
+  queue->LetGo();
+  const auto taken = Take(again, 1);
+  ASSERT_TRUE(taken.ok()) << taken.status();
+  EXPECT_EQ(*taken, choice.needed);
 }
 
 TEST_F(ExpertStoreTest, AllThatFitAreReadAtTheStart) {

@@ -149,6 +149,50 @@ class UnrulyQueue : public ReadQueue {
   std::unique_ptr<ReadQueue> queue_;  // last: its threads use the above
 };
 
+/// Keeps the ends of reads to itself until they are let go.
+class HeldQueue : public ReadQueue {
+ public:
+  explicit HeldQueue(std::unique_ptr<ReadQueue> queue) : queue_(std::move(queue)) {}
+
+  void Hold() {
+    MutexLock lock(&mu_);
+    holds_ = true;
+  }
+  void LetGo() {
+    std::vector<std::pair<Done, absl::Status>> held;
+    {
+      MutexLock lock(&mu_);
+      holds_ = false;
+      held.swap(held_);
+    }
+    for (const auto& [done, status] : held) done(status);
+  }
+
+  absl::string_view Name() const override { return "held"; }
+  Id Submit(const FileRead& read, ReadPriority priority, Done done) override {
+    return queue_->Submit(read, priority,
+                          [this, done = std::move(done)](const absl::Status& status) {
+                            {
+                              MutexLock lock(&mu_);
+                              if (holds_) {
+                                held_.emplace_back(done, status);
+                                return;
+                              }
+                            }
+                            done(status);
+                          });
+  }
+  void Promote(Id id) override { queue_->Promote(id); }
+  bool Cancel(Id id) override { return queue_->Cancel(id); }
+  Counters counters() const override { return queue_->counters(); }
+
+ private:
+  Mutex mu_;
+  bool holds_ ABSL_GUARDED_BY(mu_) = false;
+  std::vector<std::pair<Done, absl::Status>> held_ ABSL_GUARDED_BY(mu_);
+  std::unique_ptr<ReadQueue> queue_;  // last: its threads use the above
+};
+
 }  // namespace caravan
 
 #endif  // CARAVAN_TESTS_WORKER_EXPERTS_EXPERT_TESTING_H_
