@@ -32,8 +32,8 @@ double TouchedExperts(double num_experts, double chosen, double rows);
 /// hit, where a token of every job touches `touched_share` of a layer's together. Measured points
 /// of docs/performance.md, "Which experts stay" (lfu): for one row the table's, between them
 /// straight lines; the more is touched, the nearer to `share`, as a fixed set stays: share + (one
-/// row's - share) * (1 - touched_share)^1.5, which is within 5 points of what 4, 16, 32 and 512
-/// rows hit there.
+/// row's - share) * (1 - touched_share)^1.5, which is within 5 points of what 4, 16 and 32 rows hit
+/// there.
 double HitRate(double share, double touched_share);
 
 /// What bounds a step.

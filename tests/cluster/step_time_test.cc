@@ -95,7 +95,7 @@ TEST(StepTime, HitsGrowFromNoneToAll) {
 // `caravan bench cache --synthetic layers=10,topic=..,rows=..`, lfu, with a quarter of the experts.
 TEST(StepTime, MoreRowsHitWhatWasMeasured) {
   for (const auto& [rows, hits] :
-       {std::pair{1.0, 0.67}, {4.0, 0.559}, {16.0, 0.457}, {32.0, 0.342}, {512.0, 0.20}}) {
+       {std::pair{1.0, 0.67}, {4.0, 0.559}, {16.0, 0.457}, {32.0, 0.342}}) {
     EXPECT_NEAR(HitRate(0.25, TouchedExperts(256, 8, rows) / 256), hits, 0.05) << rows;
   }
 }
