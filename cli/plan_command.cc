@@ -25,11 +25,13 @@
 namespace caravan {
 namespace {
 
+constexpr int kCounts[] = {1, 2, 4, 8, 12};
+
 struct PlanFlags {
   std::string model;
   PackFlags pack;
   std::vector<std::string> boxes = {"3060"};
-  std::vector<int> counts = {1, 2, 4, 8, 12};
+  std::vector<int> counts;  // empty: kCounts, as far as there are layers
   std::vector<int> jobs = {1, 8, 32, 128, 256, 512};
   int64_t context = 2048;
   DType kv_dtype = DType::kF16;
@@ -116,7 +118,7 @@ absl::Status Predict(const PlanFlags& flags, const ModelConfig& config, const Mo
   return absl::OkStatus();
 }
 
-absl::Status Plan(const PlanFlags& flags) {
+absl::Status Plan(PlanFlags flags) {
   std::vector<Box> boxes;
   for (const std::string& name : flags.boxes) {
     absl::StatusOr<Box> box = FindBox(name);
@@ -126,6 +128,11 @@ absl::Status Plan(const PlanFlags& flags) {
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model, OpenModel(flags));
   const ModelConfig& config = model->config();
   CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost, CostOfStoredModel(*model));
+  if (flags.counts.empty()) {
+    for (const int count : kCounts) {
+      if (count <= config.num_hidden_layers) flags.counts.push_back(count);
+    }
+  }
   for (const int count : flags.counts) {
     if (count > config.num_hidden_layers) {
       return absl::InvalidArgumentError(
@@ -176,10 +183,10 @@ void AddPlanCommand(CLI::App& app, CommandBody& body) {
                    absl::StrCat("Kinds of box to ask about: ", absl::StrJoin(names, ", ")))
       ->delimiter(',')
       ->capture_default_str();
-  command->add_option("--boxes", flags->counts, "How many of them in a row")
+  command->add_option("--boxes", flags->counts, "How many of them in a row, at most one a layer")
       ->delimiter(',')
       ->check(CLI::Range(1, 1000))
-      ->capture_default_str();
+      ->default_str(absl::StrCat("[", absl::StrJoin(kCounts, ","), "]"));
   command->add_option("--jobs", flags->jobs, "How many jobs decode at once")
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 20))
