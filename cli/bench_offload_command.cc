@@ -77,6 +77,14 @@ absl::StatusOr<LocalPipeline::Options> PipelineOf(const BenchOffloadFlags& flags
         absl::StrCat("--ram: measuring the disk alone takes ", FormatByteSize(aside)));
   }
   options.memory_budget_bytes -= aside;
+  if (flags.routing != "model") {
+    if (options.experts.guesses == ExpertStore::Guesses::kAlways) {
+      return absl::InvalidArgumentError(
+          "--guess-experts on: no router foretells made-up choices; with --routing model they may "
+          "be guessed");
+    }
+    options.experts.guesses = ExpertStore::Guesses::kNever;
+  }
   return options;
 }
 
