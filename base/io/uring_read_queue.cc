@@ -57,7 +57,11 @@ absl::StatusOr<std::unique_ptr<ReadQueue>> UringReadQueue::Create(const Options&
 UringReadQueue::~UringReadQueue() {
   Stop();
   thread_.reset();
-  if (has_ring_) io_uring_queue_exit(&ring_);
+  if (!has_ring_) return;
+  // The kernel takes a ring apart some time after its end, and until then holds on to registered
+  // memory: who then took as much again would have it twice.
+  if (memory_registered_) io_uring_unregister_buffers(&ring_);
+  io_uring_queue_exit(&ring_);
 }
 
 // Registered memory spares the kernel to look up and pin 256 pages a MiB. Files are not registered:

@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <iterator>
 #include <memory>
 #include <random>
@@ -329,6 +330,31 @@ TEST(ReadQueueCreateTest, WithoutARingItReadsByThreads) {
   }).join();
   if (!refused) GTEST_SKIP() << "no seccomp here";
   EXPECT_EQ(name, "threads");
+}
+
+/// What the kernel has pinned of this process, in KiB (proc(5)).
+int64_t PinnedKib() {
+  std::ifstream status("/proc/self/status");
+  std::string name;
+  while (status >> name) {
+    int64_t kib = -1;
+    if (name == "VmPin:" && status >> kib) return kib;
+  }
+  return -1;
+}
+
+// Whoever takes as much memory again must not have it twice for a while.
+TEST(ReadQueueCreateTest, ItsEndLetsGoOfItsMemoryAtOnce) {
+  absl::StatusOr<Buffer> memory = Buffer::Allocate(int64_t{8} << 20);
+  ASSERT_TRUE(memory.ok());
+  ReadQueue::Options options;
+  options.memory = absl::MakeSpan(memory->data(), static_cast<size_t>(memory->size()));
+  const int64_t before = PinnedKib();
+  auto queue = ReadQueue::Create(options);
+  ASSERT_TRUE(queue.ok());
+  if (PinnedKib() < before + (8 << 10)) GTEST_SKIP() << "nothing was pinned here";
+  queue->reset();
+  EXPECT_EQ(PinnedKib(), before);
 }
 
 TEST(ReadQueueCreateTest, MemoryThatMayNotBePinnedIsReadToAllTheSame) {
