@@ -21,6 +21,8 @@
 namespace caravan {
 namespace {
 
+constexpr int kMaxWarmUpRounds = 64;
+
 /// Of a stage: its layers with experts, and what is noted of them.
 struct StageMeter {
   explicit StageMeter(ReadMeter* sum) : reads(sum) {}
@@ -143,7 +145,8 @@ bool Bench::IsFull() const {
 }
 
 absl::Status Bench::WarmUp() {
-  while (true) {
+  // A cache that keeps a fixed set may never put anything out.
+  for (int round = 0; round < kMaxWarmUpRounds; ++round) {
     const int64_t bytes_before = reads_.counters().read_bytes;
     CARAVAN_RETURN_IF_ERROR(RunJobs().status());
     // Where nothing more is read, the choices are too few to fill it.

@@ -83,6 +83,11 @@ absl::StatusOr<LocalPipeline::Options> PipelineOf(const BenchOffloadFlags& flags
           "--guess-experts on: no router foretells made-up choices; with --routing model they may "
           "be guessed");
     }
+    if (!options.record_routing.empty()) {
+      return absl::InvalidArgumentError(
+          "--record-routing: made-up choices are not the model's; with --routing model its own may "
+          "be recorded");
+    }
     options.experts.guesses = ExpertStore::Guesses::kNever;
   }
   return options;

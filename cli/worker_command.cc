@@ -58,6 +58,9 @@ absl::Status ApplyExpertFlags(WorkerFlags& flags) {
     CARAVAN_RETURN_IF_ERROR(
         Annotate(CheckDirectory(parent.empty() ? "." : parent), "--record-routing"));
   }
+  for (const std::string& mirror : options.mirrors) {
+    CARAVAN_RETURN_IF_ERROR(Annotate(CheckDirectory(mirror), "--mirror"));
+  }
   if (flags.expert_heat == "off") {
     options.expert_heat.reset();
   } else if (flags.expert_heat != "auto") {

@@ -183,6 +183,8 @@ TEST(BenchOffloadTest, WrongFlagsAndModelsGetASentence) {
            Case{{"--model", pack, "--ram", "1GiB", "--context", "5"}, "--context"},
            Case{{"--model", pack, "--ram", "120MiB", "--guess-experts", "on"},
                 "--guess-experts on: no router foretells made-up choices"},
+           Case{{"--model", pack, "--ram", "120MiB", "--record-routing", "x"},
+                "--record-routing: made-up choices are not the model's"},
            Case{{"--model", pack, "--ram", "1KiB"}, "--ram: measuring the disk alone takes "},
            Case{{"--model", pack, "--ram", "8GiB"}, "hold all experts, so nothing would be read"},
            Case{{"--model", tiny, "--ram", "1GiB"}, tiny + ": is no packed model"},

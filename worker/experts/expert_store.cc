@@ -119,6 +119,7 @@ int64_t ExpertStore::warm_bytes() const {
 absl::Status ExpertStore::Warm(const Progress& progress) {
   const std::vector<ExpertKey> keys = WarmKeys();
   if (keys.empty()) return absl::OkStatus();
+  const bool all = static_cast<int64_t>(keys.size()) == files_->num_experts();
   const int64_t total = warm_bytes();
   int64_t done = 0;
   for (size_t i = 0; i < keys.size();) {
@@ -135,13 +136,20 @@ absl::Status ExpertStore::Warm(const Progress& progress) {
         EndVisit();
         return absl::CancelledError("reading experts was stopped");
       }
-      CARAVAN_ASSIGN_OR_RETURN(const absl::Span<const LoadedExpert> batch, Next());
-      if (batch.empty()) break;
-      done += static_cast<int64_t>(batch.size()) * files_->run_bytes(layer_);
+      const absl::StatusOr<absl::Span<const LoadedExpert>> batch = Next();
+      if (!batch.ok()) {
+        if (all) return batch.status();
+        // It fails the steps that want it, if any do; what is left of the layer comes when it is
+        // wanted.
+        LogWarning("expert_not_warmed", {{"why", batch.status().message()}});
+        break;
+      }
+      if (batch->empty()) break;
+      done += static_cast<int64_t>(batch->size()) * files_->run_bytes(layer_);
     }
   }
   layer_ = std::numeric_limits<int>::max();
-  progress(done, total);
+  progress(total, total);
   return absl::OkStatus();
 }
 

@@ -103,7 +103,8 @@ class ExpertStore {
   /// What Warm reads: all experts, if the slots hold them all; else those of the highest scores in
   /// cache(), as many as its slots, of those that have one.
   int64_t warm_bytes() const;
-  /// Reads that, in file order. Errors: as Visit; Cancelled - by `progress`.
+  /// Reads that, in file order. Errors: as Visit, where all are read; else what cannot be read is
+  /// left out, which a warning says. Cancelled - by `progress`.
   absl::Status Warm(const Progress& progress);
 
   /// A layer's experts for rows that chose these: expert_ids and weights [rows, k]. Begins to read

@@ -327,6 +327,30 @@ TEST_F(ExpertStoreTest, TheHottestAreReadAtTheStartInTheOrderOfTheirFiles) {
   EXPECT_EQ(store->counters().misses, 0);
 }
 
+// Its steps fail by its name, and all others run.
+TEST_F(ExpertStoreTest, AHotExpertThatCannotBeReadIsLeftOutAtTheStart) {
+  fault_ = [&](const FileRead& read) {
+    return read.offset == toy_->OffsetOf(1, 3) && read.file->path() == toy_->PathOf(1)
+               ? absl::DataLossError("the disk says no")
+               : absl::OkStatus();
+  };
+  const std::unique_ptr<ExpertStore> store = MakeStore(16);
+  for (const int expert : {1, 3, 5}) store->cache().SetScore({1, expert}, 9);
+  for (const int expert : {2, 4}) store->cache().SetScore({2, expert}, 9);
+  int64_t last = 0;
+  ASSERT_TRUE(store
+                  ->Warm([&](int64_t done, int64_t) {
+                    last = done;
+                    return true;
+                  })
+                  .ok());
+  EXPECT_EQ(last, 5 * toy_->run_bytes());
+  ASSERT_TRUE(VisitAll(*store, 1, Choice({1, 5, 7, 9})).ok());
+  ASSERT_TRUE(VisitAll(*store, 2, Choice({2, 4, 6, 8})).ok());
+  EXPECT_GE(store->counters().hits, 2);
+  ExpectLost(VisitAll(*store, 1, Choice({1, 3, 5, 7})), 1, 3, "the disk says no");
+}
+
 TEST_F(ExpertStoreTest, AScanKeepsWhatItHas) {
   constexpr int kSlots = 24;  // of which experts pass through 6
   for (const char* policy : {"lru", "lfu", "router"}) {
