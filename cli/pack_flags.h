@@ -20,8 +20,8 @@ struct PackFlags {
   std::string dense;
   int num_threads = 0;
 
-  /// The options --preset, --experts and --dense, which make no sense without `needed`. `kept`: what
-  /// the formats are without them.
+  /// The options --preset, --experts and --dense, which make no sense without `needed`. `kept`:
+  /// what the formats are without them.
   void AddFormats(CLI::App& command, CLI::Option* needed, const std::string& kept);
   /// These and --threads.
   void AddTo(CLI::App& command, CLI::Option* needed, const std::string& kept);

@@ -12,8 +12,8 @@
 #include "kernels/backend.h"
 #include "model/model_config.h"
 #include "worker/experts/expert_store.h"
-#include "worker/experts/routing_observer.h"
 #include "worker/experts/router_lookahead.h"
+#include "worker/experts/routing_observer.h"
 #include "worker/stage_weights.h"
 
 namespace caravan {
