@@ -21,6 +21,7 @@
 #include "cli/commands.h"
 #include "cli/load_client.h"
 #include "cli/stand_in_tokenizer.h"
+#include "cli/xy_chart.h"
 #include "model/stored_model.h"
 #include "nlohmann/json.hpp"
 
@@ -132,23 +133,18 @@ void PrintTable(const BenchServeFlags& flags, const std::vector<std::vector<Cell
   }
 }
 
-/// A plot that Markdown's readers draw.
 void PrintPlot(const BenchServeFlags& flags, const std::vector<std::vector<Cell>>& cells) {
-  std::vector<std::string> names;
-  for (const int workers : flags.workers) names.push_back(absl::StrCat(workers));
-  std::printf(
-      "\n```mermaid\nxychart-beta\n  title \"tokens/s by jobs at once; lines: %s workers\"\n",
-      absl::StrJoin(names, ", ").c_str());
-  std::printf("  x-axis \"jobs\" [%s]\n", absl::StrJoin(flags.load.jobs, ", ").c_str());
-  std::printf("  y-axis \"tokens/s\"\n");
+  XyChart chart;
+  chart.title = absl::StrCat(
+      "tokens/s by jobs at once; lines: ", absl::StrJoin(flags.workers, ", "), " workers");
+  chart.x_name = "jobs";
+  chart.x = flags.load.jobs;
+  chart.y_name = "tokens/s";
   for (const std::vector<Cell>& row : cells) {
-    std::vector<std::string> rates;
-    for (const Cell& cell : row) {
-      rates.push_back(absl::StrFormat("%.0f", Median(cell.tokens_per_s)));
-    }
-    std::printf("  line [%s]\n", absl::StrJoin(rates, ", ").c_str());
+    std::vector<double>& line = chart.lines.emplace_back();
+    for (const Cell& cell : row) line.push_back(Median(cell.tokens_per_s));
   }
-  std::printf("```\n");
+  PrintXyChart(chart);
 }
 
 absl::Status BenchServe(const BenchServeFlags& flags) {

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -14,6 +15,7 @@
 #include "base/status_macros.h"
 #include "cli/commands.h"
 #include "cli/pack_flags.h"
+#include "cli/xy_chart.h"
 #include "cluster/box.h"
 #include "cluster/step_time.h"
 #include "kernels/kv_rows.h"
@@ -62,20 +64,6 @@ std::string Cell(const absl::StatusOr<PipelineTime>& time, double target) {
                       BottleneckName(time->slowest.bottleneck));
 }
 
-/// A plot that Markdown's readers draw: a line for each number of boxes.
-void PrintPlot(const PlanFlags& flags, const std::vector<std::vector<double>>& rates) {
-  std::printf(
-      "\n```mermaid\nxychart-beta\n  title \"predicted tokens/s by jobs at once; lines: %s "
-      "boxes\"\n  x-axis \"jobs\" [%s]\n  y-axis \"tokens/s\"\n",
-      absl::StrJoin(flags.counts, ", ").c_str(), absl::StrJoin(flags.jobs, ", ").c_str());
-  for (const std::vector<double>& line : rates) {
-    std::vector<std::string> points;
-    for (const double rate : line) points.push_back(absl::StrFormat("%.2f", rate));
-    std::printf("  line [%s]\n", absl::StrJoin(points, ", ").c_str());
-  }
-  std::printf("```\n");
-}
-
 absl::Status Predict(const PlanFlags& flags, const ModelConfig& config, const ModelCost& cost,
                      const Box& box) {
   std::printf("\nbox %s: disk %.1f GB/s, memory %s at %.1f GB/s, %.0f G multiply-adds/s",
@@ -114,7 +102,13 @@ absl::Status Predict(const PlanFlags& flags, const ModelConfig& config, const Mo
     std::printf("\n-: not enough memory; the first of them: %s\n",
                 std::string(lacking.message()).c_str());
   }
-  PrintPlot(flags, rates);
+  PrintXyChart({.title = absl::StrCat("predicted tokens/s by jobs at once; lines: ",
+                                      absl::StrJoin(flags.counts, ", "), " boxes"),
+                .x_name = "jobs",
+                .x = flags.jobs,
+                .y_name = "tokens/s",
+                .lines = std::move(rates),
+                .decimals = 2});
   return absl::OkStatus();
 }
 

@@ -17,6 +17,7 @@
 #include "model/pack/pack_manifest.h"
 #include "model/pack/packed_model.h"
 #include "nlohmann/json.hpp"
+#include "tests/cli/synth_pack.h"
 #include "tests/support/memory_cgroup.h"
 #include "tests/support/sanitized.h"
 #include "tests/support/test_cluster.h"
@@ -36,12 +37,7 @@ std::string MakeModel(TestCluster& cluster, int experts, int hidden) {
   config["n_routed_experts"] = experts;
   config["first_k_dense_replace"] = 0;
   config["num_hidden_layers"] = 2;
-  const std::string path = cluster.dir().Write("config.json", config.dump());
-  const std::string out = cluster.dir().File("pack");
-  TestProcess& synth = cluster.Launch(
-      "synth", {"synth", "--config", path, "--out", out, "--experts", "q8_0", "--threads", "2"});
-  EXPECT_EQ(synth.Wait(), 0) << synth.Transcript();
-  return out;
+  return MakeSynthPack(cluster, config);
 }
 
 std::vector<std::string> BenchOffload(std::vector<std::string> arguments) {

@@ -10,6 +10,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
+#include "tests/cli/synth_pack.h"
 #include "tests/support/sanitized.h"
 #include "tests/support/test_cluster.h"
 
@@ -59,12 +60,7 @@ std::string MakeModelOfManyExperts(TestCluster& cluster) {
   config["moe_intermediate_size"] = 1024;
   config["n_routed_experts"] = 128;
   config["num_hidden_layers"] = 2;
-  const std::string path = cluster.dir().Write("config.json", config.dump());
-  const std::string out = cluster.dir().File("pack");
-  TestProcess& synth = cluster.Launch(
-      "synth", {"synth", "--config", path, "--out", out, "--experts", "q8_0", "--threads", "2"});
-  EXPECT_EQ(synth.Wait(), 0) << synth.Transcript();
-  return out;
+  return MakeSynthPack(cluster, config);
 }
 
 TEST(PackedModelTest, AWorkerWithoutThePackIsGivenNoExpertsToLeaveThere) {

@@ -110,17 +110,19 @@ std::vector<ExpertKey> ExpertStore::WarmKeys() const {
   return keys;
 }
 
-int64_t ExpertStore::warm_bytes() const {
+int64_t ExpertStore::BytesOf(absl::Span<const ExpertKey> keys) const {
   int64_t bytes = 0;
-  for (const ExpertKey key : WarmKeys()) bytes += files_->run_bytes(key.layer);
+  for (const ExpertKey key : keys) bytes += files_->run_bytes(key.layer);
   return bytes;
 }
+
+int64_t ExpertStore::warm_bytes() const { return BytesOf(WarmKeys()); }
 
 absl::Status ExpertStore::Warm(const Progress& progress) {
   const std::vector<ExpertKey> keys = WarmKeys();
   if (keys.empty()) return absl::OkStatus();
   const bool all = static_cast<int64_t>(keys.size()) == files_->num_experts();
-  const int64_t total = warm_bytes();
+  const int64_t total = BytesOf(keys);
   int64_t done = 0;
   for (size_t i = 0; i < keys.size();) {
     layer_ = keys[i].layer;
@@ -409,6 +411,7 @@ void ExpertStore::SubmitRead(int slot, ReadPriority priority) {
   const int copy = At(slot).copy;
   ++reading_;
   At(slot).state = Slot::State::kReading;
+  At(slot).found = false;
   bytes_under_way_[static_cast<size_t>(files_->DiskOf(key.layer, copy))] +=
       files_->run_bytes(key.layer);
   const int frame = frame_of_[static_cast<size_t>(slot)];
@@ -495,7 +498,7 @@ absl::Status ExpertStore::CollectReads() {
     }
     if (At(slot).wanted) {
       // Each visit tries for itself: what failed may have been asked of the disk long before.
-      if (std::exchange(At(slot).found, false)) {
+      if (At(slot).found) {
         SubmitRead(slot, ReadPriority::kNeeded);
         continue;
       }

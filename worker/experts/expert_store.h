@@ -137,6 +137,7 @@ class ExpertStore {
  private:
   /// What Warm reads, ascending.
   std::vector<ExpertKey> WarmKeys() const;
+  int64_t BytesOf(absl::Span<const ExpertKey> keys) const;
 
   struct Slot {
     enum class State { kFree, kReading, kReady };
@@ -145,7 +146,7 @@ class ExpertStore {
     ReadQueue::Id read = 0;  // of kReading
     bool wanted = false;     // by the visit
     bool guess = false;      // read for no visit, and not wanted since
-    bool found = false;      // being read when the visit came
+    bool found = false;      // being read already when the visit came
     bool checked = false;    // as `verify` asks
     int copy = 0;            // of its file: where it was read from
     int bad_copies = 0;      // that were tried before
