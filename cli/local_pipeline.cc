@@ -46,6 +46,7 @@ absl::StatusOr<PipelinePlan> PlanEvenly(const StoredModel& model,
   planner.step_memory = ComputeStepMemory(model.config(), options.prefill_chunk);
   PlannerWorker worker;
   worker.kv_dtype = options.kv_dtype;
+  worker.kv_disk_bytes = options.kv_disk_bytes / options.num_workers;
   if (options.memory_budget_bytes > 0) {
     worker.memory_budget_bytes = options.memory_budget_bytes / options.num_workers;
     worker.offloads = true;
@@ -83,6 +84,8 @@ absl::Status LocalPipeline::CheckOptions(const StoredModel& model, const Options
                                                    ": the model allows 1 to ",
                                                    config.max_position_embeddings, " tokens"));
   }
+  const KvDiskFlags kv_disk = {options.kv_disk_bytes, options.kv_disk_directory};
+  CARAVAN_RETURN_IF_ERROR(kv_disk.Check());
   return Annotate(CheckKvDType(config.Mla(), options.kv_dtype),
                   absl::StrCat("--kv ", KvOptionName(options.kv_dtype), ": ", model.path()));
 }
@@ -124,6 +127,8 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
     stage_options.name = absl::StrCat("local worker ", i + 1);
     stage_options.kv_dtype = options.kv_dtype;
     stage_options.kv_budget_bytes = plan.stages[i].kv_bytes;
+    stage_options.kv_disk_bytes = plan.stages[i].kv_disk_bytes;
+    stage_options.kv_disk_directory = options.kv_disk_directory;
     stage_options.max_step_tokens = options.prefill_chunk;
     stage_options.expert_budget_bytes = plan.stages[i].expert_bytes;
     stage_options.experts = options.experts;
@@ -140,7 +145,7 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
                              Stage::Create(config, plan.stages[i].stage, model, std::move(backend),
                                            stage_options, [](int64_t, int64_t) { return true; }));
     attached.kv_blocks = std::min(attached.kv_blocks, stage->kv_cache().num_blocks());
-    Worker worker = {stage->spec(), stage->experts(), nullptr};
+    Worker worker = {stage.get(), nullptr};
     worker.loop = std::make_unique<StepLoop>(
         kPlanVersion, std::move(stage), MakeInProcessChannel(std::move(next), kChannelSteps),
         [](const absl::Status& why) {
@@ -163,12 +168,14 @@ LocalPipeline::~LocalPipeline() {
 std::vector<LocalPipeline::StageStats> LocalPipeline::stages() const {
   std::vector<StageStats> stages;
   for (const Worker& worker : workers_) {
-    StageStats& stage = stages.emplace_back();
-    stage.spec = worker.spec;
-    stage.load = worker.loop->load();
-    if (worker.experts == nullptr) continue;
-    stage.expert_slots = worker.experts->num_slots();
-    stage.experts = worker.experts->counters();
+    StageStats& stats = stages.emplace_back();
+    stats.spec = worker.stage->spec();
+    stats.load = worker.loop->load();
+    stats.kv_blocks = worker.stage->kv_cache().num_blocks();
+    stats.kv_blocks_on_disk = worker.stage->kv_cache().blocks_on_disk();
+    if (worker.stage->experts() == nullptr) continue;
+    stats.expert_slots = worker.stage->experts()->num_slots();
+    stats.experts = worker.stage->experts()->counters();
   }
   return stages;
 }
@@ -181,21 +188,24 @@ void LocalPipelineFlags::AddTo(CLI::App& command) {
   command.add_option("--threads", threads, "CPU threads, of all stages together; 0: one a core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
-  command
-      .add_option_function<std::string>(
-          "--ram",
-          [this](const std::string& text) {
-            const absl::StatusOr<int64_t> bytes = ParseByteSize(text);
-            if (!bytes.ok() || *bytes == 0) {
-              throw CLI::ValidationError("--ram", bytes.ok()
-                                                      ? "must be more than 0"
-                                                      : std::string(bytes.status().message()));
-            }
-            ram = *bytes;
-          },
-          "Memory of the whole process, such as 24GiB: experts of a packed model that do not fit "
-          "stay on disk, and are read as steps want them; if not given, everything is in memory")
-      ->type_name("SIZE");
+  CLI::Option* const ram_option =
+      command
+          .add_option_function<std::string>(
+              "--ram",
+              [this](const std::string& text) {
+                const absl::StatusOr<int64_t> bytes = ParseByteSize(text);
+                if (!bytes.ok() || *bytes == 0) {
+                  throw CLI::ValidationError("--ram", bytes.ok()
+                                                          ? "must be more than 0"
+                                                          : std::string(bytes.status().message()));
+                }
+                ram = *bytes;
+              },
+              "Memory of the whole process, such as 24GiB: experts of a packed model that do not "
+              "fit "
+              "stay on disk, and are read as steps want them; if not given, everything is in "
+              "memory")
+          ->type_name("SIZE");
   command
       .add_option("--context", context,
                   "Longest prompt with its reply, in tokens; 0: as the model allows")
@@ -203,6 +213,7 @@ void LocalPipelineFlags::AddTo(CLI::App& command) {
       ->capture_default_str();
   AddIsaOption(command, isa);
   AddKvOption(command, kv_dtype);
+  kv_disk.AddTo(command)->needs(ram_option);
   experts.AddTo(command);
 }
 
@@ -214,6 +225,8 @@ LocalPipeline::Options LocalPipelineFlags::Options() const {
   options.context_tokens = context;
   options.isa = isa;
   options.kv_dtype = kv_dtype;
+  options.kv_disk_bytes = kv_disk.bytes;
+  options.kv_disk_directory = kv_disk.directory;
   options.experts = experts.store;
   options.record_routing = experts.record_routing;
   return options;

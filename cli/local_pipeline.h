@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "base/dtype.h"
 #include "cli/expert_flags.h"
+#include "cli/kv_disk_flags.h"
 #include "coordinator/pipeline_driver.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/row_ops.h"
@@ -40,6 +41,9 @@ class LocalPipeline {
     // stay on its disk. 0: everything is in memory.
     int64_t memory_budget_bytes = 0;
     DType kv_dtype = DType::kF32;
+    // For KV blocks beyond what memory holds, of all workers together, shared out evenly.
+    int64_t kv_disk_bytes = 0;
+    std::string kv_disk_directory;
     bool speculate = false;  // the last worker drafts
     CpuIsa isa = CpuIsa::kAuto;
     ExpertStore::Options experts;  // of those on disk
@@ -55,13 +59,15 @@ class LocalPipeline {
   struct StageStats {
     StageSpec spec;
     v1::WorkerLoad load;
+    int64_t kv_blocks = 0;
+    int64_t kv_blocks_on_disk = 0;
     int expert_slots = 0;  // 0: no routed experts lie on disk
     ExpertStore::Counters experts;
   };
 
   /// What can be wrong with the options before anything is loaded.
   /// Errors: InvalidArgument - num_workers is not in [1, the model's layers], prefill_chunk < 1,
-  ///         context_tokens is not in [0, the model's]; as CheckKvDType.
+  ///         context_tokens is not in [0, the model's]; as CheckKvDType and KvDiskFlags::Check.
   static absl::Status CheckOptions(const StoredModel& model, const Options& options);
 
   /// Loads the model from `model`.
@@ -81,15 +87,14 @@ class LocalPipeline {
 
   std::unique_ptr<PipelineDriver> driver_;
   struct Worker {
-    StageSpec spec;
-    const ExpertStore* experts = nullptr;  // the loop's; null: it has none
+    const Stage* stage = nullptr;  // the loop's
     std::unique_ptr<StepLoop> loop;
   };
   std::vector<Worker> workers_;  // by stage
 };
 
 /// The options --model, --workers, --threads, --ram, --context, --isa and --kv and those of
-/// ExpertFlags, of the commands that run a pipeline of their own.
+/// KvDiskFlags and ExpertFlags, of the commands that run a pipeline of their own.
 struct LocalPipelineFlags {
   std::string model;
   int workers = 1;
@@ -98,6 +103,7 @@ struct LocalPipelineFlags {
   int64_t context = 0;  // tokens
   CpuIsa isa = CpuIsa::kAuto;
   DType kv_dtype = DType::kF32;
+  KvDiskFlags kv_disk;
   ExpertFlags experts;
 
   void AddTo(CLI::App& command);

@@ -15,6 +15,7 @@
 #include "base/status_macros.h"
 #include "cli/commands.h"
 #include "cli/expert_flags.h"
+#include "cli/kv_disk_flags.h"
 #include "cli/progress_bar.h"
 #include "cli/stop_signals.h"
 #include "cluster/address.h"
@@ -32,6 +33,7 @@ struct WorkerFlags {
   WorkerSessionOptions options;
   std::string ram;
   std::string offload = "auto";
+  KvDiskFlags kv_disk;
   ExpertFlags experts;
   std::string expert_heat = "auto";
   int threads = 0;
@@ -89,6 +91,9 @@ absl::Status ApplyDefaults(WorkerFlags& flags) {
     if (*ram == 0) return absl::InvalidArgumentError("--ram: must be more than 0");
     options.memory_budget_bytes = *ram;
   }
+  CARAVAN_RETURN_IF_ERROR(flags.kv_disk.Check());
+  options.kv_disk_bytes = flags.kv_disk.bytes;
+  options.kv_disk_directory = flags.kv_disk.directory;
   CARAVAN_RETURN_IF_ERROR(ApplyExpertFlags(flags));
   CpuOptions cpu;
   cpu.num_threads = options.num_threads;
@@ -162,6 +167,7 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
       ->capture_default_str();
   AddIsaOption(*command, flags->isa);
   AddKvOption(*command, options.kv_dtype);
+  flags->kv_disk.AddTo(*command);
   CLI::Option* const model = command->add_option(
       "--model", options.model_directory,
       "Local copy of the model; if not given, the coordinator's directory where it "

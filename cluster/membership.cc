@@ -54,9 +54,10 @@ absl::Status CheckRegistration(const v1::Registration& registration) {
     return FieldError("memory_budget_bytes",
                       absl::StrCat("is ", memory, ", not from 1 to ", kMaxMemoryBytes));
   }
-  if (registration.process_bytes() > kMaxMemoryBytes) {
-    return FieldError("process_bytes", absl::StrCat("is ", registration.process_bytes(),
-                                                    ", more than ", kMaxMemoryBytes));
+  for (const auto& [field, bytes] : {std::pair{"process_bytes", registration.process_bytes()},
+                                     std::pair{"kv_disk_bytes", registration.kv_disk_bytes()}}) {
+    if (bytes <= kMaxMemoryBytes) continue;
+    return FieldError(field, absl::StrCat("is ", bytes, ", more than ", kMaxMemoryBytes));
   }
   const uint32_t threads = registration.num_threads();
   if (threads == 0 || threads > kMaxThreads) {

@@ -26,7 +26,8 @@ struct StagePlan {
   WorkerId worker{};
   StageSpec stage;
   int64_t weight_bytes = 0;
-  int64_t kv_bytes = 0;  // what the stage may take for its KV cache
+  int64_t kv_bytes = 0;       // memory that the stage may take for its KV cache
+  int64_t kv_disk_bytes = 0;  // and of its worker's disk
   // What it may take for routed experts, a multiple of their slot; 0: all are in memory.
   int64_t expert_bytes = 0;
 };

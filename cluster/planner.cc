@@ -11,6 +11,8 @@
 #include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "base/byte_size.h"
+#include "base/int_math.h"
+#include "cluster/kv_tiers.h"
 #include "kernels/kv_rows.h"
 
 namespace caravan {
@@ -72,6 +74,25 @@ int64_t KvCacheBytes(const LayerCost& stage, DType dtype, int64_t tokens) {
 int64_t KvTokens(const LayerCost& stage, DType dtype, int64_t bytes) {
   const int64_t token_bytes = KvBytes(dtype, stage.kv_values_per_token);
   return token_bytes == 0 ? kMaxTokens : bytes / token_bytes;
+}
+
+KvBlockShape KvShape(const StagePlan& stage, const LayerCost& cost, DType dtype) {
+  const int num_layers = stage.stage.num_kv_layers();
+  return {num_layers, kKvBlockTokens * KvBytes(dtype, cost.kv_values_per_token / num_layers)};
+}
+
+/// Gives the stage as little of the worker's disk as brings its KV cache to `tokens`, or as close
+/// as it can be. Returns how many tokens it holds.
+int64_t TakeKvDisk(const LayerCost& cost, const PlannerWorker& worker, int64_t tokens,
+                   StagePlan& stage) {
+  const int64_t in_memory = KvTokens(cost, worker.kv_dtype, stage.kv_bytes);
+  stage.kv_disk_bytes = 0;
+  if (in_memory >= tokens || worker.kv_disk_bytes == 0) return in_memory;
+  const KvBlockShape shape = KvShape(stage, cost, worker.kv_dtype);
+  stage.kv_disk_bytes =
+      KvDiskFor(shape, stage.kv_bytes, worker.kv_disk_bytes, CeilDiv(tokens, kKvBlockTokens));
+  if (stage.kv_disk_bytes == 0) return in_memory;
+  return SplitKvBlocks(shape, stage.kv_bytes, stage.kv_disk_bytes).blocks() * kKvBlockTokens;
 }
 
 /// The least memory that a stage needs of its worker, in bytes.
@@ -336,7 +357,7 @@ PipelinePlan MakePlan(const StageCosts& costs, const PlannerOptions& options, co
     stage.weight_bytes = cost.weight_bytes;
     stage.kv_bytes =
         std::min(need.kv + (need.offloads ? spare / kKvShareDivisor : spare), wanted_kv);
-    pipeline_tokens = std::min(pipeline_tokens, KvTokens(cost, worker.kv_dtype, stage.kv_bytes));
+    pipeline_tokens = std::min(pipeline_tokens, TakeKvDisk(cost, worker, wanted_tokens, stage));
     plan.stages.push_back(stage);
   }
   // The stage that caches fewest tokens decides for all: beyond that, slots are worth more.
@@ -348,8 +369,12 @@ PipelinePlan MakePlan(const StageCosts& costs, const PlannerOptions& options, co
     const LayerCost& cost = costs.Of(begin, end);
     const PlannerWorker& worker = needs.worker(w);
     const StageNeed need = needs.Of(w, begin, end);
+    if (need.offloads) {
+      stage.kv_bytes =
+          std::min(stage.kv_bytes, KvCacheBytes(cost, worker.kv_dtype, pipeline_tokens));
+    }
+    TakeKvDisk(cost, worker, std::min(pipeline_tokens, wanted_tokens), stage);
     if (!need.offloads) continue;
-    stage.kv_bytes = std::min(stage.kv_bytes, KvCacheBytes(cost, worker.kv_dtype, pipeline_tokens));
     const int64_t left = worker.memory_budget_bytes - need.weights - need.beside - stage.kv_bytes;
     stage.expert_bytes = left / cost.expert_slot_bytes * cost.expert_slot_bytes;
   }

@@ -23,6 +23,7 @@ struct PlannerWorker {
   DType kv_dtype = DType::kF32;     // of its KV cache
   bool offloads = false;            // it can leave routed experts on its disk
   int64_t process_bytes = 0;        // of the budget, what an offloading stage leaves to the process
+  int64_t kv_disk_bytes = 0;        // for KV blocks that memory has no room for
 };
 
 struct PlannerOptions {
@@ -45,6 +46,10 @@ struct PlannerOptions {
 ///   So the budget is all that the process takes. Of the rest, half may go to the KV cache, up to
 ///   kv_tokens and not past what the stage that caches fewest tokens makes use of; slots get what
 ///   is left.
+///
+/// A stage whose KV cache then holds fewer than kv_tokens gets, of its worker's disk, what brings
+/// it closest to them, or to what the stage that caches fewest tokens makes use of. One longest
+/// sequence has room in memory in any case.
 ///
 /// Nothing offloads where a plan without that is found. Where `cost` has multi-token prediction,
 /// the last stage drafts.

@@ -1,6 +1,7 @@
 #include "coordinator/block_manager.h"
 
 #include <algorithm>
+#include <functional>
 #include <utility>
 
 #include "absl/hash/hash.h"
@@ -24,8 +25,10 @@ int64_t CommonPrefix(absl::Span<const int32_t> a, absl::Span<const int32_t> b) {
 BlockManager::BlockManager(int64_t num_blocks, int64_t block_tokens)
     : block_tokens_(block_tokens), blocks_(static_cast<size_t>(num_blocks)) {
   CARAVAN_CHECK(num_blocks >= 0 && num_blocks <= UINT32_MAX && block_tokens >= 1);
-  // The lowest is taken first, so that what workers touch stays together.
-  for (int64_t block = num_blocks; block-- > 0;) blank_.push_back(static_cast<uint32_t>(block));
+  // Ascending, so a heap already.
+  for (int64_t block = 0; block < num_blocks; ++block) {
+    blank_.push_back(static_cast<uint32_t>(block));
+  }
 }
 
 absl::Span<const int32_t> BlockManager::BlockOf(absl::Span<const int32_t> tokens,
@@ -152,6 +155,7 @@ void BlockManager::Use(uint32_t block) {
 std::optional<uint32_t> BlockManager::Take() {
   uint32_t block = 0;
   if (!blank_.empty()) {
+    std::pop_heap(blank_.begin(), blank_.end(), std::greater<>());
     block = blank_.back();
     blank_.pop_back();
   } else if (!unused_.empty()) {
@@ -170,6 +174,7 @@ void BlockManager::Release(uint32_t block) {
   if (--own.num_users > 0) return;
   if (own.content == 0) {
     blank_.push_back(block);
+    std::push_heap(blank_.begin(), blank_.end(), std::greater<>());
   } else {
     own.unused = unused_.insert(unused_.end(), block);
   }

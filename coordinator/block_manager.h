@@ -10,6 +10,9 @@
 // shared block is never written to. Blocks are found by (the block before, own tokens), so equal
 // tokens are equal beginnings (as in vLLM, arXiv:2309.06180, section 4.4; its hash alone may
 // collide, here the tokens are compared).
+//
+// Blocks with high numbers may lie on the disks of stages (cluster/kv_tiers.h), so low ones are
+// taken first.
 
 #include <cstdint>
 #include <list>
@@ -90,7 +93,7 @@ class BlockManager {
 
   const int64_t block_tokens_;
   std::vector<Block> blocks_;
-  std::vector<uint32_t> blank_;  // no user, not findable; the last is taken next
+  std::vector<uint32_t> blank_;  // no user, not findable; a heap, the lowest is taken next
   std::list<uint32_t> unused_;   // no user, findable; the first is taken next
   uint64_t last_content_ = 0;
   absl::flat_hash_map<uint64_t, uint32_t> full_blocks_;            // by a hash of parent and tokens

@@ -222,7 +222,8 @@ absl::StatusOr<PipelinePlan> ClusterController::MakePlan() const {
                        static_cast<int64_t>(member.registration.memory_budget_bytes()),
                        KvDTypeOf(member.registration),
                        member.registration.offloads() && !no_offloading_.contains(member.id),
-                       static_cast<int64_t>(member.registration.process_bytes())});
+                       static_cast<int64_t>(member.registration.process_bytes()),
+                       static_cast<int64_t>(member.registration.kv_disk_bytes())});
   }
   PlannerOptions planner;
   planner.version = last_version_ + 1;
@@ -246,6 +247,7 @@ void ClusterController::StartLoading(PipelinePlan plan) {
     *load.mutable_stage() = ToProto(stages[i].stage);
     *load.mutable_model() = options_.model;
     load.set_kv_budget_bytes(static_cast<uint64_t>(stages[i].kv_bytes));
+    load.set_kv_disk_bytes(static_cast<uint64_t>(stages[i].kv_disk_bytes));
     load.set_max_step_tokens(static_cast<uint32_t>(options_.max_step_tokens));
     if (stages[i].expert_bytes > 0) {
       load.set_expert_budget_bytes(static_cast<uint64_t>(stages[i].expert_bytes));
@@ -262,6 +264,7 @@ void ClusterController::StartLoading(PipelinePlan plan) {
                               {"stage", DescribeStage(stages[i].stage)},
                               {"weight_bytes", stages[i].weight_bytes},
                               {"kv_bytes", stages[i].kv_bytes},
+                              {"kv_disk_bytes", stages[i].kv_disk_bytes},
                               {"expert_bytes", stages[i].expert_bytes}});
     SendOrder(stages[i].worker, std::move(order));
   }
@@ -370,9 +373,11 @@ void ClusterController::DescribeStageOf(const StagePlan& plan, const StageState&
   if (!state.ready.has_value()) return;
   worker.set_kv_blocks(state.ready->kv_blocks());
   worker.set_kv_block_tokens(state.ready->kv_block_tokens());
-  const int64_t tokens = int64_t{state.ready->kv_blocks()} * state.ready->kv_block_tokens();
-  worker.set_kv_bytes(static_cast<uint64_t>(
-      KvBytes(KvDTypeOf(member.registration), tokens * cost.kv_values_per_token)));
+  const int64_t block_bytes =
+      KvBytes(KvDTypeOf(member.registration),
+              int64_t{state.ready->kv_block_tokens()} * cost.kv_values_per_token);
+  worker.set_kv_bytes(state.ready->kv_blocks() * static_cast<uint64_t>(block_bytes));
+  worker.set_kv_disk_bytes(state.ready->kv_blocks_on_disk() * static_cast<uint64_t>(block_bytes));
 }
 
 v1::GetStatusResponse ClusterController::Status() const {

@@ -12,35 +12,80 @@ namespace caravan {
 
 absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Options& options) {
   CARAVAN_CHECK(options.num_layers > 0 && options.width > 0 && options.block_tokens > 0);
-  const int64_t block_bytes =
-      options.num_layers * options.block_tokens * DTypeBytes(options.dtype, options.width);
-  const int64_t num_blocks = options.budget_bytes / block_bytes;
-  if (num_blocks < 1) {
+  const int64_t row_bytes = DTypeBytes(options.dtype, options.width);
+  const KvBlockShape shape = {options.num_layers, options.block_tokens * row_bytes};
+  const KvTiers tiers = SplitKvBlocks(shape, options.budget_bytes, options.disk_bytes);
+  if (tiers.blocks() < 1) {
     return absl::FailedPreconditionError(
         absl::StrCat("the KV cache's budget of ", FormatByteSize(options.budget_bytes),
                      " holds no block: one of ", options.block_tokens, " tokens takes ",
-                     FormatByteSize(block_bytes)));
+                     FormatByteSize(shape.block_bytes())));
   }
-  CARAVAN_ASSIGN_OR_RETURN(Buffer memory, Buffer::Allocate(num_blocks * block_bytes));
-  return std::unique_ptr<KvCache>(new KvCache(options, num_blocks, std::move(memory)));
+  CARAVAN_ASSIGN_OR_RETURN(Buffer memory, Buffer::Allocate(tiers.in_memory * shape.block_bytes()));
+  std::unique_ptr<KvDisk> disk;
+  if (tiers.on_disk > 0) {
+    KvDisk::Options disk_options;
+    disk_options.shape = shape;
+    disk_options.row_bytes = row_bytes;
+    disk_options.num_blocks = tiers.on_disk;
+    disk_options.directory = options.disk_directory;
+    disk_options.reads = options.disk_reads;
+    CARAVAN_ASSIGN_OR_RETURN(disk, KvDisk::Create(disk_options));
+  }
+  return std::unique_ptr<KvCache>(new KvCache(options, tiers, std::move(memory), std::move(disk)));
 }
 
-KvCache::KvCache(const Options& options, int64_t num_blocks, Buffer memory)
+KvCache::KvCache(const Options& options, const KvTiers& tiers, Buffer memory,
+                 std::unique_ptr<KvDisk> disk)
     : options_(options),
-      num_blocks_(num_blocks),
+      tiers_(tiers),
       layer_bytes_(options.block_tokens * DTypeBytes(options.dtype, options.width)),
-      memory_(std::move(memory)) {}
+      memory_(std::move(memory)),
+      disk_(std::move(disk)) {}
+
+void KvCache::BeginStep(absl::Span<const KvBlockUse> uses) {
+  if (disk_ == nullptr) return;
+  on_disk_.clear();
+  for (const KvBlockUse& use : uses) {
+    if (!IsOnDisk(use.block)) continue;
+    on_disk_.push_back({use.block - tiers_.in_memory, use.old_rows, use.rows});
+  }
+  disk_->BeginStep(on_disk_);
+}
+
+absl::Status KvCache::LoadLayer(int layer, int next) {
+  return disk_ == nullptr ? absl::OkStatus() : disk_->Load(layer, next);
+}
+
+absl::Status KvCache::StoreLayer(int layer) {
+  return disk_ == nullptr ? absl::OkStatus() : disk_->Store(layer);
+}
 
 std::byte* KvCache::LayerOfBlock(int64_t block, int layer) const {
-  CARAVAN_CHECK(block >= 0 && block < num_blocks_ && layer >= 0 && layer < options_.num_layers);
+  CARAVAN_CHECK(block >= 0 && block < num_blocks() && layer >= 0 && layer < options_.num_layers);
+  if (IsOnDisk(block)) return disk_->LayerOfBlock(block - tiers_.in_memory, layer);
   return memory_.data() + (block * options_.num_layers + layer) * layer_bytes_;
 }
 
-void KvCache::CopyBlock(int64_t from, int64_t to) {
-  if (from == to) return;
-  // The layers of a block lie one behind the other.
-  std::memcpy(LayerOfBlock(to, 0), LayerOfBlock(from, 0),
-              static_cast<size_t>(options_.num_layers * layer_bytes_));
+absl::Status KvCache::CopyBlock(int64_t from, int64_t to) {
+  if (from == to) return absl::OkStatus();
+  if (!IsOnDisk(from) && !IsOnDisk(to)) {
+    // The layers of a block lie one behind the other.
+    std::memcpy(LayerOfBlock(to, 0), LayerOfBlock(from, 0),
+                static_cast<size_t>(options_.num_layers * layer_bytes_));
+    return absl::OkStatus();
+  }
+  for (int layer = 0; layer < options_.num_layers; ++layer) {
+    if (IsOnDisk(from)) {
+      CARAVAN_RETURN_IF_ERROR(disk_->ReadLayer(from - tiers_.in_memory, layer));
+    }
+    std::memcpy(LayerOfBlock(to, layer), LayerOfBlock(from, layer),
+                static_cast<size_t>(layer_bytes_));
+    if (IsOnDisk(to)) {
+      CARAVAN_RETURN_IF_ERROR(disk_->WriteLayer(to - tiers_.in_memory, layer));
+    }
+  }
+  return absl::OkStatus();
 }
 
 }  // namespace caravan

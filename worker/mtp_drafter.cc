@@ -35,8 +35,7 @@ MtpDrafter::MtpDrafter(const ModelConfig& config, const StageWeights& weights, B
       joined_(2 * embedded_.size()),
       hidden_(embedded_.size()) {}
 
-absl::Status MtpDrafter::Run(const float* hidden, const KvCache& kv_cache, int kv_layer,
-                             v1::Step& step) {
+absl::Status MtpDrafter::Run(const float* hidden, KvCache& kv_cache, int kv_layer, v1::Step& step) {
   SequenceTable table;
   std::vector<int64_t> rows;      // of `hidden`
   std::vector<int32_t> next_ids;  // the token after each
@@ -62,8 +61,11 @@ absl::Status MtpDrafter::Run(const float* hidden, const KvCache& kv_cache, int k
   }
   if (rows.empty()) return absl::OkStatus();
   TakeInput(hidden, rows, next_ids);
+  kv_cache.BeginStep(table.BlockUses(kv_cache.block_tokens()));
+  CARAVAN_RETURN_IF_ERROR(kv_cache.LoadLayer(kv_layer, -1));
   CARAVAN_RETURN_IF_ERROR(layer_runner_.Run(weights_.mtp->layer, table.ForLayer(kv_cache, kv_layer),
                                             kv_cache.layout(), table.num_rows(), hidden_.data()));
+  CARAVAN_RETURN_IF_ERROR(kv_cache.StoreLayer(kv_layer));
   head_.Project(hidden_.data(), wanted, weights_.mtp->head_norm,
                 [&](size_t i, absl::Span<const float> logits) {
                   Answer(logits, step.slices(slice_of_wanted[i]),

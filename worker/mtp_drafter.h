@@ -35,8 +35,8 @@ class MtpDrafter {
   /// with its keys and values in layer `kv_layer` of their blocks. Adds draft_token_ids to the
   /// results of those that sample, mtp_logits to those that want logits.
   /// hidden [num_rows, hidden_size]: as for OutputHead::Run, which has filled step.results.
-  /// Errors: as LayerRunner::Run.
-  absl::Status Run(const float* hidden, const KvCache& kv_cache, int kv_layer, v1::Step& step);
+  /// Errors: as LayerRunner::Run, KvCache::LoadLayer and StoreLayer.
+  absl::Status Run(const float* hidden, KvCache& kv_cache, int kv_layer, v1::Step& step);
 
  private:
   /// Fills hidden_ [next_ids.size(), hidden_size]: eh_proj [enorm(embedding of next_ids) |

@@ -25,6 +25,9 @@ class SequenceTable {
 
   int64_t num_rows() const { return num_rows_; }
 
+  /// What the rows do with the blocks of their sequences.
+  std::vector<KvBlockUse> BlockUses(int64_t block_tokens) const;
+
   /// With the blocks of `layer`, counted in the stage. Valid until the next call.
   absl::Span<const SequenceRows> ForLayer(const KvCache& kv_cache, int layer);
 

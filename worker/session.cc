@@ -62,6 +62,7 @@ class Session {
     Worker::Environment environment;
     environment.name = absl::StrCat("worker ", options_.name);
     environment.kv_dtype = options_.kv_dtype;
+    environment.kv_disk_directory = options_.kv_disk_directory;
     environment.experts = options_.experts;
     environment.expert_heat = options_.expert_heat;
     environment.record_routing = options_.record_routing;
@@ -166,6 +167,7 @@ class Session {
     registration.set_memory_budget_bytes(static_cast<uint64_t>(options_.memory_budget_bytes));
     registration.set_num_threads(static_cast<uint32_t>(options_.num_threads));
     registration.set_kv_dtype(std::string(DTypeName(options_.kv_dtype)));
+    registration.set_kv_disk_bytes(static_cast<uint64_t>(options_.kv_disk_bytes));
     registration.set_offloads(options_.offloads);
     registration.set_process_bytes(static_cast<uint64_t>(ProcessBytes(options_.num_threads)));
     return report;

@@ -32,9 +32,11 @@ struct WorkerSessionOptions {
   std::vector<std::string> mirrors;  // directories on other disks with files of that local copy,
                                      // which is a packed model then (PackedModel::Open)
   int64_t memory_budget_bytes = 0;
-  bool offloads = false;         // experts that do not fit it may stay in a local pack
-  DType kv_dtype = DType::kF32;  // of the KV cache
-  ExpertStore::Options experts;  // of those on disk
+  bool offloads = false;          // experts that do not fit it may stay in a local pack
+  DType kv_dtype = DType::kF32;   // of the KV cache
+  int64_t kv_disk_bytes = 0;      // for KV blocks beyond what memory holds
+  std::string kv_disk_directory;  // where they lie
+  ExpertStore::Options experts;   // of those on disk
   std::optional<std::string> expert_heat = "";  // as Stage::Options
   std::string record_routing;                   // as Worker::Environment
   int num_threads = 1;

@@ -47,19 +47,22 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
                                                    options.max_step_tokens, " tokens"));
   }
   CARAVAN_RETURN_IF_ERROR(CheckKvDType(config.Mla(), options.kv_dtype));
-  KvCache::Options kv_options;
-  kv_options.num_layers = spec.num_kv_layers();
-  kv_options.width = config.Mla().kv_width();
-  kv_options.dtype = options.kv_dtype;
-  kv_options.block_tokens = kKvBlockTokens;
-  kv_options.budget_bytes = options.kv_budget_bytes;
-  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<KvCache> kv_cache, KvCache::Create(kv_options));
   std::unique_ptr<ExpertStore> experts;
   if (options.expert_budget_bytes > 0 && !ExpertFiles::LayersOf(config, spec).empty()) {
     CARAVAN_ASSIGN_OR_RETURN(
         experts,
         ExpertStore::Create(config, spec, source, options.expert_budget_bytes, options.experts));
   }
+  KvCache::Options kv_options;
+  kv_options.num_layers = spec.num_kv_layers();
+  kv_options.width = config.Mla().kv_width();
+  kv_options.dtype = options.kv_dtype;
+  kv_options.block_tokens = kKvBlockTokens;
+  kv_options.budget_bytes = options.kv_budget_bytes;
+  kv_options.disk_bytes = options.kv_disk_bytes;
+  kv_options.disk_directory = options.kv_disk_directory;
+  if (experts != nullptr) kv_options.disk_reads = &experts->reads();
+  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<KvCache> kv_cache, KvCache::Create(kv_options));
   std::unique_ptr<HeatKeeper> heat;
   if (experts != nullptr && options.expert_heat.has_value()) {
     heat = MakeHeatKeeper(options, source, experts->cache().shape());
@@ -130,7 +133,7 @@ v1::Step Stage::Run(v1::Step step) {
 absl::Status Stage::Apply(v1::Step& step) {
   CARAVAN_RETURN_IF_ERROR(Check(step));
   for (const v1::BlockCopy& copy : step.block_copies()) {
-    kv_cache_->CopyBlock(copy.from(), copy.to());
+    CARAVAN_RETURN_IF_ERROR(kv_cache_->CopyBlock(copy.from(), copy.to()));
   }
   if (step.slices().empty()) return absl::OkStatus();
   TakeInput(step);
@@ -185,11 +188,15 @@ void Stage::TakeInput(const v1::Step& step) {
 absl::Status Stage::RunLayers(const v1::Step& step) {
   SequenceTable table;
   for (const v1::SequenceSlice& slice : step.slices()) table.Add(slice, slice.token_ids_size());
+  kv_cache_->BeginStep(table.BlockUses(kv_cache_->block_tokens()));
   for (int layer = 0; layer < spec_.num_layers(); ++layer) {
     const LayerWeights* const weights = &weights_->layers[static_cast<size_t>(layer)];
-    CARAVAN_RETURN_IF_ERROR(layer_runner_.Run(
-        *weights, table.ForLayer(*kv_cache_, layer), kv_cache_->layout(), table.num_rows(),
-        hidden_.data(), layer + 1 < spec_.num_layers() ? weights + 1 : nullptr));
+    const bool is_last = layer + 1 == spec_.num_layers();
+    CARAVAN_RETURN_IF_ERROR(kv_cache_->LoadLayer(layer, is_last ? -1 : layer + 1));
+    CARAVAN_RETURN_IF_ERROR(layer_runner_.Run(*weights, table.ForLayer(*kv_cache_, layer),
+                                              kv_cache_->layout(), table.num_rows(), hidden_.data(),
+                                              is_last ? nullptr : weights + 1));
+    CARAVAN_RETURN_IF_ERROR(kv_cache_->StoreLayer(layer));
   }
   return absl::OkStatus();
 }

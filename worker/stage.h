@@ -35,7 +35,9 @@ class Stage {
  public:
   struct Options {
     std::string name;             // for errors: "worker 2 (box-b)"
-    int64_t kv_budget_bytes = 0;  // of the stage's KV cache
+    int64_t kv_budget_bytes = 0;  // memory of the stage's KV cache
+    int64_t kv_disk_bytes = 0;    // for more of it on the disk of kv_disk_directory
+    std::string kv_disk_directory;
     DType kv_dtype = DType::kF32;
     int64_t max_step_tokens = 0;  // rows that one step may carry
     // Memory for routed experts, in slots of one each (LayerCost::expert_slot_bytes); the others

@@ -83,7 +83,8 @@ void Worker::Load(const v1::LoadStage& order, const std::stop_token& stop) {
   LogInfo("stage_ready", {{"plan", order.plan_version()},
                           {"first_layer", order.stage().first_layer()},
                           {"end_layer", order.stage().end_layer()},
-                          {"kv_blocks", ready.kv_blocks()}});
+                          {"kv_blocks", ready.kv_blocks()},
+                          {"kv_blocks_on_disk", ready.kv_blocks_on_disk()}});
   v1::WorkerReport report;
   *report.mutable_ready() = ready;
   environment_.report(std::move(report));
@@ -104,6 +105,8 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
   options.name = environment_.name;
   options.kv_dtype = environment_.kv_dtype;
   options.kv_budget_bytes = static_cast<int64_t>(order.kv_budget_bytes());
+  options.kv_disk_bytes = static_cast<int64_t>(order.kv_disk_bytes());
+  options.kv_disk_directory = environment_.kv_disk_directory;
   options.max_step_tokens = order.max_step_tokens();
   options.expert_budget_bytes = static_cast<int64_t>(order.expert_budget_bytes());
   options.experts = environment_.experts;
@@ -129,6 +132,8 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
   ready.set_plan_version(order.plan_version());
   ready.set_kv_blocks(
       static_cast<uint32_t>(std::min<int64_t>(stage->kv_cache().num_blocks(), UINT32_MAX)));
+  ready.set_kv_blocks_on_disk(
+      static_cast<uint32_t>(std::min<int64_t>(stage->kv_cache().blocks_on_disk(), UINT32_MAX)));
   ready.set_kv_block_tokens(static_cast<uint32_t>(stage->kv_cache().block_tokens()));
 
   const auto on_broken = [tell_failure](const absl::Status& status) {

@@ -42,6 +42,7 @@ class Worker {
   struct Environment {
     std::string name;                        // for errors and logs
     DType kv_dtype = DType::kF32;            // of the stages' KV caches
+    std::string kv_disk_directory;           // as Stage::Options
     ExpertStore::Options experts;            // of the stages' experts on disk
     std::optional<std::string> expert_heat;  // as Stage::Options
     // Routing is recorded in files of this prefix (RecordStage); empty: it is not.

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <stdlib.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -9,6 +10,7 @@
 #include <cstddef>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "base/open_file.h"
 #include "base/status_macros.h"
 
@@ -35,6 +37,36 @@ absl::StatusOr<std::unique_ptr<DirectFile>> DirectFile::Open(const std::string& 
   const bool direct = ::fcntl(fd, F_SETFL, O_DIRECT) == 0 && ReadsPastCache(fd);
   if (!direct && ::fcntl(fd, F_SETFL, 0) != 0) return ErrnoStatus(errno, path);
   return std::unique_ptr<DirectFile>(new DirectFile(path, file.fd.Release(), file.size, direct));
+}
+
+absl::StatusOr<std::unique_ptr<DirectFile>> DirectFile::CreateScratch(const std::string& directory,
+                                                                      int64_t bytes) {
+  std::string path = absl::StrCat(directory, "/caravan-scratch-XXXXXX");
+  FileDescriptor file(::mkostemp(path.data(), O_CLOEXEC));
+  if (file.get() < 0) return ErrnoStatus(errno, directory);
+  ::unlink(path.c_str());
+  // Before O_DIRECT, which the C library's own way of doing this does not know.
+  if (const int error = ::posix_fallocate(file.get(), 0, bytes); error != 0) {
+    return Annotate(ErrnoStatus(error, directory), absl::StrCat("a file of ", bytes, " bytes"));
+  }
+  const bool direct = ::fcntl(file.get(), F_SETFL, O_DIRECT) == 0 && ReadsPastCache(file.get());
+  if (!direct && ::fcntl(file.get(), F_SETFL, 0) != 0) return ErrnoStatus(errno, directory);
+  return std::unique_ptr<DirectFile>(
+      new DirectFile(std::move(path), file.Release(), bytes, direct));
+}
+
+absl::Status DirectFile::Write(int64_t offset, absl::Span<const std::byte> data) const {
+  while (!data.empty()) {
+    const ssize_t written = ::pwrite(fd_, data.data(), data.size(), offset);
+    if (written < 0 && errno == EINTR) continue;
+    if (written <= 0) {
+      return Annotate(ErrnoStatus(written < 0 ? errno : ENOSPC, path_),
+                      absl::StrCat("writing at ", offset));
+    }
+    data.remove_prefix(static_cast<size_t>(written));
+    offset += written;
+  }
+  return absl::OkStatus();
 }
 
 DirectFile::DirectFile(std::string path, int fd, int64_t bytes, bool direct)

@@ -13,9 +13,12 @@
 #include "absl/strings/str_cat.h"
 #include "cli/local_pipeline.h"
 #include "gtest/gtest.h"
+#include "kernels/kv_rows.h"
 #include "kernels/reference/reference_backend.h"
+#include "model/stored_model_cost.h"
 #include "tests/support/golden.h"
 #include "tests/support/golden_replies.h"
+#include "tests/support/temp_dir.h"
 
 namespace caravan {
 namespace {
@@ -237,6 +240,32 @@ TEST(GoldenPipelineTest, DraftsChangeNoReply) {
     EXPECT_GT(stats.draft_accepted_tokens, 0.9 * stats.draft_tokens);
     EXPECT_LT(stats.draft_accepted_tokens, stats.draft_tokens) << "a wrong draft was never met";
   }
+}
+
+// Memory for the weights and one longest sequence; what else the sequences need is read from disk
+// and written back, layer by layer.
+TEST(GoldenPipelineTest, KvBlocksOnDiskDoNotShow) {
+  const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(kTinyR1.directory);
+  const std::vector<GoldenReply> golden = ReadGoldenReplies();
+  constexpr int64_t kContext = 5 * kKvBlockTokens;
+  const LayerCost whole = CostOfStoredModel(*checkpoint, /*speculate=*/true)
+                              ->Of({0, checkpoint->config().num_hidden_layers, true, true, true});
+  TempDir dir;
+  LocalPipeline::Options options;
+  options.num_threads = 2;
+  options.prefill_chunk = 48;
+  options.context_tokens = kContext;
+  options.kv_tokens = 12 * kKvBlockTokens;
+  options.memory_budget_bytes =
+      whole.weight_bytes + KvBytes(options.kv_dtype, kContext * whole.kv_values_per_token);
+  options.kv_disk_bytes = int64_t{1} << 30;
+  options.kv_disk_directory = dir.path();
+  options.speculate = true;
+  const std::unique_ptr<LocalPipeline> pipeline = MustCreate(*checkpoint, options);
+  const LocalPipeline::StageStats stage = pipeline->stages().front();
+  EXPECT_EQ(stage.kv_blocks, 12);
+  EXPECT_EQ(stage.kv_blocks_on_disk, 10);
+  ExpectGoldenReplies(*checkpoint, golden, 8, pipeline->driver());
 }
 
 /// Token ids and the bits of their log-probabilities.

@@ -162,6 +162,39 @@ TEST(PlannerTest, CountsAKvCacheInTheFormatOfItsWorker) {
   EXPECT_THAT(too_large.status().message(), HasSubstr("19.5 MiB for the KV cache"));
 }
 
+TEST(PlannerTest, GivesTheKvCacheAsMuchDiskAsItMakesUseOf) {
+  // Layers of 64 values a token: a block's layer is a page of 4 KiB.
+  const ModelCost cost = MakeCost(std::vector<int64_t>(8, 1000), 64);
+  const int64_t block = 8 * 4096;
+  std::vector<PlannerWorker> workers = MakeWorkers({8 * 1000 + 10 * block});
+  workers[0].kv_disk_bytes = int64_t{1} << 40;
+  const auto kv_disk = [&](int64_t kv_tokens) {
+    const auto plan = PlanStages(cost, workers, {.context_tokens = 64, .kv_tokens = kv_tokens});
+    EXPECT_TRUE(plan.ok()) << plan.status();
+    return plan->stages[0].kv_disk_bytes;
+  };
+  EXPECT_EQ(kv_disk(64 * 10), 0);
+  // Each of them takes a quarter of a block's memory, so 4 of memory make 16 on disk.
+  EXPECT_EQ(kv_disk(64 * 22), 16 * block);
+  EXPECT_EQ(kv_disk(64 * 21 + 1), 16 * block);
+  EXPECT_EQ(kv_disk(64 * 1000), 40 * block);
+  workers[0].kv_disk_bytes = 5 * block;
+  EXPECT_EQ(kv_disk(64 * 22), 5 * block);
+}
+
+TEST(PlannerTest, TakesNoMoreDiskThanTheStageThatCachesFewestTokensMakesUseOf) {
+  const ModelCost cost = MakeCost(std::vector<int64_t>(16, 1000), 64);
+  const int64_t block = 8 * 4096;
+  std::vector<PlannerWorker> workers =
+      MakeWorkers({8 * 1000 + 10 * block, 8 * 1000 + 12 * block});
+  workers[0].kv_disk_bytes = int64_t{1} << 40;
+  const auto plan = PlanStages(cost, workers, {.context_tokens = 64, .kv_tokens = 64 * 100});
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  ASSERT_EQ(plan->stages[0].stage.num_layers(), 8);
+  EXPECT_EQ(plan->stages[0].kv_disk_bytes, 2 * block);  // of memory for 10, one gives way to 4
+  EXPECT_EQ(plan->stages[1].kv_disk_bytes, 0);
+}
+
 TEST(PlannerTest, MovesALayerWhereItsKvCacheFits) {
   // By weights alone two layers each; but then the first worker could not hold two layers' cache.
   const ModelCost cost = MakeCost({10, 10, 10, 10}, 1);

@@ -88,6 +88,20 @@ TEST(BlockManagerTest, FindsBlocksAfterTheirUsersWentUntilRoomIsNeeded) {
   blocks.CheckInvariants();
 }
 
+TEST(BlockManagerTest, TakesTheLowestOfTheBlocksThatHoldNothing) {
+  BlockManager blocks(6, 4);
+  BlockTable first;
+  BlockTable second;
+  ASSERT_TRUE(blocks.Grow(8, first));
+  ASSERT_TRUE(blocks.Grow(8, second));
+  EXPECT_EQ(first.blocks, (std::vector<uint32_t>{0, 1}));
+  EXPECT_EQ(second.blocks, (std::vector<uint32_t>{2, 3}));
+  blocks.Free(second);
+  blocks.Free(first);
+  ASSERT_TRUE(blocks.Grow(20, second));
+  EXPECT_EQ(second.blocks, (std::vector<uint32_t>{0, 1, 2, 3, 4}));
+}
+
 TEST(BlockManagerTest, KeepsTheSourceOfACopyUntilItIsSent) {
   BlockManager blocks(2, 4);
   BlockTable table = Cached(blocks, {1, 2, 3});

@@ -54,7 +54,7 @@ TEST(KvCacheTest, ABlockTakesWhatItsFormatTakes) {
     EXPECT_EQ(cache->layout().dtype, dtype);
     EXPECT_EQ(cache->LayerOfBlock(2, 1) - cache->LayerOfBlock(0, 0), 7 * 64 * row_bytes);
     *cache->LayerOfBlock(4, 2) = std::byte{7};
-    cache->CopyBlock(4, 1);
+    ASSERT_TRUE(cache->CopyBlock(4, 1).ok());
     EXPECT_EQ(*cache->LayerOfBlock(1, 2), std::byte{7});
     --options.budget_bytes;
     EXPECT_EQ((*KvCache::Create(options))->num_blocks(), 4);
@@ -82,8 +82,8 @@ TEST(KvCacheTest, CopiesAllLayersOfABlockAndNothingElse) {
       Fill(*cache, block, layer, static_cast<float>(10 * block + layer));
     }
   }
-  cache->CopyBlock(2, 0);
-  cache->CopyBlock(1, 1);
+  ASSERT_TRUE(cache->CopyBlock(2, 0).ok());
+  ASSERT_TRUE(cache->CopyBlock(1, 1).ok());
   const float expected[3][kLayers] = {{20, 21}, {10, 11}, {20, 21}};
   for (int block = 0; block < 3; ++block) {
     for (int layer = 0; layer < kLayers; ++layer) {

@@ -128,6 +128,9 @@ class ExpertStore {
   /// Of the last visit; -1: there was none.
   int64_t step() const { return step_; }
 
+  /// What it reads its disks with, for others who read them too. Lives as long as this object.
+  ReadQueue& reads() { return *queue_; }
+
   int num_slots() const { return static_cast<int>(slots_.size()); }
   int64_t num_bytes() const { return memory_.size(); }
 

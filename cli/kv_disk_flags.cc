@@ -1,0 +1,53 @@
+#include "cli/kv_disk_flags.h"
+
+#include <cstdint>
+#include <filesystem>
+#include <system_error>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
+#include "base/byte_size.h"
+#include "base/io/direct_file.h"
+#include "base/status_macros.h"
+
+namespace caravan {
+
+CLI::Option* KvDiskFlags::AddTo(CLI::App& command) {
+  CLI::Option* const size =
+      command
+          .add_option_function<std::string>(
+              "--kv-disk",
+              [this](const std::string& text) {
+                const absl::StatusOr<int64_t> parsed = ParseByteSize(text);
+                if (!parsed.ok()) {
+                  throw CLI::ValidationError("--kv-disk", std::string(parsed.status().message()));
+                }
+                bytes = *parsed;
+              },
+              "Disk for the KV cache of sequences that memory has no room for, such as 100GiB: a "
+              "step then reads theirs layer by layer")
+          ->type_name("SIZE");
+  command
+      .add_option("--kv-disk-dir", directory,
+                  "Where --kv-disk is, in a file without a name that goes with the process")
+      ->type_name("DIRECTORY")
+      ->needs(size)
+      ->capture_default_str();
+  return size;
+}
+
+absl::Status KvDiskFlags::Check() const {
+  if (bytes == 0) return absl::OkStatus();
+  if (const absl::Status takes = DirectFile::CreateScratch(directory, kDirectAlignment).status();
+      !takes.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("--kv-disk-dir: ", takes.message()));
+  }
+  std::error_code error;
+  const std::filesystem::space_info space = std::filesystem::space(directory, error);
+  if (error || space.available >= static_cast<uintmax_t>(bytes)) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("--kv-disk ", FormatByteSize(bytes), ": ", directory, " has ",
+                   FormatByteSize(static_cast<int64_t>(space.available)), " free"));
+}
+
+}  // namespace caravan
