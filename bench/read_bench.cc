@@ -84,19 +84,9 @@ void Bench(const std::string& directory, int64_t file_bytes, absl::Duration dura
            bool alone) {
   if (!alone) MustBe(CheckFio());
   std::vector<Setting> settings;
-  int64_t memory_bytes = 0;
-  for (const int64_t piece_bytes : kPieceBytes) {
-    for (const int depth : kDepths) {
-      ReadLoad load;
-      load.read_bytes = kExpertBytes;
-      load.queue.piece_bytes = piece_bytes;
-      load.queue.depth = depth;
-      load.duration = duration;
-      memory_bytes = std::max(memory_bytes, MemoryOf(load));
-      settings.push_back({load, {}, {}, {}, {}});
-    }
-  }
-  Buffer memory = MustBe(Buffer::Allocate(memory_bytes));
+  const std::vector<ReadLoad> loads = ReadLoads(kPieceBytes, kDepths, duration, kExpertBytes);
+  for (const ReadLoad& load : loads) settings.push_back({load, {}, {}, {}, {}});
+  Buffer memory = MustBe(Buffer::Allocate(MemoryOf(loads)));
   memory.PreferLargePages();
   const auto file = MustBe(MakeScratchFile(directory, file_bytes, {}));
   const std::string report = JoinPath(directory, absl::StrCat("read_bench.", ::getpid()));

@@ -71,7 +71,8 @@ absl::Status Bench::Start(LocalPipeline::Options options) {
   options.num_workers = load_.num_workers;
   // One block more for each, which the scheduler leaves to those that run when another begins: all
   // are to run at once.
-  options.kv_tokens = load_.jobs * (WholeKvBlocks(1 + load_.tokens_per_job) + kKvBlockTokens);
+  const int64_t job_tokens = WholeKvBlocks(1 + load_.tokens_per_job) + kKvBlockTokens;
+  options.kv_tokens = load_.jobs * job_tokens;
   options.prepare_stage = [this](size_t index, const StageSpec& spec,
                                  std::unique_ptr<Backend> backend, Stage::Options& stage) {
     return Prepare(index, spec, std::move(backend), stage);
@@ -85,6 +86,13 @@ absl::Status Bench::Start(LocalPipeline::Options options) {
     return absl::InvalidArgumentError(
         absl::StrCat("--ram: ", FormatByteSize(options.memory_budget_bytes),
                      " hold all experts, so nothing would be read"));
+  }
+  if (pipeline_->kv_tokens() < options.kv_tokens) {
+    return absl::OutOfRangeError(
+        absl::StrCat("--ram: beside the experts, ", FormatByteSize(options.memory_budget_bytes),
+                     " leave room for a KV cache of ", pipeline_->kv_tokens(), " tokens; ",
+                     load_.jobs, " jobs at once, of ", job_tokens, " each, need ",
+                     options.kv_tokens, ": give fewer --jobs or --tokens, or more --ram"));
   }
   return absl::OkStatus();
 }

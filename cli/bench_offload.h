@@ -49,8 +49,8 @@ struct OffloadResult {
 /// `pipeline`: how the model is run, but for what `load` says; its context has room for a prompt of
 /// one token with its reply. Runs rounds until the slots are full, then load.rounds of them, and
 /// asks `gauge` before and after each of these.
-/// Errors: InvalidArgument - the budget holds all experts; as LocalPipeline::Create,
-/// JobHandle::Next and DiskGauge::Measure.
+/// Errors: InvalidArgument - the budget holds all experts; OutOfRange - it has no room for the KV
+/// cache of all jobs at once; as LocalPipeline::Create, JobHandle::Next and DiskGauge::Measure.
 absl::StatusOr<OffloadResult> MeasureOffload(const StoredModel& model,
                                              LocalPipeline::Options pipeline,
                                              const OffloadLoad& load, DiskGauge& gauge);

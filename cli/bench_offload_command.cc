@@ -23,6 +23,7 @@
 #include "cli/bench_offload.h"
 #include "cli/commands.h"
 #include "cli/named_numbers.h"
+#include "cli/validators.h"
 #include "model/stored_model_cost.h"
 
 namespace caravan {
@@ -76,7 +77,8 @@ absl::StatusOr<LocalPipeline::Options> PipelineOf(const BenchOffloadFlags& flags
     return absl::InvalidArgumentError(
         absl::StrCat("--ram: measuring the disk alone takes ", FormatByteSize(aside)));
   }
-  options.memory_budget_bytes -= aside;
+  options.memory_aside_bytes = aside;
+  options.memory_aside_use = "measuring the disk";
   if (flags.routing != "model") {
     if (options.experts.guesses == ExpertStore::Guesses::kAlways) {
       return absl::InvalidArgumentError(
@@ -263,10 +265,10 @@ void AddBenchOffloadCommand(CLI::App& bench, CommandBody& body) {
       ->add_option("--routing", flags->routing,
                    "How experts are chosen: made up, as bench cache does it, or \"model\", by the "
                    "model's own routers")
+      ->check(NotEmpty())
       ->type_name("NAME=NUMBER,...|model")
       ->capture_default_str();
   command->add_option("--seed", flags->seed, "Of the prompts, the sampling and made-up routing")
-      ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()))
       ->capture_default_str();
   command->add_flag("--fio", flags->fio, "Let fio read the same files too, in turns with us");
   command->callback(

@@ -102,7 +102,7 @@ absl::Status BenchSpeculate(const BenchSpeculateFlags& flags) {
   std::vector<std::unique_ptr<LocalPipeline>> pipelines;
   for (const bool speculate : {false, true}) {
     LocalPipeline::Options options = flags.pipeline.Options();
-    options.memory_budget_bytes /= 2;  // both are there at once
+    options.LeaveHalf();  // both are there at once
     options.speculate = speculate;
     if (!speculate) options.record_routing.clear();  // two cannot write the same files
     options.kv_tokens =
@@ -137,6 +137,8 @@ void AddBenchSpeculateCommand(CLI::App& bench, CommandBody& body) {
   const auto flags = std::make_shared<BenchSpeculateFlags>();
   AddConfigOption(*command);
   flags->pipeline.AddTo(*command);
+  CLI::Option* const ram = command->get_option("--ram");
+  ram->description(ram->get_description() + "; replies with drafts and without have half each");
   flags->load.AddTo(*command, 512);
   command->add_option("--temperature", flags->temperature, "0: the likeliest token")
       ->check(CLI::Range(0.0, 100.0))

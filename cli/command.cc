@@ -87,7 +87,12 @@ void AddIsaOption(CLI::App& command, CpuIsa& isa) {
   }
   command
       .add_option_function<std::string>(
-          "--isa", [&isa, names](const std::string& name) { isa = names.at(name); },
+          "--isa",
+          [&isa, names](const std::string& name) {
+            isa = names.at(name);
+            const absl::Status has = RowOpsFor(isa).status();
+            if (!has.ok()) throw CLI::ValidationError("--isa", std::string(has.message()));
+          },
           "Instruction set of the kernels, where not the best that the CPU has; the last digits of "
           "results differ between them")
       ->check(CLI::IsMember(names))

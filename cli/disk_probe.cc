@@ -112,20 +112,8 @@ absl::StatusOr<DiskProbe> ProbeDisk(const DirectFile& file, absl::Duration durat
         file.path(), ": ", FormatByteSize(file.bytes()), " tell nothing about a disk; ",
         FormatByteSize(kLeastProbeBytes), " are the least"));
   }
-  std::vector<ReadLoad> loads;
-  int64_t memory_bytes = 0;
-  for (const int64_t read_bytes : kReadBytes) {
-    for (const int depth : kDepths) {
-      ReadLoad load;
-      load.read_bytes = read_bytes;
-      load.queue.piece_bytes = read_bytes;
-      load.queue.depth = depth;
-      load.duration = duration;
-      memory_bytes = std::max(memory_bytes, MemoryOf(load));
-      loads.push_back(load);
-    }
-  }
-  CARAVAN_ASSIGN_OR_RETURN(Buffer memory, Buffer::Allocate(memory_bytes));
+  const std::vector<ReadLoad> loads = ReadLoads(kReadBytes, kDepths, duration);
+  CARAVAN_ASSIGN_OR_RETURN(Buffer memory, Buffer::Allocate(MemoryOf(loads)));
   memory.PreferLargePages();
 
   DiskProbe probe;

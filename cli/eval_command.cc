@@ -18,6 +18,7 @@
 #include "cli/task_score.h"
 #include "cli/text_flags.h"
 #include "cli/text_score.h"
+#include "cli/validators.h"
 #include "model/text_model.h"
 #include "model/text_windows.h"
 
@@ -82,10 +83,10 @@ int64_t ContextOf(const EvalFlags& flags, const ModelConfig& config) {
   return flags.pipeline.context > 0 ? flags.pipeline.context : config.max_position_embeddings;
 }
 
-/// Two models share --ram.
+/// Of the model, or of that at --against: two models share --ram, which is the process's.
 LocalPipeline::Options PipelineOptions(const EvalFlags& flags) {
   LocalPipeline::Options options = flags.pipeline.Options();
-  if (!flags.against.empty()) options.memory_budget_bytes /= 2;
+  if (!flags.against.empty()) options.LeaveHalf();
   return options;
 }
 
@@ -132,7 +133,10 @@ absl::Status EvalText(const EvalFlags& flags, TextWindows windows, PipelineDrive
   if (reference_files != nullptr) {
     LocalPipeline::Options options = PipelineOptions(flags);
     options.record_routing.clear();  // --model's is recorded
-    CARAVAN_ASSIGN_OR_RETURN(reference, LocalPipeline::Create(*reference_files, options));
+    absl::StatusOr<std::unique_ptr<LocalPipeline>> created =
+        LocalPipeline::Create(*reference_files, options);
+    if (!created.ok()) return Annotate(created.status(), "--against");
+    reference = *std::move(created);
   }
   const absl::StatusOr<TextScore> score =
       ScoreText(std::move(windows), driver, reference == nullptr ? nullptr : &reference->driver());
@@ -190,11 +194,16 @@ void AddEvalCommand(CLI::App& app, CommandBody& body) {
   const auto flags = std::make_shared<EvalFlags>();
   AddConfigOption(*command);
   flags->pipeline.AddTo(*command);
-  command->add_option(
-      "--tasks", flags->tasks,
-      "JSON lines with task, question and answer: what the reply says after </think>, without "
-      "space around, must equal the answer. With choices too, an array of strings, the answer is "
-      "the index of the right one from 0, or its text: it must be the likeliest");
+  CLI::Option* const ram = command->get_option("--ram");
+  ram->description(ram->get_description() + "; with --against each of the two models has half");
+  command
+      ->add_option(
+          "--tasks", flags->tasks,
+          "JSON lines with task, question and answer: what the reply says after </think>, without "
+          "space around, must equal the answer. With choices too, an array of strings, the answer "
+          "is "
+          "the index of the right one from 0, or its text: it must be the likeliest")
+      ->check(NotEmpty());
   command
       ->add_option("--jobs", flags->asking.jobs,
                    "Jobs at once, each a question or one of its choices")
@@ -206,6 +215,7 @@ void AddEvalCommand(CLI::App& app, CommandBody& body) {
   AddSpeculateOption(*command, flags->speculate);
   CLI::Option* const text = command->add_option(
       "--text", flags->text, "UTF-8 file: print the model's perplexity on it, window by window");
+  text->check(NotEmpty());
   command
       ->add_option("--window", flags->window,
                    "Tokens read at once, the one that begins texts included; at most the model's "
@@ -218,6 +228,7 @@ void AddEvalCommand(CLI::App& app, CommandBody& body) {
                    "A second model, such as the one before quantizing: print the KL divergence of "
                    "--model from it, in nats a token of --text, and how often both find the same "
                    "token likeliest")
+      ->check(NotEmpty())
       ->needs(text);
   command->callback([flags, &body] {
     if (flags->tasks.empty() && flags->text.empty()) throw CLI::RequiredError("--tasks or --text");

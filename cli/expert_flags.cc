@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_join.h"
+#include "cli/validators.h"
 #include "worker/experts/cache_policy.h"
 
 namespace caravan {
@@ -58,6 +59,7 @@ void ExpertFlags::AddTo(CLI::App& command) {
       .add_option("--record-routing", record_routing,
                   "Record which experts the routers choose, for caravan bench cache: a stage whose "
                   "layers with experts are M to N - 1 appends to FILE-M-N")
+      ->check(NotEmpty())
       ->type_name("FILE");
 }
 

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/byte_size.h"
+#include "base/int_math.h"
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "cli/command.h"
@@ -48,7 +49,8 @@ absl::StatusOr<PipelinePlan> PlanEvenly(const StoredModel& model,
   worker.kv_dtype = options.kv_dtype;
   worker.kv_disk_bytes = options.kv_disk_bytes / options.num_workers;
   if (options.memory_budget_bytes > 0) {
-    worker.memory_budget_bytes = options.memory_budget_bytes / options.num_workers;
+    worker.memory_budget_bytes =
+        (options.memory_budget_bytes - options.memory_aside_bytes) / options.num_workers;
     worker.offloads = true;
     worker.process_bytes = ProcessBytes(num_threads) / options.num_workers;
   } else {
@@ -67,7 +69,23 @@ absl::StatusOr<PipelinePlan> PlanEvenly(const StoredModel& model,
   return PlanStages(cost, workers, planner);
 }
 
+/// What a plan lacks, and whose budget that was.
+absl::Status TooLittle(const LocalPipeline::Options& options, const absl::Status& lacking) {
+  std::string ram = absl::StrCat("--ram ", FormatByteSize(options.memory_budget_bytes));
+  if (options.memory_aside_bytes > 0) {
+    absl::StrAppend(&ram, ", of which ", FormatByteSize(options.memory_aside_bytes), " are for ",
+                    options.memory_aside_use);
+  }
+  const bool fits = lacking.code() != absl::StatusCode::kFailedPrecondition;
+  return Annotate(fits ? lacking : absl::OutOfRangeError(lacking.message()), ram);
+}
+
 }  // namespace
+
+void LocalPipeline::Options::LeaveHalf() {
+  memory_aside_bytes = CeilDiv(memory_budget_bytes, int64_t{2});
+  memory_aside_use = "the other model";
+}
 
 absl::Status LocalPipeline::CheckOptions(const StoredModel& model, const Options& options) {
   const ModelConfig& config = model.config();
@@ -96,7 +114,7 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
   const ModelConfig& config = model.config();
   CARAVAN_ASSIGN_OR_RETURN(const int num_threads, ThreadCount(options.num_threads));
   absl::StatusOr<PipelinePlan> planned = PlanEvenly(model, options, num_threads);
-  if (!planned.ok() && options.memory_budget_bytes > 0) return Annotate(planned.status(), "--ram");
+  if (!planned.ok() && options.memory_budget_bytes > 0) return TooLittle(options, planned.status());
   CARAVAN_ASSIGN_OR_RETURN(const PipelinePlan plan, std::move(planned));
 
   std::unique_ptr<LocalPipeline> pipeline(new LocalPipeline);
@@ -155,6 +173,7 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
     pipeline->workers_.insert(pipeline->workers_.begin(), std::move(worker));
   }
   attached.first_hop = MakeInProcessChannel(std::move(next), kChannelSteps);
+  pipeline->kv_tokens_ = attached.kv_blocks * kKvBlockTokens;
   pipeline->driver_->Attach(std::move(attached));
   return pipeline;
 }

@@ -37,9 +37,13 @@ class LocalPipeline {
     int64_t prefill_chunk = 512;  // tokens
     int64_t context_tokens = 0;   // longest sequence; 0: as the model allows
     int64_t kv_tokens = 0;        // the KV caches hold; 0: one longest sequence
-    // Memory of all workers together, shared out evenly; experts of a packed model that do not fit
-    // stay on its disk. 0: everything is in memory.
+    // Memory of the process; all of it but memory_aside_bytes is shared out evenly to the workers.
+    // Experts of a packed model that do not fit stay on its disk. 0: everything is in memory.
     int64_t memory_budget_bytes = 0;
+    int64_t memory_aside_bytes = 0;
+    std::string memory_aside_use;  // what for, in messages
+    /// Leaves half of the budget, if there is one, to another model in this process.
+    void LeaveHalf();
     DType kv_dtype = DType::kF32;
     // For KV blocks beyond what memory holds, of all workers together, shared out evenly.
     int64_t kv_disk_bytes = 0;
@@ -72,8 +76,8 @@ class LocalPipeline {
 
   /// Loads the model from `model`.
   /// Errors: as CheckOptions; InvalidArgument - `speculate` and the model has no layer for it;
-  ///         FailedPrecondition - memory_budget_bytes are too few (says for what); as
-  ///         RecordStage and Stage::Create.
+  ///         OutOfRange - memory_budget_bytes are too few (says for what); as RecordStage and
+  ///         Stage::Create.
   static absl::StatusOr<std::unique_ptr<LocalPipeline>> Create(const StoredModel& model,
                                                                const Options& options);
   ~LocalPipeline();
@@ -81,6 +85,8 @@ class LocalPipeline {
   PipelineDriver& driver() { return *driver_; }
   /// By stage.
   std::vector<StageStats> stages() const;
+  /// That all KV caches hold.
+  int64_t kv_tokens() const { return kv_tokens_; }
 
  private:
   LocalPipeline() = default;
@@ -91,6 +97,7 @@ class LocalPipeline {
     std::unique_ptr<StepLoop> loop;
   };
   std::vector<Worker> workers_;  // by stage
+  int64_t kv_tokens_ = 0;
 };
 
 /// The options --model, --workers, --threads, --ram, --context, --isa and --kv and those of

@@ -8,6 +8,7 @@
 #include "CLI/CLI.hpp"
 #include "cli/command.h"
 #include "cli/commands.h"
+#include "cli/validators.h"
 
 namespace {
 
@@ -52,6 +53,7 @@ int main(int argc, char** argv) {
   caravan::AddBenchCommand(app, body);
   caravan::AddPlanCommand(app, body);
   caravan::AddProbeCommand(app, body);
+  caravan::CheckNumbers(app);
 
   // CLI11 would only say that a subcommand is required.
   if (argc > 1 && argv[1][0] != '-' &&

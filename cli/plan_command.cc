@@ -64,6 +64,14 @@ std::string Cell(const absl::StatusOr<PipelineTime>& time, double target) {
                       BottleneckName(time->slowest.bottleneck));
 }
 
+/// "95% to 74%", of the first to the last; "95%" where they are one; "-" where there are none.
+std::string ShareCell(const std::vector<double>& shares) {
+  if (shares.empty()) return "-";
+  const std::string first = absl::StrFormat("%.0f%%", 100 * shares.front());
+  const std::string last = absl::StrFormat("%.0f%%", 100 * shares.back());
+  return first == last ? first : absl::StrCat(first, " to ", last);
+}
+
 absl::Status Predict(const PlanFlags& flags, const ModelConfig& config, const ModelCost& cost,
                      const Box& box) {
   std::printf("\nbox %s: disk %.1f GB/s, memory %s at %.1f GB/s, %.0f G multiply-adds/s",
@@ -84,19 +92,18 @@ absl::Status Predict(const PlanFlags& flags, const ModelConfig& config, const Mo
   for (const int count : flags.counts) {
     std::vector<std::string> cells;
     std::vector<double>& line = rates.emplace_back();
-    std::string share = "-";
+    std::vector<double> shares;
     for (const int jobs : flags.jobs) {
       const absl::StatusOr<PipelineTime> time = PredictPipeline(
           config, cost, box, count,
           {.jobs = jobs, .context_tokens = flags.context, .kv_dtype = flags.kv_dtype});
       lacking.Update(time.status());
-      if (time.ok() && line.empty()) {
-        share = absl::StrFormat("%.0f%%", 100 * time->slowest.expert_share);
-      }
+      if (time.ok()) shares.push_back(time->slowest.expert_share);
       line.push_back(time.ok() ? time->tokens_per_second : 0);
       cells.push_back(Cell(time, flags.target));
     }
-    std::printf("| %d | %s | %s |\n", count, share.c_str(), absl::StrJoin(cells, " | ").c_str());
+    std::printf("| %d | %s | %s |\n", count, ShareCell(shares).c_str(),
+                absl::StrJoin(cells, " | ").c_str());
   }
   if (!lacking.ok()) {
     std::printf("\n-: not enough memory; the first of them: %s\n",
@@ -146,7 +153,9 @@ absl::Status Plan(PlanFlags flags) {
   const LayerCost sum = cost.Of(whole);
   std::printf(
       "a prediction, not a measurement: tokens/s of all jobs together while they decode, and what "
-      "bounds the slowest stage\nmodel %s: %s, of which %s are always active; contexts of %lld "
+      "bounds the slowest stage; experts in memory: of that stage, from the first number of jobs "
+      "to "
+      "the last that fits\nmodel %s: %s, of which %s are always active; contexts of %lld "
       "tokens, KV in %s\n",
       flags.model.c_str(), FormatByteSize(sum.weight_bytes).c_str(),
       FormatByteSize(sum.always_active_bytes()).c_str(), static_cast<long long>(flags.context),

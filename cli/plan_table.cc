@@ -42,10 +42,16 @@ std::string DescribeInMemory(const v1::WorkerStatus& worker) {
       absl::StrCat(FormatByteSize(static_cast<int64_t>(worker.loaded_bytes())), ", ", experts);
   // Since the worker joined.
   const v1::ExpertLoad& load = worker.load().experts();
-  const uint64_t chosen = load.hits() + load.misses();
-  if (chosen == 0) return text;
-  return absl::StrFormat("%s, %.1f%% hits", text,
-                         100 * static_cast<double>(load.hits()) / static_cast<double>(chosen));
+  std::string counted;
+  const auto append_share = [&counted](uint64_t part, uint64_t all, absl::string_view what) {
+    if (all == 0) return;
+    absl::StrAppendFormat(&counted, ", %.1f%% %s",
+                          100 * static_cast<double>(part) / static_cast<double>(all), what);
+  };
+  append_share(load.hits(), load.hits() + load.misses(), "hits");
+  append_share(load.guesses_used(), load.guesses(), "of guesses used");
+  if (load.failovers() > 0) absl::StrAppend(&counted, ", ", load.failovers(), " bad reads");
+  return absl::StrCat(text, counted);
 }
 
 }  // namespace

@@ -1,7 +1,6 @@
 // caravan synth: a packed model of random weights, of any published shape, for benchmarks.
 
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <string>
 #include <utility>
@@ -57,10 +56,7 @@ void AddSynthCommand(CLI::App& app, CommandBody& body) {
   command->add_option("--layers", flags->num_layers, "Only the first N layers; 0: all")
       ->check(CLI::Range(0, 100000))
       ->capture_default_str();
-  command
-      ->add_option("--seed", flags->seed, "Other weights for another seed")
-      // Of signed numbers: as an unsigned one, -1 would be the largest.
-      ->check(CLI::Range(int64_t{0}, std::numeric_limits<int64_t>::max()))
+  command->add_option("--seed", flags->seed, "Other weights for another seed")
       ->capture_default_str();
   flags->pack.AddTo(*command, config,
                     "the formats are a checkpoint's: FP8 where the config has a "

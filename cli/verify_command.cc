@@ -138,6 +138,9 @@ void AddVerifyCommand(CLI::App& app, CommandBody& body) {
   const auto flags = std::make_shared<VerifyFlags>();
   AddConfigOption(*command);
   flags->pipeline.AddTo(*command);
+  CLI::Option* const ram = command->get_option("--ram");
+  ram->description(ram->get_description() +
+                   "; the logits of a list and its reference's come on top of that");
   command
       ->add_option("--golden", flags->golden,
                    "Safetensors file with ids_i [tokens] I32 and logits_i [tokens, vocab] F32, or "

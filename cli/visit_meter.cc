@@ -37,8 +37,9 @@ class VisitMeter : public ForwardingBackend {
   void Route(const RouterShape& shape, const float* logits, const float* bias, int64_t num_rows,
              int32_t* expert_ids, float* weights) override {
     backend().Route(shape, logits, bias, num_rows, expert_ids, weights);
-    begun_ = SteadyClock().Now();
-    bytes_before_ = reads_.counters().read_bytes;
+    RouteEnd& end = EndOf(expert_ids);
+    end.at = SteadyClock().Now();
+    end.bytes_before = reads_.counters().read_bytes;
   }
 
   absl::Status RoutedExperts(ExpertBatches& experts, const float* x, int64_t num_rows,
@@ -46,10 +47,11 @@ class VisitMeter : public ForwardingBackend {
                              float* out) override {
     TimedExperts timed(experts);
     absl::Status status = backend().RoutedExperts(timed, x, num_rows, expert_ids, weights, k, out);
+    const RouteEnd& begin = EndOf(expert_ids);
     ExpertVisit visit;
     visit.waited = timed.waited();
-    visit.compute = SteadyClock().Now() - begun_ - visit.waited;
-    visit.read_bytes = reads_.counters().read_bytes - bytes_before_;
+    visit.compute = SteadyClock().Now() - begin.at - visit.waited;
+    visit.read_bytes = reads_.counters().read_bytes - begin.bytes_before;
     touched_.assign(expert_ids, expert_ids + num_rows * k);
     std::sort(touched_.begin(), touched_.end());
     visit.touched = std::unique(touched_.begin(), touched_.end()) - touched_.begin();
@@ -58,11 +60,28 @@ class VisitMeter : public ForwardingBackend {
   }
 
  private:
+  /// When a Route ended, and what had been read by then.
+  struct RouteEnd {
+    const int32_t* expert_ids = nullptr;  // where it left its choices
+    absl::Duration at;
+    int64_t bytes_before = 0;
+  };
+
+  /// Of the last Route that left its choices there: the next layer's router may have run since, for
+  /// hints, which lie elsewhere.
+  RouteEnd& EndOf(const int32_t* expert_ids) {
+    const auto same = [expert_ids](const RouteEnd& end) { return end.expert_ids == expert_ids; };
+    const auto found = std::find_if(route_ends_.begin(), route_ends_.end(), same);
+    if (found != route_ends_.end()) return *found;
+    RouteEnd& added = route_ends_.emplace_back();
+    added.expert_ids = expert_ids;
+    return added;
+  }
+
   const ReadMeter& reads_;
   VisitLog& log_;
-  absl::Duration begun_;
-  int64_t bytes_before_ = 0;
-  std::vector<int32_t> touched_;  // scratch
+  std::vector<RouteEnd> route_ends_;  // as many as there are places for choices: two
+  std::vector<int32_t> touched_;      // scratch
 };
 
 }  // namespace

@@ -16,7 +16,7 @@
 
 namespace caravan {
 
-/// From the end of Route to that of RoutedExperts.
+/// From the end of the Route that chose its experts to that of RoutedExperts.
 struct ExpertVisit {
   int64_t touched = 0;     // experts that any row chose
   int64_t read_bytes = 0;  // of reads that ended within it
@@ -36,7 +36,9 @@ class VisitLog {
   std::vector<ExpertVisit> visits_ ABSL_GUARDED_BY(mu_);
 };
 
-/// `backend`, whose visits go to `log`. `reads` has those of the stage; both outlive the result.
+/// `backend`, whose visits go to `log`. A Route whose choices are hints for reads alone, not what
+/// RoutedExperts is then given, begins no visit. `reads` has those of the stage; both outlive the
+/// result.
 std::unique_ptr<Backend> MakeVisitMeter(std::unique_ptr<Backend> backend, const ReadMeter* reads,
                                         VisitLog* log);
 

@@ -18,9 +18,11 @@
 #include "cli/kv_disk_flags.h"
 #include "cli/progress_bar.h"
 #include "cli/stop_signals.h"
+#include "cli/validators.h"
 #include "cluster/address.h"
 #include "cluster/machine.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "model/pack/packed_model.h"
 #include "worker/session.h"
 
 namespace caravan {
@@ -62,6 +64,10 @@ absl::Status ApplyExpertFlags(WorkerFlags& flags) {
   }
   for (const std::string& mirror : options.mirrors) {
     CARAVAN_RETURN_IF_ERROR(Annotate(CheckDirectory(mirror), "--mirror"));
+  }
+  if (!options.mirrors.empty()) {
+    CARAVAN_RETURN_IF_ERROR(
+        Annotate(PackedModel::CheckMirrors(options.model_directory, options.mirrors), "--mirror"));
   }
   if (flags.expert_heat == "off") {
     options.expert_heat.reset();
@@ -160,6 +166,7 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
       ->add_option("--expert-heat", flags->expert_heat,
                    "Where the worker keeps, for its next start, which experts on disk were wanted "
                    "most: a DIRECTORY; auto: that of the local copy of the model; off: nowhere")
+      ->check(NotEmpty())
       ->type_name("auto|off|DIRECTORY")
       ->capture_default_str();
   command->add_option("--threads", flags->threads, "CPU threads; 0: one a core")

@@ -13,6 +13,9 @@ constexpr int64_t kGiB = int64_t{1} << 30;
 // (docs/performance.md, "Tiled weights"); measured kernels reach three quarters of that model.
 constexpr double kE3MemoryBytes = 34.1e9;
 constexpr double kE3MultiplyAdds = 4 * 3.5e9 * 2048 / 63 * 0.75;
+// Two units a core, of eight floats each, do attention's sums. R1's heads were measured to get half
+// of what such units do (docs/performance.md, "Attention": 44 to 67% at contexts of 4096).
+constexpr double kE3AttentionMultiplyAdds = 4 * 3.5e9 * 16 * 0.5;
 
 // 24 of 32 GiB: the rest is the system's.
 constexpr int64_t kMemory = 24 * kGiB;
@@ -32,6 +35,7 @@ Box Base(std::string name, double disk_read_bytes) {
   box.memory_bytes = kMemory;
   box.memory_read_bytes = kE3MemoryBytes;
   box.cpu_multiply_adds = kE3MultiplyAdds;
+  box.cpu_attention_multiply_adds = kE3AttentionMultiplyAdds;
   box.hop_seconds = kHop;
   return box;
 }

@@ -19,10 +19,11 @@ struct Box {
   int64_t memory_bytes = 0;      // that a worker may take (`worker --ram`)
   double memory_read_bytes = 0;  // by the CPU
   double cpu_multiply_adds = 0;  // of block formats by 8-bit activations, where rows share a weight
-  int64_t vram_bytes = 0;        // that a worker may take; 0: no card
+  double cpu_attention_multiply_adds = 0;  // in f32, of queries by the KV cache
+  int64_t vram_bytes = 0;                  // that a worker may take; 0: no card
   double vram_read_bytes = 0;
-  double gpu_multiply_adds = 0;
-  double hop_seconds = 0;  // from one box to the next, a step's activations included
+  double gpu_multiply_adds = 0;  // of weights, and of the KV cache, in 16 bits
+  double hop_seconds = 0;        // from one box to the next, a step's activations included
 };
 
 /// Boxes of DESIGN that one need not own to ask about. Each figure's source stands beside it.

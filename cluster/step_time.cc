@@ -15,16 +15,88 @@
 namespace caravan {
 namespace {
 
-/// Bytes and multiply-adds of one device, which overlap: what takes longer counts.
+/// What one device does in a part of a step.
 struct Work {
   double bytes = 0;
-  double multiply_adds = 0;
+  double multiply_adds = 0;            // by weights
+  double attention_multiply_adds = 0;  // by the KV cache
 
-  double Seconds(double byte_rate, double multiply_add_rate) const {
-    if (bytes == 0 && multiply_adds == 0) return 0;
-    return std::max(bytes / byte_rate, multiply_adds / multiply_add_rate);
+  Work Part(double share) const {
+    return {bytes * share, multiply_adds * share, attention_multiply_adds * share};
   }
 };
+
+/// A second.
+struct Device {
+  double bytes = 0;
+  double multiply_adds = 0;
+  double attention_multiply_adds = 0;
+};
+
+Device CpuOf(const Box& box) {
+  return {box.memory_read_bytes, box.cpu_multiply_adds, box.cpu_attention_multiply_adds};
+}
+Device CardOf(const Box& box) {
+  return {box.vram_read_bytes, box.gpu_multiply_adds, box.gpu_multiply_adds};
+}
+
+/// Seconds of both, which overlap: what takes longer counts.
+struct Computing {
+  double memory = 0;
+  double arithmetic = 0;
+
+  double seconds() const { return std::max(memory, arithmetic); }
+};
+
+/// Nothing takes no time, on a device that is not there too.
+Computing TimeOf(const Work& work, const Device& device) {
+  const auto over = [](double amount, double rate) { return amount == 0 ? 0 : amount / rate; };
+  return {over(work.bytes, device.bytes),
+          over(work.multiply_adds, device.multiply_adds) +
+              over(work.attention_multiply_adds, device.attention_multiply_adds)};
+}
+
+/// Where a stage lies in a box.
+struct Placement {
+  int64_t expert_bytes = 0;   // of each
+  int64_t expert_slots = 0;   // in VRAM and memory
+  int64_t card_slots = 0;     // of these, in VRAM
+  double always_on_card = 0;  // share of what is always active, and of the KV cache
+};
+
+/// Errors: as PredictStage.
+absl::StatusOr<Placement> Place(const LayerCost& stage, const Box& box, const DecodeLoad& load) {
+  Placement placed;
+  if (stage.num_experts > 0) placed.expert_bytes = stage.expert_bytes / stage.num_experts;
+  const int64_t kv_bytes =
+      load.jobs * load.context_tokens * KvBytes(load.kv_dtype, stage.kv_values_per_token);
+  const int64_t fixed = stage.always_active_bytes() + kv_bytes;
+  const int64_t room = box.vram_bytes + box.memory_bytes - fixed;
+  const int64_t least = stage.least_expert_slots() * placed.expert_bytes;
+  if (room < least) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        FormatByteSize(stage.always_active_bytes()), " of weights that are always active, ",
+        FormatByteSize(kv_bytes), " of KV cache and the experts of one row lack ",
+        FormatByteSize(least - room), " of memory on a box \"", box.name, "\""));
+  }
+  if (fixed > 0) {
+    placed.always_on_card =
+        std::min(1.0, static_cast<double>(box.vram_bytes) / static_cast<double>(fixed));
+  }
+  if (placed.expert_bytes > 0) {
+    placed.expert_slots = std::min(stage.num_experts, room / placed.expert_bytes);
+    placed.card_slots = std::min(
+        placed.expert_slots, std::max<int64_t>(0, box.vram_bytes - fixed) / placed.expert_bytes);
+  }
+  return placed;
+}
+
+/// A row's multiply-adds by the experts that it chooses, of all layers.
+double ChosenMultiplyAdds(const ModelConfig& config, double expert_layers, double chosen) {
+  const double expert_weights =
+      3.0 * static_cast<double>(config.hidden_size * config.moe_intermediate_size);
+  return expert_layers * chosen * expert_weights;
+}
 
 /// Scores and sums of one row over its context, in the latent space (kernels/backend.h).
 double AttentionMultiplyAdds(const MlaShape& mla, double kv_values, double context_tokens) {
@@ -66,33 +138,16 @@ const char* BottleneckName(Bottleneck bottleneck) {
 
 absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCost& stage,
                                        const Box& box, const DecodeLoad& load, double rows) {
+  CARAVAN_ASSIGN_OR_RETURN(const Placement placed, Place(stage, box, load));
   const double per_layer = static_cast<double>(config.n_routed_experts);
   const double chosen = static_cast<double>(stage.experts_per_token);
   const double num_experts = static_cast<double>(stage.num_experts);
   const double expert_layers = num_experts == 0 ? 0 : num_experts / per_layer;
-  const int64_t expert_bytes = stage.num_experts == 0 ? 0 : stage.expert_bytes / stage.num_experts;
-
-  // Where what lies.
-  const int64_t kv_bytes =
-      load.jobs * load.context_tokens * KvBytes(load.kv_dtype, stage.kv_values_per_token);
-  const int64_t fixed = stage.always_active_bytes() + kv_bytes;
-  const int64_t room = box.vram_bytes + box.memory_bytes - fixed;
-  const int64_t least = stage.least_expert_slots() * expert_bytes;
-  if (room < least) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        FormatByteSize(stage.always_active_bytes()), " of weights that are always active, ",
-        FormatByteSize(kv_bytes), " of KV cache and the experts of one row lack ",
-        FormatByteSize(least - room), " of memory on a box \"", box.name, "\""));
-  }
-  const double always_on_card =
-      fixed == 0 ? 0
-                 : std::min(1.0, static_cast<double>(box.vram_bytes) / static_cast<double>(fixed));
-  const int64_t card_slots =
-      expert_bytes == 0 ? 0 : std::max<int64_t>(0, box.vram_bytes - fixed) / expert_bytes;
+  const double expert_bytes = static_cast<double>(placed.expert_bytes);
 
   StageTime time;
-  if (expert_bytes > 0) time.expert_slots = std::min(stage.num_experts, room / expert_bytes);
-  time.expert_share = num_experts == 0 ? 1 : static_cast<double>(time.expert_slots) / num_experts;
+  time.expert_slots = placed.expert_slots;
+  time.expert_share = num_experts == 0 ? 1 : static_cast<double>(placed.expert_slots) / num_experts;
 
   // What is read.
   const double touched = TouchedExperts(per_layer, chosen, rows);
@@ -100,56 +155,43 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
   // Between two tokens of a job the cache meets those of all others.
   const double met = TouchedExperts(per_layer, chosen, static_cast<double>(load.jobs));
   const double hits = per_layer == 0 ? 1 : HitRate(time.expert_share, met / per_layer);
-  time.bytes_read = expert_layers * touched * (1 - hits) * static_cast<double>(expert_bytes);
+  time.bytes_read = expert_layers * touched * (1 - hits) * expert_bytes;
   time.read_seconds = time.bytes_read == 0 ? 0 : time.bytes_read / box.disk_read_bytes;
 
   // What every row passes, the part on the card after the other.
-  const double chosen_bytes = expert_layers * chosen * static_cast<double>(expert_bytes);
-  const double expert_weights =
-      3.0 * static_cast<double>(config.hidden_size * config.moe_intermediate_size);
-  const double chosen_multiply_adds = expert_layers * chosen * expert_weights;
+  const double chosen_multiply_adds = ChosenMultiplyAdds(config, expert_layers, chosen);
   Work always;
-  always.bytes = static_cast<double>(stage.active_bytes_per_token) - chosen_bytes +
+  always.bytes = static_cast<double>(stage.active_bytes_per_token) -
+                 expert_layers * chosen * expert_bytes +
                  rows * static_cast<double>(load.context_tokens *
                                             KvBytes(load.kv_dtype, stage.kv_values_per_token));
   always.multiply_adds =
-      rows * (static_cast<double>(stage.flops_per_token) / 2 - chosen_multiply_adds +
-              AttentionMultiplyAdds(config.Mla(), static_cast<double>(stage.kv_values_per_token),
-                                    static_cast<double>(load.context_tokens)));
-  const auto part = [](const Work& work, double share) {
-    return Work{work.bytes * share, work.multiply_adds * share};
-  };
-  time.always_seconds =
-      part(always, 1 - always_on_card).Seconds(box.memory_read_bytes, box.cpu_multiply_adds);
-  if (always_on_card > 0) {
-    time.always_seconds +=
-        part(always, always_on_card).Seconds(box.vram_read_bytes, box.gpu_multiply_adds);
-  }
+      rows * (static_cast<double>(stage.flops_per_token) / 2 - chosen_multiply_adds);
+  always.attention_multiply_adds =
+      rows * AttentionMultiplyAdds(config.Mla(), static_cast<double>(stage.kv_values_per_token),
+                                   static_cast<double>(load.context_tokens));
+  const Computing on_cpu = TimeOf(always.Part(1 - placed.always_on_card), CpuOf(box));
+  const Computing on_card = TimeOf(always.Part(placed.always_on_card), CardOf(box));
+  time.always_seconds = on_cpu.seconds() + on_card.seconds();
 
   // The experts: those on the card beside the others.
-  const Work experts{expert_layers * touched * static_cast<double>(expert_bytes),
-                     rows * chosen_multiply_adds};
-  const double on_card = num_experts == 0
-                             ? 0
-                             : hits * static_cast<double>(card_slots) /
-                                   static_cast<double>(std::max<int64_t>(1, time.expert_slots));
-  const Work on_cpu = part(experts, 1 - std::min(1.0, on_card));
-  time.expert_seconds = on_cpu.Seconds(box.memory_read_bytes, box.cpu_multiply_adds);
-  if (on_card > 0) {
-    time.expert_seconds = std::max(
-        time.expert_seconds,
-        part(experts, std::min(1.0, on_card)).Seconds(box.vram_read_bytes, box.gpu_multiply_adds));
-  }
+  const Work experts = {expert_layers * touched * expert_bytes, rows * chosen_multiply_adds, 0};
+  const double card_share = hits * static_cast<double>(placed.card_slots) /
+                            static_cast<double>(std::max<int64_t>(1, placed.expert_slots));
+  const Computing experts_on_cpu = TimeOf(experts.Part(1 - card_share), CpuOf(box));
+  const Computing experts_on_card = TimeOf(experts.Part(card_share), CardOf(box));
+  const Computing& slower =
+      experts_on_cpu.seconds() >= experts_on_card.seconds() ? experts_on_cpu : experts_on_card;
+  time.expert_seconds = slower.seconds();
 
   time.seconds = is_scan ? std::max(time.read_seconds, time.always_seconds + time.expert_seconds)
                          : time.always_seconds + std::max(time.read_seconds, time.expert_seconds);
-  const double computing = time.always_seconds + time.expert_seconds;
-  if (time.read_seconds >= computing) {
+  const double memory = on_cpu.memory + on_card.memory + slower.memory;
+  const double arithmetic = on_cpu.arithmetic + on_card.arithmetic + slower.arithmetic;
+  if (time.read_seconds >= time.always_seconds + time.expert_seconds) {
     time.bottleneck = Bottleneck::kDisk;
-  } else if (on_cpu.bytes / box.memory_read_bytes >= on_cpu.multiply_adds / box.cpu_multiply_adds) {
-    time.bottleneck = Bottleneck::kMemory;
   } else {
-    time.bottleneck = Bottleneck::kArithmetic;
+    time.bottleneck = memory >= arithmetic ? Bottleneck::kMemory : Bottleneck::kArithmetic;
   }
   return time;
 }

@@ -36,7 +36,8 @@ double TouchedExperts(double num_experts, double chosen, double rows);
 /// there.
 double HitRate(double share, double touched_share);
 
-/// What bounds a step.
+/// What bounds a step: the disk, where it reads for as long as all that computes takes; else of all
+/// that computes, reading memory (VRAM too) or arithmetic, whichever takes longer.
 enum class Bottleneck { kDisk, kMemory, kArithmetic };
 const char* BottleneckName(Bottleneck bottleneck);
 

@@ -40,7 +40,7 @@ StepMemory ComputeStepMemory(const ModelConfig& config, int64_t max_rows) {
   const int64_t hidden_bytes = max_rows * config.hidden_size * kFloatBytes;
   StepMemory memory;
   memory.layers = hidden_bytes + max_rows * LayerWorkspaceBytesPerRow(config) +
-                  BackendScratchBytes(config, max_rows);
+                  LookaheadBytes(config) + BackendScratchBytes(config, max_rows);
   memory.head = kHeadRows * (config.hidden_size + config.vocab_size) * kFloatBytes;
   // The drafting layer's hidden states, and the embedding and the hidden state that they are made
   // of, apart and side by side.
@@ -55,6 +55,11 @@ int64_t LayerWorkspaceBytesPerRow(const ModelConfig& config) {
                          mla.num_heads * (mla.q_head_dim() + mla.v_head_dim) + mla.kv_width() +
                          config.n_routed_experts + 2 * config.router.num_experts_per_tok;
   return floats * kFloatBytes;
+}
+
+int64_t LookaheadBytes(const ModelConfig& config) {
+  return kLookaheadRows * kFloatBytes *
+         (config.hidden_size + config.n_routed_experts + 2 * config.router.num_experts_per_tok);
 }
 
 }  // namespace caravan

@@ -16,13 +16,18 @@ namespace caravan {
 /// steps that ask for all (16 rows of R1's vocabulary are 8 MB).
 inline constexpr int64_t kHeadRows = 16;
 
+/// Rows of a step for which the next layer's experts are guessed
+/// (worker/experts/router_lookahead.h).
+inline constexpr int64_t kLookaheadRows = 32;
+
 /// Steps that a worker may be taking from the hop before and handing to the next, beside those that
 /// wait: gRPC holds one of each.
 inline constexpr int64_t kStepsOnLinks = 2;
 
 /// In bytes.
 struct StepMemory {
-  int64_t layers = 0;  // hidden states, the layers' workspace, the backend's shared scratch
+  int64_t layers =
+      0;  // hidden states, the layers' workspace and guesses, the backend's shared scratch
   int64_t head = 0;
   int64_t drafting = 0;
   int64_t activations = 0;  // of one step between two stages
@@ -36,6 +41,9 @@ StepMemory ComputeStepMemory(const ModelConfig& config, int64_t max_rows);
 
 /// Of the buffers that layers share (LayerWorkspace), a row.
 int64_t LayerWorkspaceBytesPerRow(const ModelConfig& config);
+
+/// Of those in which the next layer's experts are guessed (RouterLookahead).
+int64_t LookaheadBytes(const ModelConfig& config);
 
 }  // namespace caravan
 

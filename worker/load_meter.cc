@@ -47,6 +47,10 @@ void AddLoad(const v1::WorkerLoad& load, v1::WorkerLoad& sum) {
   experts.set_guesses_used(experts.guesses_used() + more.guesses_used());
   experts.set_guesses_wasted(experts.guesses_wasted() + more.guesses_wasted());
   experts.set_waited_s(experts.waited_s() + more.waited_s());
+  experts.set_guesses(experts.guesses() + more.guesses());
+  experts.set_guessable(experts.guessable() + more.guessable());
+  experts.set_wasted_bytes(experts.wasted_bytes() + more.wasted_bytes());
+  experts.set_failovers(experts.failovers() + more.failovers());
 }
 
 }  // namespace caravan

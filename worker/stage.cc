@@ -61,7 +61,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
   kv_options.budget_bytes = options.kv_budget_bytes;
   kv_options.disk_bytes = options.kv_disk_bytes;
   kv_options.disk_directory = options.kv_disk_directory;
-  if (experts != nullptr) kv_options.disk_reads = &experts->reads();
+  if (experts != nullptr) kv_options.disk_reads = &experts->queue();
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<KvCache> kv_cache, KvCache::Create(kv_options));
   std::unique_ptr<HeatKeeper> heat;
   if (experts != nullptr && options.expert_heat.has_value()) {

@@ -44,6 +44,10 @@ v1::WorkerLoad StepLoop::load() const {
   experts.set_guesses_used(static_cast<uint64_t>(counters.guesses_used));
   experts.set_guesses_wasted(static_cast<uint64_t>(counters.guesses_wasted));
   experts.set_waited_s(absl::ToDoubleSeconds(counters.waited));
+  experts.set_guesses(static_cast<uint64_t>(counters.guesses));
+  experts.set_guessable(static_cast<uint64_t>(counters.guessable));
+  experts.set_wasted_bytes(static_cast<uint64_t>(counters.bytes_wasted));
+  experts.set_failovers(static_cast<uint64_t>(counters.failovers));
   return load;
 }
 

@@ -1,5 +1,6 @@
 #include "base/io/read_rate.h"
 
+#include <algorithm>
 #include <memory>
 #include <random>
 #include <utility>
@@ -98,6 +99,27 @@ class Reader {
 };
 
 }  // namespace
+
+std::vector<ReadLoad> ReadLoads(absl::Span<const int64_t> piece_bytes, absl::Span<const int> depths,
+                                absl::Duration duration, int64_t read_bytes) {
+  std::vector<ReadLoad> loads;
+  for (const int64_t piece : piece_bytes) {
+    for (const int depth : depths) {
+      ReadLoad& load = loads.emplace_back();
+      load.read_bytes = read_bytes > 0 ? read_bytes : piece;
+      load.queue.piece_bytes = piece;
+      load.queue.depth = depth;
+      load.duration = duration;
+    }
+  }
+  return loads;
+}
+
+int64_t MemoryOf(absl::Span<const ReadLoad> loads) {
+  int64_t bytes = 0;
+  for (const ReadLoad& load : loads) bytes = std::max(bytes, MemoryOf(load));
+  return bytes;
+}
 
 int64_t MemoryOf(const ReadLoad& load) { return ReadsAtOnce(load) * load.read_bytes; }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <stop_token>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -28,8 +29,15 @@ struct ReadRate {
   std::string engine;  // ReadQueue::Name
 };
 
+/// Loads of pieces of each size with each number of them under way, in that order. read_bytes: of
+/// the reads that they are pieces of; 0: each read is one.
+std::vector<ReadLoad> ReadLoads(absl::Span<const int64_t> piece_bytes, absl::Span<const int> depths,
+                                absl::Duration duration, int64_t read_bytes = 0);
+
 /// The memory that the load's reads go to: as many reads as fill the queue, and one that waits.
 int64_t MemoryOf(const ReadLoad& load);
+/// Of the load that needs most.
+int64_t MemoryOf(absl::Span<const ReadLoad> loads);
 
 /// Reads for `load.duration`, after as many reads as are there at once; at least one counts.
 /// Errors: Cancelled - stopped; what the reads end with.

@@ -12,6 +12,14 @@ function stageText(box) {
   return [embeds ? 'embedding' : '', layers, head ? 'head' : ''].filter(Boolean).join(', ');
 }
 
+/** Of a stage that leaves experts on its disk; '' of another one. */
+function expertsText(box) {
+  if (box.expert_slots === 0) return '';
+  const memory = `memory for ${box.expert_slots} of ${box.experts} experts`;
+  if (box.expert_hit_share === null) return memory;
+  return `${memory}, ${format.percent(box.expert_hit_share)} hits`;
+}
+
 function stateText(box) {
   if (box.state === 'loading') return `loading ${format.percent(box.loaded_share)}`;
   return box.state;
@@ -44,6 +52,7 @@ function createBox() {
       make('h3'), make('span', { className: 'box-state' })),
     make('p', { className: 'box-stage' }),
     make('p', { className: 'box-address note' }),
+    make('p', { className: 'box-experts note', hidden: true }),
     make('div', { className: 'tiers' }),
     make('div', { className: 'busy' }, make('span', {}, 'Busy'), make('b'),
       make('div', { className: 'fill', ariaHidden: 'true' }, make('i', { className: 'busy-bar' }))));
@@ -51,12 +60,14 @@ function createBox() {
 
 function updateBox(element, box, index) {
   element.dataset.state = box.state;
-  const [head, stage, address, tiers, busy] = element.children;
+  const [head, stage, address, experts, tiers, busy] = element.children;
   setText(head.children[0], box.stage ? String(index) : '');
   setText(head.children[1], box.name);
   setText(head.children[2], stateText(box));
   setText(stage, stageText(box));
   setText(address, `${box.device} · ${box.address}`);
+  setText(experts, expertsText(box));
+  experts.hidden = box.expert_slots === 0;
   head.children[1].title = box.name;
   address.title = address.textContent;
   keyed(tiers, box.tiers, (tier) => tier.tier, createTier, updateTier);

@@ -1,6 +1,8 @@
 #include "model/pack/packed_model.h"
 
 #include <algorithm>
+#include <filesystem>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -16,14 +18,19 @@ namespace {
 
 constexpr size_t kPieceBytes = size_t{4} << 20;
 
+/// The manifest of the pack there. Errors: as ReadFile.
+absl::StatusOr<std::string> ReadManifest(const std::string& directory) {
+  return ReadFile(JoinPath(directory, kPackManifestName), kMaxPackManifestBytes);
+}
+
 /// Errors: InvalidArgument - `directory` does not hold the pack of this manifest.
 absl::Status CheckMirror(const std::string& directory, absl::string_view manifest) {
-  const std::string path = JoinPath(directory, kPackManifestName);
-  const absl::StatusOr<std::string> own = ReadFile(path, kMaxPackManifestBytes);
+  const absl::StatusOr<std::string> own = ReadManifest(directory);
   if (own.ok() && *own == manifest) return absl::OkStatus();
   return absl::InvalidArgumentError(
       own.ok()
-          ? absl::StrCat(path, ": a mirror must hold the same pack, and this is another one")
+          ? absl::StrCat(JoinPath(directory, kPackManifestName),
+                         ": a mirror must hold the same pack, and this is another one")
           : absl::StrCat(directory,
                          ": a mirror must hold the pack's manifest: ", own.status().message()));
 }
@@ -73,17 +80,15 @@ absl::StatusOr<std::unique_ptr<PackedModel>> PackedModel::Open(
         directory, ": packing was not finished; the same `caravan pack` goes on with it"));
   }
   auto model = std::unique_ptr<PackedModel>(new PackedModel());
-  CARAVAN_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxPackManifestBytes));
+  CARAVAN_ASSIGN_OR_RETURN(const std::string text, ReadManifest(directory));
   CARAVAN_ASSIGN_OR_RETURN(model->manifest_, ParsePackManifest(text, path));
   if (model->manifest_.files.empty()) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": names no files"));
   }
   CARAVAN_RETURN_IF_ERROR(model->ReadConfig(directory));
   std::vector<std::string> directories = {directory};
-  for (const std::string& mirror : mirrors) {
-    CARAVAN_RETURN_IF_ERROR(CheckMirror(mirror, text));
-    directories.push_back(mirror);
-  }
+  directories.insert(directories.end(), mirrors.begin(), mirrors.end());
+  CARAVAN_RETURN_IF_ERROR(CheckMirrors(directory, mirrors));
   for (const PackedFile& file : model->manifest_.files) {
     CARAVAN_ASSIGN_OR_RETURN(std::vector<std::unique_ptr<ReadableFile>> copies,
                              OpenCopies(file, directories));
@@ -109,6 +114,26 @@ absl::StatusOr<std::unique_ptr<PackedModel>> PackedModel::Open(
   fingerprint.AddText(text);
   model->set_fingerprint(fingerprint.value());
   return model;
+}
+
+absl::Status PackedModel::CheckMirrors(const std::string& directory,
+                                       absl::Span<const std::string> mirrors) {
+  CARAVAN_ASSIGN_OR_RETURN(const std::string manifest, ReadManifest(directory));
+  std::vector<std::string> directories = {directory};
+  for (const std::string& mirror : mirrors) {
+    CARAVAN_RETURN_IF_ERROR(CheckMirror(mirror, manifest));
+    for (const std::string& other : directories) {
+      std::error_code ignored;
+      if (!std::filesystem::equivalent(mirror, other, ignored)) continue;
+      return absl::InvalidArgumentError(
+          absl::StrCat(mirror,
+                       ": a mirror must be another directory than the model's and those of "
+                       "other mirrors, and this is ",
+                       other));
+    }
+    directories.push_back(mirror);
+  }
+  return absl::OkStatus();
 }
 
 absl::Status PackedModel::CheckHashes(

@@ -31,10 +31,15 @@ class PackedModel : public StoredModel {
   /// or all of the files that it names. These are taken from the first directory that has them,
   /// `directory` before the others; of experts all copies are known (ExpertFile).
   /// Errors: FailedPrecondition - it was not finished; NotFound - a file is missing everywhere;
-  ///         InvalidArgument - as ParsePackManifest, a tensor in two places, a wrong size, a mirror
-  ///         of another pack or of none. Each names the file.
+  ///         InvalidArgument - as ParsePackManifest and CheckMirrors, a tensor in two places, a
+  ///         wrong size. Each names the file.
   static absl::StatusOr<std::unique_ptr<PackedModel>> Open(
       const std::string& directory, absl::Span<const std::string> mirrors = {});
+
+  /// Whether `mirrors` are such directories. Errors: InvalidArgument - one of them holds another
+  /// pack or none, or is `directory` or another one of them; NotFound - `directory` holds no pack.
+  static absl::Status CheckMirrors(const std::string& directory,
+                                   absl::Span<const std::string> mirrors);
 
   const PackManifest& manifest() const { return manifest_; }
 

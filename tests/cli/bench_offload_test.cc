@@ -171,6 +171,8 @@ TEST(BenchOffloadTest, WrongFlagsAndModelsGetASentence) {
            Case{{"--model", pack, "--ram", "1GiB", "--jobs", "513"}, "--jobs"},
            Case{{"--model", pack, "--ram", "1GiB", "--tokens", "-1"}, "--tokens"},
            Case{{"--model", pack, "--ram", "1GiB", "--seed", "-1"}, "--seed"},
+           Case{{"--model", pack, "--ram", "1GiB", "--routing", ""},
+                "--routing: must not be empty"},
            Case{{"--model", pack, "--ram", "1GiB", "--routing", "topic=1"},
                 "--routing: \"topic=1\" is no NAME=NUMBER among zipf, sticky and seed"},
            Case{{"--model", pack, "--ram", "1GiB", "--routing", "sticky=2"},

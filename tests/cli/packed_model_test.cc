@@ -3,6 +3,8 @@
 #include <csignal>
 #include <filesystem>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/file.h"
@@ -78,6 +80,27 @@ TEST(PackedModelTest, AWorkerWithoutThePackIsGivenNoExpertsToLeaveThere) {
   // Together with another its part fits its memory.
   cluster.StartWorker("more", {"--ram", "200MiB"});
   cluster.WaitForStatus("serving; not offloading: worker box: ");
+}
+
+TEST(PackedModelTest, AWorkerRefusesMirrorsThatAreNoneAtItsStart) {
+  TestCluster cluster;
+  const std::string pack = MakeModelOfManyExperts(cluster);
+  const std::string empty = cluster.dir().File("empty");
+  std::filesystem::create_directory(empty);
+  const std::string tiny = CARAVAN_SOURCE_DIR "/models/tiny-r1";
+  using Case = std::pair<std::vector<std::string>, std::string>;
+  for (const auto& [flags, says] :
+       {Case{{"--model", pack, "--mirror", pack + "/."},
+             absl::StrCat("--mirror: ", pack, "/.: a mirror must be another directory")},
+        Case{{"--model", pack, "--mirror", empty},
+             absl::StrCat("--mirror: ", empty, ": a mirror must hold the pack's manifest")},
+        Case{{"--model", tiny, "--mirror", pack}, absl::StrCat("--mirror: ", tiny)}}) {
+    std::vector<std::string> command = {"worker", "--coordinator", "127.0.0.1:1"};
+    command.insert(command.end(), flags.begin(), flags.end());
+    TestProcess& worker = cluster.Launch("refused", command);
+    EXPECT_EQ(worker.Wait(), 2) << worker.Transcript();
+    EXPECT_THAT(worker.Err(), HasSubstr(says)) << worker.Transcript();
+  }
 }
 
 TEST(PackedModelTest, AWorkerWhoseExpertsDoNotFitKeepsToItsBudgetAsAWhole) {

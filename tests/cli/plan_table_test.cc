@@ -63,6 +63,10 @@ TEST(PlanTableTest, ShowsWhatOfTheWeightsIsInMemory) {
   load.set_hits(614);
   load.set_misses(386);
   EXPECT_THAT(FormatStatus(status), HasSubstr("18.0 GiB, 312 of 7168 experts, 61.4% hits\n"));
+  load.set_guesses(8);
+  load.set_guesses_used(5);
+  load.set_failovers(3);
+  EXPECT_THAT(FormatStatus(status), HasSubstr("61.4% hits, 62.5% of guesses used, 3 bad reads\n"));
 
   v1::WorkerStatus& loading = *status.mutable_workers(1);
   loading.set_state(v1::WORKER_STATE_LOADING);

@@ -49,12 +49,12 @@ TEST(VisitMeterTest, NotesWhatEachVisitTouchesAndReads) {
   ReadMeter reads;
   VisitLog log;
   const auto backend = MakeVisitMeter(std::make_unique<TakingBackend>(), &reads, &log);
-  for (const std::vector<int32_t>& chosen :
+  for (std::vector<int32_t> chosen :
        {std::vector<int32_t>{0, 3, 3, 5, 0, 1}, std::vector<int32_t>{2, 7}}) {
     // Read ahead, before the visit.
     reads.Begin();
     reads.End(7);
-    backend->Route({}, nullptr, nullptr, 0, nullptr, nullptr);
+    backend->Route({}, nullptr, nullptr, 0, chosen.data(), nullptr);
     ReadExperts experts(reads);
     ASSERT_TRUE(backend
                     ->RoutedExperts(experts, nullptr, static_cast<int64_t>(chosen.size()) / 2,
@@ -71,6 +71,28 @@ TEST(VisitMeterTest, NotesWhatEachVisitTouchesAndReads) {
     EXPECT_GE(visit.compute, absl::ZeroDuration());
   }
   EXPECT_TRUE(log.Take().empty());
+}
+
+TEST(VisitMeterTest, CountsFromItsOwnRouteOnNotFromThatOfHints) {
+  ReadMeter reads;
+  VisitLog log;
+  const auto backend = MakeVisitMeter(std::make_unique<TakingBackend>(), &reads, &log);
+  std::vector<int32_t> chosen = {1, 2};
+  std::vector<int32_t> likely = {3, 4};
+  // Hints for the first layer with experts, which a layer without them gives.
+  backend->Route({}, nullptr, nullptr, 0, likely.data(), nullptr);
+  reads.Begin();
+  reads.End(7);
+  backend->Route({}, nullptr, nullptr, 0, chosen.data(), nullptr);
+  reads.Begin();
+  reads.End(20);
+  backend->Route({}, nullptr, nullptr, 0, likely.data(), nullptr);
+  ReadExperts experts(reads);
+  ASSERT_TRUE(backend->RoutedExperts(experts, nullptr, 1, chosen.data(), nullptr, 2, nullptr).ok());
+  const std::vector<ExpertVisit> visits = log.Take();
+  ASSERT_EQ(visits.size(), 1u);
+  EXPECT_EQ(visits[0].read_bytes, 120);
+  EXPECT_EQ(visits[0].touched, 2);
 }
 
 }  // namespace

@@ -185,8 +185,7 @@ TEST(PlannerTest, GivesTheKvCacheAsMuchDiskAsItMakesUseOf) {
 TEST(PlannerTest, TakesNoMoreDiskThanTheStageThatCachesFewestTokensMakesUseOf) {
   const ModelCost cost = MakeCost(std::vector<int64_t>(16, 1000), 64);
   const int64_t block = 8 * 4096;
-  std::vector<PlannerWorker> workers =
-      MakeWorkers({8 * 1000 + 10 * block, 8 * 1000 + 12 * block});
+  std::vector<PlannerWorker> workers = MakeWorkers({8 * 1000 + 10 * block, 8 * 1000 + 12 * block});
   workers[0].kv_disk_bytes = int64_t{1} << 40;
   const auto plan = PlanStages(cost, workers, {.context_tokens = 64, .kv_tokens = 64 * 100});
   ASSERT_TRUE(plan.ok()) << plan.status();

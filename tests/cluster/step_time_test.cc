@@ -52,6 +52,7 @@ Box DiskBox(int64_t memory_bytes) {
   box.memory_bytes = memory_bytes;
   box.memory_read_bytes = 1e15;
   box.cpu_multiply_adds = 1e18;
+  box.cpu_attention_multiply_adds = 1e18;
   return box;
 }
 
@@ -144,6 +145,43 @@ TEST(StepTime, MemoryBoundsOneRowAndArithmeticMany) {
   ASSERT_TRUE(many.ok()) << many.status();
   EXPECT_EQ(many->bottleneck, Bottleneck::kArithmetic);
   EXPECT_NEAR(many->seconds, 512.0 * 8 * 3 * 7168 * 2048 / 100e9, 1e-9);
+}
+
+TEST(StepTime, AttentionHasARateOfItsOwn) {
+  Box box = DiskBox(100 * kGiB);
+  box.cpu_attention_multiply_adds = 1e9;
+  LayerCost stage = ExpertLayers(1);
+  stage.kv_values_per_token = 576;
+  const DecodeLoad load = {.jobs = 4, .context_tokens = 1000};
+  const auto time = PredictStage(R1(), stage, box, load, 4);
+  ASSERT_TRUE(time.ok()) << time.status();
+  // Each of 128 heads: scores over 576 values, sums over 512.
+  EXPECT_NEAR(time->always_seconds, 4 * 128 * 1000.0 * (576 + 512) / 1e9, 1e-6);
+  EXPECT_EQ(time->bottleneck, Bottleneck::kArithmetic);
+}
+
+// Not by the experts alone: here they wait for memory, for far less time than attention computes.
+TEST(StepTime, TheBottleneckIsThatOfAllThatComputes) {
+  Box box = DiskBox(100 * kGiB);
+  box.memory_read_bytes = 100e9;
+  LayerCost stage = ExpertLayers(1);
+  stage.kv_values_per_token = 576;
+  const DecodeLoad load = {.jobs = 4, .context_tokens = 1000};
+  for (const auto& [rate, bottleneck] :
+       {std::pair{1e9, Bottleneck::kArithmetic}, {1e15, Bottleneck::kMemory}}) {
+    box.cpu_attention_multiply_adds = rate;
+    const auto time = PredictStage(R1(), stage, box, load, 4);
+    ASSERT_TRUE(time.ok()) << time.status();
+    EXPECT_EQ(time->bottleneck, bottleneck) << rate;
+  }
+  // What is on the card counts too.
+  box.cpu_attention_multiply_adds = 1e15;
+  box.vram_bytes = 50 * kGiB;
+  box.vram_read_bytes = 1e15;
+  box.gpu_multiply_adds = 1e9;
+  const auto time = PredictStage(R1(), stage, box, load, 4);
+  ASSERT_TRUE(time.ok()) << time.status();
+  EXPECT_EQ(time->bottleneck, Bottleneck::kArithmetic);
 }
 
 TEST(StepTime, TheKvCacheTakesSlots) {

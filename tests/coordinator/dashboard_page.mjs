@@ -37,6 +37,8 @@ const checks = {
       ['box-1', 'box-2', 'box-spare-with-a-name-that-is-far-too-long-for-a-phone']);
     assert.deepEqual(await page.locator('.box-stage').allTextContents(),
       ['embedding, layers 0–4', 'layers 5–9, head', 'no stage']);
+    assert.deepEqual(await page.locator('.box-experts:visible').allTextContents(),
+      ['memory for 25 of 100 experts, 75 % hits']);
     assert.equal(await text(page, '.tier-text'), '10.0 GiB of 16.0 GiB');
     assert.equal(await text(page, '.busy b'), '75 %');
     assert.equal(await page.locator('#plot-tokens path.line-0').count(), 1);

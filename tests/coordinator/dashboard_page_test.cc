@@ -98,7 +98,8 @@ class DashboardPageTest : public ::testing::Test {
     responder->Finish();
   }
 
-  /// Two boxes that serve, one that is spare, and some minutes of load.
+  /// Two boxes that serve, one of which has experts on its disk, one that is spare, and some
+  /// minutes of load.
   void FillCluster() {
     v1::GetStatusResponse cluster;
     cluster.set_serving(true);
@@ -122,6 +123,11 @@ class DashboardPageTest : public ::testing::Test {
       worker.set_loaded_bytes(uint64_t{8} << 30);
       worker.set_kv_blocks(100);
       worker.set_kv_bytes(uint64_t{2} << 30);
+      if (id == 1) continue;
+      worker.set_experts(100);
+      worker.set_expert_slots(25);
+      worker.mutable_load()->mutable_experts()->set_hits(3);
+      worker.mutable_load()->mutable_experts()->set_misses(1);
     }
     PipelineStats stats;
     for (int sample = 0; sample < 20; ++sample) {

@@ -179,6 +179,10 @@ TEST(MetricsTest, RendersWhatTheSnapshotSays) {
   experts.set_guesses_used(26);
   experts.set_guesses_wasted(27);
   experts.set_waited_s(28.5);
+  experts.set_guesses(29);
+  experts.set_guessable(30);
+  experts.set_wasted_bytes(31);
+  experts.set_failovers(32);
   const std::string text = Metrics().Render(snapshot);
   for (const char* line : {
            "caravan_generated_tokens_total 12345678901",
@@ -197,6 +201,10 @@ TEST(MetricsTest, RendersWhatTheSnapshotSays) {
            "caravan_worker_expert_guesses_used_total{stage=\"1\",worker=\"box-b\"} 26",
            "caravan_worker_expert_guesses_wasted_total{stage=\"1\",worker=\"box-b\"} 27",
            "caravan_worker_expert_wait_seconds_total{stage=\"1\",worker=\"box-b\"} 28.5",
+           "caravan_worker_expert_guesses_total{stage=\"1\",worker=\"box-b\"} 29",
+           "caravan_worker_expert_guessable_total{stage=\"1\",worker=\"box-b\"} 30",
+           "caravan_worker_expert_wasted_bytes_total{stage=\"1\",worker=\"box-b\"} 31",
+           "caravan_worker_expert_failovers_total{stage=\"1\",worker=\"box-b\"} 32",
        }) {
     EXPECT_THAT(text, HasSubstr(std::string(line) + "\n"));
   }

@@ -53,6 +53,10 @@ TEST(LoadMeterTest, LoadsAddUp) {
   experts.set_guesses_used(10);
   experts.set_guesses_wasted(11);
   experts.set_waited_s(12);
+  experts.set_guesses(13);
+  experts.set_guessable(14);
+  experts.set_wasted_bytes(15);
+  experts.set_failovers(16);
   v1::WorkerLoad sum = load;
   AddLoad(load, sum);
   EXPECT_EQ(sum.busy_s(), 2);
@@ -67,6 +71,10 @@ TEST(LoadMeterTest, LoadsAddUp) {
   EXPECT_EQ(sum.experts().guesses_used(), 20u);
   EXPECT_EQ(sum.experts().guesses_wasted(), 22u);
   EXPECT_EQ(sum.experts().waited_s(), 24);
+  EXPECT_EQ(sum.experts().guesses(), 26u);
+  EXPECT_EQ(sum.experts().guessable(), 28u);
+  EXPECT_EQ(sum.experts().wasted_bytes(), 30u);
+  EXPECT_EQ(sum.experts().failovers(), 32u);
 
   load.clear_experts();
   AddLoad(load, sum);

@@ -17,6 +17,7 @@
 #include "model/sampler.h"
 #include "model/step_memory.h"
 #include "tests/support/golden.h"
+#include "worker/experts/router_lookahead.h"
 
 namespace caravan {
 namespace {
@@ -265,6 +266,8 @@ TEST_F(StageTest, AReadThatFailsNamesTheTensor) {
 TEST_F(StageTest, ItsWorkspaceIsThatWhichPlansCount) {
   const ModelConfig& config = checkpoint_->config();
   EXPECT_EQ(LayerWorkspace(config, 8).num_bytes(), 8 * LayerWorkspaceBytesPerRow(config));
+  const std::unique_ptr<Backend> backend = *MakeCpuBackend({});
+  EXPECT_EQ(RouterLookahead(config, *backend).num_bytes(), LookaheadBytes(config));
 }
 
 TEST_F(StageTest, AKvFormatThatDoesNotFitTheModelIsRefusedByName) {

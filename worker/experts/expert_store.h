@@ -5,20 +5,21 @@
 // of slots, taken at the start, into which experts are read when rows choose them. What is there is
 // computed while the rest comes.
 //
-// Most slots are the cache's, which keeps what is worth most (ExpertCache). Through the others
-// experts pass: one that is read there leaves with its visit. They serve two ends. Where steps
-// touch more than the cache holds each expert would put out the one that is needed next, so that
-// nothing would ever be found; what the cache does not let in (ExpertCache::Use) passes. And what
-// is guessed to come next is read to where it puts out nothing; it enters the cache, by the same
-// rules as if it were read then, when a visit wants it.
+// Most slots (ExpertSlots) are the cache's, which keeps what is worth most (ExpertCache). Through
+// the others experts pass: one that is read there leaves with its visit. They serve two ends. Where
+// steps touch more than the cache holds each expert would put out the one that is needed next, so
+// that nothing would ever be found; what the cache does not let in (ExpertCache::Use) passes. And
+// what is guessed to come next is read to where it puts out nothing; it enters the cache, by the
+// same rules as if it were read then, when a visit wants it.
 //
-// Where the experts lie on several disks, a read goes to the one that has least to read. What one
-// disk cannot give is read from another, and only what none can give is an error.
+// Where the experts lie on several disks, what one disk cannot give is read from another
+// (ExpertReads), and only what none can give is an error.
 //
 // What comes next is known in a scan. Elsewhere the caller says what is likely (Guess); whether it
 // should is decided by what that saves (GuessGate).
 //
-// Used by one thread, but for counters(). After Create it takes no memory.
+// Used by one thread, but for counters(). After Create it takes no memory but Warm's list of what
+// to read, until that returns; the digits of a hash, while it is compared; and the text of errors.
 
 #include <cstdint>
 #include <functional>
@@ -26,25 +27,24 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
-#include "base/buffer.h"
 #include "base/io/read_queue.h"
-#include "base/mutex.h"
 #include "kernels/expert_batches.h"
 #include "model/model_config.h"
 #include "model/stage_spec.h"
 #include "model/tensor_source.h"
 #include "worker/experts/cache_policy.h"
 #include "worker/experts/expert_cache.h"
+#include "worker/experts/expert_counters.h"
 #include "worker/experts/expert_files.h"
 #include "worker/experts/expert_key.h"
+#include "worker/experts/expert_reads.h"
+#include "worker/experts/expert_slots.h"
 #include "worker/experts/guess_gate.h"
 #include "worker/experts/guess_list.h"
 
@@ -52,36 +52,16 @@ namespace caravan {
 
 class ExpertStore {
  public:
-  /// When the bytes of an expert that was read are compared with their hash.
-  enum class Verify { kNever, kFirst, kEvery };
+  using Verify = ExpertReads::Verify;
+  using Counters = ExpertCounters;
 
   /// When WantsGuess is true.
   enum class Guesses { kNever, kWhereTheyPay, kAlways };
 
-  struct Options {
+  /// Those of its reads too; the memory of `reads` is the slots'.
+  struct Options : ExpertReads::Options {
     std::string policy = "lfu";  // a name that MakeCachePolicy knows
-    Verify verify = Verify::kFirst;
     Guesses guesses = Guesses::kWhereTheyPay;
-    ReadQueue::Options reads;  // but for `memory`, which is the slots'
-    std::function<absl::StatusOr<std::unique_ptr<ReadQueue>>(const ReadQueue::Options&)>
-        make_queue = ReadQueue::Create;
-  };
-
-  struct Counters {
-    int64_t hits = 0;    // experts that a visit needed and found in memory
-    int64_t misses = 0;  // that it needed and had to wait for
-    int64_t reads = 0;   // of experts, that ended well; guesses too
-    int64_t bytes_read = 0;
-    int64_t evictions = 0;
-    int64_t failovers = 0;  // reads of a copy that were bad, so that another one was read
-    // Of experts: reads begun before a visit needed them.
-    int64_t guesses = 0;
-    int64_t guesses_used = 0;    // their share of `guesses` is the precision,
-    int64_t guessable = 0;       // and of this the recall: what visits needed that were guessed for
-                                 // and did not find in memory, but for guesses
-    int64_t guesses_wasted = 0;  // gone without use
-    int64_t bytes_wasted = 0;    // read for those
-    absl::Duration waited;       // by visits, for reads
   };
 
   /// Called now and then while reading; false stops it.
@@ -124,36 +104,23 @@ class ExpertStore {
              absl::Duration took);
 
   /// For what was learned in earlier runs, and is for later ones (expert_heat.h): between visits.
-  ExpertCache& cache() { return cache_; }
+  ExpertCache& cache() { return slots_.cache(); }
   /// Of the last visit; -1: there was none.
   int64_t step() const { return step_; }
 
   /// What it reads its disks with, for others who read them too. Lives as long as this object.
-  ReadQueue& reads() { return *queue_; }
+  ReadQueue& queue() { return reads_->queue(); }
 
-  int num_slots() const { return static_cast<int>(slots_.size()); }
-  int64_t num_bytes() const { return memory_.size(); }
+  int num_slots() const { return slots_.size(); }
+  int64_t num_bytes() const { return reads_->num_bytes(); }
 
   /// Thread-safe.
-  Counters counters() const;
+  Counters counters() const { return meter_.Read(); }
 
  private:
   /// What Warm reads, ascending.
   std::vector<ExpertKey> WarmKeys() const;
   int64_t BytesOf(absl::Span<const ExpertKey> keys) const;
-
-  struct Slot {
-    enum class State { kFree, kReading, kReady };
-    State state = State::kFree;
-    ExpertKey key;
-    ReadQueue::Id read = 0;  // of kReading
-    bool wanted = false;     // by the visit
-    bool guess = false;      // read for no visit, and not wanted since
-    bool found = false;      // being read already when the visit came
-    bool checked = false;    // as `verify` asks
-    int copy = 0;            // of its file: where it was read from
-    int bad_copies = 0;      // that were tried before
-  };
 
   /// An expert that the visit needs.
   struct Need {
@@ -182,7 +149,7 @@ class ExpertStore {
     int64_t brought = 0;
   };
 
-  ExpertStore(std::unique_ptr<ExpertFiles> files, Buffer memory, int num_passed,
+  ExpertStore(std::unique_ptr<ExpertFiles> files, int num_slots, int num_passed,
               std::unique_ptr<CachePolicy> policy, const Options& options);
 
   /// Where `layer` belongs to another step than the last visit, ends that.
@@ -202,60 +169,26 @@ class ExpertStore {
   bool BeginNeeded();
   /// A slot to read this into; -1: none at this time.
   int TakeFor(const Need& need);
-  /// A slot of the cache for this, held once; -1: none gives way to it, so it can only pass.
-  int TakeFromCache(const Need& need);
-  /// Makes what was read as a guess part of the cache, if that has a slot for it.
-  void EnterCache(Need& need);
   void BeginGuesses();
+  /// Whether something can be read that nobody needs, and puts out nothing.
+  bool HasRoomForGuess() const;
   /// The expert that is likely to be needed next and has no slot: the one place that guesses.
   std::optional<ExpertKey> NextGuess();
   /// Takes back what was guessed, passes, and is not wanted.
   void DropGuesses();
   void MakeRoom();
   void BeginRead(int slot, ExpertKey key, ReadPriority priority);
-  /// Of the slot's copy. Sets that it is being read.
-  void SubmitRead(int slot, ReadPriority priority);
-  /// The copy on the disk that has least to read.
-  int ChooseCopy(int layer) const;
   /// Reads another copy of what is wanted and was read badly; false: all were tried.
   bool ReadOtherCopy(int slot);
-  void EndRead(int slot);
-  void WaitForRead();
   /// Errors: that of a read of something wanted.
   absl::Status CollectReads();
   /// May begin to read another copy. REQUIRES: it is ready, and wanted.
   absl::Status CheckBytes(int slot);
 
-  // Slots.
-  bool IsPassed(int slot) const { return slot >= cache_.shape().num_slots; }
-  Slot& At(int slot) { return slots_[static_cast<size_t>(slot)]; }
-  std::byte* MemoryOf(int slot) const {
-    return memory_.data() + frame_of_[static_cast<size_t>(slot)] * slot_bytes_;
-  }
-  int FindSlot(ExpertKey key) const;  // -1: it has none
-  int FindFreePassed() const;         // -1: there is none
-  /// A slot of the cache, as ExpertCache::Take; -1: none.
-  int TakeCached(ExpertKey key, double score);
-  void Want(int slot);
-  void Unwant(int slot);
-  void CountWasted(int64_t bytes);
-  /// Frees a slot. REQUIRES: one of the cache is held once.
-  void Forget(int slot);
-
   const std::unique_ptr<ExpertFiles> files_;
-  const Verify verify_;
   const Guesses guess_when_;
-  const int64_t slot_bytes_;
-  const Buffer memory_;
-  ExpertCache cache_;
-  std::vector<Slot> slots_;     // first the cache's, then those through which experts pass
-  std::vector<int> frame_of_;   // by slot: which part of memory_ is its own
-  std::vector<int> slot_of_;    // by frame
-  int free_cached_;             // slots of the cache
-  int reading_ = 0;             // slots
-  std::vector<bool> verified_;  // by disk, layer - first and expert: its hash was right once
-  std::vector<int64_t> bytes_under_way_;  // by disk
-  std::vector<bool> was_bad_;             // by disk: which the log says once
+  ExpertMeter meter_;
+  ExpertSlots slots_;
 
   // The visit.
   Batches batches_{*this};
@@ -273,19 +206,7 @@ class ExpertStore {
   GuessGate gate_;
   StepCosts step_costs_;
 
-  struct Ended {
-    int frame;  // a slot's number may change while it is read to
-    absl::Status status;
-  };
-  int SlotOf(const Ended& ended) const { return slot_of_[static_cast<size_t>(ended.frame)]; }
-  std::vector<Ended> collected_;
-
-  mutable Mutex mu_;
-  CondVar read_ended_;
-  std::vector<Ended> ended_ ABSL_GUARDED_BY(mu_);
-  Counters counters_ ABSL_GUARDED_BY(mu_);
-
-  std::unique_ptr<ReadQueue> queue_;  // last, so that it ends first: its threads use the above
+  std::unique_ptr<ExpertReads> reads_;  // last, so that it ends first
 };
 
 }  // namespace caravan

@@ -14,6 +14,11 @@ RouterLookahead::RouterLookahead(const ModelConfig& config, Backend& backend)
       expert_ids_(static_cast<size_t>(kMaxRows * config.router.num_experts_per_tok)),
       weights_(expert_ids_.size()) {}
 
+int64_t RouterLookahead::num_bytes() const {
+  const size_t floats = normed_.size() + logits_.size() + weights_.size();
+  return static_cast<int64_t>(floats * sizeof(float) + expert_ids_.size() * sizeof(int32_t));
+}
+
 RouterLookahead::Choice RouterLookahead::Choose(const LayerWeights& layer, const float* hidden,
                                                 const float* delta, int64_t num_rows) {
   CARAVAN_CHECK(layer.router.rows > 0 && num_rows >= 1 && num_rows <= kMaxRows);

@@ -13,6 +13,7 @@
 #include "absl/types/span.h"
 #include "kernels/backend.h"
 #include "model/model_config.h"
+#include "model/step_memory.h"
 #include "worker/stage_weights.h"
 
 namespace caravan {
@@ -22,7 +23,7 @@ class RouterLookahead {
  public:
   /// Rows that it takes: the more rows, the nearer they come to all experts, and where they touch
   /// most of them the store knows itself what comes next.
-  static constexpr int64_t kMaxRows = 32;
+  static constexpr int64_t kMaxRows = kLookaheadRows;
 
   /// Both [num_rows, num_experts_per_tok], as Backend::Route leaves them; good until the next call.
   struct Choice {
@@ -30,7 +31,10 @@ class RouterLookahead {
     absl::Span<const float> weights;
   };
 
+  /// Takes all of its memory: as many bytes as LookaheadBytes (model/step_memory.h) says.
   RouterLookahead(const ModelConfig& config, Backend& backend);
+
+  int64_t num_bytes() const;
 
   /// hidden + delta [num_rows, hidden_size]: the residual stream, as far as it is known, at the end
   /// of the layer before. REQUIRES: `layer` has a router; 1 <= num_rows <= kMaxRows.

@@ -7,6 +7,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -27,6 +28,7 @@
 #include "base/buffer.h"
 #include "base/int_math.h"
 #include "base/mutex.h"
+#include "base/peak_memory.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/event_counter.h"
@@ -332,16 +334,7 @@ TEST(ReadQueueCreateTest, WithoutARingItReadsByThreads) {
   EXPECT_EQ(name, "threads");
 }
 
-/// What the kernel has pinned of this process, in KiB (proc(5)).
-int64_t PinnedKib() {
-  std::ifstream status("/proc/self/status");
-  std::string name;
-  while (status >> name) {
-    int64_t kib = -1;
-    if (name == "VmPin:" && status >> kib) return kib;
-  }
-  return -1;
-}
+int64_t PinnedMemory() { return ProcessMemory(::getpid(), "VmPin"); }
 
 // Whoever takes as much memory again must not have it twice for a while.
 TEST(ReadQueueCreateTest, ItsEndLetsGoOfItsMemoryAtOnce) {
@@ -349,12 +342,12 @@ TEST(ReadQueueCreateTest, ItsEndLetsGoOfItsMemoryAtOnce) {
   ASSERT_TRUE(memory.ok());
   ReadQueue::Options options;
   options.memory = absl::MakeSpan(memory->data(), static_cast<size_t>(memory->size()));
-  const int64_t before = PinnedKib();
+  const int64_t before = PinnedMemory();
   auto queue = ReadQueue::Create(options);
   ASSERT_TRUE(queue.ok());
-  if (PinnedKib() < before + (8 << 10)) GTEST_SKIP() << "nothing was pinned here";
+  if (PinnedMemory() < before + memory->size()) GTEST_SKIP() << "nothing was pinned here";
   queue->reset();
-  EXPECT_EQ(PinnedKib(), before);
+  EXPECT_EQ(PinnedMemory(), before);
 }
 
 TEST(ReadQueueCreateTest, MemoryThatMayNotBePinnedIsReadToAllTheSame) {

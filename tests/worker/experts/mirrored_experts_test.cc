@@ -219,6 +219,17 @@ TEST_F(MirroredExpertsTest, APackMayBeSplit) {
   for (const int layer : {1, 2, 3}) ASSERT_TRUE(Visit(*store, layer, {1, 2, 3, 4}).ok());
 }
 
+TEST_F(MirroredExpertsTest, RefusesADirectoryThatIsGivenTwice) {
+  const std::string spelt_otherwise = first() + "/.";
+  for (const std::vector<std::string>& mirrors :
+       {std::vector<std::string>{first()}, {spelt_otherwise}, {mirror(), mirror() + "/"}}) {
+    const absl::Status status = PackedModel::Open(first(), mirrors).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(std::string(status.message()),
+                ::testing::StartsWith(mirrors.back() + ": a mirror must be another directory"));
+  }
+}
+
 TEST_F(MirroredExpertsTest, RefusesMirrorsThatAreNone) {
   const std::vector<std::string> mirrors = {mirror()};
   const auto expect_refused = [&](absl::StatusCode code, const std::string& names) {
