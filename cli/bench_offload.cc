@@ -45,6 +45,12 @@ class Bench {
     for (int i = 0; i < load.num_workers; ++i) {
       meters_.push_back(std::make_unique<StageMeter>(&reads_));
     }
+    std::uniform_int_distribution<int32_t> token(
+        0, static_cast<int32_t>(model.config().vocab_size) - 1);
+    prompts_.resize(static_cast<size_t>(load.jobs));
+    for (std::vector<int32_t>& prompt : prompts_) {
+      for (int64_t i = 0; i < load.prompt_tokens; ++i) prompt.push_back(token(generator_));
+    }
   }
 
   absl::Status Start(LocalPipeline::Options options);
@@ -61,6 +67,8 @@ class Bench {
   const StoredModel& model_;
   const OffloadLoad& load_;
   std::mt19937_64 generator_;
+  // By job. Long ones are in the KV cache after the first round.
+  std::vector<std::vector<int32_t>> prompts_;
   ReadMeter reads_;  // of all stages
   std::vector<std::unique_ptr<StageMeter>> meters_;
   std::unique_ptr<LocalPipeline> pipeline_;  // last: it uses the above
@@ -71,7 +79,8 @@ absl::Status Bench::Start(LocalPipeline::Options options) {
   options.num_workers = load_.num_workers;
   // One block more for each, which the scheduler leaves to those that run when another begins: all
   // are to run at once.
-  const int64_t job_tokens = WholeKvBlocks(1 + load_.tokens_per_job) + kKvBlockTokens;
+  const int64_t job_tokens =
+      WholeKvBlocks(load_.prompt_tokens + load_.tokens_per_job) + kKvBlockTokens;
   options.kv_tokens = load_.jobs * job_tokens;
   options.prepare_stage = [this](size_t index, const StageSpec& spec,
                                  std::unique_ptr<Backend> backend, Stage::Options& stage) {
@@ -88,11 +97,11 @@ absl::Status Bench::Start(LocalPipeline::Options options) {
                      " hold all experts, so nothing would be read"));
   }
   if (pipeline_->kv_tokens() < options.kv_tokens) {
-    return absl::OutOfRangeError(
-        absl::StrCat("--ram: beside the experts, ", FormatByteSize(options.memory_budget_bytes),
-                     " leave room for a KV cache of ", pipeline_->kv_tokens(), " tokens; ",
-                     load_.jobs, " jobs at once, of ", job_tokens, " each, need ",
-                     options.kv_tokens, ": give fewer --jobs or --tokens, or more --ram"));
+    return absl::OutOfRangeError(absl::StrCat(
+        "--ram: beside the experts, ", FormatByteSize(options.memory_budget_bytes),
+        " leave room for a KV cache of ", pipeline_->kv_tokens(), " tokens; ", load_.jobs,
+        " jobs at once, of ", job_tokens, " each, need ", options.kv_tokens,
+        ": give fewer --jobs or --tokens, more --ram, or --kv-disk"));
   }
   return absl::OkStatus();
 }
@@ -123,14 +132,12 @@ std::unique_ptr<Backend> Bench::Prepare(size_t index, const StageSpec& spec,
 /// From the first step to the last token.
 absl::StatusOr<absl::Duration> Bench::RunJobs() {
   PipelineDriver& driver = pipeline_->driver();
-  std::uniform_int_distribution<int32_t> token(
-      0, static_cast<int32_t>(model_.config().vocab_size) - 1);
   // All begin with the same step.
   driver.PauseAdmission();
   std::vector<std::unique_ptr<JobHandle>> jobs;
-  for (int i = 0; i < load_.jobs; ++i) {
+  for (const std::vector<int32_t>& prompt : prompts_) {
     JobSpec spec;
-    spec.prompt = {token(generator_)};
+    spec.prompt = prompt;
     spec.max_new_tokens = load_.tokens_per_job;
     spec.sampling.set_temperature(static_cast<float>(kBenchTemperature));
     spec.sampling.set_seed(generator_());

@@ -20,7 +20,8 @@ namespace caravan {
 struct OffloadLoad {
   int num_workers = 1;
   int jobs = 1;                // at once
-  int64_t tokens_per_job = 1;  // of each reply; a prompt has one token
+  int64_t prompt_tokens = 1;   // of each job, random; the same in all rounds
+  int64_t tokens_per_job = 1;  // of each reply
   int rounds = 1;
   uint64_t seed = 1;  // of prompts and sampling
   // How experts are chosen, but for num_layers and what is the model's or the load's; nullopt: by
@@ -46,8 +47,8 @@ struct OffloadResult {
   std::vector<OffloadRound> rounds;
 };
 
-/// `pipeline`: how the model is run, but for what `load` says; its context has room for a prompt of
-/// one token with its reply. Runs rounds until the slots are full, then load.rounds of them, and
+/// `pipeline`: how the model is run, but for what `load` says; its context has room for a prompt
+/// with its reply. Runs rounds until the slots are full, then load.rounds of them, and
 /// asks `gauge` before and after each of these.
 /// Errors: InvalidArgument - the budget holds all experts; OutOfRange - it has no room for the KV
 /// cache of all jobs at once; as LocalPipeline::Create, JobHandle::Next and DiskGauge::Measure.

@@ -37,6 +37,7 @@ constexpr int64_t kLeastTokensPerJob = 4;
 struct BenchOffloadFlags {
   LocalPipelineFlags pipeline;
   std::vector<int> jobs = {1, 8, 32, 128};
+  int64_t prompt = 1;
   int64_t tokens = 256;
   int rounds = 3;
   std::string routing = "zipf=0.8,sticky=0.3";
@@ -66,12 +67,14 @@ absl::StatusOr<LocalPipeline::Options> PipelineOf(const BenchOffloadFlags& flags
   LocalPipeline::Options options = flags.pipeline.Options();
   options.prefill_chunk = kMaxJobs;
   int64_t context = 0;
-  for (const int at_once : flags.jobs) context = std::max(context, 1 + flags.TokensPerJob(at_once));
+  for (const int at_once : flags.jobs) {
+    context = std::max(context, flags.prompt + flags.TokensPerJob(at_once));
+  }
   if (options.context_tokens == 0) options.context_tokens = context;
   if (options.context_tokens < context) {
-    return absl::InvalidArgumentError(absl::StrCat("--context: replies of ", context - 1,
-                                                   " tokens need ", context, ", not ",
-                                                   options.context_tokens));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--context: prompts of ", flags.prompt, " tokens with replies of ",
+                     context - flags.prompt, " need ", context, ", not ", options.context_tokens));
   }
   if (options.memory_budget_bytes <= aside) {
     return absl::InvalidArgumentError(
@@ -142,11 +145,11 @@ void PrintHead(const BenchOffloadFlags& flags, const StoredModel& model, const L
                                  : "the model's own routing";
   const int64_t chosen_experts = model.config().router.num_experts_per_tok;
   std::printf(
-      "%s, %lld of %lld experts a token and layer; prompts of one random token, replies sampled at "
+      "%s, %lld of %lld experts a token and layer; random prompts of %lld, replies sampled at "
       "temperature %g; medians of %d rounds of %lld tokens or more\n\n",
       chosen.c_str(), static_cast<long long>(chosen_experts),
-      static_cast<long long>(model.config().n_routed_experts), kBenchTemperature, flags.rounds,
-      static_cast<long long>(flags.tokens));
+      static_cast<long long>(model.config().n_routed_experts), static_cast<long long>(flags.prompt),
+      kBenchTemperature, flags.rounds, static_cast<long long>(flags.tokens));
   std::printf(
       "| workers | jobs | slots | tokens/s | touched a step | hits | read a token | MiB | GB/s "
       "while reading | disk alone | share |%s layers in turn, tokens/s | share | bulk: disk, "
@@ -220,6 +223,7 @@ absl::Status BenchOffload(const BenchOffloadFlags& flags) {
       OffloadLoad load;
       load.num_workers = size;
       load.jobs = at_once;
+      load.prompt_tokens = flags.prompt;
       load.tokens_per_job = flags.TokensPerJob(at_once);
       load.rounds = flags.rounds;
       load.seed = flags.seed;
@@ -252,6 +256,11 @@ void AddBenchOffloadCommand(CLI::App& bench, CommandBody& body) {
   command->add_option("--jobs", flags->jobs, "Jobs at once, one row of the table each")
       ->delimiter(',')
       ->check(CLI::Range(1, kMaxJobs))
+      ->capture_default_str();
+  command
+      ->add_option("--prompt", flags->prompt,
+                   "Tokens of each job's prompt, which is in the KV cache after the first round")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 20))
       ->capture_default_str();
   command
       ->add_option("--tokens", flags->tokens,

@@ -221,8 +221,7 @@ void LocalPipelineFlags::AddTo(CLI::App& command) {
                 ram = *bytes;
               },
               "Memory of the whole process, such as 24GiB: experts of a packed model that do not "
-              "fit "
-              "stay on disk, and are read as steps want them; if not given, everything is in "
+              "fit stay on disk, and are read as steps want them; if not given, everything is in "
               "memory")
           ->type_name("SIZE");
   command
