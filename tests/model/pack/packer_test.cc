@@ -55,16 +55,6 @@ std::vector<float> Values(const TensorSource& source, const std::string& name) {
   return values;
 }
 
-/// The packed tensor's rows, out of their tiles.
-std::vector<std::byte> RowMajor(const TensorSource& source, const std::string& name) {
-  const TensorInfo& info = *source.Find(name);
-  std::vector<std::byte> bytes = ReadAll(source, name);
-  if (info.layout == MatrixLayout::kRowMajor) return bytes;
-  std::vector<std::byte> rows(static_cast<size_t>(DTypeBytes(info.dtype, info.num_elements())));
-  UntileMatrix(info.dtype, info.shape[0], info.shape[1], bytes.data(), rows.data());
-  return rows;
-}
-
 TEST_F(PackerTest, KeptFormatsLoseNothing) {
   const auto packed = MustPack(Options("kept", {}));
   // All but the copies of the embedding and the head in the layer of multi-token prediction.

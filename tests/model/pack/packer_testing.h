@@ -7,7 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "base/dtype.h"
 #include "gtest/gtest.h"
+#include "kernels/tiled/tile_layout.h"
 #include "model/checkpoint.h"
 #include "model/pack/packed_model.h"
 #include "model/pack/packer.h"
@@ -21,6 +23,16 @@ inline std::vector<std::byte> ReadAll(const TensorSource& source, const std::str
   std::vector<std::byte> bytes(static_cast<size_t>(source.Find(name)->num_bytes()));
   EXPECT_TRUE(source.Read(name, absl::MakeSpan(bytes)).ok()) << name;
   return bytes;
+}
+
+/// The packed tensor's rows, out of their tiles.
+inline std::vector<std::byte> RowMajor(const TensorSource& source, const std::string& name) {
+  const TensorInfo& info = *source.Find(name);
+  std::vector<std::byte> bytes = ReadAll(source, name);
+  if (info.layout == MatrixLayout::kRowMajor) return bytes;
+  std::vector<std::byte> rows(static_cast<size_t>(DTypeBytes(info.dtype, info.num_elements())));
+  UntileMatrix(info.dtype, info.shape[0], info.shape[1], bytes.data(), rows.data());
+  return rows;
 }
 
 class PackerTest : public ::testing::Test {
