@@ -72,6 +72,13 @@ std::string ShareCell(const std::vector<double>& shares) {
   return first == last ? first : absl::StrCat(first, " to ", last);
 }
 
+/// The chunk and its rate with what bounds it.
+std::string PromptCells(const absl::StatusOr<PromptTime>& time) {
+  if (!time.ok()) return "- | -";
+  return absl::StrFormat("%d | %.1f %s", time->chunk_tokens, time->tokens_per_second,
+                         BottleneckName(time->slowest.bottleneck));
+}
+
 absl::Status Predict(const PlanFlags& flags, const ModelConfig& config, const ModelCost& cost,
                      const Box& box) {
   std::printf("\nbox %s: disk %.1f GB/s, memory %s at %.1f GB/s, %.0f G multiply-adds/s",
@@ -84,7 +91,7 @@ absl::Status Predict(const PlanFlags& flags, const ModelConfig& config, const Mo
   }
   std::printf("\n\n| boxes | experts in memory |");
   for (const int jobs : flags.jobs) std::printf(" %d job%s |", jobs, jobs == 1 ? "" : "s");
-  std::printf("\n|---|---|");
+  std::printf(" prompts: chunk | tokens/s |\n|---|---|---|---|");
   for (size_t i = 0; i < flags.jobs.size(); ++i) std::printf("---|");
   std::printf("\n");
   std::vector<std::vector<double>> rates;
@@ -102,6 +109,10 @@ absl::Status Predict(const PlanFlags& flags, const ModelConfig& config, const Mo
       line.push_back(time.ok() ? time->tokens_per_second : 0);
       cells.push_back(Cell(time, flags.target));
     }
+    cells.push_back(PromptCells(PredictPrompts(config, cost, box, count,
+                                               {.jobs = flags.jobs.front(),
+                                                .context_tokens = flags.context,
+                                                .kv_dtype = flags.kv_dtype})));
     std::printf("| %d | %s | %s |\n", count, ShareCell(shares).c_str(),
                 absl::StrJoin(cells, " | ").c_str());
   }
@@ -154,8 +165,9 @@ absl::Status Plan(PlanFlags flags) {
   std::printf(
       "a prediction, not a measurement: tokens/s of all jobs together while they decode, and what "
       "bounds the slowest stage; experts in memory: of that stage, from the first number of jobs "
-      "to "
-      "the last that fits\nmodel %s: %s, of which %s are always active; contexts of %lld "
+      "to the last that fits; prompts: the --prefill-chunk with which disk and computing take as "
+      "long, and tokens/s while every stage has one, for the first number of jobs\nmodel %s: %s, "
+      "of which %s are always active; contexts of %lld "
       "tokens, KV in %s\n",
       flags.model.c_str(), FormatByteSize(sum.weight_bytes).c_str(),
       FormatByteSize(sum.always_active_bytes()).c_str(), static_cast<long long>(flags.context),

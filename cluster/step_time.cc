@@ -152,8 +152,9 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
   // What is read.
   const double touched = TouchedExperts(per_layer, chosen, rows);
   const bool is_scan = 2 * touched > per_layer;
-  // Between two tokens of a job the cache meets those of all others.
-  const double met = TouchedExperts(per_layer, chosen, static_cast<double>(load.jobs));
+  // Between two tokens of a job the cache meets those of all others, or of a whole chunk.
+  const double met =
+      TouchedExperts(per_layer, chosen, std::max(rows, static_cast<double>(load.jobs)));
   const double hits = per_layer == 0 ? 1 : HitRate(time.expert_share, met / per_layer);
   time.bytes_read = expert_layers * touched * (1 - hits) * expert_bytes;
   time.read_seconds = time.bytes_read == 0 ? 0 : time.bytes_read / box.disk_read_bytes;
@@ -196,29 +197,62 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
   return time;
 }
 
-absl::StatusOr<PipelineTime> PredictPipeline(const ModelConfig& config, const ModelCost& cost,
-                                             const Box& box, int num_boxes,
-                                             const DecodeLoad& load) {
+namespace {
+
+struct Round {
+  double seconds = 0;  // of all stages, one after the other, and the hops between them
+  StageTime slowest;
+};
+
+/// A step of `rows` through the pipeline of PredictPipeline.
+absl::StatusOr<Round> PredictRound(const ModelConfig& config, const ModelCost& cost, const Box& box,
+                                   int num_boxes, const DecodeLoad& load, double rows) {
   const int layers = static_cast<int>(cost.layers.size());
   CARAVAN_CHECK(num_boxes >= 1 && num_boxes <= layers && load.jobs >= 1);
-  const auto micro_batches = static_cast<double>(std::min<int64_t>(num_boxes, load.jobs));
-  PipelineTime time;
-  time.rows = static_cast<double>(load.jobs) / micro_batches;
-  double round = num_boxes > 1 ? num_boxes * box.hop_seconds : 0;
+  Round round;
+  round.seconds = num_boxes > 1 ? num_boxes * box.hop_seconds : 0;
   for (int i = 0; i < num_boxes; ++i) {
     StageSpec stage;
     stage.first_layer = layers * i / num_boxes;
     stage.end_layer = layers * (i + 1) / num_boxes;
     stage.embeds = i == 0;
     stage.has_head = i + 1 == num_boxes;
-    absl::StatusOr<StageTime> part = PredictStage(config, cost.Of(stage), box, load, time.rows);
+    absl::StatusOr<StageTime> part = PredictStage(config, cost.Of(stage), box, load, rows);
     if (!part.ok()) return Annotate(part.status(), DescribeStage(stage));
-    round += part->seconds;
-    if (part->seconds > time.slowest.seconds) time.slowest = *part;
+    round.seconds += part->seconds;
+    if (part->seconds > round.slowest.seconds) round.slowest = *part;
   }
+  return round;
+}
+
+}  // namespace
+
+absl::StatusOr<PipelineTime> PredictPipeline(const ModelConfig& config, const ModelCost& cost,
+                                             const Box& box, int num_boxes,
+                                             const DecodeLoad& load) {
+  const auto micro_batches = static_cast<double>(std::min<int64_t>(num_boxes, load.jobs));
+  PipelineTime time;
+  time.rows = static_cast<double>(load.jobs) / micro_batches;
+  CARAVAN_ASSIGN_OR_RETURN(const Round round,
+                           PredictRound(config, cost, box, num_boxes, load, time.rows));
+  time.slowest = round.slowest;
   // A micro-batch comes round after all stages, and each stage serves all micro-batches in turn.
-  const double cycle = std::max(round, micro_batches * time.slowest.seconds);
+  const double cycle = std::max(round.seconds, micro_batches * time.slowest.seconds);
   time.tokens_per_second = static_cast<double>(load.jobs) / cycle;
+  return time;
+}
+
+absl::StatusOr<PromptTime> PredictPrompts(const ModelConfig& config, const ModelCost& cost,
+                                          const Box& box, int num_boxes, const DecodeLoad& load) {
+  PromptTime time;
+  for (int64_t chunk = kLeastPromptChunk; chunk <= kMostPromptChunk; chunk *= 2) {
+    CARAVAN_ASSIGN_OR_RETURN(const Round round, PredictRound(config, cost, box, num_boxes, load,
+                                                             static_cast<double>(chunk)));
+    time.chunk_tokens = chunk;
+    time.slowest = round.slowest;
+    time.tokens_per_second = static_cast<double>(chunk) / round.slowest.seconds;
+    if (time.slowest.bottleneck != Bottleneck::kDisk) break;
+  }
   return time;
 }
 

@@ -1,8 +1,9 @@
 #ifndef CARAVAN_CLUSTER_STEP_TIME_H_
 #define CARAVAN_CLUSTER_STEP_TIME_H_
 
-// How long a step takes that decodes one token of each of some sequences, predicted from a model's
-// costs and what boxes can do: the one table of times. Pure functions.
+// How long a step takes that decodes one token of each of some sequences, or computes a chunk of a
+// prompt, predicted from a model's costs and what boxes can do: the one table of times. Pure
+// functions.
 //
 // A layer's rows touch some of its experts. Those in memory are there; the others come from the
 // disk, each once for all rows. What a step touches:
@@ -65,7 +66,8 @@ struct DecodeLoad {
   DType kv_dtype = DType::kF16;
 };
 
-/// Of a stage, for a micro-batch of `rows` out of the load's jobs. VRAM and memory take what is
+/// Of a stage, for a micro-batch of `rows` out of the load's jobs, or for more rows than jobs, of
+/// prompts. VRAM and memory take what is
 /// always active first, then the KV cache of all jobs, then experts.
 /// Errors: FailedPrecondition - the box has not the memory for that and the experts of one row;
 ///         says how much is missing.
@@ -79,6 +81,23 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
 /// Errors: as PredictStage, which names the stage.
 absl::StatusOr<PipelineTime> PredictPipeline(const ModelConfig& config, const ModelCost& cost,
                                              const Box& box, int num_boxes, const DecodeLoad& load);
+
+/// Chunks of prompts, which read each expert once for all of their rows.
+struct PromptTime {
+  int64_t chunk_tokens = 0;
+  double tokens_per_second = 0;  // while every stage has a chunk; of a prompt alone, a stage's part
+  StageTime slowest;             // of the stages, for one chunk
+};
+
+inline constexpr int64_t kLeastPromptChunk = 64;
+inline constexpr int64_t kMostPromptChunk = 8192;
+
+/// Of the pipeline of PredictPipeline, with the smallest chunk in which its slowest stage computes
+/// for as long as it reads: smaller ones leave its cores idle, larger ones gain nothing and hold
+/// other jobs up. Among powers of two from kLeastPromptChunk to kMostPromptChunk, the last one
+/// where the disk stays the bottleneck. REQUIRES, Errors: as PredictPipeline.
+absl::StatusOr<PromptTime> PredictPrompts(const ModelConfig& config, const ModelCost& cost,
+                                          const Box& box, int num_boxes, const DecodeLoad& load);
 
 }  // namespace caravan
 

@@ -122,6 +122,43 @@ TEST(StepTime, AScanHitsWhatItsSlotsHold) {
   EXPECT_NEAR(time->bytes_read, 2 * 256 * 0.75 * 20e6, 2 * 256 * 20e6 * 1e-6);
 }
 
+TEST(StepTime, AChunkOfAPromptMeetsAWholeChunkBetweenItsReads) {
+  const LayerCost stage = ExpertLayers(2);
+  const Box box = DiskBox(128 * int64_t{20'000'000});
+  const auto of_one_job = PredictStage(R1(), stage, box, {.jobs = 1}, 512);
+  const auto of_many = PredictStage(R1(), stage, box, {.jobs = 512}, 512);
+  ASSERT_TRUE(of_one_job.ok() && of_many.ok());
+  EXPECT_DOUBLE_EQ(of_one_job->bytes_read, of_many->bytes_read);
+}
+
+TEST(StepTime, ChunksOfPromptsGrowUntilComputingTakesAsLongAsReading) {
+  ModelCost cost;
+  cost.layers.assign(4, ExpertLayers(1));
+  Box box = DiskBox(128 * int64_t{20'000'000});
+  // A layer with experts takes 256 * 7/8 reads at 50 a second: 4.48 s. A row's 8 experts of
+  // 3 * 7168 * 2048 multiply-adds take 1 / 100 s at this rate, so that 448 rows take as long.
+  box.memory_read_bytes = 1e15;
+  box.cpu_multiply_adds = 100.0 * 8 * 3 * 7168 * 2048;
+  const auto time = PredictPrompts(R1(), cost, box, 1, {});
+  ASSERT_TRUE(time.ok()) << time.status();
+  EXPECT_EQ(time->chunk_tokens, 512);
+  EXPECT_EQ(time->slowest.bottleneck, Bottleneck::kArithmetic);
+  // Two boxes have a chunk each; twice the slots leave less to read.
+  const auto two = PredictPrompts(R1(), cost, box, 2, {});
+  ASSERT_TRUE(two.ok()) << two.status();
+  EXPECT_EQ(two->chunk_tokens, 512);
+  EXPECT_NEAR(two->tokens_per_second / time->tokens_per_second, 2, 0.1);
+  box.cpu_multiply_adds *= 1e6;
+  const auto fast = PredictPrompts(R1(), cost, box, 1, {});
+  ASSERT_TRUE(fast.ok()) << fast.status();
+  EXPECT_EQ(fast->chunk_tokens, kMostPromptChunk);
+  EXPECT_EQ(fast->slowest.bottleneck, Bottleneck::kDisk);
+  box.cpu_multiply_adds /= 1e9;
+  const auto slow = PredictPrompts(R1(), cost, box, 1, {});
+  ASSERT_TRUE(slow.ok()) << slow.status();
+  EXPECT_EQ(slow->chunk_tokens, kLeastPromptChunk);
+}
+
 TEST(StepTime, NothingIsReadWhereAllIsInMemory) {
   Box box = DiskBox(100 * kGiB);
   box.disk_read_bytes = 1;
