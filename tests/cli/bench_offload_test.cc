@@ -158,6 +158,22 @@ TEST(BenchOffloadTest, AModelOfFourTimesTheLimitRunsWithinIt) {
   EXPECT_EQ(Rows(Slurp(options.stdout_path)).size(), 3u) << Slurp(options.stdout_path);
 }
 
+TEST(BenchOffloadTest, ABudgetThatIsTooLittleIsSaidAsItWasGiven) {
+  TestCluster cluster;
+  const std::string pack = MakeModel(cluster, 64, 256);
+  using Case = std::pair<std::vector<std::string>, std::string>;
+  for (const auto& [arguments, says] :
+       {Case{{"--ram", "60MiB"}, "--ram 60.0 MiB, of which 17.5 MiB are for measuring the disk: "},
+        Case{{"--ram", "120MiB", "--jobs", "512", "--tokens", "256000"},
+             "--ram: beside the experts, 120 MiB leave room for a KV cache of "}}) {
+    std::vector<std::string> command = BenchOffload({"--model", pack});
+    command.insert(command.end(), arguments.begin(), arguments.end());
+    TestProcess& process = cluster.Launch("refused", command);
+    EXPECT_EQ(process.Wait(), 2) << process.Transcript();
+    EXPECT_THAT(process.Err(), HasSubstr(says)) << process.Transcript();
+  }
+}
+
 TEST(BenchOffloadTest, WrongFlagsAndModelsGetASentence) {
   TestCluster cluster;
   const std::string pack = MakeModel(cluster, 16, 256);
