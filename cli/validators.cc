@@ -58,6 +58,9 @@ void CheckNumbers(CLI::App& command) {
   for (CLI::Option* const option : command.get_options()) {
     // CLI11's names of types, which options keep that were not given another one.
     const std::string type = option->get_type_name();
+    for (const char* number : {"INT", "UINT", "FLOAT"}) {
+      if (absl::StartsWith(type, number)) option->check(NotEmpty());
+    }
     if (absl::StartsWith(type, "UINT")) option->check(WholeNumber());
     if (absl::StartsWith(type, "FLOAT")) option->check(NotNan());
   }

@@ -15,7 +15,8 @@ CLI::Validator NotNegative();
 
 /// Lets all options of `command` and its subcommands refuse what CLI11 would take for a number of
 /// their type: -1 as the largest unsigned one (its CLI::Range compares after that), one that is
-/// larger than any, and NaN, which is within every CLI::Range. For after the last option was added.
+/// larger than any, nothing as 0, and NaN, which is within every CLI::Range. For after the last
+/// option was added.
 void CheckNumbers(CLI::App& command);
 
 }  // namespace caravan

@@ -78,8 +78,9 @@ TEST(BenchOffloadTest, ItsTableAddsUp) {
   const double expert_mib =
       static_cast<double>((*model)->FindExperts(0)->experts.stride) / (1 << 20);
   TestProcess& bench = cluster.Launch(
-      "bench", BenchOffload({"--model", pack, "--ram", "120MiB", "--jobs", "1,12", "--tokens", "48",
-                             "--workers", "2", "--rounds", "1", "--routing", "zipf=0.5,seed=3"}));
+      "bench",
+      BenchOffload({"--model", pack, "--ram", "120MiB", "--kv", "f16", "--jobs", "1,12", "--tokens",
+                    "48", "--workers", "2", "--rounds", "1", "--routing", "zipf=0.5,seed=3"}));
   ASSERT_EQ(bench.Wait(), 0) << bench.Transcript();
   EXPECT_THAT(bench.Out(), AllOf(HasSubstr("among them 128 experts of "),
                                  HasSubstr("made-up routing: zipf=0.5,sticky=0.3,seed=3, 4 of 64"),

@@ -64,7 +64,13 @@ TEST(CheckNumbersTest, UnsignedOnesAreNotNegativeNorTooLarge) {
   EXPECT_EQ(numbers.Say("--count", "7"), "");
   EXPECT_THAT(numbers.Say("--ids", "1,-2"), HasSubstr("--ids: -2 is less than 0"));
   EXPECT_NE(numbers.Say("--seed", "x"), "");
-  EXPECT_NE(numbers.Say("--seed", ""), "");
+}
+
+TEST(CheckNumbersTest, NothingIsNoNumber) {
+  Numbers numbers;
+  for (const char* option : {"--seed", "--count", "--offset", "--rate"}) {
+    EXPECT_NE(numbers.Say(option, ""), "") << option;
+  }
 }
 
 TEST(CheckNumbersTest, ANumberIsNotNan) {
