@@ -165,10 +165,9 @@ absl::Status Plan(PlanFlags flags) {
   std::printf(
       "a prediction, not a measurement: tokens/s of all jobs together while they decode, and what "
       "bounds the slowest stage; experts in memory: of that stage, from the first number of jobs "
-      "to the last that fits; prompts: the --prefill-chunk with which disk and computing take as "
-      "long, and tokens/s while every stage has one, for the first number of jobs\nmodel %s: %s, "
-      "of which %s are always active; contexts of %lld "
-      "tokens, KV in %s\n",
+      "to the last that fits; prompts: the --prefill-chunk with which reading and computing "
+      "take as long, and tokens/s while every stage has one, for the first number of jobs\n"
+      "model %s: %s, of which %s are always active; contexts of %lld tokens, KV in %s\n",
       flags.model.c_str(), FormatByteSize(sum.weight_bytes).c_str(),
       FormatByteSize(sum.always_active_bytes()).c_str(), static_cast<long long>(flags.context),
       KvOptionName(flags.kv_dtype).c_str());

@@ -251,7 +251,7 @@ absl::StatusOr<PromptTime> PredictPrompts(const ModelConfig& config, const Model
     time.chunk_tokens = chunk;
     time.slowest = round.slowest;
     time.tokens_per_second = static_cast<double>(chunk) / round.slowest.seconds;
-    if (time.slowest.bottleneck != Bottleneck::kDisk) break;
+    if (time.slowest.bottleneck == Bottleneck::kArithmetic) break;
   }
   return time;
 }

@@ -93,9 +93,10 @@ inline constexpr int64_t kLeastPromptChunk = 64;
 inline constexpr int64_t kMostPromptChunk = 8192;
 
 /// Of the pipeline of PredictPipeline, with the smallest chunk in which its slowest stage computes
-/// for as long as it reads: smaller ones leave its cores idle, larger ones gain nothing and hold
-/// other jobs up. Among powers of two from kLeastPromptChunk to kMostPromptChunk, the last one
-/// where the disk stays the bottleneck. REQUIRES, Errors: as PredictPipeline.
+/// for as long as it reads disk and memory: smaller ones leave its cores idle, larger ones gain
+/// nothing and hold other jobs up. Among powers of two from kLeastPromptChunk to kMostPromptChunk,
+/// the last one where reading stays the bottleneck.
+/// REQUIRES, Errors: as PredictPipeline.
 absl::StatusOr<PromptTime> PredictPrompts(const ModelConfig& config, const ModelCost& cost,
                                           const Box& box, int num_boxes, const DecodeLoad& load);
 

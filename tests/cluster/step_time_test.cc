@@ -159,6 +159,19 @@ TEST(StepTime, ChunksOfPromptsGrowUntilComputingTakesAsLongAsReading) {
   EXPECT_EQ(slow->chunk_tokens, kLeastPromptChunk);
 }
 
+TEST(StepTime, ChunksOfPromptsGrowPastWhatMemoryBounds) {
+  ModelCost cost;
+  cost.layers.assign(1, ExpertLayers(1));
+  Box box = DiskBox(256 * int64_t{20'000'000});
+  // All is in memory; to read it takes 1 s, and so does the arithmetic of 100 rows.
+  box.memory_read_bytes = 256 * 20e6;
+  box.cpu_multiply_adds = 100.0 * 8 * 3 * 7168 * 2048;
+  const auto time = PredictPrompts(R1(), cost, box, 1, {});
+  ASSERT_TRUE(time.ok()) << time.status();
+  EXPECT_EQ(time->chunk_tokens, 128);
+  EXPECT_EQ(time->slowest.bottleneck, Bottleneck::kArithmetic);
+}
+
 TEST(StepTime, NothingIsReadWhereAllIsInMemory) {
   Box box = DiskBox(100 * kGiB);
   box.disk_read_bytes = 1;
