@@ -71,7 +71,7 @@ TEST(CommandTest, WrongFlagsGetASentenceThatNamesThem) {
        "--kv-disk-dir requires --kv-disk"},
       {{"worker", "--coordinator", "h:1", "--kv-disk", "1MiB", "--kv-disk-dir", "/nonexistent"},
        2,
-       "--kv-disk-dir: No such file or directory: /nonexistent"},
+       "--kv-disk-dir: /nonexistent: No such file or directory"},
       {{"worker", "--coordinator", "h:1", "--kv-disk", "4096TiB"}, 2, "--kv-disk 4096 TiB: . has "},
       {{"verify", "--model", kModel, "--golden", "g", "--kv-disk", "1MiB"},
        2,
