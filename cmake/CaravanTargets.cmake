@@ -3,9 +3,13 @@
 # What every target of ours is compiled with.
 add_library(caravan_options INTERFACE)
 target_include_directories(caravan_options INTERFACE ${CMAKE_SOURCE_DIR})
-target_compile_options(caravan_options INTERFACE -Wall -Wextra -Wpedantic -Wnon-virtual-dtor -Werror)
+target_compile_options(caravan_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wnon-virtual-dtor;-Werror>)
 # The standard forbids contracting a*b+c where the source does not; determinism across call sites needs that.
-target_compile_options(caravan_options INTERFACE -ffp-contract=off)
+target_compile_options(caravan_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>)
+# The same for CUDA: a kernel that wants a fused multiply-add says fmaf.
+target_compile_options(caravan_options INTERFACE
+  "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;--Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Werror,-ffp-contract=off>")
 if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
   target_compile_options(caravan_options INTERFACE -Wthread-safety)
 endif()
