@@ -1,0 +1,71 @@
+#include <algorithm>
+
+#include "base/check.h"
+#include "base/int_math.h"
+#include "kernels/cuda/block_sums.cuh"
+#include "kernels/cuda/cuda_error.h"
+#include "kernels/cuda/matrix_values.cuh"
+#include "kernels/cuda/row_ops.h"
+
+namespace caravan {
+namespace {
+
+// A grid's y and z end at 65535, so rows go along x.
+
+// out[t][c] = table[ids[t]][c]. Grid [num_rows], block 256: a thread takes every 256th column.
+// Bytes: a row of the table and 4 hidden out, for each t.
+__global__ void EmbedKernel(Matrix table, const int32_t* ids, float* out) {
+  const int64_t row = ids[blockIdx.x];
+  float* const to = out + blockIdx.x * table.cols;
+  for (int64_t c = threadIdx.x; c < table.cols; c += blockDim.x) to[c] = MatrixValue(table, row, c);
+}
+
+// out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight. Grid [num_rows], block kRowThreads, 128 bytes
+// of shared memory. Bytes: 8 width a row (the second reading of x comes from the cache); 3 FLOPs a
+// value.
+__global__ void RmsNormKernel(const float* x, int64_t width, const float* weight, float eps,
+                              float* out) {
+  __shared__ float partial[32];
+  const float* const from = x + blockIdx.x * width;
+  float* const to = out + blockIdx.x * width;
+  const float scale = InverseRms(from, width, eps, partial);
+  for (int64_t i = threadIdx.x; i < width; i += kRowThreads) to[i] = from[i] * scale * weight[i];
+}
+
+// y[i] += x[i]. Grid as wide as 32 blocks a multiprocessor at most, block 256. Bytes: 12 a value.
+__global__ void AddKernel(const float* x, int64_t count, float* y) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count;
+       i += step) {
+    y[i] += x[i];
+  }
+}
+
+}  // namespace
+
+absl::Status LaunchEmbed(const CudaStream& stream, const Matrix& table, const int32_t* ids,
+                         int64_t num_rows, float* out) {
+  CARAVAN_CHECK(table.dtype != DType::kI32 && table.cols % BlockOf(table.dtype).values == 0);
+  if (num_rows == 0 || table.cols == 0) return absl::OkStatus();
+  EmbedKernel<<<num_rows, 256, 0, stream.get()>>>(table, ids, out);
+  return LaunchStatus("EmbedKernel");
+}
+
+absl::Status LaunchRmsNorm(const CudaStream& stream, const float* x, int64_t num_rows,
+                           int64_t width, const float* weight, float eps, float* out) {
+  CARAVAN_CHECK(num_rows >= 0 && width >= 0);
+  if (num_rows == 0 || width == 0) return absl::OkStatus();
+  RmsNormKernel<<<num_rows, kRowThreads, 0, stream.get()>>>(x, width, weight, eps, out);
+  return LaunchStatus("RmsNormKernel");
+}
+
+absl::Status LaunchAdd(const CudaStream& stream, const float* x, int64_t count, float* y) {
+  CARAVAN_CHECK(count >= 0);
+  if (count == 0) return absl::OkStatus();
+  const int64_t blocks =
+      std::min<int64_t>(CeilDiv(count, int64_t{256}), 32 * stream.device().num_multiprocessors());
+  AddKernel<<<blocks, 256, 0, stream.get()>>>(x, count, y);
+  return LaunchStatus("AddKernel");
+}
+
+}  // namespace caravan
