@@ -9,7 +9,7 @@ target_compile_options(caravan_options INTERFACE
 target_compile_options(caravan_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>)
 # The same for CUDA: a kernel that wants a fused multiply-add says fmaf.
 target_compile_options(caravan_options INTERFACE
-  "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;--expt-relaxed-constexpr;--Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Werror,-ffp-contract=off>")
+  "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;--Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Werror,-ffp-contract=off>")
 if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
   target_compile_options(caravan_options INTERFACE -Wthread-safety)
 endif()

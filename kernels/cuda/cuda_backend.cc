@@ -2,12 +2,12 @@
 
 #include <utility>
 
-#include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/status_macros.h"
 #include "kernels/cuda/device_buffer.h"
 #include "kernels/cuda/kv_ops.h"
+#include "kernels/cuda/matrix_product.h"
 #include "kernels/cuda/mla_attention.h"
 #include "kernels/cuda/router.h"
 #include "kernels/cuda/row_ops.h"
@@ -19,12 +19,14 @@ namespace {
 class CudaBackendImpl : public CudaBackend {
  public:
   CudaBackendImpl(const CudaStream& stream, const CudaBackendLimits& limits, SequenceTable table,
-                  CudaMlaAttention attention, DeviceBuffer activations)
+                  CudaMlaAttention attention, DeviceBuffer activations,
+                  std::unique_ptr<CudaExpertFfn> ffn)
       : stream_(stream),
         limits_(limits),
         table_(std::move(table)),
         attention_(std::move(attention)),
-        activations_(std::move(activations)) {}
+        activations_(std::move(activations)),
+        ffn_(std::move(ffn)) {}
 
   std::string Name() const override {
     const CudaDevice& device = stream_.device();
@@ -46,8 +48,8 @@ class CudaBackendImpl : public CudaBackend {
 
   void MatMul(const Matrix& w, const float* x, int64_t num_rows, float* out) override {
     if (!status_.ok()) return;
-    CARAVAN_CHECK(num_rows <= limits_.max_rows && w.cols <= limits_.max_cols);
-    (void)x, (void)out;
+    CARAVAN_CHECK(num_rows <= limits_.ffn.max_rows && w.cols <= limits_.max_cols);
+    Keep(MultiplyFloats(stream_, w, x, num_rows, activations_.data(), out));
   }
 
   void Add(const float* x, int64_t count, float* y) override {
@@ -80,8 +82,7 @@ class CudaBackendImpl : public CudaBackend {
 
   void Ffn(const FfnWeights& ffn, const float* x, int64_t num_rows, float* out) override {
     if (!status_.ok()) return;
-    static_cast<void>(ffn), static_cast<void>(x), static_cast<void>(num_rows),
-        static_cast<void>(out);
+    Keep(ffn_->RunDense(ffn, x, num_rows, out));
   }
 
   void Route(const RouterShape& shape, const float* logits, const float* bias, int64_t num_rows,
@@ -94,10 +95,7 @@ class CudaBackendImpl : public CudaBackend {
                              const int32_t* expert_ids, const float* weights, int64_t k,
                              float* out) override {
     CARAVAN_RETURN_IF_ERROR(status_);
-    static_cast<void>(experts), static_cast<void>(x), static_cast<void>(num_rows),
-        static_cast<void>(out);
-    static_cast<void>(expert_ids), static_cast<void>(weights), static_cast<void>(k);
-    return absl::OkStatus();
+    return ffn_->RunExperts(experts, x, num_rows, expert_ids, weights, k, out);
   }
 
  private:
@@ -119,6 +117,7 @@ class CudaBackendImpl : public CudaBackend {
   SequenceTable table_;
   CudaMlaAttention attention_;
   DeviceBuffer activations_;  // of a product, quantized
+  const std::unique_ptr<CudaExpertFfn> ffn_;
 };
 
 }  // namespace
@@ -127,12 +126,12 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(const CudaStrea
                                                                  const CudaBackendLimits& limits) {
   const CudaDevice& device = stream.device();
   CARAVAN_ASSIGN_OR_RETURN(SequenceTable table,
-                           SequenceTable::Create(device, limits.max_rows, limits.max_kv_blocks));
+                           SequenceTable::Create(device, limits.ffn.max_rows, limits.max_kv_blocks));
   CARAVAN_ASSIGN_OR_RETURN(CudaMlaAttention attention,
                            CudaMlaAttention::Create(device, limits.attention_scratch_bytes));
   CARAVAN_ASSIGN_OR_RETURN(DeviceBuffer activations, DeviceBuffer::Create(device, 1));
   return std::make_unique<CudaBackendImpl>(stream, limits, std::move(table), std::move(attention),
-                                           std::move(activations));
+                                           std::move(activations), std::move(ffn));
 }
 
 }  // namespace caravan

@@ -7,8 +7,9 @@
 // and the lists of blocks within them, are host memory and may go when a call returns.
 //
 // Operations are queued on the stream and their results are there when it comes to them: whoever
-// wants them on the host synchronizes or copies in the stream's order. RoutedExperts is the
-// exception: where its experts come in batches it waits for one before it asks for the next.
+// wants them on the host synchronizes or copies in the stream's order. A batch of experts may be
+// asked for (ExpertBatches::Next) before the one before it was computed with: who gives them uses
+// their memory anew in the stream's order, or waits.
 //
 // Matrices that are multiplied lie in tiles (MatrixLayout::kTiled16), those of single values (F32,
 // F16, BF16, F8_E4M3) too; tables and kv_b in either layout. All memory is taken at creation.
@@ -24,17 +25,15 @@
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
 #include "kernels/cuda/cuda_stream.h"
+#include "kernels/cuda/expert_ffn.h"
 
 namespace caravan {
 
 /// What the scratch has room for. REQUIRES of every call: no more than that.
 struct CudaBackendLimits {
-  int64_t max_rows = 0;
+  CudaFfnLimits ffn;          // its max_rows are those of every operation
+  int64_t max_cols = 0;       // of any matrix that MatMul takes
   int64_t max_kv_blocks = 0;  // of all sequences of a call
-  // Of any matrix that is multiplied; inter of a feed-forward network is among them.
-  int64_t max_cols = 0;
-  int64_t max_experts_per_tok = 0;
-  int64_t max_experts = 0;
   int64_t attention_scratch_bytes = int64_t{256} << 20;  // see CudaMlaAttention::Create
 };
 

@@ -1,8 +1,8 @@
 #ifndef CARAVAN_KERNELS_CUDA_CUDA_ERROR_H_
 #define CARAVAN_KERNELS_CUDA_CUDA_ERROR_H_
 
-// CUDA's error codes as absl::Status, with the name of the call and CUDA's own words. Pure
-// functions but for LaunchStatus.
+// CUDA's error codes as absl::Status, with the name of the call and CUDA's own words. For the thread
+// that made the call.
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
@@ -11,6 +11,7 @@
 namespace caravan {
 
 /// `error`: a cudaError_t. `call`: the call as written; what follows its name is left out.
+/// CUDA forgets the error, where the device is still of use after it.
 /// Unavailable - no driver, no card, or too old a driver; ResourceExhausted - out of memory;
 /// Internal - all else.
 absl::Status CudaStatus(int error, absl::string_view call);

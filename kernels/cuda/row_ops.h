@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "absl/status/status.h"
+#include "kernels/cuda/activations.h"
 #include "kernels/cuda/cuda_stream.h"
 #include "kernels/matrix.h"
 
@@ -22,6 +23,12 @@ absl::Status LaunchEmbed(const CudaStream& stream, const Matrix& table, const in
 /// `out` may be `x`.
 absl::Status LaunchRmsNorm(const CudaStream& stream, const float* x, int64_t num_rows,
                            int64_t width, const float* weight, float eps, float* out);
+
+/// The same as blocks, to the bit as QuantizeRows gives them, without the floats between. REQUIRES:
+/// width is a multiple of 32.
+absl::Status LaunchRmsNormBlocks(const CudaStream& stream, const float* x, int64_t num_rows,
+                                 int64_t width, const float* weight, float eps,
+                                 const ActivationRows& out);
 
 /// y += x. [count] each.
 absl::Status LaunchAdd(const CudaStream& stream, const float* x, int64_t count, float* y);

@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "gmock/gmock.h"
+#include "kernels/cuda/row_ops.h"
 #include "tests/kernels/cuda/cuda_testing.h"
 
 namespace caravan {
@@ -40,8 +41,10 @@ TEST_F(CudaDeviceTest, BytesComeBackAsTheyWent) {
 TEST_F(CudaDeviceTest, MoreMemoryThanThereIsIsResourceExhausted) {
   const absl::Status status = DeviceBuffer::Create(device(), int64_t{1} << 50).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
-  // The device is of use afterwards.
-  EXPECT_TRUE(DeviceBuffer::Create(device(), 1).ok());
+  // The device is of use afterwards, and nothing else seems to have failed of it.
+  const absl::StatusOr<DeviceBuffer> buffer = DeviceBuffer::Create(device(), 8);
+  ASSERT_TRUE(buffer.ok()) << buffer.status();
+  EXPECT_TRUE(LaunchAdd(stream(), buffer->as<float>(), 1, buffer->as<float>() + 1).ok());
 }
 
 }  // namespace

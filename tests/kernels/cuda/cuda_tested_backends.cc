@@ -12,12 +12,16 @@ namespace caravan {
 namespace {
 
 // For the largest cases of the tests.
-constexpr CudaBackendLimits kLimits = {.max_rows = 1200,
-                                       .max_kv_blocks = 1024,
-                                       .max_cols = 7168,
-                                       .max_experts_per_tok = 8,
-                                       .max_experts = 256,
-                                       .attention_scratch_bytes = int64_t{64} << 20};
+constexpr CudaBackendLimits kLimits = {
+    .ffn = {.max_rows = 1200,
+            .max_chosen = 8,
+            .hidden = 1024,
+            .expert_inter = 1024,
+            .dense_inter = 1024},
+    .max_cols = 7168,
+    .max_kv_blocks = 1024,
+    .attention_scratch_bytes = int64_t{64} << 20,
+};
 constexpr int64_t kArenaBytes = int64_t{1} << 30;
 
 /// One backend for all tests: its memory takes long to get.

@@ -82,5 +82,27 @@ TEST_F(CudaRowOpsTest, CachedRowsHaveTheBitsThatTheHostGivesTheSameValues) {
   }
 }
 
+TEST_F(CudaRowOpsTest, NormingToBlocksIsNormingAndThenQuantizing) {
+  for (const int64_t width : {32, 416, 7168}) {
+    Rng rng(3);
+    constexpr int64_t kRows = 3;
+    const DeviceBuffer x = ToDevice(RandomFloats(rng, kRows * width, 5));
+    const DeviceBuffer weight = ToDevice(RandomFloats(rng, width));
+    const DeviceBuffer normed = Poisoned<float>(kRows * width);
+    const int64_t bytes = ActivationBytes(kRows, width);
+    const DeviceBuffer expected = Poisoned<std::byte>(bytes), fused = Poisoned<std::byte>(bytes);
+    ASSERT_TRUE(LaunchRmsNorm(stream(), x.as<float>(), kRows, width, weight.as<float>(), 1e-6f,
+                              normed.as<float>())
+                    .ok());
+    ASSERT_TRUE(QuantizeRows(stream(), normed.as<float>(), kRows, width,
+                             ActivationsAt(expected.data(), kRows, width))
+                    .ok());
+    ASSERT_TRUE(LaunchRmsNormBlocks(stream(), x.as<float>(), kRows, width, weight.as<float>(),
+                                    1e-6f, ActivationsAt(fused.data(), kRows, width))
+                    .ok());
+    EXPECT_EQ(ToHost<std::byte>(fused), ToHost<std::byte>(expected)) << width;
+  }
+}
+
 }  // namespace
 }  // namespace caravan

@@ -1,0 +1,148 @@
+#include "kernels/cuda/product_launch.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "base/check.h"
+#include "kernels/cuda/cuda_error.h"
+#include "kernels/cuda/float_product.h"
+#include "kernels/tiled/tile_layout.h"
+
+namespace caravan {
+namespace {
+
+constexpr int kMaxWarps = 8;
+/// What a block may ask for without being allowed to.
+constexpr int64_t kPlainSharedBytes = 48 << 10;
+
+BlockProductKernels BlockKernelsOf(DType dtype) {
+  switch (dtype) {
+    case DType::kQ4_0:
+      return ProductKernelsOfQ4_0();
+    case DType::kQ8_0:
+      return ProductKernelsOfQ8_0();
+    case DType::kQ2_K:
+      return ProductKernelsOfQ2_K();
+    case DType::kQ3_K:
+      return ProductKernelsOfQ3_K();
+    case DType::kQ4_K:
+      return ProductKernelsOfQ4_K();
+    case DType::kQ5_K:
+      return ProductKernelsOfQ5_K();
+    case DType::kQ6_K:
+      return ProductKernelsOfQ6_K();
+    default:
+      return {};
+  }
+}
+
+struct Shape {
+  int64_t groups = 0;  // of slots
+  int warps = 0;
+  int64_t shared_bytes = 0;
+};
+
+/// A block's shape for `slots` slots.
+Shape ShapeOf(const ProductKernel& kernel, const ProductArgs& args, int slots, bool whole) {
+  const int64_t tiles = args.num_matrices == 2 ? args.swiglu_columns / kTileRows : args.num_tiles;
+  const int units = slots * args.chunks;
+  Shape shape;
+  shape.groups = CeilDiv<int64_t>(tiles, slots / args.num_matrices * kernel.tiles_a_slot);
+  // As few warps as finish as early as the most would.
+  shape.warps = whole ? slots : CeilDiv(units, CeilDiv(units, kMaxWarps));
+  shape.shared_bytes = int64_t{shape.warps} * kernel.warp_shared_bytes +
+                       int64_t{whole ? slots : units} * kernel.stored_rows *
+                           kernel.tiles_a_slot * kTileRows * static_cast<int64_t>(sizeof(float));
+  return shape;
+}
+
+/// Sets args.slots and args.whole. Many slots share what a block reads of its activations; with few
+/// there are more blocks. Whole slots share it best, but want many of them.
+Shape ChooseShape(const CudaDevice& device, const ProductKernel& kernel, int64_t max_passes,
+                  ProductArgs& args) {
+  const int least = args.num_matrices == 1 ? 1 : kernel.tiles_a_slot == 1 ? 4 : 2;
+  const int64_t multiprocessors = device.num_multiprocessors();
+  args.whole = true;
+  args.slots = kMaxWarps;
+  const Shape whole = ShapeOf(kernel, args, args.slots, true);
+  if (kernel.max_rows > 8 && whole.groups * max_passes >= 2 * multiprocessors) return whole;
+  for (int slots = 4; slots >= least; slots /= 2) {
+    const Shape shape = ShapeOf(kernel, args, slots, false);
+    if (shape.shared_bytes > std::min<int64_t>(device.max_shared_bytes(), 96 << 10)) continue;
+    if (slots > least && shape.groups * max_passes < 6 * multiprocessors) continue;
+    args.whole = false;
+    args.slots = slots;
+    return shape;
+  }
+  return whole;
+}
+
+absl::Status Launch(const CudaStream& stream, const void* function, const Shape& shape,
+                    int64_t max_passes, void** arguments) {
+  if (shape.shared_bytes > kPlainSharedBytes) {
+    CARAVAN_CUDA_RETURN_IF_ERROR(
+        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shape.shared_bytes)));
+  }
+  const dim3 grid(static_cast<unsigned>(max_passes), static_cast<unsigned>(shape.groups));
+  CARAVAN_CUDA_RETURN_IF_ERROR(
+      cudaLaunchKernel(function, grid, dim3(static_cast<unsigned>(shape.warps) * 32), arguments,
+                       static_cast<size_t>(shape.shared_bytes), stream.get()));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+bool TakesActivationRows(DType dtype) { return BlockOf(dtype).values > 1; }
+
+int WidthFor(int64_t rows) {
+  int width = 0;
+  while (width + 1 < kNumWidths && kWidthRows[width] < rows) ++width;
+  return width;
+}
+
+void SetWeights(const Matrix& w, ProductArgs& args) {
+  CARAVAN_CHECK(w.rows <= std::numeric_limits<int>::max() - 256 &&
+                w.cols <= std::numeric_limits<int>::max() - kChunkColumns);
+  args.matrices[0] = w.data;
+  args.scales[0] = w.scale_inv;
+  args.first_tile = 0;
+  args.num_tiles = static_cast<int>(Tiles(w.rows));
+  args.rows = static_cast<int>(w.rows);
+  args.cols = static_cast<int>(w.cols);
+  args.tile_bytes = TileBytes(w.dtype, w.cols);
+  args.padded_columns = static_cast<int>(PaddedColumns(w.cols));
+  args.chunks = std::max(1, CeilDiv(args.cols, kChunkColumns));
+}
+
+absl::Status LaunchProduct(const CudaStream& stream, DType dtype, int width, int64_t max_passes,
+                           ProductArgs args) {
+  if (max_passes == 0 || args.num_tiles == 0) return absl::OkStatus();
+  if (TakesActivationRows(dtype)) {
+    const ProductKernel kernel = BlockKernelsOf(dtype).widths[width];
+    const Shape shape = ChooseShape(stream.device(), kernel, max_passes, args);
+    void* arguments[] = {&args};
+    return Launch(stream, kernel.function, shape, max_passes, arguments);
+  }
+  CARAVAN_CHECK(args.num_matrices == 1);
+  int pass_rows = kWidthRows[width];
+  int float_width = 0;
+  while (float_width + 1 < kNumFloatWidths && kFloatWidthRows[float_width] < pass_rows) {
+    ++float_width;
+  }
+  const int rows = kFloatWidthRows[float_width];
+  if (args.passes == nullptr) {  // Then a pass is what the kernel takes at a time.
+    pass_rows = rows;
+    max_passes = CeilDiv<int64_t>(args.num_rows, rows);
+  }
+  const ProductKernel kernel = {.function = FloatProductKernelsOf(dtype).widths[float_width],
+                                .max_rows = 1,
+                                .stored_rows = rows};
+  const Shape shape = ChooseShape(stream.device(), kernel, max_passes, args);
+  void* arguments[] = {&args, &pass_rows};
+  return Launch(stream, kernel.function, shape, max_passes, arguments);
+}
+
+}  // namespace caravan
