@@ -166,39 +166,49 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int score_column = warp % Tile::kScoreWarps * Tile::kScoreTiles * 8;
   const int score_rows[2] = {head_tile * 16 + lane / 4, head_tile * 16 + lane / 4 + 8};
 
+  // Offsets of four pieces of 16 columns in eight of 8, see PieceAt: all rows that a lane gives the
+  // address of have the same place in a run of 8.
+  uint32_t a_pieces[4], b_pieces[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    a_pieces[i] = static_cast<uint32_t>((2 * i + lane / 16) ^ lane % 8) << 4;
+    b_pieces[i] = static_cast<uint32_t>((2 * i + lane / 8 % 2) ^ lane % 8) << 4;
+  }
+
   float sums[kHeadTiles][8][4] = {};
   float totals[4] = {};  // of head tile `warp`, where there is one
   for (int tile = 0; tile < num_tiles; ++tile) {
-    if constexpr (Tile::kStages == 2) {
-      if (tile + 1 < num_tiles) {
-        load(tile + 1);
-      } else {
-        CommitCopies();
-      }
-      WaitForCopies<1>();
-    } else {
+    if constexpr (Tile::kStages == 1) {
+      if (tile > 0) __syncthreads();  // nobody reads the tile before any more
       load(tile);
-      WaitForCopies<0>();
     }
+    WaitForCopies<0>();
     __syncthreads();
+    if constexpr (Tile::kStages == 2) {
+      if (tile + 1 < num_tiles) load(tile + 1);
+    }
     const uint32_t keys = cache(tile % Tile::kStages);
 
     float scores[Tile::kScoreTiles][4] = {};
-#pragma unroll 4
+    const uint32_t a_row = queries + static_cast<uint32_t>(head_tile * 16 + lane % 16) * kRowBytes;
+    const uint32_t b_row =
+        keys + static_cast<uint32_t>(score_column + lane % 8 +
+                                     (Tile::kScoreTiles > 1 ? lane / 16 * 8 : 0)) *
+                   kRowBytes;
+#pragma unroll
     for (int k = 0; k < kWidth / 16; ++k) {
+      const uint32_t eight = static_cast<uint32_t>(k / 4) * 128;
       uint32_t a[4];
-      LoadMatrices(PieceAt(queries, head_tile * 16 + lane % 16, 2 * k + lane / 16), a);
+      LoadMatrices(a_row + a_pieces[k % 4] + eight, a);
       if constexpr (Tile::kScoreTiles == 1) {
         uint32_t b[2];
-        LoadMatrices(PieceAt(keys, score_column + lane % 8, 2 * k + lane / 8 % 2), b);
+        LoadMatrices(b_row + b_pieces[k % 4] + eight, b);
         MultiplyHalves(scores[0], a, b[0], b[1]);
       } else {
 #pragma unroll
         for (int j = 0; j < Tile::kScoreTiles; j += 2) {
           uint32_t b[4];
-          LoadMatrices(
-              PieceAt(keys, score_column + 8 * j + lane % 8 + lane / 16 * 8, 2 * k + lane / 8 % 2),
-              b);
+          LoadMatrices(b_row + b_pieces[k % 4] + eight + 8 * j * kRowBytes, b);
           MultiplyHalves(scores[j], a, b[0], b[1]);
           MultiplyHalves(scores[j + 1], a, b[2], b[3]);
         }
@@ -267,6 +277,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
     }
+    const uint32_t values =
+        keys + static_cast<uint32_t>(lane % 16) * kRowBytes + static_cast<uint32_t>(warp) * 128;
 #pragma unroll
     for (int k = 0; k < kPositions / 16; ++k) {
       uint32_t a[kHeadTiles][4];
@@ -282,7 +294,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int j = 0; j < 8; j += 2) {
         uint32_t b[4];
-        LoadTransposed(PieceAt(keys, 16 * k + lane % 16, warp * 8 + j + lane / 16), b);
+        LoadTransposed(values + a_pieces[j / 2] + 16 * k * kRowBytes, b);
 #pragma unroll
         for (int t = 0; t < kHeadTiles; ++t) {
           MultiplyHalves(sums[t][j], a[t], b[0], b[1]);
@@ -290,7 +302,6 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
     }
-    __syncthreads();
   }
 
   const int64_t first_slot =

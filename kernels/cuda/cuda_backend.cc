@@ -125,8 +125,8 @@ class CudaBackendImpl : public CudaBackend {
 absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(const CudaStream& stream,
                                                                  const CudaBackendLimits& limits) {
   const CudaDevice& device = stream.device();
-  CARAVAN_ASSIGN_OR_RETURN(SequenceTable table,
-                           SequenceTable::Create(device, limits.ffn.max_rows, limits.max_kv_blocks));
+  CARAVAN_ASSIGN_OR_RETURN(SequenceTable table, SequenceTable::Create(device, limits.ffn.max_rows,
+                                                                      limits.max_kv_blocks));
   CARAVAN_ASSIGN_OR_RETURN(CudaMlaAttention attention,
                            CudaMlaAttention::Create(device, limits.attention_scratch_bytes));
   CARAVAN_ASSIGN_OR_RETURN(DeviceBuffer activations, DeviceBuffer::Create(device, 1));

@@ -1,8 +1,8 @@
 #ifndef CARAVAN_KERNELS_CUDA_CUDA_ERROR_H_
 #define CARAVAN_KERNELS_CUDA_CUDA_ERROR_H_
 
-// CUDA's error codes as absl::Status, with the name of the call and CUDA's own words. For the thread
-// that made the call.
+// CUDA's error codes as absl::Status, with the name of the call and CUDA's own words. For the
+// thread that made the call.
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"

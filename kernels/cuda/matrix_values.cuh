@@ -2,8 +2,8 @@
 #define CARAVAN_KERNELS_CUDA_MATRIX_VALUES_CUH_
 
 // Single values of a weight matrix on the device, in every format and either layout, as
-// DequantizeRow gives them in float: for the rows of a table and for kv_b, whose products are few.
-// The products of other matrices read whole lines instead.
+// DequantizeRow gives them in float: for the rows of a table and for kv_b. The products of other
+// matrices read whole lines instead.
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -53,7 +53,7 @@ struct BlockBytes {
 };
 
 /// scale * code - min, as DequantizeRow rounds it.
-__device__ inline float BlockValue(DType dtype, const BlockBytes& b, int i) {
+__device__ __forceinline__ float BlockValue(DType dtype, const BlockBytes& b, int i) {
   switch (dtype) {
     case DType::kQ4_0: {
       const int code = (b.Byte<2, 2, 4>(i % 16) >> i / 16 * 4 & 15) - 8;
@@ -98,7 +98,7 @@ __device__ inline float BlockValue(DType dtype, const BlockBytes& b, int i) {
 }
 
 /// Values and bytes of a dtype's block (BlockOf, base/dtype.h).
-__device__ inline int2 DeviceBlockOf(DType dtype) {
+__device__ __forceinline__ int2 DeviceBlockOf(DType dtype) {
   switch (dtype) {
     case DType::kF32:
       return {1, 4};
@@ -126,10 +126,11 @@ __device__ inline int2 DeviceBlockOf(DType dtype) {
   }
 }
 
-/// m[row][col].
-__device__ inline float MatrixValue(const Matrix& m, int64_t row, int64_t col) {
+/// m[row][col]. dtype: m's; where the compiler knows it, little is left of this.
+__device__ __forceinline__ float MatrixValue(const Matrix& m, DType dtype, int64_t row,
+                                             int64_t col) {
   const bool tiled = m.layout == MatrixLayout::kTiled16;
-  const int2 block = DeviceBlockOf(m.dtype);
+  const int2 block = DeviceBlockOf(dtype);
   const int64_t row_bytes = m.cols / block.x * block.y;
   const auto* data = reinterpret_cast<const uint8_t*>(m.data);
   if (block.x > 1) {
@@ -138,10 +139,10 @@ __device__ inline float MatrixValue(const Matrix& m, int64_t row, int64_t col) {
         tiled ? BlockBytes{data + row / 16 * 16 * row_bytes + index * 16 * block.y,
                            static_cast<int>(row % 16)}
               : BlockBytes{data + row * row_bytes + index * block.y, -1};
-    return BlockValue(m.dtype, bytes, static_cast<int>(col % block.x));
+    return BlockValue(dtype, bytes, static_cast<int>(col % block.x));
   }
   const int64_t at = tiled ? row / 16 * 16 * m.cols + col * 16 + row % 16 : row * m.cols + col;
-  switch (m.dtype) {
+  switch (dtype) {
     case DType::kF16:
       return __half2float(reinterpret_cast<const __half*>(data)[at]);
     case DType::kBF16:
@@ -154,6 +155,28 @@ __device__ inline float MatrixValue(const Matrix& m, int64_t row, int64_t col) {
     }
     default:
       return reinterpret_cast<const float*>(data)[at];
+  }
+}
+
+/// A format as a template's argument: one that kernels are made for of its own, or any other.
+inline constexpr DType kAnyDType = DType::kI32;
+template <DType kDType>
+__device__ __forceinline__ float MatrixValueOf(const Matrix& m, int64_t row, int64_t col) {
+  return MatrixValue(m, kDType == kAnyDType ? m.dtype : kDType, row, col);
+}
+
+/// Calls visit.operator()<kDType>() with the format's own argument. kv_b is one of these as a rule.
+template <typename Visit>
+auto WithDType(DType dtype, const Visit& visit) {
+  switch (dtype) {
+    case DType::kBF16:
+      return visit.template operator()<DType::kBF16>();
+    case DType::kF8E4M3:
+      return visit.template operator()<DType::kF8E4M3>();
+    case DType::kQ8_0:
+      return visit.template operator()<DType::kQ8_0>();
+    default:
+      return visit.template operator()<kAnyDType>();
   }
 }
 

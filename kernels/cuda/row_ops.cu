@@ -18,7 +18,8 @@ namespace {
 __global__ void EmbedKernel(Matrix table, const int32_t* ids, float* out) {
   const int64_t row = ids[blockIdx.x];
   float* const to = out + blockIdx.x * table.cols;
-  for (int64_t c = threadIdx.x; c < table.cols; c += blockDim.x) to[c] = MatrixValue(table, row, c);
+  for (int64_t c = threadIdx.x; c < table.cols; c += blockDim.x)
+    to[c] = MatrixValue(table, table.dtype, row, c);
 }
 
 // out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight. Grid [num_rows], block kRowThreads, 128 bytes
