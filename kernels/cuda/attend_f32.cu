@@ -21,6 +21,9 @@ constexpr int kThreads = 256;
 constexpr int kHeads = kThreads / 32;
 constexpr int kPositions = 16;
 constexpr int kColumns = kMaxLatent / kThreads;
+// The widest cached row, and what a lane has of it.
+constexpr int kMaxWidth = kMaxLatent + 128;
+constexpr int kLaneValues = kMaxWidth / 32;
 
 /// Value `c` of a cached row.
 template <DType kDType>
@@ -43,7 +46,7 @@ __device__ float CachedValue(const std::byte* row, int c) {
 template <DType kDType>
 __global__ void AttendF32Kernel(AttentionBatch batch, KvGeometry kv) {
   extern __shared__ float shared[];
-  __shared__ float weights[kHeads][kPositions];
+  __shared__ __align__(16) float weights[kPositions][kHeads];
   __shared__ float corrections[kHeads];
   const int num_heads = static_cast<int>(batch.shape.num_heads);
   const int latent = static_cast<int>(batch.shape.kv_lora_rank);
@@ -55,8 +58,7 @@ __global__ void AttendF32Kernel(AttentionBatch batch, KvGeometry kv) {
   const int first_position = static_cast<int>(blockIdx.y) * kAttentionSplit;
   if (first_position > place.position) return;
   const int positions = min(kAttentionSplit, place.position + 1 - first_position);
-  float* const queries = shared;                   // [kHeads, width]
-  float* const cached = queries + kHeads * width;  // [kPositions, width]
+  float* const cached = shared;  // [kPositions, width]
   const int tid = static_cast<int>(threadIdx.x);
   const int lane = tid % 32;
   const int warp = tid / 32;
@@ -64,9 +66,13 @@ __global__ void AttendF32Kernel(AttentionBatch batch, KvGeometry kv) {
 
   const int64_t query = row * num_heads + head;
   const float scale = head < num_heads ? batch.score_scales[query] : 0;
-  for (int c = lane; c < width; c += 32) {
-    queries[warp * width + c] =
-        head < num_heads ? static_cast<const float*>(batch.queries)[query * width + c] : 0;
+  float own_query[kLaneValues];  // values lane, lane + 32, ...
+#pragma unroll
+  for (int i = 0; i < kLaneValues; ++i) {
+    const int c = lane + 32 * i;
+    own_query[i] = head < num_heads && c < width
+                       ? static_cast<const float*>(batch.queries)[query * width + c]
+                       : 0.0f;
   }
   float max = -INFINITY;
   float total = 0;
@@ -81,8 +87,10 @@ __global__ void AttendF32Kernel(AttentionBatch batch, KvGeometry kv) {
     float score = -INFINITY;  // of position `lane`
     for (int p = 0; p < count; ++p) {
       float sum = 0;
-      for (int c = lane; c < width; c += 32) {
-        sum = fmaf(queries[warp * width + c], cached[p * width + c], sum);
+#pragma unroll
+      for (int i = 0; i < kLaneValues; ++i) {
+        const int c = lane + 32 * i;
+        if (c < width) sum = fmaf(own_query[i], cached[p * width + c], sum);
       }
       sum = WarpSum(sum) * scale;
       if (lane == p) score = sum;
@@ -92,16 +100,28 @@ __global__ void AttendF32Kernel(AttentionBatch batch, KvGeometry kv) {
     const float correction = exp2f(max - new_max);
     total = total * correction + WarpSum(weight);
     max = new_max;
-    if (lane < kPositions) weights[warp][lane] = weight;
+    if (lane < kPositions) weights[lane][warp] = weight;
     if (lane == 0) corrections[warp] = correction;
     __syncthreads();
-    for (int j = 0; j < kColumns; ++j) {
-      const int c = tid + j * kThreads;
-      if (c >= latent) continue;
-      for (int h = 0; h < kHeads; ++h) sums[h][j] *= corrections[h];
-      for (int p = 0; p < count; ++p) {
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) sums[h][j] *= corrections[h];
+    }
+    for (int p = 0; p < count; ++p) {
+      __align__(16) float weight_of[kHeads];
+#pragma unroll
+      for (int h = 0; h < kHeads; h += 4) {
+        *reinterpret_cast<float4*>(&weight_of[h]) =
+            *reinterpret_cast<const float4*>(&weights[p][h]);
+      }
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        const int c = tid + j * kThreads;
+        if (c >= latent) continue;
         const float value = cached[p * width + c];
-        for (int h = 0; h < kHeads; ++h) sums[h][j] = fmaf(weights[h][p], value, sums[h][j]);
+#pragma unroll
+        for (int h = 0; h < kHeads; ++h) sums[h][j] = fmaf(weight_of[h], value, sums[h][j]);
       }
     }
     __syncthreads();
@@ -112,10 +132,13 @@ __global__ void AttendF32Kernel(AttentionBatch batch, KvGeometry kv) {
     batch.maxima[first_slot + warp] = max;
     batch.totals[first_slot + warp] = total;
   }
-  for (int h = 0; h < kHeads && first_head + h < num_heads; ++h) {
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+#pragma unroll
     for (int j = 0; j < kColumns; ++j) {
       const int c = tid + j * kThreads;
-      if (c < latent) batch.sums[(first_slot + h) * latent + c] = sums[h][j];
+      if (first_head + h < num_heads && c < latent)
+        batch.sums[(first_slot + h) * latent + c] = sums[h][j];
     }
   }
 }
@@ -127,9 +150,9 @@ absl::Status LaunchAttendF32(const CudaStream& stream, const AttentionBatch& bat
   const auto kernel = dtype == DType::kF32   ? AttendF32Kernel<DType::kF32>
                       : dtype == DType::kF16 ? AttendF32Kernel<DType::kF16>
                                              : AttendF32Kernel<DType::kQ8_0>;
-  const int shared_bytes = static_cast<int>((kHeads + kPositions) * batch.shape.kv_width() *
-                                            static_cast<int64_t>(sizeof(float)));
-  CARAVAN_CHECK(shared_bytes <= stream.device().max_shared_bytes());
+  const int shared_bytes =
+      static_cast<int>(kPositions * batch.shape.kv_width() * static_cast<int64_t>(sizeof(float)));
+  CARAVAN_CHECK(batch.shape.kv_width() <= kMaxWidth);
   CARAVAN_CUDA_RETURN_IF_ERROR(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
   const dim3 grid(batch.num_rows * CeilDiv(batch.shape.num_heads, int64_t{kHeads}),

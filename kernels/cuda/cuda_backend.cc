@@ -129,7 +129,11 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(const CudaStrea
                                                                       limits.max_kv_blocks));
   CARAVAN_ASSIGN_OR_RETURN(CudaMlaAttention attention,
                            CudaMlaAttention::Create(device, limits.attention_scratch_bytes));
-  CARAVAN_ASSIGN_OR_RETURN(DeviceBuffer activations, DeviceBuffer::Create(device, 1));
+  CARAVAN_ASSIGN_OR_RETURN(
+      DeviceBuffer activations,
+      DeviceBuffer::Create(device, ActivationBytes(limits.ffn.max_rows, limits.max_cols)));
+  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<CudaExpertFfn> ffn,
+                           CudaExpertFfn::Create(stream, limits.ffn));
   return std::make_unique<CudaBackendImpl>(stream, limits, std::move(table), std::move(attention),
                                            std::move(activations), std::move(ffn));
 }
