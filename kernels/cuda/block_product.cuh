@@ -8,20 +8,29 @@
 
 namespace caravan {
 
-/// Sixteen bytes from global to shared memory, without waiting where the card can do that.
-__device__ inline void CopyAhead(uint8_t* to, const uint8_t* from) {
+/// Sixteen bytes from global to shared memory, zeros where `there` is false; without waiting where
+/// the card can do that. Copies are waited for in batches, which CommitCopies ends.
+__device__ inline void CopyAhead(uint8_t* to, const uint8_t* from, bool there = true) {
 #if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(
                    static_cast<uint32_t>(__cvta_generic_to_shared(to))),
-               "l"(from)
+               "l"(from), "r"(there ? 16 : 0)
                : "memory");
 #else
-  *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+  *reinterpret_cast<uint4*>(to) =
+      there ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
 #endif
 }
+__device__ inline void CommitCopies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+/// Until at most kLater of the thread's batches are under way.
+template <int kLater>
 __device__ inline void WaitForCopies() {
 #if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_all;" ::: "memory");
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLater) : "memory");
 #endif
 }
 
@@ -30,9 +39,10 @@ __device__ inline void WaitForCopies() {
 ///
 /// Weights: tiles [num_tiles] of 16 rows (kTiled16), 16 * DTypeBytes(cols) each, one or two
 /// matrices. Activations: ActivationRows. Grid: passes x groups of slots; a block has up to 8
-/// warps. The columns are walked in slabs, whose activations lie in shared memory, the next slab's
-/// on their way; of a slab's units (a slot's chunk of 512 columns) the warps have equal parts.
-/// Shared memory: what a warp decodes, 1 KiB for each of its tiles; 1.25 bytes a column of the slab
+/// warps. The columns are walked in slabs, whose activations lie in shared memory, where there is
+/// room the next slab's on their way; of a slab's units (a slot's chunk of 512 columns) the warps have equal parts.
+/// A warp copies its groups of weights to a ring in shared memory, kStages at a time.
+/// Shared memory: the rings; what a warp decodes, 1 KiB for each of its tiles; 1.25 bytes a column of the slab
 /// and row, twice if there are several slabs; 4 bytes for each unit's sum.
 /// Reads each weight once for each pass; 2 * 16 * cols operations a tile and row.
 template <class Format, int N, bool kOne>
@@ -45,6 +55,10 @@ struct BlockProduct {
   static constexpr int kGroupColumns = 32 * Format::kGroupBlocks;
   static constexpr int kChunkGroups = kChunkColumns / kGroupColumns;
   static constexpr int kShared = Format::kUsesShared ? 64 : 0;  // uint4s a tile
+  // So that three blocks of one tile a warp share a multiprocessor's memory.
+  static constexpr int kStages = N == 1 && Format::kGroupBytes < 2200 ? 3 : 2;
+  static constexpr int kStageBytes = kTiles * Format::kGroupBytes;
+  static constexpr int kWarpBytes = kTiles * kShared * 16 + kStages * kStageBytes;
 
   /// The activations of a slab in shared memory.
   struct Slab {
@@ -112,11 +126,20 @@ struct BlockProduct {
     return true;
   }
 
-  __device__ static void Load(const Cursor& cursor, const Lane& lane, int stage,
-                              typename Format::Raw (&raw)[kTiles]) {
+  /// Begins to copy the cursor's groups to a stage of the ring.
+  __device__ static void CopyGroup(const Cursor& cursor, const Lane& lane, uint8_t* stage) {
+    constexpr int kBlockBytes = Format::kGroupBytes / Format::kGroupBlocks;
+    const int bytes = min(cursor.blocks, Format::kGroupBlocks) * kBlockBytes;
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) {
-      Format::Load(cursor.at[t], lane, cursor.blocks, stage, raw[t]);
+#pragma unroll
+      for (int at = 0; at < Format::kGroupBytes; at += 512) {
+        const int place = at + lane.lane * 16;
+        if (at + 512 > Format::kGroupBytes && place >= Format::kGroupBytes) continue;
+        const bool there = place < bytes;
+        CopyAhead(stage + t * Format::kGroupBytes + place, cursor.at[t] + (there ? place : 0),
+                  there);
+      }
     }
   }
 
@@ -146,16 +169,16 @@ struct BlockProduct {
   }
 
   /// acc += the products of one group of each tile, whose activations begin at column `column` of
-  /// the slab. If there are `more`, `raw` becomes the next group as it gets free.
-  __device__ static void AddGroup(const Slab& slab, const Lane& lane, int column, bool more,
-                                  const Cursor& next, uint4* shared,
-                                  typename Format::Raw (&raw)[kTiles], float (&acc)[kTiles][N][4]) {
+  /// the slab.
+  __device__ static void AddGroup(const Slab& slab, const Lane& lane, int column,
+                                  const uint8_t* stage, uint4* shared,
+                                  float (&acc)[kTiles][N][4]) {
     if (Format::kUsesShared) {
-      __syncwarp();  // The group before has been read.
 #pragma unroll
-      for (int t = 0; t < kTiles; ++t) Format::Prepare(raw[t], lane, shared + t * kShared);
+      for (int t = 0; t < kTiles; ++t) {
+        Format::Prepare(stage + t * Format::kGroupBytes, lane, shared + t * kShared);
+      }
       __syncwarp();
-      if (more) Load(next, lane, kPrepared, raw);
     }
     const uint8_t* codes = slab.codes + column;
     const uint8_t* scales = slab.scales + column / 32 * sizeof(ActivationScale);
@@ -183,11 +206,10 @@ struct BlockProduct {
       for (int half = 0; half < 2; ++half) {
 #pragma unroll
         for (int t = 0; t < kTiles; ++t) {
-          Format::template Add<N, kOne>(raw[t], shared + t * kShared, lane, 2 * pair + half,
-                                        b[half], dx[half], sx[half], acc[t]);
+          Format::template Add<N, kOne>(stage + t * Format::kGroupBytes, shared + t * kShared, lane,
+                                        2 * pair + half, b[half], dx[half], sx[half], acc[t]);
         }
       }
-      if (more) Load(next, lane, pair, raw);
     }
   }
 
@@ -213,41 +235,68 @@ struct BlockProduct {
     }
   }
 
-  /// All units of the block. shared: as the launch laid it out.
-  __device__ static void Run(const ProductArgs& args, const ProductPass& pass, uint4* shared,
+  /// All units of the block. shared: kWarpBytes for each warp.
+  __device__ static void Run(const ProductArgs& args, const ProductPass& pass, uint8_t* shared,
                              uint8_t* slabs, float* sums) {
     const Lane lane = ThisLane();
     const int warp = static_cast<int>(threadIdx.x) / 32;
     const int slab_bytes = kMaxRows * (args.code_pitch + args.scale_pitch);
-    shared += warp * kTiles * kShared;
-    Cursor cursor;
-    typename Format::Raw raw[kTiles];
-    EnterSlab(args, pass, 0, cursor);
-    if (cursor.slab < args.slabs) {
-#pragma unroll
-      for (int stage = kPrepared; stage < Format::kGroupBlocks / 2; ++stage) {
-        Load(cursor, lane, stage, raw);
-      }
-    }
+    auto* const decoded = reinterpret_cast<uint4*>(shared + warp * kWarpBytes);
+    uint8_t* const ring = shared + warp * kWarpBytes + kTiles * kShared * 16;
+    Cursor here, ahead;  // `ahead` is what is copied next.
+    EnterSlab(args, pass, 0, ahead);
+    here = ahead;
     CopySlab(args, pass, 0, slabs);
+    // Each batch of copies has one group, or none past the end, and a slab before its first group.
+#pragma unroll
+    for (int stage = 0; stage < kStages - 1; ++stage) {
+      if (ahead.slab < args.slabs) {
+        CopyGroup(ahead, lane, ring + stage * kStageBytes);
+        Advance(args, pass, ahead);
+      }
+      CommitCopies();
+    }
+    int stage = 0;
+    int batches = 2;  // Since the slab's copies were begun, theirs included.
     float acc[kTiles][N][4] = {};
     for (int slab = 0; slab < args.slabs; ++slab) {
-      WaitForCopies();
-      __syncthreads();  // And the slab before has been read.
-      if (slab + 1 < args.slabs) {
+      if (args.slab_buffers == 1 && slab > 0) {
+        __syncthreads();  // The slab before has been read.
+        CopySlab(args, pass, slab, slabs);
+        CommitCopies();
+        batches = 1;
+      }
+      if (batches > 1) {
+        WaitForCopies<kStages - 2>();  // As for the first group, which was begun no later.
+      } else {
+        WaitForCopies<0>();
+      }
+      __syncthreads();  // Everyone's copies; and the slab before has been read.
+      batches = 0;
+      if (args.slab_buffers == 2 && slab + 1 < args.slabs) {
         CopySlab(args, pass, slab + 1, slabs + (slab + 1) % 2 * slab_bytes);
       }
-      const uint8_t* codes = slabs + slab % 2 * slab_bytes;
-      const Slab here = {
+      const uint8_t* codes = slabs + slab % args.slab_buffers * slab_bytes;
+      const Slab activations = {
           codes + (kOne ? 0 : lane.group * args.code_pitch) + lane.quad * 16,
           codes + kMaxRows * args.code_pitch + (kOne ? 0 : 2 * lane.quad * args.scale_pitch),
           args.code_pitch, args.scale_pitch};
-      while (cursor.slab == slab) {
-        const int column = cursor.group * kGroupColumns - slab * args.slab_chunks * kChunkColumns;
-        const int slot = cursor.slot, chunk = cursor.chunk;
-        const bool unit_ends = Advance(args, pass, cursor);
-        AddGroup(here, lane, column, cursor.slab < args.slabs, cursor, shared, raw, acc);
-        if (!unit_ends) continue;
+      while (here.slab == slab) {
+        WaitForCopies<kStages - 2>();
+        __syncwarp();  // Every lane's copies; and the group before has been read.
+        if (ahead.slab < args.slabs) {
+          const int free = stage == 0 ? kStages - 1 : stage - 1;
+          CopyGroup(ahead, lane, ring + free * kStageBytes);
+          Advance(args, pass, ahead);
+        }
+        CommitCopies();
+        ++batches;
+        AddGroup(activations, lane,
+                 here.group * kGroupColumns - slab * args.slab_chunks * kChunkColumns,
+                 ring + stage * kStageBytes, decoded, acc);
+        stage = stage + 1 == kStages ? 0 : stage + 1;
+        const int slot = here.slot, chunk = here.chunk;
+        if (!Advance(args, pass, here)) continue;
         AddSums(lane, acc, !args.whole || chunk == 0,
                 sums + (args.whole ? slot : slot * args.chunks + chunk) * kMaxRows * kSlotRows);
 #pragma unroll
@@ -268,12 +317,13 @@ __global__ void __launch_bounds__(BlockProduct<Format, N, kOne>::kMaxThreads,
                                   BlockProduct<Format, N, kOne>::kMinBlocks)
     BlockProductKernel(const __grid_constant__ ProductArgs args) {
   using Product = BlockProduct<Format, N, kOne>;
-  extern __shared__ uint4 shared[];
+  extern __shared__ uint4 dynamic_shared[];
+  auto* const shared = reinterpret_cast<uint8_t*>(dynamic_shared);
   ProductPass pass;
   if (!FindPass(args, Product::kMaxRows, pass)) return;
   const int warps = static_cast<int>(blockDim.x) / 32;
-  auto* slabs = reinterpret_cast<uint8_t*>(shared + warps * Product::kTiles * Product::kShared);
-  auto* sums = reinterpret_cast<float*>(slabs + min(args.slabs, 2) * Product::kMaxRows *
+  uint8_t* const slabs = shared + warps * Product::kWarpBytes;
+  auto* sums = reinterpret_cast<float*>(slabs + args.slab_buffers * Product::kMaxRows *
                                                     (args.code_pitch + args.scale_pitch));
   Product::Run(args, pass, shared, slabs, sums);
   __syncthreads();
@@ -288,8 +338,7 @@ ProductKernel BlockKernel() {
           .stored_rows = Product::kMaxRows,
           .tiles_a_slot = Product::kTiles,
           .stages_activations = true,
-          .warp_shared_bytes =
-              static_cast<int>(Product::kTiles * Product::kShared * sizeof(uint4))};
+          .warp_shared_bytes = Product::kWarpBytes};
 }
 
 template <class Format>

@@ -30,6 +30,8 @@ absl::StatusCode CodeOf(cudaError_t error) {
 
 absl::Status CudaStatus(int error, absl::string_view call) {
   if (error == cudaSuccess) return absl::OkStatus();
+  // Or the next launch would seem to have failed of it.
+  static_cast<void>(cudaGetLastError());
   const auto code = static_cast<cudaError_t>(error);
   return absl::Status(CodeOf(code),
                       absl::StrCat(call.substr(0, call.find('(')), ": ", cudaGetErrorString(code)));

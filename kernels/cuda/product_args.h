@@ -69,6 +69,7 @@ struct ProductArgs {
   // a few are there so that a warp's accesses have banks of their own.
   int slabs = 1;
   int slab_chunks = 1;
+  int slab_buffers = 1;
   int code_pitch = 0;
   int scale_pitch = 0;
 };

@@ -44,7 +44,8 @@ struct Shape {
   int64_t shared_bytes = 0;
 };
 
-/// A block's shape for args.slots, whole and slab_chunks; sets what follows from them.
+/// A block's shape for args.slots, whole, slab_chunks and at most args.slab_buffers; sets what
+/// follows from them.
 Shape ShapeFor(const ProductKernel& kernel, ProductArgs& args) {
   const int64_t tiles = args.num_matrices == 2 ? args.swiglu_columns / kTileRows : args.num_tiles;
   const int units = args.slots * args.slab_chunks;
@@ -53,6 +54,7 @@ Shape ShapeFor(const ProductKernel& kernel, ProductArgs& args) {
   // As few warps as finish as early as the most would.
   shape.warps = args.whole ? args.slots : CeilDiv(units, CeilDiv(units, kMaxWarps));
   args.slabs = CeilDiv(args.chunks, args.slab_chunks);
+  args.slab_buffers = std::min(args.slab_buffers, args.slabs);
   const int64_t sums = args.slots * (args.whole ? 1 : args.chunks);
   shape.shared_bytes = int64_t{shape.warps} * kernel.warp_shared_bytes +
                        sums * kernel.stored_rows * kernel.tiles_a_slot * kTileRows *
@@ -61,7 +63,7 @@ Shape ShapeFor(const ProductKernel& kernel, ProductArgs& args) {
   const int columns = std::min(args.slab_chunks * kChunkColumns, args.padded_columns);
   args.code_pitch = columns + 64;
   args.scale_pitch = columns / 32 * static_cast<int>(sizeof(ActivationScale)) + 16;
-  shape.shared_bytes += int64_t{std::min(args.slabs, 2)} * kernel.max_rows *
+  shape.shared_bytes += int64_t{args.slab_buffers} * kernel.max_rows *
                         (args.code_pitch + args.scale_pitch);
   return shape;
 }
@@ -73,16 +75,23 @@ Shape ChooseShape(const CudaDevice& device, const ProductKernel& kernel, int64_t
                   ProductArgs& args) {
   const int least = args.num_matrices == 1 ? 1 : kernel.tiles_a_slot == 1 ? 4 : 2;
   const int64_t enough = 2 * device.num_multiprocessors();
-  const auto shape_for = [&](int slots, bool whole, int slab_chunks) {
+  const auto shape_for = [&](int slots, bool whole, int slab_chunks, int buffers = 2) {
     args.slots = slots;
     args.whole = whole;
     args.slab_chunks = slab_chunks;
+    args.slab_buffers = buffers;
     return ShapeFor(kernel, args);
   };
-  if (kernel.max_rows > 1) {
-    const Shape whole = shape_for(kMaxWarps, true, 1);
-    if (whole.groups * max_passes >= enough) return whole;
-  }
+  const auto whole_shape = [&] {  // The largest that the card has memory for.
+    for (int slots = kMaxWarps; slots > least; slots /= 2) {
+      for (int buffers = 2; buffers > 0; --buffers) {
+        const Shape shape = shape_for(slots, true, 1, buffers);
+        if (shape.shared_bytes <= device.max_shared_bytes()) return shape;
+      }
+    }
+    return shape_for(least, true, 1, 1);
+  };
+  if (kernel.max_rows > 1 && whole_shape().groups * max_passes >= enough) return whole_shape();
   for (int slots = 4; slots >= least; slots /= 2) {
     const int64_t blocks = shape_for(slots, false, args.chunks).groups * max_passes;
     if (slots > 1 && !kernel.stages_activations && slots * args.chunks > 32) continue;
@@ -96,7 +105,7 @@ Shape ChooseShape(const CudaDevice& device, const ProductKernel& kernel, int64_t
       if (shape.shared_bytes <= room || !kernel.stages_activations) return shape;
     }
   }
-  return shape_for(kMaxWarps, true, 1);
+  return whole_shape();
 }
 
 absl::Status Launch(const CudaStream& stream, const void* function, const Shape& shape,
