@@ -4,12 +4,8 @@
 // How a warp takes the block formats from a tile (kernels/tiled/tile_layout.cc gives the fields'
 // order, kernels/quant/blocks.h the formats). Each format says:
 //
-// - kGroupBlocks, kGroupBytes: blocks of 32 values that are loaded together, and their bytes for
-//   all 16 rows.
-// - Raw, Load: a lane's part of a group, as it lies in memory; loads only, nothing waits for them.
-//   `stage`: kPrepared for what Prepare takes, else what the products of blocks 2 stage and
-//   2 stage + 1 are the last to take, so that each register is filled anew as soon as it is free.
-//   `blocks`: of the group's that there are.
+// - kGroupBlocks, kGroupBytes: blocks of 32 values that are copied to shared memory together, and
+//   their bytes for all 16 rows: `group`, where they lie there.
 // - kUsesShared, Prepare: what the lanes decode for each other, into `shared` [8][8]: for block p
 //   and lane group g, at SharedPlace(p, g).
 // - Add: acc[n][2 r + i] += the products of block p with activation rows 8 n + 2 quad + i, in
@@ -20,8 +16,6 @@
 #include "kernels/cuda/warp_product.cuh"
 
 namespace caravan {
-
-inline constexpr int kPrepared = -1;
 
 /// Of eight lanes that write or read together, each has a bank of its own.
 __device__ inline int SharedPlace(int p, int group) { return p * 8 + (group ^ (p / 2 * 2)); }
@@ -44,8 +38,8 @@ __device__ inline void AddScaled(const uint32_t (&a)[4], const float (&scales)[2
                                  const uint2 (&b)[N], const float (&dx)[N][2], float (&acc)[N][4]) {
 #pragma unroll
   for (int n = 0; n < N; ++n) {
-    int c[4] = {kFloatBits, kFloatBits, kFloatBits, kFloatBits};
-    MultiplyAdd32<kOne>(c, a, b[n].x, b[n].y);
+    int c[4];
+    Multiply32<kFloatBits, kOne>(c, a, b[n].x, b[n].y);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
 #pragma unroll
@@ -62,35 +56,16 @@ struct CudaQ8_0 {
   static constexpr int kGroupBytes = kGroupBlocks * kBlockBytes;
   static constexpr bool kUsesShared = false;
 
-  struct Raw {
-    uint2 codes[kGroupBlocks][2];
-    uint32_t d[kGroupBlocks];
-  };
-
-  __device__ static void Load(const uint8_t* group, const Lane& lane, int blocks, int stage,
-                              Raw& raw) {
-#pragma unroll
-    for (int p = 0; p < kGroupBlocks; ++p) {
-      if (p / 2 != stage) continue;
-      const uint8_t* block = group + p * kBlockBytes;
-      raw.codes[p][0] = raw.codes[p][1] = make_uint2(0, 0);
-      raw.d[p] = 0;
-      if (p < blocks) {
-        raw.codes[p][0] = LoadCodes(block + 32 + lane.code_offset);
-        raw.codes[p][1] = LoadCodes(block + 32 + 256 + lane.code_offset);
-        raw.d[p] = LoadU32(block + 4 * lane.group);
-      }
-    }
-  }
-  __device__ static void Prepare(const Raw&, const Lane&, uint4*) {}
+  __device__ static void Prepare(const uint8_t*, const Lane&, uint4*) {}
 
   template <int N, bool kOne>
-  __device__ static void Add(const Raw& raw, const uint4*, const Lane&, int p, const uint2 (&b)[N],
-                             const float (&dx)[N][2], const float (&)[N][2], float (&acc)[N][4]) {
-    const float2 d = HalvesToFloats(raw.d[p]);
-    AddScaled<N, kOne>(
-        {raw.codes[p][0].x, raw.codes[p][0].y, raw.codes[p][1].x, raw.codes[p][1].y}, {d.x, d.y}, b,
-        dx, acc);
+  __device__ static void Add(const uint8_t* group, const uint4*, const Lane& lane, int p,
+                             const uint2 (&b)[N],                             const float (&dx)[N][2], const float (&)[N][2], float (&acc)[N][4]) {
+    const uint8_t* block = group + p * kBlockBytes;
+    const float2 d = HalvesToFloats(LoadU32(block + 4 * lane.group));
+    const uint2 first = LoadCodes(block + 32 + lane.code_offset);
+    const uint2 second = LoadCodes(block + 32 + 256 + lane.code_offset);
+    AddScaled<N, kOne>({first.x, first.y, second.x, second.y}, {d.x, d.y}, b, dx, acc);
   }
 };
 
@@ -99,32 +74,14 @@ struct CudaQ4_0 {
   static constexpr int kGroupBytes = kGroupBlocks * kBlockBytes;
   static constexpr bool kUsesShared = false;
 
-  struct Raw {
-    uint2 codes[kGroupBlocks];
-    uint32_t d[kGroupBlocks];
-  };
-
-  __device__ static void Load(const uint8_t* group, const Lane& lane, int blocks, int stage,
-                              Raw& raw) {
-#pragma unroll
-    for (int p = 0; p < kGroupBlocks; ++p) {
-      if (p / 2 != stage) continue;
-      const uint8_t* block = group + p * kBlockBytes;
-      raw.codes[p] = make_uint2(0, 0);
-      raw.d[p] = 0;
-      if (p < blocks) {
-        raw.codes[p] = LoadCodes(block + 32 + lane.code_offset);
-        raw.d[p] = LoadU32(block + 4 * lane.group);
-      }
-    }
-  }
-  __device__ static void Prepare(const Raw&, const Lane&, uint4*) {}
+  __device__ static void Prepare(const uint8_t*, const Lane&, uint4*) {}
 
   template <int N, bool kOne>
-  __device__ static void Add(const Raw& raw, const uint4*, const Lane&, int p, const uint2 (&b)[N],
-                             const float (&dx)[N][2], const float (&)[N][2], float (&acc)[N][4]) {
-    const uint2 codes = raw.codes[p];
-    const float2 d = HalvesToFloats(raw.d[p]);
+  __device__ static void Add(const uint8_t* group, const uint4*, const Lane& lane, int p,
+                             const uint2 (&b)[N],                             const float (&dx)[N][2], const float (&)[N][2], float (&acc)[N][4]) {
+    const uint8_t* block = group + p * kBlockBytes;
+    const float2 d = HalvesToFloats(LoadU32(block + 4 * lane.group));
+    const uint2 codes = LoadCodes(block + 32 + lane.code_offset);
     AddScaled<N, kOne>({Less<8>(BitsOf(codes.x, 0, 15)), Less<8>(BitsOf(codes.y, 0, 15)),
                         Less<8>(BitsOf(codes.x, 4, 15)), Less<8>(BitsOf(codes.y, 4, 15))},
                        {d.x, d.y}, b, dx, acc);
@@ -132,47 +89,31 @@ struct CudaQ4_0 {
 };
 
 /// The scales and minima of Q4_K and Q5_K: d, dmin, then the 12 bytes of 16 rows each. A quad's
-/// lane i decodes sub-blocks 2 i and 2 i + 1 of the group's two rows.
-struct SixBitRaw {
-  uint32_t bytes[3][2];  // of bytes (2 i) % 4 + e, and 4 and 8 further: two rows
-  uint32_t d, dmin;
-
-  __device__ void Load(const uint8_t* block, const Lane& lane) {
-    d = LoadU32(block + 4 * lane.group);
-    dmin = LoadU32(block + 32 + 4 * lane.group);
-    const uint8_t* first = block + 64 + lane.quad % 2 * 32 + 2 * lane.group;
+/// lane i decodes sub-blocks 2 i and 2 i + 1 of its group's two rows, as (scale, scale, min, min).
+__device__ inline void PrepareSixBits(const uint8_t* block, const Lane& lane, uint4* shared) {
+  // Bytes (2 i) % 4 + e of each row, and those 4 and 8 further.
+  const uint8_t* first = block + 64 + lane.quad % 2 * 32 + 2 * lane.group;
+  uint32_t thirds[3];
 #pragma unroll
-    for (int third = 0; third < 3; ++third) {
-      bytes[third][0] = LoadU16(first + third * 64);
-      bytes[third][1] = LoadU16(first + third * 64 + 16);
-    }
+  for (int third = 0; third < 3; ++third) {
+    thirds[third] = LoadU16(first + third * 64) | LoadU16(first + third * 64 + 16) << 16;
   }
-
-  /// Stores (scale, scale, min, min) of the two rows.
-  __device__ void Prepare(const Lane& lane, uint4* shared) const {
-    uint32_t thirds[3];
+  const bool lower = lane.quad < 2;
+  const uint32_t scales = lower ? BitsOf(thirds[0], 0, 63)
+                                : BitsOf(thirds[2], 0, 15) | BitsOf(thirds[0], 2, 0x30);
+  const uint32_t mins = lower ? BitsOf(thirds[1], 0, 63)
+                              : BitsOf(thirds[2], 4, 15) | BitsOf(thirds[1], 2, 0x30);
+  const float2 d = HalvesToFloats(LoadU32(block + 4 * lane.group));
+  const float2 dmin = HalvesToFloats(LoadU32(block + 32 + 4 * lane.group));
 #pragma unroll
-    for (int third = 0; third < 3; ++third) {
-      thirds[third] = bytes[third][0] | bytes[third][1] << 16;
-    }
-    const bool lower = lane.quad < 2;
-    const uint32_t scales = lower ? BitsOf(thirds[0], 0, 63)
-                                  : BitsOf(thirds[2], 0, 15) | BitsOf(thirds[0], 2, 0x30);
-    const uint32_t mins = lower ? BitsOf(thirds[1], 0, 63)
-                                : BitsOf(thirds[2], 4, 15) | BitsOf(thirds[1], 2, 0x30);
-    const float2 ds = HalvesToFloats(d);
-    const float2 dmins = HalvesToFloats(dmin);
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const float4 decoded =
-          make_float4(__fmul_rn(ds.x, static_cast<float>(ByteOf(scales, 2 * e))),
-                      __fmul_rn(ds.y, static_cast<float>(ByteOf(scales, 2 * e + 1))),
-                      __fmul_rn(dmins.x, static_cast<float>(ByteOf(mins, 2 * e))),
-                      __fmul_rn(dmins.y, static_cast<float>(ByteOf(mins, 2 * e + 1))));
-      *reinterpret_cast<float4*>(shared + SharedPlace(2 * lane.quad + e, lane.group)) = decoded;
-    }
+  for (int e = 0; e < 2; ++e) {
+    *reinterpret_cast<float4*>(shared + SharedPlace(2 * lane.quad + e, lane.group)) =
+        make_float4(__fmul_rn(d.x, static_cast<float>(ByteOf(scales, 2 * e))),
+                    __fmul_rn(d.y, static_cast<float>(ByteOf(scales, 2 * e + 1))),
+                    __fmul_rn(dmin.x, static_cast<float>(ByteOf(mins, 2 * e))),
+                    __fmul_rn(dmin.y, static_cast<float>(ByteOf(mins, 2 * e + 1))));
   }
-};
+}
 
 /// acc += integer * (scale * dx), then acc -= min * (dx * sum of the activations' codes)
 template <int N, bool kOne>
@@ -194,28 +135,16 @@ struct CudaQ4_K {
   static constexpr int kGroupBlocks = 8, kGroupBytes = 16 * 144;
   static constexpr bool kUsesShared = true;
 
-  struct Raw {
-    uint2 codes[8];
-    SixBitRaw six;
-  };
-
-  __device__ static void Load(const uint8_t* group, const Lane& lane, int, int stage,
-                              Raw& raw) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (i / 2 == stage) raw.codes[i] = LoadCodes(group + 256 + i * 256 + lane.code_offset);
-    }
-    if (stage == kPrepared) raw.six.Load(group, lane);
-  }
-  __device__ static void Prepare(const Raw& raw, const Lane& lane, uint4* shared) {
-    raw.six.Prepare(lane, shared);
+  __device__ static void Prepare(const uint8_t* group, const Lane& lane, uint4* shared) {
+    PrepareSixBits(group, lane, shared);
   }
 
   template <int N, bool kOne>
-  __device__ static void Add(const Raw& raw, const uint4* shared, const Lane& lane, int p,
+  __device__ static void Add(const uint8_t* group, const uint4* shared, const Lane& lane, int p,
                              const uint2 (&b)[N], const float (&dx)[N][2], const float (&sx)[N][2],
                              float (&acc)[N][4]) {
-    const uint2 first = raw.codes[p / 2 * 2], second = raw.codes[p / 2 * 2 + 1];
+    const uint8_t* codes = group + 256 + p / 2 * 512 + lane.code_offset;
+    const uint2 first = LoadCodes(codes), second = LoadCodes(codes + 256);
     const int shift = p % 2 * 4;
     AddWithMins<N, kOne>({BitsOf(first.x, shift, 15), BitsOf(first.y, shift, 15),
                           BitsOf(second.x, shift, 15), BitsOf(second.y, shift, 15)},
@@ -228,38 +157,23 @@ struct CudaQ5_K {
   static constexpr int kGroupBlocks = 8, kGroupBytes = 16 * 176;
   static constexpr bool kUsesShared = true;
 
-  struct Raw {
-    uint2 low[8];
-    uint2 high[2];
-    SixBitRaw six;
-  };
-
-  __device__ static void Load(const uint8_t* group, const Lane& lane, int, int stage,
-                              Raw& raw) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (i / 2 == stage) raw.low[i] = LoadCodes(group + 768 + i * 256 + lane.code_offset);
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (stage == 3) raw.high[i] = LoadCodes(group + 256 + i * 256 + lane.code_offset);
-    }
-    if (stage == kPrepared) raw.six.Load(group, lane);
-  }
-  __device__ static void Prepare(const Raw& raw, const Lane& lane, uint4* shared) {
-    raw.six.Prepare(lane, shared);
+  __device__ static void Prepare(const uint8_t* group, const Lane& lane, uint4* shared) {
+    PrepareSixBits(group, lane, shared);
   }
 
   template <int N, bool kOne>
-  __device__ static void Add(const Raw& raw, const uint4* shared, const Lane& lane, int p,
+  __device__ static void Add(const uint8_t* group, const uint4* shared, const Lane& lane, int p,
                              const uint2 (&b)[N], const float (&dx)[N][2], const float (&sx)[N][2],
                              float (&acc)[N][4]) {
-    const uint2 first = raw.low[p / 2 * 2], second = raw.low[p / 2 * 2 + 1];
-    const auto code = [p](uint32_t low, uint32_t high) {
-      return BitsOf(low, p % 2 * 4, 15) | BitsOf(high, p, 1) << 4;
+    const uint8_t* low = group + 768 + p / 2 * 512 + lane.code_offset;
+    const uint8_t* high = group + 256 + lane.code_offset;
+    const uint2 first = LoadCodes(low), second = LoadCodes(low + 256);
+    const uint2 first_high = LoadCodes(high), second_high = LoadCodes(high + 256);
+    const auto code = [p](uint32_t low_bits, uint32_t high_bit) {
+      return BitsOf(low_bits, p % 2 * 4, 15) | BitsOf(high_bit, p, 1) << 4;
     };
-    AddWithMins<N, kOne>({code(first.x, raw.high[0].x), code(first.y, raw.high[0].y),
-                          code(second.x, raw.high[1].x), code(second.y, raw.high[1].y)},
+    AddWithMins<N, kOne>({code(first.x, first_high.x), code(first.y, first_high.y),
+                          code(second.x, second_high.x), code(second.y, second_high.y)},
                          *reinterpret_cast<const float4*>(shared + SharedPlace(p, lane.group)), b,
                          dx, sx, acc);
   }
@@ -273,9 +187,9 @@ __device__ inline void AddHalves(const uint32_t (&a)[4], const int4& scales, con
                                  float (&acc)[N][4]) {
 #pragma unroll
   for (int n = 0; n < N; ++n) {
-    int first[4] = {}, second[4] = {};
-    MultiplyAdd16<kOne>(first, a[0], a[1], b[n].x);
-    MultiplyAdd16<kOne>(second, a[2], a[3], b[n].y);
+    int first[4], second[4];
+    Multiply16<kOne>(first, a[0], a[1], b[n].x);
+    Multiply16<kOne>(second, a[2], a[3], b[n].y);
 #pragma unroll
     for (int i = 0; i < (kOne ? 1 : 2); ++i) {
       const int upper = scales.x * first[i] + scales.z * second[i];
@@ -290,36 +204,10 @@ struct CudaQ6_K {
   static constexpr int kGroupBlocks = 8, kGroupBytes = 16 * 210;
   static constexpr bool kUsesShared = true;
 
-  struct Raw {
-    uint2 low[8];
-    uint2 high[4];
-    uint32_t scales[4];  // sub-blocks 4 quad .. + 3 of two rows
-    uint32_t d;
-  };
-
-  __device__ static void Load(const uint8_t* group, const Lane& lane, int, int stage,
-                              Raw& raw) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      if (i / 4 * 2 + 1 == stage) {
-        raw.low[i] = LoadCodes(group + 1312 + i * 256 + lane.code_offset);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i / 2 * 2 + 1 == stage) {
-        raw.high[i] = LoadCodes(group + 288 + i * 256 + lane.code_offset);
-      }
-      if (stage == kPrepared) {
-        raw.scales[i] = LoadU16(group + 32 + (4 * lane.quad + i) * 16 + 2 * lane.group);
-      }
-    }
-    if (stage == 3) raw.d = LoadU32(group + 4 * lane.group);
-  }
-
-  __device__ static void Prepare(const Raw& raw, const Lane& lane, uint4* shared) {
-    const auto byte = [&raw](int s, int row) {
-      return static_cast<int>(static_cast<int8_t>(ByteOf(raw.scales[s], row)));
+  __device__ static void Prepare(const uint8_t* group, const Lane& lane, uint4* shared) {
+    const uint8_t* scales = group + 32 + 64 * lane.quad + 2 * lane.group;
+    const auto byte = [scales](int s, int row) {
+      return static_cast<int>(static_cast<int8_t>(scales[s * 16 + row]));
     };
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
@@ -329,12 +217,14 @@ struct CudaQ6_K {
   }
 
   template <int N, bool kOne>
-  __device__ static void Add(const Raw& raw, const uint4* shared, const Lane& lane, int p,
+  __device__ static void Add(const uint8_t* group, const uint4* shared, const Lane& lane, int p,
                              const uint2 (&b)[N], const float (&dx)[N][2], const float (&)[N][2],
                              float (&acc)[N][4]) {
     const int quarter = p % 4;
-    const uint2* low = raw.low + p / 4 * 4 + quarter % 2 * 2;
-    const uint2* high = raw.high + p / 4 * 2;
+    const uint8_t* low_at = group + 1312 + p / 4 * 1024 + quarter % 2 * 512 + lane.code_offset;
+    const uint8_t* high_at = group + 288 + p / 4 * 512 + lane.code_offset;
+    const uint2 low[2] = {LoadCodes(low_at), LoadCodes(low_at + 256)};
+    const uint2 high[2] = {LoadCodes(high_at), LoadCodes(high_at + 256)};
     const auto code = [quarter](uint32_t low_bits, uint32_t high_bits) {
       return Less<32>(BitsOf(low_bits, quarter / 2 * 4, 15) |
                       BitsOf(high_bits, 2 * quarter, 3) << 4);
@@ -342,7 +232,7 @@ struct CudaQ6_K {
     AddHalves<N, kOne>({code(low[0].x, high[0].x), code(low[0].y, high[0].y),
                         code(low[1].x, high[1].x), code(low[1].y, high[1].y)},
                        *reinterpret_cast<const int4*>(shared + SharedPlace(p, lane.group)),
-                       HalvesToFloats(raw.d), b, dx, acc);
+                       HalvesToFloats(LoadU32(group + 4 * lane.group)), b, dx, acc);
   }
 };
 
@@ -350,38 +240,14 @@ struct CudaQ3_K {
   static constexpr int kGroupBlocks = 8, kGroupBytes = 16 * 110;
   static constexpr bool kUsesShared = true;
 
-  struct Raw {
-    uint2 low[4];
-    uint2 third[2];
-    // Of sub-blocks 4 quad .. + 3 of two rows: the bytes with their lower and their upper bits.
-    uint32_t scales_low[4], scales_high[4];
-    uint32_t d;
-  };
-
-  __device__ static void Load(const uint8_t* group, const Lane& lane, int, int stage,
-                              Raw& raw) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i / 2 * 2 + 1 == stage) {
-        raw.low[i] = LoadCodes(group + 736 + i * 256 + lane.code_offset);
-      }
-      if (stage == kPrepared) {
-        raw.scales_low[i] = LoadU16(group + 32 + (lane.quad % 2 * 4 + i) * 16 + 2 * lane.group);
-        raw.scales_high[i] = LoadU16(group + 32 + (8 + i) * 16 + 2 * lane.group);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      if (stage == 3) raw.third[i] = LoadCodes(group + 224 + i * 256 + lane.code_offset);
-    }
-    if (stage == 3) raw.d = LoadU32(group + 4 * lane.group);
-  }
-
-  __device__ static void Prepare(const Raw& raw, const Lane& lane, uint4* shared) {
+  __device__ static void Prepare(const uint8_t* group, const Lane& lane, uint4* shared) {
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const uint32_t low = raw.scales_low[2 * e] | raw.scales_low[2 * e + 1] << 16;
-      const uint32_t high = raw.scales_high[2 * e] | raw.scales_high[2 * e + 1] << 16;
+      // Of sub-blocks 4 quad + 2 e and the next: the bytes with their lower and their upper bits.
+      const uint8_t* at = group + 32 + 32 * e + 2 * lane.group;
+      const uint32_t low =
+          LoadU16(at + lane.quad % 2 * 64) | LoadU16(at + lane.quad % 2 * 64 + 16) << 16;
+      const uint32_t high = LoadU16(at + 128) | LoadU16(at + 128 + 16) << 16;
       const uint32_t both =
           BitsOf(low, lane.quad / 2 * 4, 15) | BitsOf(high, lane.quad * 2, 3) << 4;
       const auto scale = [both](int i) { return static_cast<int>(ByteOf(both, i)) - 32; };
@@ -391,17 +257,20 @@ struct CudaQ3_K {
   }
 
   template <int N, bool kOne>
-  __device__ static void Add(const Raw& raw, const uint4* shared, const Lane& lane, int p,
+  __device__ static void Add(const uint8_t* group, const uint4* shared, const Lane& lane, int p,
                              const uint2 (&b)[N], const float (&dx)[N][2], const float (&)[N][2],
                              float (&acc)[N][4]) {
-    const uint2* low = raw.low + p / 4 * 2;
+    const uint8_t* low_at = group + 736 + p / 4 * 512 + lane.code_offset;
+    const uint8_t* third_at = group + 224 + lane.code_offset;
+    const uint2 low[2] = {LoadCodes(low_at), LoadCodes(low_at + 256)};
+    const uint2 third[2] = {LoadCodes(third_at), LoadCodes(third_at + 256)};
     const auto code = [p](uint32_t low_bits, uint32_t third_bits) {
       return Less<4>(BitsOf(low_bits, p % 4 * 2, 3) | BitsOf(third_bits, p, 1) << 2);
     };
-    AddHalves<N, kOne>({code(low[0].x, raw.third[0].x), code(low[0].y, raw.third[0].y),
-                        code(low[1].x, raw.third[1].x), code(low[1].y, raw.third[1].y)},
+    AddHalves<N, kOne>({code(low[0].x, third[0].x), code(low[0].y, third[0].y),
+                        code(low[1].x, third[1].x), code(low[1].y, third[1].y)},
                        *reinterpret_cast<const int4*>(shared + SharedPlace(p, lane.group)),
-                       HalvesToFloats(raw.d), b, dx, acc);
+                       HalvesToFloats(LoadU32(group + 4 * lane.group)), b, dx, acc);
   }
 };
 
@@ -411,39 +280,18 @@ struct CudaQ2_K {
   static constexpr int kGroupBlocks = 8, kGroupBytes = 16 * 84;
   static constexpr bool kUsesShared = false;
 
-  struct Raw {
-    uint2 codes[4];
-    uint32_t scales[4];  // sub-blocks 4 quad .. + 3 of two rows
-    uint32_t d, dmin;
-  };
-
-  __device__ static void Load(const uint8_t* group, const Lane& lane, int, int stage,
-                              Raw& raw) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (i / 2 * 2 + 1 == stage) {
-        raw.codes[i] = LoadCodes(group + 320 + i * 256 + lane.code_offset);
-      }
-      if (stage == 3) {
-        raw.scales[i] = LoadU16(group + 64 + (4 * lane.quad + i) * 16 + 2 * lane.group);
-      }
-    }
-    if (stage == 3) {
-      raw.d = LoadU32(group + 4 * lane.group);
-      raw.dmin = LoadU32(group + 32 + 4 * lane.group);
-    }
-  }
-  __device__ static void Prepare(const Raw&, const Lane&, uint4*) {}
+  __device__ static void Prepare(const uint8_t*, const Lane&, uint4*) {}
 
   template <int N, bool kOne>
-  __device__ static void Add(const Raw& raw, const uint4*, const Lane& lane, int p,
+  __device__ static void Add(const uint8_t* group, const uint4*, const Lane& lane, int p,
                              const uint2 (&b)[N], const float (&dx)[N][2], const float (&)[N][2],
                              float (&acc)[N][4]) {
-    // Both sub-blocks' bytes of both rows, from the lane that has them.
-    const uint32_t own = raw.scales[p % 2 * 2] | raw.scales[p % 2 * 2 + 1] << 16;
-    const uint32_t both = __shfl_sync(kWholeWarp, own, lane.group * 4 + p / 2);
+    // Both sub-blocks' bytes of both rows.
+    const uint8_t* at = group + 64 + 32 * p + 2 * lane.group;
+    const uint32_t both = LoadU16(at) | LoadU16(at + 16) << 16;
     const uint32_t scales = BitsOf(both, 0, 15), mins = BitsOf(both, 4, 15);
-    const uint2 first = raw.codes[p / 4 * 2], second = raw.codes[p / 4 * 2 + 1];
+    const uint8_t* codes = group + 320 + p / 4 * 512 + lane.code_offset;
+    const uint2 first = LoadCodes(codes), second = LoadCodes(codes + 256);
     const int shift = p % 4 * 2;
     const uint32_t a[4] = {BitsOf(first.x, shift, 3) * ByteOf(scales, 0),
                            BitsOf(first.y, shift, 3) * ByteOf(scales, 1),
@@ -451,13 +299,13 @@ struct CudaQ2_K {
                            BitsOf(second.y, shift, 3) * ByteOf(scales, 3)};
     const uint32_t m[4] = {__byte_perm(mins, 0, 0x0000), __byte_perm(mins, 0, 0x1111),
                            __byte_perm(mins, 0, 0x2222), __byte_perm(mins, 0, 0x3333)};
-    const float2 d = HalvesToFloats(raw.d), dmin = HalvesToFloats(raw.dmin);
+    const float2 d = HalvesToFloats(LoadU32(group + 4 * lane.group));
+    const float2 dmin = HalvesToFloats(LoadU32(group + 32 + 4 * lane.group));
 #pragma unroll
     for (int n = 0; n < N; ++n) {
-      int c[4] = {kFloatBits, kFloatBits, kFloatBits, kFloatBits};
-      int cm[4] = {kFloatBits, kFloatBits, kFloatBits, kFloatBits};
-      MultiplyAdd32<kOne>(c, a, b[n].x, b[n].y);
-      MultiplyAdd32<kOne>(cm, m, b[n].x, b[n].y);
+      int c[4], cm[4];
+      Multiply32<kFloatBits, kOne>(c, a, b[n].x, b[n].y);
+      Multiply32<kFloatBits, kOne>(cm, m, b[n].x, b[n].y);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
 #pragma unroll

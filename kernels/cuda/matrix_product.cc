@@ -17,7 +17,9 @@ absl::Status CheckCudaMatrix(const Matrix& w) {
         " in rows: the CUDA backend multiplies by matrices in tiles of 16 rows only"));
   }
   constexpr int64_t kMaxSide = int64_t{1} << 30;
-  if (w.rows > kMaxSide || w.cols > kMaxSide) {
+  // The float kernels' sums of all chunks lie in shared memory, of which every card has 48 KiB.
+  const int64_t max_cols = TakesActivationRows(w.dtype) ? kMaxSide : 96 * kChunkColumns;
+  if (w.rows > kMaxSide || w.cols > max_cols) {
     return absl::InvalidArgumentError(
         absl::StrCat("a matrix of ", w.rows, " x ", w.cols, ": too large for the CUDA backend"));
   }

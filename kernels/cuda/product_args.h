@@ -65,6 +65,13 @@ struct ProductArgs {
   int slots = 1;
   int chunks = 1;
   bool whole = false;
+  // The activations in shared memory: slabs of so many chunks, and bytes from row to row, of which
+  // a few are there so that a warp's accesses have banks of their own.
+  int slabs = 1;
+  int slab_chunks = 1;
+  int slab_buffers = 1;
+  int code_pitch = 0;
+  int scale_pitch = 0;
 };
 
 /// A kernel of one format and width.
@@ -73,6 +80,7 @@ struct ProductKernel {
   int max_rows = 0;     // of a pass
   int stored_rows = 0;  // that a unit's sums have room for
   int tiles_a_slot = 1;
+  bool stages_activations = false;
   int warp_shared_bytes = 0;
 };
 

@@ -44,39 +44,68 @@ struct Shape {
   int64_t shared_bytes = 0;
 };
 
-/// A block's shape for `slots` slots.
-Shape ShapeOf(const ProductKernel& kernel, const ProductArgs& args, int slots, bool whole) {
+/// A block's shape for args.slots, whole, slab_chunks and at most args.slab_buffers; sets what
+/// follows from them.
+Shape ShapeFor(const ProductKernel& kernel, ProductArgs& args) {
   const int64_t tiles = args.num_matrices == 2 ? args.swiglu_columns / kTileRows : args.num_tiles;
-  const int units = slots * args.chunks;
+  const int units = args.slots * args.slab_chunks;
   Shape shape;
-  shape.groups = CeilDiv<int64_t>(tiles, slots / args.num_matrices * kernel.tiles_a_slot);
+  shape.groups = CeilDiv<int64_t>(tiles, args.slots / args.num_matrices * kernel.tiles_a_slot);
   // As few warps as finish as early as the most would.
-  shape.warps = whole ? slots : CeilDiv(units, CeilDiv(units, kMaxWarps));
+  shape.warps = args.whole ? args.slots : CeilDiv(units, CeilDiv(units, kMaxWarps));
+  args.slabs = CeilDiv(args.chunks, args.slab_chunks);
+  args.slab_buffers = std::min(args.slab_buffers, args.slabs);
+  const int64_t sums = args.slots * (args.whole ? 1 : args.chunks);
   shape.shared_bytes = int64_t{shape.warps} * kernel.warp_shared_bytes +
-                       int64_t{whole ? slots : units} * kernel.stored_rows *
-                           kernel.tiles_a_slot * kTileRows * static_cast<int64_t>(sizeof(float));
+                       sums * kernel.stored_rows * kernel.tiles_a_slot * kTileRows *
+                           static_cast<int64_t>(sizeof(float));
+  if (!kernel.stages_activations) return shape;
+  const int columns = std::min(args.slab_chunks * kChunkColumns, args.padded_columns);
+  args.code_pitch = columns + 64;
+  args.scale_pitch = columns / 32 * static_cast<int>(sizeof(ActivationScale)) + 16;
+  shape.shared_bytes += int64_t{args.slab_buffers} * kernel.max_rows *
+                        (args.code_pitch + args.scale_pitch);
   return shape;
 }
 
-/// Sets args.slots and args.whole. Many slots share what a block reads of its activations; with few
-/// there are more blocks. Whole slots share it best, but want many of them.
+/// Chooses args.slots, whole and slab_chunks. Many slots share what a block reads of its
+/// activations, with few there are more blocks; whole slots want the most of them, and little
+/// memory.
 Shape ChooseShape(const CudaDevice& device, const ProductKernel& kernel, int64_t max_passes,
                   ProductArgs& args) {
   const int least = args.num_matrices == 1 ? 1 : kernel.tiles_a_slot == 1 ? 4 : 2;
-  const int64_t multiprocessors = device.num_multiprocessors();
-  args.whole = true;
-  args.slots = kMaxWarps;
-  const Shape whole = ShapeOf(kernel, args, args.slots, true);
-  if (kernel.max_rows > 8 && whole.groups * max_passes >= 2 * multiprocessors) return whole;
-  for (int slots = 4; slots >= least; slots /= 2) {
-    const Shape shape = ShapeOf(kernel, args, slots, false);
-    if (shape.shared_bytes > std::min<int64_t>(device.max_shared_bytes(), 96 << 10)) continue;
-    if (slots > least && shape.groups * max_passes < 6 * multiprocessors) continue;
-    args.whole = false;
+  const int64_t enough = 2 * device.num_multiprocessors();
+  const auto shape_for = [&](int slots, bool whole, int slab_chunks, int buffers = 2) {
     args.slots = slots;
-    return shape;
+    args.whole = whole;
+    args.slab_chunks = slab_chunks;
+    args.slab_buffers = buffers;
+    return ShapeFor(kernel, args);
+  };
+  const auto whole_shape = [&] {  // The largest that the card has memory for.
+    for (int slots = kMaxWarps; slots > least; slots /= 2) {
+      for (int buffers = 2; buffers > 0; --buffers) {
+        const Shape shape = shape_for(slots, true, 1, buffers);
+        if (shape.shared_bytes <= device.max_shared_bytes()) return shape;
+      }
+    }
+    return shape_for(least, true, 1, 1);
+  };
+  if (kernel.max_rows > 1 && whole_shape().groups * max_passes >= enough) return whole_shape();
+  for (int slots = 4; slots >= least; slots /= 2) {
+    const int64_t blocks = shape_for(slots, false, args.chunks).groups * max_passes;
+    if (slots > 1 && !kernel.stages_activations && slots * args.chunks > 32) continue;
+    if (slots > least && blocks < (kernel.max_rows > 1 ? enough : 3 * enough)) continue;
+    // One block a multiprocessor may have all of its memory; else three of them share it.
+    const int64_t room = blocks <= enough / 2 ? device.max_shared_bytes()
+                                              : device.max_shared_bytes() / 3;
+    for (int chunks = args.chunks; chunks > 0; chunks = chunks == 1 ? 0 : CeilDiv(chunks, 2)) {
+      if (chunks < args.chunks && slots * chunks < kMaxWarps) break;
+      const Shape shape = shape_for(slots, false, chunks);
+      if (shape.shared_bytes <= room || !kernel.stages_activations) return shape;
+    }
   }
-  return whole;
+  return whole_shape();
 }
 
 absl::Status Launch(const CudaStream& stream, const void* function, const Shape& shape,

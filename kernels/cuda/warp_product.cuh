@@ -29,19 +29,12 @@ __device__ inline Lane ThisLane() {
   return {lane, lane / 4, lane % 4, lane % 4 * 64 + lane / 4 * 8};
 }
 
-/// Eight bytes that are read once: past the first-level cache.
-__device__ inline uint2 LoadCodes(const uint8_t* at) {
-  uint2 v;
-  asm("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
-      : "=r"(v.x), "=r"(v.y)
-      : "l"(at));
-  return v;
-}
+__device__ inline uint2 LoadCodes(const uint8_t* at) { return *reinterpret_cast<const uint2*>(at); }
 __device__ inline uint32_t LoadU16(const uint8_t* at) {
-  return __ldg(reinterpret_cast<const unsigned short*>(at));
+  return *reinterpret_cast<const unsigned short*>(at);
 }
 __device__ inline uint32_t LoadU32(const uint8_t* at) {
-  return __ldg(reinterpret_cast<const uint32_t*>(at));
+  return *reinterpret_cast<const uint32_t*>(at);
 }
 /// Two binary16s.
 __device__ inline float2 HalvesToFloats(uint32_t bits) {
@@ -50,24 +43,23 @@ __device__ inline float2 HalvesToFloats(uint32_t bits) {
 
 #if __CUDA_ARCH__ >= 800
 
-/// c[2 r + n] += sum over 32 columns of weights of row r and activations of row n. kOne: all
+/// c[2 r + n] = kFrom + sum over 32 columns of weights of row r and activations of row n. kOne: all
 /// activation rows are the same.
-template <bool kOne>
-__device__ inline void MultiplyAdd32(int (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                     uint32_t b1) {
+template <int kFrom, bool kOne>
+__device__ inline void Multiply32(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+      "{%8, %9}, {%10, %10, %10, %10};"
+      : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(kFrom));
 }
 
-/// The same over the 16 columns of one half.
+/// The sums over the 16 columns of one half, from 0.
 template <bool kOne>
-__device__ inline void MultiplyAdd16(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+__device__ inline void Multiply16(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
   asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
-      "{%0, %1, %2, %3};"
-      : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-      : "r"(a0), "r"(a1), "r"(b));
+      "{%7, %7, %7, %7};"
+      : "=r"(c[0]), "=r"(c[1]), "=r"(c[2]), "=r"(c[3])
+      : "r"(a0), "r"(a1), "r"(b), "r"(0));
 }
 
 #else
@@ -122,14 +114,15 @@ __device__ inline void DotProducts(int (&c)[4], const uint32_t (&a)[4], uint32_t
   }
 }
 
-template <bool kOne>
-__device__ inline void MultiplyAdd32(int (&c)[4], const uint32_t (&a)[4], uint32_t b0,
-                                     uint32_t b1) {
+template <int kFrom, bool kOne>
+__device__ inline void Multiply32(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  for (int& sum : c) sum = kFrom;
   DotProducts<kOne, 2>(c, a, b0, b1);
 }
 
 template <bool kOne>
-__device__ inline void MultiplyAdd16(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+__device__ inline void Multiply16(int (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  for (int& sum : c) sum = 0;
   DotProducts<kOne, 1>(c, {a0, a1, 0, 0}, b, 0);
 }
 
