@@ -58,19 +58,17 @@ struct MmaTile {
   static constexpr int kSharedBytes = kScales + kHeads * 4;
 };
 
-/// Begins to bring positions [begin, begin + kPositions) of the split to shared memory; rows from
-/// `count` on become zeros. Q8_0 is there when this returns.
+/// Begins to bring kPositions cached rows to shared memory, of which this thread has a part of one:
+/// that at `from`; null: zeros. Q8_0 is there when this returns.
 template <typename Tile, DType kDType>
-__device__ void LoadCache(const AttentionBatch& batch, const KvGeometry& kv, const RowPlace& place,
-                          int first_position, int count, uint32_t to) {
+__device__ void LoadCache(const std::byte* from, uint32_t to) {
   constexpr int kThreadsPerRow = kThreads / Tile::kPositions;
   const int row = static_cast<int>(threadIdx.x) / kThreadsPerRow;
   const int part = static_cast<int>(threadIdx.x) % kThreadsPerRow;
-  if (row >= count) {
+  if (from == nullptr) {
     for (int p = part; p < kPieces; p += kThreadsPerRow) StorePiece(PieceAt(to, row, p), uint4{});
     return;
   }
-  const std::byte* const from = KvRowAt(batch.blocks, kv, place, first_position + row);
   if constexpr (kDType == DType::kF16) {
 #pragma unroll
     for (int p = part; p < kPieces; p += kThreadsPerRow) {
@@ -153,11 +151,17 @@ __global__ void __launch_bounds__(kThreads, 1)
     maxima[tid] = -INFINITY;
     scales[tid] = first_head + tid < num_heads ? batch.score_scales[first_query + tid] : 0;
   }
+  // A thread's row of a tile is looked up a tile ahead.
+  const auto row_of = [&](int tile) -> const std::byte* {
+    const int position = tile * kPositions + tid / (kThreads / kPositions);
+    return position < positions ? KvRowAt(batch.blocks, kv, place, first_position + position)
+                                : nullptr;
+  };
+  const std::byte* next_row = row_of(0);
   const auto load = [&](int tile) {
-    LoadCache<Tile, kDType>(batch, kv, place, first_position + tile * kPositions,
-                            min(kPositions, positions - tile * kPositions),
-                            cache(tile % Tile::kStages));
+    LoadCache<Tile, kDType>(next_row, cache(tile % Tile::kStages));
     CommitCopies();
+    next_row = row_of(tile + 1);
   };
   if constexpr (Tile::kStages == 2) load(0);
 

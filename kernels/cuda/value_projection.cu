@@ -86,6 +86,7 @@ __global__ void __launch_bounds__(kThreads)
     }
 #pragma unroll
     for (int i = 0; i < kThreadLatents; ++i) x[i] = 0;
+#pragma unroll 4
     for (int s = 0; s < splits; ++s) {
       const int64_t slot = first_slot + s * num_heads;
       const float weight = batch.maxima[slot];
