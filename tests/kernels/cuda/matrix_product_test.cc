@@ -21,8 +21,9 @@ TEST_F(CudaProductTest, ActivationsAreQuantizedAsOnTheCpuToTheBit) {
   for (uint64_t seed = 0; seed < 4; ++seed) {
     Rng rng(seed);
     const int64_t num_rows = 5, cols = 32 * RandomInt(rng, 1, 40);
-    std::vector<float> x = seed == 0 ? RandomFloats(rng, num_rows * cols)
-                                     : RandomWideFloats(rng, num_rows * cols, seed == 1 ? 127 : -120);
+    std::vector<float> x = seed == 0
+                               ? RandomFloats(rng, num_rows * cols)
+                               : RandomWideFloats(rng, num_rows * cols, seed == 1 ? 127 : -120);
     std::fill_n(x.begin(), 32, 0.0f);
     if (seed == 3) {
       x[40] = std::numeric_limits<float>::infinity();
@@ -107,8 +108,8 @@ TEST_F(CudaProductTest, BlockFormatsAddNothingButTheRoundingOfTheirSums) {
           for (int64_t c = 0; c < cols; ++c) {
             const double value = rounded[t * cols + c];
             expected += w.At(r, c) * value;
-            magnitude += (std::abs(w.At(r, c) - subtracted[c]) + std::abs(subtracted[c])) *
-                         std::abs(value);
+            magnitude +=
+                (std::abs(w.At(r, c) - subtracted[c]) + std::abs(subtracted[c])) * std::abs(value);
           }
           const double error =
               depth * kUnit * magnitude + 2 * blocks * (32.0 * 127 * 32 * 128) * kTiny;
@@ -245,9 +246,9 @@ class CudaDeterminismTest : public CudaProductTest {
       for (int64_t row = 0; row < num_rows; row += piece) {
         const int64_t count = std::min(piece, num_rows - row);
         const std::vector<float> out = Multiply(w, x, row, count);
-        ASSERT_EQ(std::memcmp(out.data(), expected.data() + row * w.rows,
-                              count * w.rows * sizeof(float)),
-                  0)
+        ASSERT_EQ(
+            std::memcmp(out.data(), expected.data() + row * w.rows, count * w.rows * sizeof(float)),
+            0)
             << DTypeName(w.dtype) << " " << w.rows << " x " << w.cols << ", rows from " << row
             << " in pieces of " << piece;
       }
@@ -261,8 +262,9 @@ TEST_F(CudaDeterminismTest, ARowHasTheSameBitsAloneAndInAnyBatch) {
   for (const DType dtype : types) {
     Rng rng(1);
     // Several chunks, the last one partial.
-    const int64_t cols = BlockOf(dtype).values == 1 ? 1101 : BlockOf(dtype).values == 32 ? 1120
-                                                                                         : 1280;
+    const int64_t cols = BlockOf(dtype).values == 1    ? 1101
+                         : BlockOf(dtype).values == 32 ? 1120
+                                                       : 1280;
     const TestMatrix w = RandomWeights(rng, dtype, 301, cols);
     const std::vector<float> x = RandomFloats(rng, 300 * cols);
     const Matrix uploaded = Upload(w);

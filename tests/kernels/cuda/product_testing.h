@@ -26,8 +26,8 @@ class CudaProductTest : public CudaTest {
     Matrix view = matrix.Tiled(tiles);
     view.data = Keep(ToDevice(tiles)).data();
     if (view.scale_inv != nullptr) {
-      const std::vector<float> scales(
-          view.scale_inv, view.scale_inv + Fp8Blocks(view.rows) * Fp8Blocks(view.cols));
+      const std::vector<float> scales(view.scale_inv,
+                                      view.scale_inv + Fp8Blocks(view.rows) * Fp8Blocks(view.cols));
       view.scale_inv = Keep(ToDevice(scales)).as<float>();
     }
     return view;
@@ -41,13 +41,12 @@ class CudaProductTest : public CudaTest {
   /// w x for `num_rows` rows of x from `first_row` on, and one float of poison.
   std::vector<float> Multiply(const Matrix& w, const std::vector<float>& x, int64_t first_row,
                               int64_t num_rows) {
-    const DeviceBuffer rows =
-        ToDevice(std::vector<float>(x.begin() + first_row * w.cols,
-                                    x.begin() + (first_row + num_rows) * w.cols));
+    const DeviceBuffer rows = ToDevice(std::vector<float>(
+        x.begin() + first_row * w.cols, x.begin() + (first_row + num_rows) * w.cols));
     const DeviceBuffer out = Poisoned<float>(num_rows * w.rows + 1);
     const DeviceBuffer scratch = Poisoned<std::byte>(ActivationBytes(num_rows, w.cols));
-    const absl::Status status = MultiplyFloats(stream(), w, rows.as<float>(), num_rows,
-                                               scratch.data(), out.as<float>());
+    const absl::Status status =
+        MultiplyFloats(stream(), w, rows.as<float>(), num_rows, scratch.data(), out.as<float>());
     EXPECT_TRUE(status.ok()) << status;
     return ToHost<float>(out);
   }
