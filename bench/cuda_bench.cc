@@ -255,11 +255,9 @@ void ExpertLayer(benchmark::State& state, DType dtype, int64_t num_rows) {
                        bench.NextMatrix(dtype, kInter, kHidden),
                        bench.NextMatrix(dtype, kHidden, kInter)});
   }
-  const std::unique_ptr<CudaExpertFfn> ffn =
-      MustBe(CudaExpertFfn::Create(stream, {.max_rows = num_rows,
-                                            .max_chosen = kChosen,
-                                            .hidden = kHidden,
-                                            .expert_inter = kInter}));
+  const std::unique_ptr<CudaExpertFfn> ffn = MustBe(CudaExpertFfn::Create(
+      stream,
+      {.max_rows = num_rows, .max_chosen = kChosen, .hidden = kHidden, .expert_inter = kInter}));
   // Several layers' choices, so that a row's experts are not those of the call before.
   constexpr int kCalls = 8;
   std::mt19937_64 rng(3);
@@ -287,19 +285,18 @@ void ExpertLayer(benchmark::State& state, DType dtype, int64_t num_rows) {
          MustBe(ffn->RunExperts(resident, x.as<float>(), num_rows, device_ids[i].as<int32_t>(),
                                 weights.as<float>(), kChosen, out.as<float>()));
        });
-  state.counters["bound_us"] =
-      1e-3 * static_cast<double>(touched_bytes) / bench.read_gb_per_s;
+  state.counters["bound_us"] = 1e-3 * static_cast<double>(touched_bytes) / bench.read_gb_per_s;
 }
 
 void Register() {
   struct Shape {
     int64_t rows, cols;
   };
-  constexpr Shape kShapes[] = {{2048, 7168}, {7168, 2048}, {24576, 1536}, {7168, 16384},
-                               {129280, 7168}};
-  for (const DType dtype : {DType::kQ8_0, DType::kQ4_K, DType::kQ2_K, DType::kBF16, DType::kQ6_K,
-                            DType::kQ5_K, DType::kQ4_0, DType::kQ3_K, DType::kF8E4M3, DType::kF16,
-                            DType::kF32}) {
+  constexpr Shape kShapes[] = {
+      {2048, 7168}, {7168, 2048}, {24576, 1536}, {7168, 16384}, {129280, 7168}};
+  for (const DType dtype :
+       {DType::kQ8_0, DType::kQ4_K, DType::kQ2_K, DType::kBF16, DType::kQ6_K, DType::kQ5_K,
+        DType::kQ4_0, DType::kQ3_K, DType::kF8E4M3, DType::kF16, DType::kF32}) {
     const bool often = dtype == DType::kQ8_0 || dtype == DType::kQ4_K || dtype == DType::kQ2_K ||
                        dtype == DType::kBF16;
     for (const Shape& shape : kShapes) {
@@ -317,8 +314,7 @@ void Register() {
   }
   for (const DType dtype : {DType::kQ4_K, DType::kQ2_K}) {
     for (const int64_t num_rows : {1, 8, 64, 256, 512}) {
-      const std::string name =
-          absl::StrCat("ExpertLayer/", DTypeName(dtype), "/rows:", num_rows);
+      const std::string name = absl::StrCat("ExpertLayer/", DTypeName(dtype), "/rows:", num_rows);
       benchmark::RegisterBenchmark(name.c_str(), ExpertLayer, dtype, num_rows)
           ->UseManualTime()
           ->MinTime(0.05);

@@ -60,7 +60,8 @@ struct CudaQ8_0 {
 
   template <int N, bool kOne>
   __device__ static void Add(const uint8_t* group, const uint4*, const Lane& lane, int p,
-                             const uint2 (&b)[N],                             const float (&dx)[N][2], const float (&)[N][2], float (&acc)[N][4]) {
+                             const uint2 (&b)[N], const float (&dx)[N][2], const float (&)[N][2],
+                             float (&acc)[N][4]) {
     const uint8_t* block = group + p * kBlockBytes;
     const float2 d = HalvesToFloats(LoadU32(block + 4 * lane.group));
     const uint2 first = LoadCodes(block + 32 + lane.code_offset);
@@ -78,7 +79,8 @@ struct CudaQ4_0 {
 
   template <int N, bool kOne>
   __device__ static void Add(const uint8_t* group, const uint4*, const Lane& lane, int p,
-                             const uint2 (&b)[N],                             const float (&dx)[N][2], const float (&)[N][2], float (&acc)[N][4]) {
+                             const uint2 (&b)[N], const float (&dx)[N][2], const float (&)[N][2],
+                             float (&acc)[N][4]) {
     const uint8_t* block = group + p * kBlockBytes;
     const float2 d = HalvesToFloats(LoadU32(block + 4 * lane.group));
     const uint2 codes = LoadCodes(block + 32 + lane.code_offset);
@@ -99,10 +101,10 @@ __device__ inline void PrepareSixBits(const uint8_t* block, const Lane& lane, ui
     thirds[third] = LoadU16(first + third * 64) | LoadU16(first + third * 64 + 16) << 16;
   }
   const bool lower = lane.quad < 2;
-  const uint32_t scales = lower ? BitsOf(thirds[0], 0, 63)
-                                : BitsOf(thirds[2], 0, 15) | BitsOf(thirds[0], 2, 0x30);
-  const uint32_t mins = lower ? BitsOf(thirds[1], 0, 63)
-                              : BitsOf(thirds[2], 4, 15) | BitsOf(thirds[1], 2, 0x30);
+  const uint32_t scales =
+      lower ? BitsOf(thirds[0], 0, 63) : BitsOf(thirds[2], 0, 15) | BitsOf(thirds[0], 2, 0x30);
+  const uint32_t mins =
+      lower ? BitsOf(thirds[1], 0, 63) : BitsOf(thirds[2], 4, 15) | BitsOf(thirds[1], 2, 0x30);
   const float2 d = HalvesToFloats(LoadU32(block + 4 * lane.group));
   const float2 dmin = HalvesToFloats(LoadU32(block + 32 + 4 * lane.group));
 #pragma unroll
@@ -183,8 +185,7 @@ struct CudaQ5_K {
 /// integers exact. scales: of the first half's two rows, then of the second's.
 template <int N, bool kOne>
 __device__ inline void AddHalves(const uint32_t (&a)[4], const int4& scales, const float2& d,
-                                 const uint2 (&b)[N], const float (&dx)[N][2],
-                                 float (&acc)[N][4]) {
+                                 const uint2 (&b)[N], const float (&dx)[N][2], float (&acc)[N][4]) {
 #pragma unroll
   for (int n = 0; n < N; ++n) {
     int first[4], second[4];
@@ -211,8 +212,8 @@ struct CudaQ6_K {
     };
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      *reinterpret_cast<int4*>(shared + SharedPlace(2 * lane.quad + e, lane.group)) = make_int4(
-          byte(2 * e, 0), byte(2 * e, 1), byte(2 * e + 1, 0), byte(2 * e + 1, 1));
+      *reinterpret_cast<int4*>(shared + SharedPlace(2 * lane.quad + e, lane.group)) =
+          make_int4(byte(2 * e, 0), byte(2 * e, 1), byte(2 * e + 1, 0), byte(2 * e + 1, 1));
     }
   }
 
@@ -226,8 +227,8 @@ struct CudaQ6_K {
     const uint2 low[2] = {LoadCodes(low_at), LoadCodes(low_at + 256)};
     const uint2 high[2] = {LoadCodes(high_at), LoadCodes(high_at + 256)};
     const auto code = [quarter](uint32_t low_bits, uint32_t high_bits) {
-      return Less<32>(BitsOf(low_bits, quarter / 2 * 4, 15) |
-                      BitsOf(high_bits, 2 * quarter, 3) << 4);
+      return Less<32>(BitsOf(low_bits, quarter / 2 * 4, 15) | BitsOf(high_bits, 2 * quarter, 3)
+                                                                  << 4);
     };
     AddHalves<N, kOne>({code(low[0].x, high[0].x), code(low[0].y, high[0].y),
                         code(low[1].x, high[1].x), code(low[1].y, high[1].y)},
@@ -245,11 +246,11 @@ struct CudaQ3_K {
     for (int e = 0; e < 2; ++e) {
       // Of sub-blocks 4 quad + 2 e and the next: the bytes with their lower and their upper bits.
       const uint8_t* at = group + 32 + 32 * e + 2 * lane.group;
-      const uint32_t low =
-          LoadU16(at + lane.quad % 2 * 64) | LoadU16(at + lane.quad % 2 * 64 + 16) << 16;
+      const uint32_t low = LoadU16(at + lane.quad % 2 * 64) | LoadU16(at + lane.quad % 2 * 64 + 16)
+                                                                  << 16;
       const uint32_t high = LoadU16(at + 128) | LoadU16(at + 128 + 16) << 16;
-      const uint32_t both =
-          BitsOf(low, lane.quad / 2 * 4, 15) | BitsOf(high, lane.quad * 2, 3) << 4;
+      const uint32_t both = BitsOf(low, lane.quad / 2 * 4, 15) | BitsOf(high, lane.quad * 2, 3)
+                                                                     << 4;
       const auto scale = [both](int i) { return static_cast<int>(ByteOf(both, i)) - 32; };
       *reinterpret_cast<int4*>(shared + SharedPlace(2 * lane.quad + e, lane.group)) =
           make_int4(scale(0), scale(1), scale(2), scale(3));

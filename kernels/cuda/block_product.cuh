@@ -40,11 +40,11 @@ __device__ inline void WaitForCopies() {
 /// Weights: tiles [num_tiles] of 16 rows (kTiled16), 16 * DTypeBytes(cols) each, one or two
 /// matrices. Activations: ActivationRows. Grid: passes x groups of slots; a block has up to 8
 /// warps. The columns are walked in slabs, whose activations lie in shared memory, where there is
-/// room the next slab's on their way; of a slab's units (a slot's chunk of 512 columns) the warps have equal parts.
-/// A warp copies its groups of weights to a ring in shared memory, kStages at a time.
-/// Shared memory: the rings; what a warp decodes, 1 KiB for each of its tiles; 1.25 bytes a column of the slab
-/// and row, twice if there are several slabs; 4 bytes for each unit's sum.
-/// Reads each weight once for each pass; 2 * 16 * cols operations a tile and row.
+/// room the next slab's on their way; of a slab's units (a slot's chunk of 512 columns) the warps
+/// have equal parts. A warp copies its groups of weights to a ring in shared memory, kStages at a
+/// time. Shared memory: the rings; what a warp decodes, 1 KiB for each of its tiles; 1.25 bytes a
+/// column of the slab and row, twice if there are several slabs; 4 bytes for each unit's sum. Reads
+/// each weight once for each pass; 2 * 16 * cols operations a tile and row.
 template <class Format, int N, bool kOne>
 struct BlockProduct {
   static constexpr int kTiles = N > 1 ? 2 : 1;
@@ -109,8 +109,7 @@ struct BlockProduct {
   }
 
   /// Goes to the warp's next group. Returns whether that begins another unit, or there is none.
-  __device__ static bool Advance(const ProductArgs& args, const ProductPass& pass,
-                                 Cursor& cursor) {
+  __device__ static bool Advance(const ProductArgs& args, const ProductPass& pass, Cursor& cursor) {
     ++cursor.group;
     cursor.blocks -= Format::kGroupBlocks;
 #pragma unroll
@@ -161,8 +160,8 @@ struct BlockProduct {
                       first + piece * 16);
       } else {
         CopyAhead(scales + n * args.scale_pitch + (piece - code_pieces) * 16,
-                  reinterpret_cast<const uint8_t*>(
-                      args.x.scales + (row * args.padded_columns + first) / 32) +
+                  reinterpret_cast<const uint8_t*>(args.x.scales +
+                                                   (row * args.padded_columns + first) / 32) +
                       (piece - code_pieces) * 16);
       }
     }
@@ -171,8 +170,7 @@ struct BlockProduct {
   /// acc += the products of one group of each tile, whose activations begin at column `column` of
   /// the slab.
   __device__ static void AddGroup(const Slab& slab, const Lane& lane, int column,
-                                  const uint8_t* stage, uint4* shared,
-                                  float (&acc)[kTiles][N][4]) {
+                                  const uint8_t* stage, uint4* shared, float (&acc)[kTiles][N][4]) {
     if (Format::kUsesShared) {
 #pragma unroll
       for (int t = 0; t < kTiles; ++t) {
@@ -224,8 +222,7 @@ struct BlockProduct {
 #pragma unroll
         for (int i = 0; i < (kOne ? 1 : 2); ++i) {
           const int row = kOne ? 0 : 8 * n + 2 * lane.quad + i;
-          auto* place =
-              reinterpret_cast<float2*>(unit + row * kSlotRows + t * 16 + 2 * lane.group);
+          auto* place = reinterpret_cast<float2*>(unit + row * kSlotRows + t * 16 + 2 * lane.group);
           float2 sum = first ? make_float2(0, 0) : *place;
           sum.x = __fadd_rn(sum.x, acc[t][n][i]);
           sum.y = __fadd_rn(sum.y, acc[t][n][2 + i]);

@@ -24,7 +24,8 @@ Sizes SizesFor(const CudaFfnLimits& limits) {
       std::max(shares * limits.expert_inter, limits.max_rows * limits.dense_inter);
   const auto inner_blocks = std::max(ActivationBytes(shares, limits.expert_inter),
                                      ActivationBytes(limits.max_rows, limits.dense_inter));
-  // Products that wait for their turn are kept whole; those of more shares, a few columns at a time.
+  // Products that wait for their turn are kept whole; those of more shares, a few columns at a
+  // time.
   const int64_t products = std::min(shares, kMaxUnorderedShares) * limits.hidden;
   return {.x_blocks = ActivationBytes(limits.max_rows, limits.hidden),
           .routing = RoutingBytes(shares),
@@ -88,8 +89,8 @@ absl::Status CudaExpertFfn::RunExperts(ExpertBatches& experts, const float* x, i
     CARAVAN_ASSIGN_OR_RETURN(absl::Span<const LoadedExpert> batch, experts.Next());
     if (batch.empty()) break;
     hidden = batch[0].weights.down.rows;
-    CARAVAN_CHECK(!call.keeps || call.num_shares() * hidden *
-                                         static_cast<int64_t>(sizeof(float)) <= work_.bytes());
+    CARAVAN_CHECK(!call.keeps || call.num_shares() * hidden * static_cast<int64_t>(sizeof(float)) <=
+                                     work_.bytes());
     for (; !batch.empty(); batch.remove_prefix(std::min<size_t>(batch.size(), kMaxTableExperts))) {
       CARAVAN_RETURN_IF_ERROR(RunBatch(call, batch.subspan(0, kMaxTableExperts)));
     }
@@ -170,8 +171,8 @@ absl::Status CudaExpertFfn::RunInner(Call& call, const FfnWeights& first, int64_
     args.swiglu_columns = static_cast<int>(PaddedColumns(inter));
     return LaunchPasses(call, first.gate.dtype, count, args);
   }
-  float* const gates = TakesActivationRows(first.down.dtype) ? work_.as<float>()
-                                                             : inner_.as<float>();
+  float* const gates =
+      TakesActivationRows(first.down.dtype) ? work_.as<float>() : inner_.as<float>();
   float* const ups = work_.as<float>() + call.num_shares() * inter;
   args.out_stride = inter;
   SetWeights(first.gate, args);
@@ -220,8 +221,7 @@ absl::Status CudaExpertFfn::RunDense(const FfnWeights& ffn, const float* x, int6
   CARAVAN_CHECK(num_rows <= limits_.max_rows);
   CARAVAN_RETURN_IF_ERROR(CheckFfn(ffn, limits_, limits_.dense_inter));
   const int64_t inter = ffn.gate.rows;
-  CudaRows rows = {.floats = x,
-                   .blocks = ActivationsAt(x_blocks_.data(), num_rows, ffn.gate.cols)};
+  CudaRows rows = {.floats = x, .blocks = ActivationsAt(x_blocks_.data(), num_rows, ffn.gate.cols)};
   if (TakesActivationRows(ffn.gate.dtype) || TakesActivationRows(ffn.up.dtype)) {
     CARAVAN_RETURN_IF_ERROR(QuantizeRows(stream_, x, num_rows, ffn.gate.cols, rows.blocks));
   }
@@ -245,8 +245,8 @@ absl::Status CudaExpertFfn::RunDense(const FfnWeights& ffn, const float* x, int6
   float* const ups = work_.as<float>() + num_rows * inter;
   CARAVAN_RETURN_IF_ERROR(MultiplyRows(stream_, ffn.gate, rows, num_rows, gates));
   CARAVAN_RETURN_IF_ERROR(MultiplyRows(stream_, ffn.up, rows, num_rows, ups));
-  CARAVAN_RETURN_IF_ERROR(ApplySwiGlu(stream_, gates, ups, num_rows, inter, nullptr,
-                                      as_blocks ? &inner : nullptr));
+  CARAVAN_RETURN_IF_ERROR(
+      ApplySwiGlu(stream_, gates, ups, num_rows, inter, nullptr, as_blocks ? &inner : nullptr));
   return MultiplyRows(stream_, ffn.down, {.floats = gates, .blocks = inner}, num_rows, out);
 }
 

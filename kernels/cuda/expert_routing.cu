@@ -159,15 +159,13 @@ ExpertRouting RoutingAt(std::byte* memory, int64_t num_shares) {
     memory += Aligned(bytes);
     return at;
   };
-  routing.num_passes =
-      reinterpret_cast<int32_t*>(take(sizeof(int32_t) * (kNumPassClasses + 1)));
+  routing.num_passes = reinterpret_cast<int32_t*>(take(sizeof(int32_t) * (kNumPassClasses + 1)));
   routing.num_sorted = routing.num_passes + kNumPassClasses;
   routing.shares = reinterpret_cast<int32_t*>(take(num_shares * 4));
   routing.rows = reinterpret_cast<int32_t*>(take(num_shares * 4));
   for (int c = 0; c < kNumPassClasses; ++c) {
-    routing.passes[c] =
-        reinterpret_cast<ExpertPass*>(take(MaxPasses(c, kMaxTableExperts, num_shares) *
-                                           static_cast<int64_t>(sizeof(ExpertPass))));
+    routing.passes[c] = reinterpret_cast<ExpertPass*>(take(
+        MaxPasses(c, kMaxTableExperts, num_shares) * static_cast<int64_t>(sizeof(ExpertPass))));
   }
   return routing;
 }
@@ -192,10 +190,10 @@ absl::Status ApplySwiGlu(const CudaStream& stream, float* gates, const float* up
   return LaunchStatus("SwiGluKernel");
 }
 
-absl::Status AddProducts(const CudaStream& stream, const float* products,
-                         const int32_t* expert_ids, const float* weights, int64_t num_rows,
-                         int64_t k, int64_t first_col, int64_t cols, int32_t first_id,
-                         int32_t last_id, float* out, int64_t out_stride) {
+absl::Status AddProducts(const CudaStream& stream, const float* products, const int32_t* expert_ids,
+                         const float* weights, int64_t num_rows, int64_t k, int64_t first_col,
+                         int64_t cols, int32_t first_id, int32_t last_id, float* out,
+                         int64_t out_stride) {
   if (num_rows == 0 || cols == 0) return absl::OkStatus();
   const dim3 grid(static_cast<unsigned>(num_rows),
                   static_cast<unsigned>(CeilDiv<int64_t>(cols, kThreads)));

@@ -61,13 +61,13 @@ absl::Status RouteShares(const CudaStream& stream, const ExpertTable& table,
 absl::Status ApplySwiGlu(const CudaStream& stream, float* gates, const float* ups, int64_t max_rows,
                          int64_t cols, const int32_t* num_rows, const ActivationRows* blocks);
 
-/// Queues out[t, first_col + c] += sum over the experts first_id .. last_id of row t, ids ascending,
-/// of weights[t, j] * products[t * k + j, c], by fused multiply-add. products [num_rows * k, cols],
-/// out [num_rows, out_stride].
-absl::Status AddProducts(const CudaStream& stream, const float* products,
-                         const int32_t* expert_ids, const float* weights, int64_t num_rows,
-                         int64_t k, int64_t first_col, int64_t cols, int32_t first_id,
-                         int32_t last_id, float* out, int64_t out_stride);
+/// Queues out[t, first_col + c] += sum over the experts first_id .. last_id of row t, ids
+/// ascending, of weights[t, j] * products[t * k + j, c], by fused multiply-add. products [num_rows
+/// * k, cols], out [num_rows, out_stride].
+absl::Status AddProducts(const CudaStream& stream, const float* products, const int32_t* expert_ids,
+                         const float* weights, int64_t num_rows, int64_t k, int64_t first_col,
+                         int64_t cols, int32_t first_id, int32_t last_id, float* out,
+                         int64_t out_stride);
 
 }  // namespace caravan
 

@@ -117,8 +117,8 @@ struct FloatProduct {
   }
 
   /// Rows first + [0, count) of the pass, 0 < count <= T.
-  __device__ static void Run(const ProductArgs& args, const ProductPass& pass, int first,
-                             int count, float* sums) {
+  __device__ static void Run(const ProductArgs& args, const ProductPass& pass, int first, int count,
+                             float* sums) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int warp = static_cast<int>(threadIdx.x) / 32;
     const int warps = static_cast<int>(blockDim.x) / 32;
@@ -127,8 +127,8 @@ struct FloatProduct {
     const float* x[T];
 #pragma unroll
     for (int t = 0; t < T; ++t) {
-      x[t] = args.x_floats +
-             RowAt(args.in_rows, pass.first + first + min(t, count - 1)) * args.cols;
+      x[t] =
+          args.x_floats + RowAt(args.in_rows, pass.first + first + min(t, count - 1)) * args.cols;
     }
     for (int unit = warp * units / warps; unit < (warp + 1) * units / warps; ++unit) {
       const int slot = unit / args.chunks, chunk = unit % args.chunks;
@@ -184,7 +184,9 @@ struct FloatProduct {
 };
 
 template <class Format, int T>
-__global__ void __launch_bounds__(256, T == 8 ? 2 : T == 4 ? 3 : 4)
+__global__ void __launch_bounds__(256, T == 8   ? 2
+                                       : T == 4 ? 3
+                                                : 4)
     FloatProductKernel(const __grid_constant__ ProductArgs args, int pass_rows) {
   extern __shared__ float sums[];
   ProductPass pass;

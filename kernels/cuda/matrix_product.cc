@@ -12,9 +12,9 @@ namespace caravan {
 
 absl::Status CheckCudaMatrix(const Matrix& w) {
   if (w.layout != MatrixLayout::kTiled16) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "a ", DTypeName(w.dtype), " matrix of ", w.rows, " x ", w.cols,
-        " in rows: the CUDA backend multiplies by matrices in tiles of 16 rows only"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("a ", DTypeName(w.dtype), " matrix of ", w.rows, " x ", w.cols,
+                     " in rows: the CUDA backend multiplies by matrices in tiles of 16 rows only"));
   }
   constexpr int64_t kMaxSide = int64_t{1} << 30;
   // The float kernels' sums of all chunks lie in shared memory, of which every card has 48 KiB.

@@ -34,8 +34,8 @@ struct ExpertPass {
 /// passes, for many experts at once, each with its own rows.
 struct ProductArgs {
   // Weights, all of one shape. Null passes: the matrices given here, with all rows.
-  const ExpertPass* passes = nullptr;    // of the width that the kernel takes
-  const int32_t* num_passes = nullptr;   // in device memory
+  const ExpertPass* passes = nullptr;   // of the width that the kernel takes
+  const int32_t* num_passes = nullptr;  // in device memory
   const std::byte* matrices[2] = {};
   const float* scales[2] = {};
   int num_matrices = 1;
@@ -54,7 +54,7 @@ struct ProductArgs {
   int num_rows = 0;  // without passes
 
   // Results; row i of a pass is row out_rows[first + i] of them (null: first + i).
-  float* out = nullptr;   // [.., out_stride], from first_tile on
+  float* out = nullptr;  // [.., out_stride], from first_tile on
   int64_t out_stride = 0;
   ActivationRows swiglu;  // of two matrices
   int swiglu_columns = 0;

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "base/check.h"
@@ -63,57 +64,67 @@ Shape ShapeFor(const ProductKernel& kernel, ProductArgs& args) {
   const int columns = std::min(args.slab_chunks * kChunkColumns, args.padded_columns);
   args.code_pitch = columns + 64;
   args.scale_pitch = columns / 32 * static_cast<int>(sizeof(ActivationScale)) + 16;
-  shape.shared_bytes += int64_t{args.slab_buffers} * kernel.max_rows *
-                        (args.code_pitch + args.scale_pitch);
+  shape.shared_bytes +=
+      int64_t{args.slab_buffers} * kernel.max_rows * (args.code_pitch + args.scale_pitch);
   return shape;
 }
 
-/// Chooses args.slots, whole and slab_chunks. Many slots share what a block reads of its
-/// activations, with few there are more blocks; whole slots want the most of them, and little
-/// memory.
+/// Chooses args.slots, whole, slab_chunks and slab_buffers: what keeps most warps at work on all
+/// multiprocessors to the end. Of about equals: whole slots, which share what a block reads of its
+/// activations best, then many slots, then few slabs.
 Shape ChooseShape(const CudaDevice& device, const ProductKernel& kernel, int64_t max_passes,
                   ProductArgs& args) {
+  // Of a multiprocessor: that wait for each other's memory no longer.
+  constexpr double kEnoughWarps = 16;
   const int least = args.num_matrices == 1 ? 1 : kernel.tiles_a_slot == 1 ? 4 : 2;
-  const int64_t enough = 2 * device.num_multiprocessors();
-  const auto shape_for = [&](int slots, bool whole, int slab_chunks, int buffers = 2) {
-    args.slots = slots;
-    args.whole = whole;
-    args.slab_chunks = slab_chunks;
-    args.slab_buffers = buffers;
-    return ShapeFor(kernel, args);
+  // As their registers allow.
+  const int64_t most_blocks = kernel.max_rows <= 8 ? 3 : kernel.max_rows <= 16 ? 2 : 1;
+  double best_score = -1;
+  ProductArgs best = args;
+  const auto consider = [&](int slots, bool whole, int slab_chunks, int buffers) {
+    ProductArgs candidate = args;
+    candidate.slots = slots;
+    candidate.whole = whole;
+    candidate.slab_chunks = slab_chunks;
+    candidate.slab_buffers = buffers;
+    const Shape shape = ShapeFor(kernel, candidate);
+    if (shape.shared_bytes > device.max_shared_bytes()) return;
+    constexpr int64_t kReservedBytes = 1 << 10;  // for each block
+    const int64_t resident = std::min(most_blocks, (device.max_shared_bytes() + kReservedBytes) /
+                                                       (shape.shared_bytes + kReservedBytes));
+    const double blocks = static_cast<double>(shape.groups * max_passes) /
+                          static_cast<double>(device.num_multiprocessors());
+    const double warps = std::min(blocks, static_cast<double>(resident)) * shape.warps;
+    const double score = std::min(warps, kEnoughWarps) * blocks / std::ceil(blocks);
+    if (score <= 1.1 * best_score) return;
+    best_score = score;
+    best = candidate;
   };
-  const auto whole_shape = [&] {  // The largest that the card has memory for.
-    for (int slots = kMaxWarps; slots > least; slots /= 2) {
-      for (int buffers = 2; buffers > 0; --buffers) {
-        const Shape shape = shape_for(slots, true, 1, buffers);
-        if (shape.shared_bytes <= device.max_shared_bytes()) return shape;
-      }
-    }
-    return shape_for(least, true, 1, 1);
-  };
-  if (kernel.max_rows > 1 && whole_shape().groups * max_passes >= enough) return whole_shape();
-  for (int slots = 4; slots >= least; slots /= 2) {
-    const int64_t blocks = shape_for(slots, false, args.chunks).groups * max_passes;
-    if (slots > 1 && !kernel.stages_activations && slots * args.chunks > 32) continue;
-    if (slots > least && blocks < (kernel.max_rows > 1 ? enough : 3 * enough)) continue;
-    // One block a multiprocessor may have all of its memory; else three of them share it.
-    const int64_t room = blocks <= enough / 2 ? device.max_shared_bytes()
-                                              : device.max_shared_bytes() / 3;
-    for (int chunks = args.chunks; chunks > 0; chunks = chunks == 1 ? 0 : CeilDiv(chunks, 2)) {
-      if (chunks < args.chunks && slots * chunks < kMaxWarps) break;
-      const Shape shape = shape_for(slots, false, chunks);
-      if (shape.shared_bytes <= room || !kernel.stages_activations) return shape;
+  if (kernel.max_rows > 1) {
+    for (int slots = kMaxWarps; slots >= least; slots /= 2) {
+      for (int buffers = 2; buffers > 0; --buffers) consider(slots, true, 1, buffers);
     }
   }
-  return whole_shape();
+  for (int slots = 4; slots >= least; slots /= 2) {
+    if (!kernel.stages_activations) {
+      consider(slots, false, args.chunks, 1);
+      continue;
+    }
+    for (int chunks = args.chunks; chunks > 0; chunks = chunks == 1 ? 0 : CeilDiv(chunks, 2)) {
+      for (int buffers = 2; buffers > 0; --buffers) consider(slots, false, chunks, buffers);
+    }
+  }
+  CARAVAN_CHECK(best_score >= 0);
+  args = best;
+  return ShapeFor(kernel, args);
 }
 
 absl::Status Launch(const CudaStream& stream, const void* function, const Shape& shape,
                     int64_t max_passes, void** arguments) {
   if (shape.shared_bytes > kPlainSharedBytes) {
-    CARAVAN_CUDA_RETURN_IF_ERROR(
-        cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shape.shared_bytes)));
+    CARAVAN_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(function,
+                                                      cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                      static_cast<int>(shape.shared_bytes)));
   }
   const dim3 grid(static_cast<unsigned>(max_passes), static_cast<unsigned>(shape.groups));
   CARAVAN_CUDA_RETURN_IF_ERROR(

@@ -34,7 +34,9 @@ __device__ inline bool FindPass(const ProductArgs& args, int pass_rows, ProductP
   return true;
 }
 
-__device__ inline int64_t RowAt(const int32_t* rows, int i) { return rows == nullptr ? i : rows[i]; }
+__device__ inline int64_t RowAt(const int32_t* rows, int i) {
+  return rows == nullptr ? i : rows[i];
+}
 
 /// Slots of one matrix: with two matrices the first half of a block's slots has the one's tiles,
 /// the second half the same tiles of the other.
@@ -97,9 +99,9 @@ __device__ inline void StoreResults(const ProductArgs& args, const ProductPass& 
     float value = 0;
     if (first_row + row < args.rows) {
       const int slot = row / kSlotRows;
-      value = SwiGlu(
-          SumChunks<kSlotRows>(args, sums, stored_rows, slot, row % kSlotRows, n),
-          SumChunks<kSlotRows>(args, sums, stored_rows, slots + slot, row % kSlotRows, n));
+      value =
+          SwiGlu(SumChunks<kSlotRows>(args, sums, stored_rows, slot, row % kSlotRows, n),
+                 SumChunks<kSlotRows>(args, sums, stored_rows, slots + slot, row % kSlotRows, n));
     }
     StoreActivationBlock(value, lane, args.swiglu, args.swiglu_columns, pass.first + first + n,
                          block);

@@ -63,17 +63,15 @@ class CudaExpertFfnTest : public CudaProductTest {
                            const std::vector<float>& x, int64_t num_rows) {
     const DeviceBuffer rows = ToDevice(x);
     const DeviceBuffer out = Poisoned<float>(num_rows * weights.down.rows);
-    const absl::Status status =
-        ffn.RunDense(weights, rows.as<float>(), num_rows, out.as<float>());
+    const absl::Status status = ffn.RunDense(weights, rows.as<float>(), num_rows, out.as<float>());
     EXPECT_TRUE(status.ok()) << status;
     return ToHost<float>(out);
   }
 
   /// `out` with the experts' sums added. Every row's ids are among the experts'.
-  std::vector<float> Routed(CudaExpertFfn& ffn, ExpertBatches& experts,
-                            const std::vector<float>& x, const std::vector<int32_t>& ids,
-                            const std::vector<float>& weights, int64_t k,
-                            const std::vector<float>& out) {
+  std::vector<float> Routed(CudaExpertFfn& ffn, ExpertBatches& experts, const std::vector<float>& x,
+                            const std::vector<int32_t>& ids, const std::vector<float>& weights,
+                            int64_t k, const std::vector<float>& out) {
     const DeviceBuffer rows = ToDevice(x), device_ids = ToDevice(ids),
                        device_weights = ToDevice(weights), sums = ToDevice(out);
     const absl::Status status =
@@ -189,8 +187,8 @@ TEST_F(CudaExpertFfnTest, BatchesOfExpertsInAnyOrderGiveTheSameBits) {
       experts.push_back(Random(rng, types, hidden, inter));
       loaded.push_back({e, experts.back()});
     }
-    const std::unique_ptr<CudaExpertFfn> ffn = Make(
-        {.max_rows = num_rows, .max_chosen = k, .hidden = hidden, .expert_inter = inter});
+    const std::unique_ptr<CudaExpertFfn> ffn =
+        Make({.max_rows = num_rows, .max_chosen = k, .hidden = hidden, .expert_inter = inter});
     const std::vector<float> x = RandomFloats(rng, num_rows * hidden);
     const std::vector<int32_t> ids = RandomChoices(rng, num_rows, k, num_experts, true);
     const std::vector<float> weights = RandomFloats(rng, num_rows * k);
@@ -215,8 +213,8 @@ TEST_F(CudaExpertFfnTest, ARowHasTheSameBitsAloneAndInAnyBatch) {
     const int64_t hidden = 1024, inter = 256, num_experts = 7, k = 5, num_rows = 700;
     std::vector<FfnWeights> experts;
     for (int64_t e = 0; e < num_experts; ++e) experts.push_back(Random(rng, types, hidden, inter));
-    const std::unique_ptr<CudaExpertFfn> ffn = Make(
-        {.max_rows = num_rows, .max_chosen = k, .hidden = hidden, .expert_inter = inter});
+    const std::unique_ptr<CudaExpertFfn> ffn =
+        Make({.max_rows = num_rows, .max_chosen = k, .hidden = hidden, .expert_inter = inter});
     const std::vector<float> x = RandomFloats(rng, num_rows * hidden);
     const std::vector<int32_t> ids = RandomChoices(rng, num_rows, k, num_experts, true);
     const std::vector<float> weights = RandomFloats(rng, num_rows * k);
@@ -234,9 +232,9 @@ TEST_F(CudaExpertFfnTest, ARowHasTheSameBitsAloneAndInAnyBatch) {
       for (int64_t first = 0; first < num_rows; first += piece * (piece < 40 ? 11 : 1)) {
         const int64_t count = std::min(piece, num_rows - first);
         const std::vector<float> out = run(first, count);
-        ASSERT_EQ(std::memcmp(out.data(), expected.data() + first * hidden,
-                              out.size() * sizeof(float)),
-                  0)
+        ASSERT_EQ(
+            std::memcmp(out.data(), expected.data() + first * hidden, out.size() * sizeof(float)),
+            0)
             << NameOf(types) << " rows from " << first << ", " << count;
       }
     }
@@ -246,11 +244,8 @@ TEST_F(CudaExpertFfnTest, ARowHasTheSameBitsAloneAndInAnyBatch) {
 TEST_F(CudaExpertFfnTest, TakesNoRows) {
   Rng rng(9);
   const FfnWeights weights = Random(rng, kTypes[0], 256, 256);
-  const std::unique_ptr<CudaExpertFfn> ffn = Make({.max_rows = 4,
-                                                   .max_chosen = 2,
-                                                   .hidden = 256,
-                                                   .expert_inter = 256,
-                                                   .dense_inter = 256});
+  const std::unique_ptr<CudaExpertFfn> ffn = Make(
+      {.max_rows = 4, .max_chosen = 2, .hidden = 256, .expert_inter = 256, .dense_inter = 256});
   ResidentExperts none(absl::MakeConstSpan(&weights, 1), {});
   EXPECT_TRUE(ffn->RunExperts(none, nullptr, 0, nullptr, nullptr, 2, nullptr).ok());
   EXPECT_TRUE(ffn->RunDense(weights, nullptr, 0, nullptr).ok());
@@ -265,8 +260,7 @@ TEST_F(CudaExpertFfnTest, ExpertsOfDifferentTypesAreRefusedByName) {
       Make({.max_rows = 4, .max_chosen = 2, .hidden = 256, .expert_inter = 256});
   const std::vector<int32_t> ids = {0, 1};
   ResidentExperts resident(experts, ids);
-  const absl::Status status =
-      ffn->RunExperts(resident, nullptr, 1, nullptr, nullptr, 2, nullptr);
+  const absl::Status status = ffn->RunExperts(resident, nullptr, 1, nullptr, nullptr, 2, nullptr);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), HasSubstr("experts 0 and 1 differ in their types"));
 }
