@@ -103,11 +103,10 @@ __device__ void LoadCache(const std::byte* from, uint32_t to) {
 // positions, warp w first has scores of 16 heads, then columns [64 w, 64 w + 64) of all heads'
 // sums; the totals are the sums of a column of ones. Shared memory: queries and kStages tiles of
 // the cache. Bytes: the split's cache rows, once for each kHeads heads; FLOPs: 2 (576 + 512) a head
-// and position.
+// and position. For cards before 8.0 it compiles (mma.cuh) and is not launched.
 template <typename Tile, DType kDType>
 __global__ void __launch_bounds__(kThreads, 1)
     AttendMmaKernel(AttentionBatch batch, KvGeometry kv) {
-#if __CUDA_ARCH__ >= 800
   extern __shared__ __align__(128) unsigned char shared[];
   constexpr int kHeads = Tile::kHeads;
   constexpr int kPositions = Tile::kPositions;
@@ -327,7 +326,6 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   }
-#endif
 }
 
 template <typename Tile>
