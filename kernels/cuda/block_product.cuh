@@ -115,7 +115,10 @@ struct BlockProduct {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t) cursor.at[t] += Format::kGroupBytes;
     if (cursor.blocks > 0 && cursor.group % kChunkGroups != 0) return false;
-    if (++cursor.unit == cursor.last_unit) {
+    if (args.whole) {  // A slab is the next chunk of the warp's own slot.
+      ++cursor.chunk;
+      ++cursor.slab;
+    } else if (++cursor.unit == cursor.last_unit) {
       EnterSlab(args, pass, cursor.slab + 1, cursor);
     } else if (++cursor.chunk == cursor.end_chunk) {
       cursor.chunk -= cursor.slab_chunks;

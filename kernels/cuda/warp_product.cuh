@@ -70,7 +70,7 @@ template <bool kOne, int kHalves>
 __device__ inline void DotProducts(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int quad = lane % 4;
-  if (kOne) {
+  if constexpr (kOne) {
     int rows[2];
     for (int r = 0; r < 2; ++r) {
       rows[r] = __dp4a(static_cast<int>(a[r]), static_cast<int>(b0), 0);
@@ -81,35 +81,35 @@ __device__ inline void DotProducts(int (&c)[4], const uint32_t (&a)[4], uint32_t
       rows[r] += __shfl_xor_sync(kWholeWarp, rows[r], 1);
       c[2 * r] += rows[r];
     }
-    return;
-  }
-  int sums[8][2];
+  } else {
+    int sums[8][2];
 #pragma unroll
-  for (int n = 0; n < 8; ++n) {
-    const int x0 = static_cast<int>(__shfl_sync(kWholeWarp, b0, n * 4 + quad));
-    const int x1 = kHalves == 2 ? static_cast<int>(__shfl_sync(kWholeWarp, b1, n * 4 + quad)) : 0;
+    for (int n = 0; n < 8; ++n) {
+      const int x0 = static_cast<int>(__shfl_sync(kWholeWarp, b0, n * 4 + quad));
+      const int x1 = kHalves == 2 ? static_cast<int>(__shfl_sync(kWholeWarp, b1, n * 4 + quad)) : 0;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        sums[n][r] = __dp4a(static_cast<int>(a[r]), x0, 0);
+        if (kHalves == 2) sums[n][r] = __dp4a(static_cast<int>(a[2 + r]), x1, sums[n][r]);
+      }
+    }
+    const bool upper = (quad & 2) != 0;
+    const bool odd = (quad & 1) != 0;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      sums[n][r] = __dp4a(static_cast<int>(a[r]), x0, 0);
-      if (kHalves == 2) sums[n][r] = __dp4a(static_cast<int>(a[2 + r]), x1, sums[n][r]);
-    }
-  }
-  const bool upper = (quad & 2) != 0;
-  const bool odd = (quad & 1) != 0;
+      int fours[4];
 #pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    int fours[4];
+      for (int n = 0; n < 4; ++n) {
+        const int sent = upper ? sums[n][r] : sums[n + 4][r];
+        const int kept = upper ? sums[n + 4][r] : sums[n][r];
+        fours[n] = kept + __shfl_xor_sync(kWholeWarp, sent, 2);
+      }
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      const int sent = upper ? sums[n][r] : sums[n + 4][r];
-      const int kept = upper ? sums[n + 4][r] : sums[n][r];
-      fours[n] = kept + __shfl_xor_sync(kWholeWarp, sent, 2);
-    }
-#pragma unroll
-    for (int n = 0; n < 2; ++n) {
-      const int sent = odd ? fours[n] : fours[n + 2];
-      const int kept = odd ? fours[n + 2] : fours[n];
-      c[2 * r + n] += kept + __shfl_xor_sync(kWholeWarp, sent, 1);
+      for (int n = 0; n < 2; ++n) {
+        const int sent = odd ? fours[n] : fours[n + 2];
+        const int kept = odd ? fours[n + 2] : fours[n];
+        c[2 * r + n] += kept + __shfl_xor_sync(kWholeWarp, sent, 1);
+      }
     }
   }
 }
