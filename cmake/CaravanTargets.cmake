@@ -3,9 +3,13 @@
 # What every target of ours is compiled with.
 add_library(caravan_options INTERFACE)
 target_include_directories(caravan_options INTERFACE ${CMAKE_SOURCE_DIR})
-target_compile_options(caravan_options INTERFACE -Wall -Wextra -Wpedantic -Wnon-virtual-dtor -Werror)
+target_compile_options(caravan_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wpedantic;-Wnon-virtual-dtor;-Werror>)
 # The standard forbids contracting a*b+c where the source does not; determinism across call sites needs that.
-target_compile_options(caravan_options INTERFACE -ffp-contract=off)
+target_compile_options(caravan_options INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>)
+# The same for CUDA: a kernel that wants a fused multiply-add says fmaf.
+target_compile_options(caravan_options INTERFACE
+  "$<$<COMPILE_LANGUAGE:CUDA>:--fmad=false;--Werror=all-warnings;-Xcompiler=-Wall,-Wextra,-Werror,-ffp-contract=off>")
 if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
   target_compile_options(caravan_options INTERFACE -Wthread-safety)
 endif()
@@ -28,14 +32,16 @@ function(caravan_library name)
   target_link_libraries(caravan_${name} PUBLIC caravan_options ${ARG_DEPS})
 endfunction()
 
-# caravan_test(<name> SRCS ... DEPS ... [LABELS ...]): one gtest binary; ctest sees each of its tests.
+# caravan_test(<name> SRCS ... DEPS ... [LABELS ...] [PREFIX p]): one gtest binary; ctest sees each of
+# its tests, by its name behind the prefix.
 function(caravan_test name)
-  cmake_parse_arguments(ARG "" "" "SRCS;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "" "PREFIX" "SRCS;DEPS;LABELS" ${ARGN})
   add_executable(${name} ${ARG_SRCS})
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} GTest::gmock GTest::gtest GTest::gtest_main)
   # Half of the build is tests, and most of their optimization is of code that runs once.
   target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)
   target_compile_definitions(${name} PRIVATE CARAVAN_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
-  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 120 PROPERTIES LABELS "${ARG_LABELS}")
+  gtest_discover_tests(${name} DISCOVERY_TIMEOUT 120 TEST_PREFIX "${ARG_PREFIX}"
+    PROPERTIES LABELS "${ARG_LABELS}")
 endfunction()
 include(GoogleTest)

@@ -6,6 +6,8 @@ cd "$(dirname "$0")/.."
 preset=${1:-release}
 [ $# -gt 0 ] && shift
 
+# Where there is a CUDA compiler: the oldest path of the kernels and the newest, not every card's.
+export CUDAARCHS=${CUDAARCHS:-75;90}
 scripts/install_packages.sh build test
 scripts/fetch_test_data.sh
 scripts/build.sh "$preset"

@@ -67,9 +67,17 @@ std::string Complaint(const std::string& file, const std::string& line) {
       StartsWith(*path, "grpcpp/") || StartsWith(*path, "grpc/") || EndsWith(*path, ".grpc.pb.h");
   if (grpc && kKnowGrpc.count(folder) == 0) return folder + " must not know gRPC: " + *path;
   const bool cuda = StartsWith(*path, "cuda") || StartsWith(*path, "cublas") ||
-                    StartsWith(*path, "nccl") || StartsWith(*path, "kernels/cuda/");
-  if (cuda && folder != "worker" && !StartsWith(file, "kernels/cuda/")) {
+                    StartsWith(*path, "nccl") || StartsWith(*path, "mma.h");
+  const bool our_cuda = StartsWith(*path, "kernels/cuda/");
+  if ((cuda || our_cuda) && folder != "worker" && !StartsWith(file, "kernels/cuda/")) {
     return folder + " must not know CUDA: " + *path;
+  }
+  // So that what includes our headers needs no CUDA headers, and g++ compiles it.
+  if (cuda && StartsWith(file, "kernels/cuda/") && EndsWith(file, ".h")) {
+    return "a .h of kernels/cuda must not know CUDA's headers: " + *path;
+  }
+  if (EndsWith(*path, ".cuh") && !EndsWith(file, ".cu") && !EndsWith(file, ".cuh")) {
+    return "only .cu and .cuh may include device code: " + *path;
   }
   const std::string included = path->substr(0, path->find('/'));
   const bool ours = path->find('/') != std::string::npos &&
@@ -135,6 +143,9 @@ TEST(LayeringTest, CheckerSeesGrpcAndCudaOutOfPlace) {
   EXPECT_THAT(Complaint("model/a.cc", "#include <cuda_runtime.h>"), HasSubstr("CUDA"));
   EXPECT_THAT(Complaint("kernels/cpu/a.cc", "#include <cublas_v2.h>"), HasSubstr("CUDA"));
   EXPECT_THAT(Complaint("cluster/a.cc", "#include \"kernels/cuda/a.h\""), HasSubstr("CUDA"));
+  EXPECT_THAT(Complaint("kernels/cuda/a.h", "#include <cuda_fp16.h>"), HasSubstr("headers"));
+  EXPECT_THAT(Complaint("kernels/cuda/a.cc", "#include \"kernels/cuda/a.cuh\""),
+              HasSubstr("device code"));
 }
 
 TEST(LayeringTest, CheckerLetsTheRestPass) {
@@ -146,6 +157,8 @@ TEST(LayeringTest, CheckerLetsTheRestPass) {
   EXPECT_THAT(Complaint("cluster/a.cc", "#include <grpcpp/grpcpp.h>"), IsEmpty());
   EXPECT_THAT(Complaint("cli/a.cc", "#include \"worker/stage.h\""), IsEmpty());
   EXPECT_THAT(Complaint("kernels/cuda/a.cu", "#include <cuda_fp8.h>"), IsEmpty());
+  EXPECT_THAT(Complaint("kernels/cuda/a.cu", "#include \"kernels/cuda/a.cuh\""), IsEmpty());
+  EXPECT_THAT(Complaint("kernels/cuda/a.cc", "#include <cuda_runtime_api.h>"), IsEmpty());
   EXPECT_THAT(Complaint("worker/a.cc", "#include <cuda_runtime.h>"), IsEmpty());
 }
 

@@ -135,6 +135,15 @@ std::vector<Bounded> BoundAttention(const MlaShape& shape, const TestMatrix& kv_
                                     const float* query) {
   const int64_t latent = shape.kv_lora_rank, nope = shape.qk_nope_head_dim;
   const int64_t first_key = head * (nope + shape.v_head_dim);
+  const DType kv_dtype = cache.kv().dtype;
+  const AttentionRounding rounding = AttentionRoundingOf(shape, kv_dtype, num_positions);
+  // Of a binary16: relative, and absolute where it is subnormal.
+  const double half = rounding.halves ? 0x1p-11 : 0;
+  const double half_tiny = rounding.halves ? 0x1p-25 : 0;
+  const bool rounds_cache = rounding.halves && kv_dtype == DType::kQ8_0;
+  const auto cached_error = [&](double value) {
+    return rounds_cache ? half * std::abs(value) + half_tiny : 0;
+  };
   // The query in the latent space: a plain sum over nope, its terms' weights rounded once.
   std::vector<Bounded> absorbed(shape.kv_width());
   for (int64_t c = 0; c < latent; ++c) {
@@ -146,6 +155,14 @@ std::vector<Bounded> BoundAttention(const MlaShape& shape, const TestMatrix& kv_
     absorbed[c].error = static_cast<double>(nope + 3) * (kUnit * magnitude + kTiny);
   }
   for (int64_t i = 0; i < shape.qk_rope_head_dim; ++i) absorbed[latent + i].value = query[nope + i];
+  // As binary16 it is first brought to [1, 2), by its largest value.
+  double largest = 0;
+  for (const Bounded& value : absorbed) {
+    largest = std::max(largest, std::abs(value.value) + value.error);
+  }
+  for (Bounded& value : absorbed) {
+    value.error += half * (std::abs(value.value) + value.error) + half_tiny * largest;
+  }
 
   std::vector<Bounded> scores(num_positions);
   double max = -INFINITY, min = INFINITY, worst = 0;
@@ -157,7 +174,8 @@ std::vector<Bounded> BoundAttention(const MlaShape& shape, const TestMatrix& kv_
     for (int64_t c = 0; c < shape.kv_width(); ++c) {
       const double key = row[c];
       scores[p].value += absorbed[c].value * key;
-      scores[p].error += absorbed[c].error * std::abs(key);
+      scores[p].error += absorbed[c].error * (std::abs(key) + cached_error(key)) +
+                         std::abs(absorbed[c].value) * cached_error(key);
       magnitude += std::abs(absorbed[c].value * key);
     }
     // Scaled with one more rounding.
@@ -174,13 +192,14 @@ std::vector<Bounded> BoundAttention(const MlaShape& shape, const TestMatrix& kv_
   // and then at most once for each tile, where the maximum rises, and each span, which is merged.
   // Weights that are all within +-e of theirs give a mean within 2 e of the mean magnitude, besides
   // the sums' own rounding, above and below the line.
-  const double corrections =
-      static_cast<double>(num_positions) / 64 + static_cast<double>(num_positions) / 256 + 2;
-  const double weight_error =
+  const double corrections = rounding.corrections;
+  const double exponent_error =
       2 * worst + kUnit * (max - min + 4 * worst) + 5 * kUnit * (corrections + 1);
+  const double weight_error = std::expm1(exponent_error) + half;
   const double sum_error = 2 * (static_cast<double>(num_positions) + corrections + 3) * kUnit;
-  EXPECT_LT(weight_error, 0.05) << "the bound is of the first order";
+  EXPECT_LT(weight_error, rounding.halves ? 1 : 0.05) << "the bound would say little";
   std::vector<Bounded> mean(latent);
+  std::vector<double> mean_rounding(latent);  // of the cached values
   double total = 0;
   double magnitude = 0;  // the largest
   for (int64_t p = 0; p < num_positions; ++p) {
@@ -190,15 +209,18 @@ std::vector<Bounded> BoundAttention(const MlaShape& shape, const TestMatrix& kv_
     for (int64_t c = 0; c < latent; ++c) {
       mean[c].value += weight * row[c];
       mean[c].error += weight * std::abs(row[c]);
+      mean_rounding[c] += weight * cached_error(row[c]);
       magnitude = std::max<double>(magnitude, std::abs(row[c]));
     }
   }
-  for (Bounded& value : mean) {
-    value.value /= total;
-    // Weights below 2^-124 may be 0, and products of small values.
-    value.error = value.error / total * 1.01 * (2 * weight_error + sum_error) +
-                  magnitude * static_cast<double>(num_positions) * 0x1p-124 +
-                  static_cast<double>(num_positions) * kTiny;
+  for (int64_t c = 0; c < latent; ++c) {
+    mean[c].value /= total;
+    // Weights below 2^-124 may be 0 (as binary16 they are off by 2^-25 of the largest), and
+    // products of small values.
+    mean[c].error = mean[c].error / total * 1.01 * (2 * weight_error + sum_error) +
+                    mean_rounding[c] / total * (1 + 2 * weight_error) +
+                    magnitude * static_cast<double>(num_positions) * (0x1p-124 + 2 * half_tiny) +
+                    static_cast<double>(num_positions) * kTiny;
   }
   return MultiplyBounded(kv_b, first_key + nope, shape.v_head_dim, mean);
 }
@@ -239,12 +261,12 @@ void ExpectAttentionWithinBound(const AttentionProblem& problem, uint64_t seed) 
   std::vector<float> expected(num_rows * shape.num_heads * shape.v_head_dim);
   MakeReferenceBackend()->MlaAttention(shape, kv_b.view(), sequences, problem.kv, q.data(),
                                        expected.data());
-  std::vector<NamedBackend> backends = CpuBackends();
+  const std::vector<NamedBackend> backends = TestedBackends();
   std::vector<std::vector<float>> outs;
-  for (const NamedBackend& cpu : backends) {
+  for (const NamedBackend& tested : backends) {
     outs.emplace_back(expected.size(), 77.0f);
-    cpu.backend->MlaAttention(shape, kv_b.view(), sequences, problem.kv, q.data(),
-                              outs.back().data());
+    tested.backend->MlaAttention(shape, kv_b.view(), sequences, problem.kv, q.data(),
+                                 outs.back().data());
   }
   for (size_t s = 0; s < sequences.size(); ++s) {
     for (int64_t i = 0; i < sequences[s].num_rows; ++i) {

@@ -17,14 +17,14 @@ using RunRows =
 /// Expects the same bits from a whole batch, from rows alone and from uneven pieces, on 1, 2 and 3
 /// threads.
 void ExpectRowsIndependent(int64_t num_rows, int64_t width, const RunRows& run) {
-  for (const CpuIsa isa : TestedIsas()) {
+  for (const TestedKind& kind : TestedKinds()) {
     std::vector<float> expected(num_rows * width);
-    std::unique_ptr<Backend> first = CpuBackendFor(isa, 1);
+    std::unique_ptr<Backend> first = kind.make(1);
     run(*first, 0, num_rows, expected.data());
     // Else the comparison could pass on output that nobody wrote.
     EXPECT_GT(std::set<float>(expected.begin(), expected.end()).size(), expected.size() / 4);
-    for (const int num_threads : {1, 2, 3}) {
-      std::unique_ptr<Backend> backend = CpuBackendFor(isa, num_threads);
+    for (const int num_threads : TestedThreadCounts()) {
+      std::unique_ptr<Backend> backend = kind.make(num_threads);
       for (const int64_t piece : {num_rows, int64_t{1}, int64_t{2}, int64_t{5}}) {
         std::vector<float> out(num_rows * width);
         for (int64_t row = 0; row < num_rows; row += piece) {
@@ -107,23 +107,6 @@ TEST(DeterminismTest, RoutedExpertsOfTiles) {
            TestMatrix::RandomBlocks(rng, dtype, hidden, inter).Tiled(tiles[3 * e + 2])});
     }
     ExpectRoutedRowsIndependent(experts, rng);
-  }
-}
-
-TEST(DeterminismTest, ProductsOfBlockFormatsAreTheSameOnEveryInstructionSet) {
-  for (const DType dtype : kBlockTypes) {
-    Rng rng(4);
-    std::vector<std::byte> tiles;
-    const Matrix w = TestMatrix::RandomBlocks(rng, dtype, 35, 1024).Tiled(tiles);
-    const std::vector<float> x = RandomFloats(rng, 11 * w.cols);
-    std::vector<float> expected(11 * w.rows);
-    CpuBackendFor(CpuIsa::kPortable, 1)->MatMul(w, x.data(), 11, expected.data());
-    for (const NamedBackend& cpu : CpuBackends()) {
-      std::vector<float> out(expected.size());
-      cpu.backend->MatMul(w, x.data(), 11, out.data());
-      EXPECT_EQ(std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)), 0)
-          << cpu.name << " " << DTypeName(dtype);
-    }
   }
 }
 
@@ -237,18 +220,18 @@ TEST(DeterminismTest, AttentionPastASpanOfPositions) {
   const std::vector<float> kv_a = RandomFloats(rng, kRows * shape.kv_width());
   const std::vector<float> q = RandomFloats(rng, kRows * 11 * shape.q_head_dim());
   for (const DType kv_dtype : kKvDTypes) {
-    for (const CpuIsa isa : TestedIsas()) {
-      const std::vector<float> expected = Prefill(*CpuBackendFor(isa, 1), shape, kv_b, kv_a, q,
-                                                  kRows, kRows, {kv_dtype, 64}, false);
+    for (const TestedKind& kind : TestedKinds()) {
+      const std::vector<float> expected =
+          Prefill(*kind.make(1), shape, kv_b, kv_a, q, kRows, kRows, {kv_dtype, 64}, false);
       // Few rows are shared out by spans, and many threads by heads too.
       for (const auto& [threads, piece] :
            {std::pair{1, 255}, {2, 300}, {3, 599}, {2, 1}, {5, 1}, {16, 97}}) {
-        if (isa == CpuIsa::kPortable && piece == 1 && kv_dtype != DType::kQ8_0) continue;  // slow
-        const std::vector<float> out = Prefill(*CpuBackendFor(isa, threads), shape, kv_b, kv_a, q,
-                                               kRows, piece, {kv_dtype, 48}, piece == 97);
+        if (kind.slow && piece == 1 && kv_dtype != DType::kQ8_0) continue;
+        const std::vector<float> out = Prefill(*kind.make(threads), shape, kv_b, kv_a, q, kRows,
+                                               piece, {kv_dtype, 48}, piece == 97);
         ASSERT_EQ(std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)), 0)
-            << DTypeName(kv_dtype) << " isa " << static_cast<int>(isa) << ", " << threads
-            << " threads, pieces of " << piece;
+            << DTypeName(kv_dtype) << " " << kind.name << ", " << threads << " threads, pieces of "
+            << piece;
       }
     }
   }
@@ -275,12 +258,12 @@ TEST(DeterminismTest, AttentionOfAPromptCutAnyhow) {
     const TestMatrix kv_b = TestMatrix::Random(rng, dtype, 5 * (18 + 19), shape.kv_lora_rank);
     const std::vector<float> kv_a = RandomFloats(rng, kRows * shape.kv_width());
     const std::vector<float> q = RandomFloats(rng, kRows * 5 * shape.q_head_dim());
-    for (const CpuIsa isa : TestedIsas()) {
-      std::unique_ptr<Backend> first = CpuBackendFor(isa, 1);
+    for (const TestedKind& kind : TestedKinds()) {
+      std::unique_ptr<Backend> first = kind.make(1);
       const std::vector<float> expected =
           Prefill(*first, shape, kv_b, kv_a, q, kRows, kRows, {kv_dtype, 16}, false);
-      for (const int num_threads : {1, 2, 3}) {
-        std::unique_ptr<Backend> backend = CpuBackendFor(isa, num_threads);
+      for (const int num_threads : TestedThreadCounts()) {
+        std::unique_ptr<Backend> backend = kind.make(num_threads);
         for (const int64_t piece : {kRows, int64_t{7}, int64_t{1}}) {
           for (const int64_t block_tokens : {16, 5}) {
             for (const bool beside_another : {false, true}) {

@@ -1,8 +1,8 @@
 #ifndef CARAVAN_TESTS_KERNELS_KERNEL_TESTING_H_
 #define CARAVAN_TESTS_KERNELS_KERNEL_TESTING_H_
 
-// What the kernel tests share: random matrices whose exact values are known, the backends under
-// test, and the error bound of a float sum.
+// What the kernel tests share: random matrices whose exact values are known, the CPU's backends,
+// and products with their error bounds.
 
 #include <algorithm>
 #include <bit>
@@ -22,6 +22,7 @@
 #include "kernels/quant/dequantize.h"
 #include "kernels/reference/reference_backend.h"
 #include "kernels/tiled/tile_layout.h"
+#include "tests/kernels/tested_backends.h"
 
 namespace caravan {
 
@@ -35,21 +36,6 @@ inline constexpr DType kBlockTypes[] = {DType::kQ4_0, DType::kQ8_0, DType::kQ2_K
 inline constexpr double kUnit = 0x1p-24;
 /// The absolute error of one float operation whose result is subnormal.
 inline constexpr double kTiny = 0x1p-150;
-
-/// Every sum in the CPU backend is a tree in which a term passes through at most this many
-/// operations: its product, its lane's additions (1 of 8 lanes, over at most 512 terms), 3 for the
-/// lanes, 1 for each 512 terms; then 3 more for a weight's scale, and the rounding of the expected
-/// and the computed result. So |error| <= SumDepth(n) * kUnit * sum |a_i b_i| (Higham, "Accuracy
-/// and Stability of Numerical Algorithms", section 4.2), with 1% for the higher orders.
-inline double SumDepth(int64_t n) {
-  const int64_t lane_terms = (std::min<int64_t>(n, 512) + 7) / 8;
-  return 1.01 * static_cast<double>(1 + lane_terms + 3 + (n + 511) / 512 + 3);
-}
-
-struct NamedBackend {
-  std::string name;
-  std::unique_ptr<Backend> backend;
-};
 
 inline std::vector<CpuIsa> TestedIsas() {
   std::vector<CpuIsa> isas = {CpuIsa::kPortable};
@@ -71,13 +57,6 @@ inline std::vector<NamedBackend> CpuBackends() {
     std::string name = backend->Name();
     backends.push_back({std::move(name), std::move(backend)});
   }
-  return backends;
-}
-
-/// As CpuBackends, and the reference before them.
-inline std::vector<NamedBackend> AllBackends() {
-  std::vector<NamedBackend> backends = CpuBackends();
-  backends.insert(backends.begin(), NamedBackend{"reference", MakeReferenceBackend()});
   return backends;
 }
 

@@ -45,18 +45,18 @@ void ExpectMatMulWithinBound(const TestMatrix& w, const std::vector<float>& x, i
   const Matrix view = w.view();
   std::vector<float> expected(num_rows * view.rows);
   MakeReferenceBackend()->MatMul(view, x.data(), num_rows, expected.data());
-  for (const NamedBackend& cpu : CpuBackends()) {
+  for (const NamedBackend& tested : TestedBackends()) {
     std::vector<float> out(num_rows * view.rows + 1, 77);
-    cpu.backend->MatMul(view, x.data(), num_rows, out.data());
+    tested.backend->MatMul(view, x.data(), num_rows, out.data());
     for (int64_t t = 0; t < num_rows; ++t) {
       const std::vector<Bounded> bound =
           MultiplyBounded(w, 0, view.rows, Exactly(x.data() + t * view.cols, view.cols));
       for (int64_t r = 0; r < view.rows; ++r) {
         ASSERT_NEAR(out[t * view.rows + r], expected[t * view.rows + r], bound[r].error)
-            << cpu.name << " row " << t << " column " << r << " of " << what;
+            << tested.name << " row " << t << " column " << r << " of " << what;
       }
     }
-    EXPECT_EQ(out.back(), 77) << cpu.name << " wrote past the end of " << what;
+    EXPECT_EQ(out.back(), 77) << tested.name << " wrote past the end of " << what;
   }
 }
 
@@ -159,12 +159,12 @@ TEST(RmsNormTest, StaysWithinTheErrorOfItsSumAndWorksInPlace) {
     // A sum of squares in 8 lanes, then a square root, which halves its relative error, and six
     // operations more.
     const double relative = (static_cast<double>(width) / 16 + 3 + 8) * kUnit;
-    for (const NamedBackend& cpu : CpuBackends()) {
+    for (const NamedBackend& tested : TestedBackends()) {
       std::vector<float> out = x;
-      cpu.backend->RmsNorm(out.data(), num_rows, width, weight.data(), 1e-6f, out.data());
+      tested.backend->RmsNorm(out.data(), num_rows, width, weight.data(), 1e-6f, out.data());
       for (size_t i = 0; i < out.size(); ++i) {
         ASSERT_NEAR(out[i], expected[i], relative * std::abs(expected[i]))
-            << cpu.name << " seed " << seed << " value " << i;
+            << tested.name << " seed " << seed << " value " << i;
       }
     }
   }
@@ -204,14 +204,14 @@ TEST(FfnTest, StaysWithinTheErrorOfItsParts) {
       const std::vector<float> x = RandomFloats(rng, num_rows * hidden);
       std::vector<float> expected(x.size());
       MakeReferenceBackend()->Ffn(ffn.view(), x.data(), num_rows, expected.data());
-      for (const NamedBackend& cpu : CpuBackends()) {
+      for (const NamedBackend& tested : TestedBackends()) {
         std::vector<float> out(x.size(), 77);
-        cpu.backend->Ffn(ffn.view(), x.data(), num_rows, out.data());
+        tested.backend->Ffn(ffn.view(), x.data(), num_rows, out.data());
         for (int64_t t = 0; t < num_rows; ++t) {
           const std::vector<Bounded> bound = ffn.Bound(x.data() + t * hidden);
           for (int64_t c = 0; c < hidden; ++c) {
             ASSERT_NEAR(out[t * hidden + c], expected[t * hidden + c], bound[c].error)
-                << cpu.name << " " << DTypeName(dtype) << " seed " << seed << " row " << t;
+                << tested.name << " " << DTypeName(dtype) << " seed " << seed << " row " << t;
           }
         }
       }
@@ -243,10 +243,10 @@ TEST(RoutedExpertsTest, StaysWithinTheErrorOfItsParts) {
       std::vector<float> expected = before;
       RunResidentExperts(*MakeReferenceBackend(), views, x.data(), num_rows, ids.data(),
                          weights.data(), k, expected.data());
-      for (const NamedBackend& cpu : CpuBackends()) {
+      for (const NamedBackend& tested : TestedBackends()) {
         std::vector<float> out = before;
-        RunResidentExperts(*cpu.backend, views, x.data(), num_rows, ids.data(), weights.data(), k,
-                           out.data());
+        RunResidentExperts(*tested.backend, views, x.data(), num_rows, ids.data(), weights.data(),
+                           k, out.data());
         for (int64_t t = 0; t < num_rows; ++t) {
           std::vector<double> error(hidden), magnitude(hidden);
           for (int64_t i = t * k; i < (t + 1) * k; ++i) {
@@ -260,7 +260,7 @@ TEST(RoutedExpertsTest, StaysWithinTheErrorOfItsParts) {
             // A product and at most k + 1 additions, and the expected value's own rounding.
             const double sums = (k + 3) * kUnit * (magnitude[c] + std::abs(before[t * hidden + c]));
             ASSERT_NEAR(out[t * hidden + c], expected[t * hidden + c], error[c] + sums)
-                << cpu.name << " " << DTypeName(dtype) << " seed " << seed << " row " << t;
+                << tested.name << " " << DTypeName(dtype) << " seed " << seed << " row " << t;
           }
         }
       }
@@ -285,19 +285,6 @@ TEST(RoutedExpertsTest, WeighsAHandWorkedCase) {
     EXPECT_EQ(out[0], 1000 + 128 * (0.5f + 25)) << tested.name;
     EXPECT_EQ(out[1], 128 * (10 + 50)) << tested.name;
   }
-}
-
-TEST(CpuBackendTest, RefusesAnImpossibleNumberOfThreads) {
-  for (const int num_threads : {-1, 0, 1025}) {
-    EXPECT_EQ(MakeCpuBackend({.num_threads = num_threads}).status().code(),
-              absl::StatusCode::kInvalidArgument);
-  }
-}
-
-TEST(CpuBackendTest, SaysWhatItIs) {
-  EXPECT_EQ(CpuBackendFor(CpuIsa::kPortable, 1)->Name(), "cpu (portable, 1 thread)");
-  EXPECT_EQ(CpuBackendFor(CpuIsa::kPortable, 3)->Name(), "cpu (portable, 3 threads)");
-  EXPECT_EQ(MakeReferenceBackend()->Name(), "reference");
 }
 
 }  // namespace

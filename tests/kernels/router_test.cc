@@ -214,12 +214,12 @@ TEST(RouterTest, AgreesWithTheReferenceOnRandomRows) {
     // quotient of positive sums, so its relative error is below the number of operations.
     const double relative =
         kUnit * static_cast<double>(shape.n_routed_experts + shape.num_experts_per_tok + 10);
-    for (const NamedBackend& cpu : CpuBackends()) {
-      const Choice choice = RouteRow(*cpu.backend, shape, logits, bias);
-      ASSERT_THAT(choice.ids, ElementsAreArray(expected.ids)) << cpu.name << " seed " << seed;
+    for (const NamedBackend& tested : TestedBackends()) {
+      const Choice choice = RouteRow(*tested.backend, shape, logits, bias);
+      ASSERT_THAT(choice.ids, ElementsAreArray(expected.ids)) << tested.name << " seed " << seed;
       for (size_t i = 0; i < choice.weights.size(); ++i) {
         ASSERT_NEAR(choice.weights[i], expected.weights[i], relative * expected.weights[i])
-            << cpu.name << " seed " << seed;
+            << tested.name << " seed " << seed;
       }
     }
   }

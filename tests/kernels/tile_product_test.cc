@@ -257,5 +257,22 @@ TEST(TileProductTest, EmbedsFromTilesAndFromBlocks) {
   }
 }
 
+TEST(TileProductTest, ProductsOfBlockFormatsAreTheSameOnEveryInstructionSet) {
+  for (const DType dtype : kBlockTypes) {
+    Rng rng(4);
+    std::vector<std::byte> tiles;
+    const Matrix w = TestMatrix::RandomBlocks(rng, dtype, 35, 1024).Tiled(tiles);
+    const std::vector<float> x = RandomFloats(rng, 11 * w.cols);
+    std::vector<float> expected(11 * w.rows);
+    CpuBackendFor(CpuIsa::kPortable, 1)->MatMul(w, x.data(), 11, expected.data());
+    for (const NamedBackend& cpu : CpuBackends()) {
+      std::vector<float> out(expected.size());
+      cpu.backend->MatMul(w, x.data(), 11, out.data());
+      EXPECT_EQ(std::memcmp(out.data(), expected.data(), out.size() * sizeof(float)), 0)
+          << cpu.name << " " << DTypeName(dtype);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace caravan

@@ -1,0 +1,48 @@
+#ifndef CARAVAN_KERNELS_CUDA_BLOCK_SUMS_CUH_
+#define CARAVAN_KERNELS_CUDA_BLOCK_SUMS_CUH_
+
+// Sums over a warp and over a block of kRowThreads, in one order that depends on the number of
+// terms alone.
+
+#include <cstdint>
+
+namespace caravan {
+
+/// Threads of a block that reduces a row.
+inline constexpr int kRowThreads = 256;
+
+/// The same sum in every lane: a tree of five levels.
+__device__ inline float WarpSum(float value) {
+  for (int lane = 16; lane > 0; lane /= 2) value += __shfl_xor_sync(0xffffffffu, value, lane);
+  return value;
+}
+
+__device__ inline float WarpMax(float value) {
+  for (int lane = 16; lane > 0; lane /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, lane));
+  }
+  return value;
+}
+
+/// Sum of x[i]^2 over [0, n), the same in every thread: thread t adds terms t, t + 256, ..., then
+/// trees over each warp and over the warps. partial: 32 floats of shared memory. All kRowThreads
+/// threads of the block call it.
+__device__ inline float BlockSumSquares(const float* x, int64_t n, float* partial) {
+  float sum = 0;
+  for (int64_t i = threadIdx.x; i < n; i += kRowThreads) sum = fmaf(x[i], x[i], sum);
+  sum = WarpSum(sum);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
+  __syncthreads();
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  return WarpSum(lane < kRowThreads / 32 ? partial[lane] : 0.0f);
+}
+
+/// What RMSNorm multiplies a row of n values with: 1 / sqrt(mean(x^2) + eps).
+__device__ inline float InverseRms(const float* x, int64_t n, float eps, float* partial) {
+  const float mean = BlockSumSquares(x, n, partial) / static_cast<float>(n);
+  return 1 / sqrtf(mean + eps);
+}
+
+}  // namespace caravan
+
+#endif  // CARAVAN_KERNELS_CUDA_BLOCK_SUMS_CUH_

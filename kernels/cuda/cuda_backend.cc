@@ -1,0 +1,141 @@
+#include "kernels/cuda/cuda_backend.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/status_macros.h"
+#include "kernels/cuda/device_buffer.h"
+#include "kernels/cuda/kv_ops.h"
+#include "kernels/cuda/matrix_product.h"
+#include "kernels/cuda/mla_attention.h"
+#include "kernels/cuda/router.h"
+#include "kernels/cuda/row_ops.h"
+#include "kernels/cuda/sequence_table.h"
+
+namespace caravan {
+namespace {
+
+class CudaBackendImpl : public CudaBackend {
+ public:
+  CudaBackendImpl(const CudaStream& stream, const CudaBackendLimits& limits, SequenceTable table,
+                  CudaMlaAttention attention, DeviceBuffer activations,
+                  std::unique_ptr<CudaExpertFfn> ffn)
+      : stream_(stream),
+        limits_(limits),
+        table_(std::move(table)),
+        attention_(std::move(attention)),
+        activations_(std::move(activations)),
+        ffn_(std::move(ffn)) {}
+
+  std::string Name() const override {
+    const CudaDevice& device = stream_.device();
+    return absl::StrCat("cuda:", device.ordinal(), " (", device.name(), ")");
+  }
+
+  absl::Status status() const override { return status_; }
+
+  void Embed(const Matrix& table, absl::Span<const int32_t> ids, float* out) override {
+    if (!status_.ok()) return;
+    Keep(LaunchEmbed(stream_, table, ids.data(), static_cast<int64_t>(ids.size()), out));
+  }
+
+  void RmsNorm(const float* x, int64_t num_rows, int64_t width, const float* weight, float eps,
+               float* out) override {
+    if (!status_.ok()) return;
+    Keep(LaunchRmsNorm(stream_, x, num_rows, width, weight, eps, out));
+  }
+
+  void MatMul(const Matrix& w, const float* x, int64_t num_rows, float* out) override {
+    if (!status_.ok()) return;
+    CARAVAN_CHECK(num_rows <= limits_.ffn.max_rows && w.cols <= limits_.max_cols);
+    Keep(MultiplyFloats(stream_, w, x, num_rows, activations_.data(), out));
+  }
+
+  void Add(const float* x, int64_t count, float* y) override {
+    if (!status_.ok()) return;
+    Keep(LaunchAdd(stream_, x, count, y));
+  }
+
+  void RotateQueries(const MlaShape& shape, const RopeTable& rope,
+                     absl::Span<const SequenceRows> sequences, float* q) override {
+    WithRows(sequences, [&](const SequenceRowsView& rows) {
+      return LaunchRotateQueries(stream_, shape, rope, rows, q);
+    });
+  }
+
+  void WriteKv(const MlaShape& shape, const RopeTable& rope, const float* norm_weight, float eps,
+               absl::Span<const SequenceRows> sequences, const KvLayout& kv,
+               const float* kv_a) override {
+    WithRows(sequences, [&](const SequenceRowsView& rows) {
+      return LaunchWriteKv(stream_, shape, rope, norm_weight, eps, rows, kv, kv_a);
+    });
+  }
+
+  void MlaAttention(const MlaShape& shape, const Matrix& kv_b,
+                    absl::Span<const SequenceRows> sequences, const KvLayout& kv, const float* q,
+                    float* out) override {
+    WithRows(sequences, [&](const SequenceRowsView& rows) {
+      return attention_.Run(stream_, shape, kv_b, rows, table_.places(), kv, q, out);
+    });
+  }
+
+  void Ffn(const FfnWeights& ffn, const float* x, int64_t num_rows, float* out) override {
+    if (!status_.ok()) return;
+    Keep(ffn_->RunDense(ffn, x, num_rows, out));
+  }
+
+  void Route(const RouterShape& shape, const float* logits, const float* bias, int64_t num_rows,
+             int32_t* expert_ids, float* weights) override {
+    if (!status_.ok()) return;
+    Keep(LaunchRoute(stream_, shape, logits, bias, num_rows, expert_ids, weights));
+  }
+
+  absl::Status RoutedExperts(ExpertBatches& experts, const float* x, int64_t num_rows,
+                             const int32_t* expert_ids, const float* weights, int64_t k,
+                             float* out) override {
+    CARAVAN_RETURN_IF_ERROR(status_);
+    return ffn_->RunExperts(experts, x, num_rows, expert_ids, weights, k, out);
+  }
+
+ private:
+  void Keep(const absl::Status& status) {
+    if (status_.ok()) status_ = status;
+  }
+
+  /// launch(the sequences on the device).
+  template <typename Launch>
+  void WithRows(absl::Span<const SequenceRows> sequences, const Launch& launch) {
+    if (!status_.ok()) return;
+    absl::StatusOr<SequenceRowsView> rows = table_.Upload(stream_, sequences);
+    Keep(rows.ok() ? launch(*rows) : rows.status());
+  }
+
+  const CudaStream& stream_;
+  const CudaBackendLimits limits_;
+  absl::Status status_;
+  SequenceTable table_;
+  CudaMlaAttention attention_;
+  DeviceBuffer activations_;  // of a product, quantized
+  const std::unique_ptr<CudaExpertFfn> ffn_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(const CudaStream& stream,
+                                                                 const CudaBackendLimits& limits) {
+  const CudaDevice& device = stream.device();
+  CARAVAN_ASSIGN_OR_RETURN(SequenceTable table, SequenceTable::Create(device, limits.ffn.max_rows,
+                                                                      limits.max_kv_blocks));
+  CARAVAN_ASSIGN_OR_RETURN(CudaMlaAttention attention,
+                           CudaMlaAttention::Create(device, limits.attention_scratch_bytes));
+  CARAVAN_ASSIGN_OR_RETURN(
+      DeviceBuffer activations,
+      DeviceBuffer::Create(device, ActivationBytes(limits.ffn.max_rows, limits.max_cols)));
+  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<CudaExpertFfn> ffn,
+                           CudaExpertFfn::Create(stream, limits.ffn));
+  return std::make_unique<CudaBackendImpl>(stream, limits, std::move(table), std::move(attention),
+                                           std::move(activations), std::move(ffn));
+}
+
+}  // namespace caravan

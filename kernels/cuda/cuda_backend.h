@@ -1,0 +1,54 @@
+#ifndef CARAVAN_KERNELS_CUDA_CUDA_BACKEND_H_
+#define CARAVAN_KERNELS_CUDA_CUDA_BACKEND_H_
+
+// Backend on a CUDA device. The contract is kernels/backend.h's, with memory in another place:
+// every float*, Matrix::data and scale_inv, RopeTable::inv_freq, the ids (of Embed and of Route's
+// and RoutedExperts' choices) and the blocks of the cache are device memory. Spans of sequences,
+// and the lists of blocks within them, are host memory and may go when a call returns.
+//
+// Operations are queued on the stream and their results are there when it comes to them: whoever
+// wants them on the host synchronizes or copies in the stream's order. A batch of experts may be
+// asked for (ExpertBatches::Next) before the one before it was computed with: who gives them uses
+// their memory anew in the stream's order, or waits.
+//
+// Matrices that are multiplied lie in tiles (MatrixLayout::kTiled16), those of single values (F32,
+// F16, BF16, F8_E4M3) too; tables and kv_b in either layout. All memory is taken at creation.
+//
+// An operation that could not be queued makes the backend useless: the first such error stays, what
+// is asked for later is not done, and status() tells it.
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "kernels/backend.h"
+#include "kernels/cuda/cuda_stream.h"
+#include "kernels/cuda/expert_ffn.h"
+
+namespace caravan {
+
+/// What the scratch has room for. REQUIRES of every call: no more than that.
+struct CudaBackendLimits {
+  CudaFfnLimits ffn;          // its max_rows are those of every operation
+  int64_t max_cols = 0;       // of any matrix that MatMul takes
+  int64_t max_kv_blocks = 0;  // of all sequences of a call
+  int64_t attention_scratch_bytes = int64_t{256} << 20;  // see CudaMlaAttention::Create
+};
+
+class CudaBackend : public Backend {
+ public:
+  /// `stream` outlives the object.
+  /// Errors: ResourceExhausted - not so much memory is free on the device.
+  static absl::StatusOr<std::unique_ptr<CudaBackend>> Create(const CudaStream& stream,
+                                                             const CudaBackendLimits& limits);
+
+  /// The first error of an operation so far. What goes wrong while kernels run is told by
+  /// CudaStream::Synchronize.
+  virtual absl::Status status() const = 0;
+};
+
+}  // namespace caravan
+
+#endif  // CARAVAN_KERNELS_CUDA_CUDA_BACKEND_H_

@@ -1,0 +1,66 @@
+#include "kernels/cuda/cuda_device.h"
+
+#include <cuda_runtime_api.h>
+
+#include "absl/strings/str_cat.h"
+#include "kernels/cuda/cuda_error.h"
+#include "kernels/cuda/device_code.h"
+
+namespace caravan {
+namespace {
+
+/// "cuda:0 (NVIDIA T4)".
+std::string Title(int ordinal, const std::string& name) {
+  return absl::StrCat("cuda:", ordinal, " (", name, ")");
+}
+
+}  // namespace
+
+absl::StatusOr<int> CountCudaDevices() {
+  int count = 0;
+  CARAVAN_CUDA_RETURN_IF_ERROR(cudaGetDeviceCount(&count));
+  if (count == 0) return CudaStatus(cudaErrorNoDevice, "cudaGetDeviceCount");
+  return count;
+}
+
+absl::StatusOr<CudaDevice> CudaDevice::Open(int ordinal) {
+  CARAVAN_ASSIGN_OR_RETURN(const int count, CountCudaDevices());
+  if (ordinal < 0 || ordinal >= count) {
+    return absl::InvalidArgumentError(absl::StrCat("there is no cuda:", ordinal,
+                                                   ": this machine has ", count, " CUDA device",
+                                                   count == 1 ? "" : "s"));
+  }
+  cudaDeviceProp properties;
+  CARAVAN_CUDA_RETURN_IF_ERROR(cudaGetDeviceProperties(&properties, ordinal));
+  CudaDevice device;
+  device.ordinal_ = ordinal;
+  device.name_ = properties.name;
+  device.compute_capability_ = 10 * properties.major + properties.minor;
+  device.num_multiprocessors_ = properties.multiProcessorCount;
+  device.l2_bytes_ = properties.l2CacheSize;
+  device.max_shared_bytes_ = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
+  if (device.compute_capability_ < kMinComputeCapability) {
+    return absl::UnavailableError(
+        absl::StrCat(Title(ordinal, device.name_), " has compute capability ", properties.major,
+                     ".", properties.minor, "; ", kMinComputeCapability / 10, ".",
+                     kMinComputeCapability % 10, " is the oldest that will do"));
+  }
+  CARAVAN_RETURN_IF_ERROR(device.MakeCurrent());
+  CARAVAN_RETURN_IF_ERROR(Annotate(CheckDeviceCode(), Title(ordinal, device.name_)));
+  return device;
+}
+
+absl::StatusOr<CudaMemory> CudaDevice::Memory() const {
+  CARAVAN_RETURN_IF_ERROR(MakeCurrent());
+  size_t free_bytes = 0;
+  size_t total_bytes = 0;
+  CARAVAN_CUDA_RETURN_IF_ERROR(cudaMemGetInfo(&free_bytes, &total_bytes));
+  return CudaMemory{static_cast<int64_t>(free_bytes), static_cast<int64_t>(total_bytes)};
+}
+
+absl::Status CudaDevice::MakeCurrent() const {
+  CARAVAN_CUDA_RETURN_IF_ERROR(cudaSetDevice(ordinal_));
+  return absl::OkStatus();
+}
+
+}  // namespace caravan

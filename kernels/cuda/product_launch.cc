@@ -1,0 +1,188 @@
+#include "kernels/cuda/product_launch.h"
+
+#include <cuda_runtime_api.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "base/check.h"
+#include "kernels/cuda/cuda_error.h"
+#include "kernels/cuda/float_product.h"
+#include "kernels/tiled/tile_layout.h"
+
+namespace caravan {
+namespace {
+
+constexpr int kMaxWarps = 8;
+/// What a block may ask for without being allowed to.
+constexpr int64_t kPlainSharedBytes = 48 << 10;
+
+BlockProductKernels BlockKernelsOf(DType dtype) {
+  switch (dtype) {
+    case DType::kQ4_0:
+      return ProductKernelsOfQ4_0();
+    case DType::kQ8_0:
+      return ProductKernelsOfQ8_0();
+    case DType::kQ2_K:
+      return ProductKernelsOfQ2_K();
+    case DType::kQ3_K:
+      return ProductKernelsOfQ3_K();
+    case DType::kQ4_K:
+      return ProductKernelsOfQ4_K();
+    case DType::kQ5_K:
+      return ProductKernelsOfQ5_K();
+    case DType::kQ6_K:
+      return ProductKernelsOfQ6_K();
+    default:
+      return {};
+  }
+}
+
+struct Shape {
+  int64_t groups = 0;  // of slots
+  int warps = 0;
+  int64_t shared_bytes = 0;
+};
+
+/// A block's shape for args.slots, whole, slab_chunks and at most args.slab_buffers; sets what
+/// follows from them.
+Shape ShapeFor(const ProductKernel& kernel, ProductArgs& args) {
+  const int64_t tiles = args.num_matrices == 2 ? args.swiglu_columns / kTileRows : args.num_tiles;
+  const int units = args.slots * args.slab_chunks;
+  Shape shape;
+  shape.groups = CeilDiv<int64_t>(tiles, args.slots / args.num_matrices * kernel.tiles_a_slot);
+  // As few warps as finish as early as the most would.
+  shape.warps = args.whole ? args.slots : CeilDiv(units, CeilDiv(units, kMaxWarps));
+  args.slabs = CeilDiv(args.chunks, args.slab_chunks);
+  args.slab_buffers = std::min(args.slab_buffers, args.slabs);
+  const int64_t sums = args.slots * (args.whole ? 1 : args.chunks);
+  shape.shared_bytes = int64_t{shape.warps} * kernel.warp_shared_bytes +
+                       sums * kernel.stored_rows * kernel.tiles_a_slot * kTileRows *
+                           static_cast<int64_t>(sizeof(float));
+  if (!kernel.stages_activations) return shape;
+  const int columns = std::min(args.slab_chunks * kChunkColumns, args.padded_columns);
+  args.code_pitch = columns + 64;
+  args.scale_pitch = columns / 32 * static_cast<int>(sizeof(ActivationScale)) + 16;
+  shape.shared_bytes +=
+      int64_t{args.slab_buffers} * kernel.max_rows * (args.code_pitch + args.scale_pitch);
+  return shape;
+}
+
+/// Chooses args.slots, whole, slab_chunks and slab_buffers: what keeps most warps at work on all
+/// multiprocessors to the end. Of about equals: whole slots, which share what a block reads of its
+/// activations best, then many slots, then few slabs.
+Shape ChooseShape(const CudaDevice& device, const ProductKernel& kernel, int64_t max_passes,
+                  ProductArgs& args) {
+  // Of a multiprocessor: that wait for each other's memory no longer.
+  constexpr double kEnoughWarps = 16;
+  const int least = args.num_matrices == 1 ? 1 : kernel.tiles_a_slot == 1 ? 4 : 2;
+  // As their registers allow.
+  const int64_t most_blocks = kernel.max_rows <= 8 ? 3 : kernel.max_rows <= 16 ? 2 : 1;
+  double best_score = -1;
+  ProductArgs best = args;
+  const auto consider = [&](int slots, bool whole, int slab_chunks, int buffers) {
+    ProductArgs candidate = args;
+    candidate.slots = slots;
+    candidate.whole = whole;
+    candidate.slab_chunks = slab_chunks;
+    candidate.slab_buffers = buffers;
+    const Shape shape = ShapeFor(kernel, candidate);
+    if (shape.shared_bytes > device.max_shared_bytes()) return;
+    constexpr int64_t kReservedBytes = 1 << 10;  // for each block
+    const int64_t resident = std::min(most_blocks, (device.max_shared_bytes() + kReservedBytes) /
+                                                       (shape.shared_bytes + kReservedBytes));
+    const double blocks = static_cast<double>(shape.groups * max_passes) /
+                          static_cast<double>(device.num_multiprocessors());
+    const double warps = std::min(blocks, static_cast<double>(resident)) * shape.warps;
+    const double score = std::min(warps, kEnoughWarps) * blocks / std::ceil(blocks);
+    if (score <= 1.1 * best_score) return;
+    best_score = score;
+    best = candidate;
+  };
+  if (kernel.max_rows > 1) {
+    for (int slots = kMaxWarps; slots >= least; slots /= 2) {
+      for (int buffers = 2; buffers > 0; --buffers) consider(slots, true, 1, buffers);
+    }
+  }
+  for (int slots = 4; slots >= least; slots /= 2) {
+    if (!kernel.stages_activations) {
+      consider(slots, false, args.chunks, 1);
+      continue;
+    }
+    for (int chunks = args.chunks; chunks > 0; chunks = chunks == 1 ? 0 : CeilDiv(chunks, 2)) {
+      for (int buffers = 2; buffers > 0; --buffers) consider(slots, false, chunks, buffers);
+    }
+  }
+  CARAVAN_CHECK(best_score >= 0);
+  args = best;
+  return ShapeFor(kernel, args);
+}
+
+absl::Status Launch(const CudaStream& stream, const void* function, const Shape& shape,
+                    int64_t max_passes, void** arguments) {
+  if (shape.shared_bytes > kPlainSharedBytes) {
+    CARAVAN_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(function,
+                                                      cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                      static_cast<int>(shape.shared_bytes)));
+  }
+  const dim3 grid(static_cast<unsigned>(max_passes), static_cast<unsigned>(shape.groups));
+  CARAVAN_CUDA_RETURN_IF_ERROR(
+      cudaLaunchKernel(function, grid, dim3(static_cast<unsigned>(shape.warps) * 32), arguments,
+                       static_cast<size_t>(shape.shared_bytes), stream.get()));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+bool TakesActivationRows(DType dtype) { return BlockOf(dtype).values > 1; }
+
+int WidthFor(int64_t rows) {
+  int width = 0;
+  while (width + 1 < kNumWidths && kWidthRows[width] < rows) ++width;
+  return width;
+}
+
+void SetWeights(const Matrix& w, ProductArgs& args) {
+  CARAVAN_CHECK(w.rows <= std::numeric_limits<int>::max() - 256 &&
+                w.cols <= std::numeric_limits<int>::max() - kChunkColumns);
+  args.matrices[0] = w.data;
+  args.scales[0] = w.scale_inv;
+  args.first_tile = 0;
+  args.num_tiles = static_cast<int>(Tiles(w.rows));
+  args.rows = static_cast<int>(w.rows);
+  args.cols = static_cast<int>(w.cols);
+  args.tile_bytes = TileBytes(w.dtype, w.cols);
+  args.padded_columns = static_cast<int>(PaddedColumns(w.cols));
+  args.chunks = std::max(1, CeilDiv(args.cols, kChunkColumns));
+}
+
+absl::Status LaunchProduct(const CudaStream& stream, DType dtype, int width, int64_t max_passes,
+                           ProductArgs args) {
+  if (max_passes == 0 || args.num_tiles == 0) return absl::OkStatus();
+  if (TakesActivationRows(dtype)) {
+    const ProductKernel kernel = BlockKernelsOf(dtype).widths[width];
+    const Shape shape = ChooseShape(stream.device(), kernel, max_passes, args);
+    void* arguments[] = {&args};
+    return Launch(stream, kernel.function, shape, max_passes, arguments);
+  }
+  CARAVAN_CHECK(args.num_matrices == 1);
+  int pass_rows = kWidthRows[width];
+  int float_width = 0;
+  while (float_width + 1 < kNumFloatWidths && kFloatWidthRows[float_width] < pass_rows) {
+    ++float_width;
+  }
+  const int rows = kFloatWidthRows[float_width];
+  if (args.passes == nullptr) {  // Then a pass is what the kernel takes at a time.
+    pass_rows = rows;
+    max_passes = CeilDiv<int64_t>(args.num_rows, rows);
+  }
+  const ProductKernel kernel = {.function = FloatProductKernelsOf(dtype).widths[float_width],
+                                .max_rows = 1,
+                                .stored_rows = rows};
+  const Shape shape = ChooseShape(stream.device(), kernel, max_passes, args);
+  void* arguments[] = {&args, &pass_rows};
+  return Launch(stream, kernel.function, shape, max_passes, arguments);
+}
+
+}  // namespace caravan

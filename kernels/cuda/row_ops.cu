@@ -1,0 +1,98 @@
+#include <algorithm>
+
+#include "base/check.h"
+#include "base/int_math.h"
+#include "kernels/cuda/activations.cuh"
+#include "kernels/cuda/block_sums.cuh"
+#include "kernels/cuda/cuda_error.h"
+#include "kernels/cuda/matrix_values.cuh"
+#include "kernels/cuda/row_ops.h"
+
+namespace caravan {
+namespace {
+
+// A grid's y and z end at 65535, so rows go along x.
+
+// out[t][c] = table[ids[t]][c]. Grid [num_rows], block 256: a thread takes every 256th column.
+// Bytes: a row of the table and 4 hidden out, for each t.
+__global__ void EmbedKernel(Matrix table, const int32_t* ids, float* out) {
+  const int64_t row = ids[blockIdx.x];
+  float* const to = out + blockIdx.x * table.cols;
+  for (int64_t c = threadIdx.x; c < table.cols; c += blockDim.x)
+    to[c] = MatrixValue(table, table.dtype, row, c);
+}
+
+// out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight. Grid [num_rows], block kRowThreads, 128 bytes
+// of shared memory. Bytes: 8 width a row (the second reading of x comes from the cache); 3 FLOPs a
+// value.
+__global__ void RmsNormKernel(const float* x, int64_t width, const float* weight, float eps,
+                              float* out) {
+  __shared__ float partial[32];
+  const float* const from = x + blockIdx.x * width;
+  float* const to = out + blockIdx.x * width;
+  const float scale = InverseRms(from, width, eps, partial);
+  for (int64_t i = threadIdx.x; i < width; i += kRowThreads) to[i] = from[i] * scale * weight[i];
+}
+
+// As RmsNormKernel, its results as blocks of 32 codes with a scale: a warp has every eighth block.
+// Bytes: 5.25 width a row.
+__global__ void RmsNormBlocksKernel(const float* x, int64_t width, int64_t padded_columns,
+                                    const float* weight, float eps, ActivationRows out) {
+  __shared__ float partial[32];
+  const float* const from = x + blockIdx.x * width;
+  const float scale = InverseRms(from, width, eps, partial);
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  for (int64_t block = threadIdx.x / 32; block < padded_columns / 32; block += kRowThreads / 32) {
+    const int64_t i = block * 32 + lane;
+    const float value = i < width ? from[i] * scale * weight[i] : 0.0f;
+    StoreActivationBlock(value, lane, out, padded_columns, blockIdx.x, block);
+  }
+}
+
+// y[i] += x[i]. Grid as wide as 32 blocks a multiprocessor at most, block 256. Bytes: 12 a value.
+__global__ void AddKernel(const float* x, int64_t count, float* y) {
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count;
+       i += step) {
+    y[i] += x[i];
+  }
+}
+
+}  // namespace
+
+absl::Status LaunchEmbed(const CudaStream& stream, const Matrix& table, const int32_t* ids,
+                         int64_t num_rows, float* out) {
+  CARAVAN_CHECK(table.dtype != DType::kI32 && table.cols % BlockOf(table.dtype).values == 0);
+  if (num_rows == 0 || table.cols == 0) return absl::OkStatus();
+  EmbedKernel<<<num_rows, 256, 0, stream.get()>>>(table, ids, out);
+  return LaunchStatus("EmbedKernel");
+}
+
+absl::Status LaunchRmsNorm(const CudaStream& stream, const float* x, int64_t num_rows,
+                           int64_t width, const float* weight, float eps, float* out) {
+  CARAVAN_CHECK(num_rows >= 0 && width >= 0);
+  if (num_rows == 0 || width == 0) return absl::OkStatus();
+  RmsNormKernel<<<num_rows, kRowThreads, 0, stream.get()>>>(x, width, weight, eps, out);
+  return LaunchStatus("RmsNormKernel");
+}
+
+absl::Status LaunchRmsNormBlocks(const CudaStream& stream, const float* x, int64_t num_rows,
+                                 int64_t width, const float* weight, float eps,
+                                 const ActivationRows& out) {
+  CARAVAN_CHECK(num_rows >= 0 && width >= 0 && width % 32 == 0);
+  if (num_rows == 0 || width == 0) return absl::OkStatus();
+  RmsNormBlocksKernel<<<num_rows, kRowThreads, 0, stream.get()>>>(x, width, PaddedColumns(width),
+                                                                  weight, eps, out);
+  return LaunchStatus("RmsNormBlocksKernel");
+}
+
+absl::Status LaunchAdd(const CudaStream& stream, const float* x, int64_t count, float* y) {
+  CARAVAN_CHECK(count >= 0);
+  if (count == 0) return absl::OkStatus();
+  const int64_t blocks =
+      std::min<int64_t>(CeilDiv(count, int64_t{256}), 32 * stream.device().num_multiprocessors());
+  AddKernel<<<blocks, 256, 0, stream.get()>>>(x, count, y);
+  return LaunchStatus("AddKernel");
+}
+
+}  // namespace caravan

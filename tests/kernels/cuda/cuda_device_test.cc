@@ -1,0 +1,51 @@
+#include "kernels/cuda/cuda_device.h"
+
+#include <numeric>
+
+#include "gmock/gmock.h"
+#include "kernels/cuda/row_ops.h"
+#include "tests/kernels/cuda/cuda_testing.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::HasSubstr;
+
+class CudaDeviceTest : public CudaTest {};
+
+TEST_F(CudaDeviceTest, TellsWhatItIs) {
+  EXPECT_EQ(device().ordinal(), 0);
+  EXPECT_FALSE(device().name().empty());
+  EXPECT_GE(device().compute_capability(), kMinComputeCapability);
+  EXPECT_GT(device().num_multiprocessors(), 0);
+  EXPECT_GE(device().max_shared_bytes(), 48 << 10);
+  const absl::StatusOr<CudaMemory> memory = device().Memory();
+  ASSERT_TRUE(memory.ok()) << memory.status();
+  EXPECT_GT(memory->free_bytes, 0);
+  EXPECT_GE(memory->total_bytes, memory->free_bytes);
+}
+
+TEST_F(CudaDeviceTest, AnOrdinalThatIsNotThereIsRefusedByNumber) {
+  EXPECT_EQ(CudaDevice::Open(-1).status().code(), absl::StatusCode::kInvalidArgument);
+  const absl::Status status = CudaDevice::Open(4096).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("no cuda:4096"));
+}
+
+TEST_F(CudaDeviceTest, BytesComeBackAsTheyWent) {
+  std::vector<int32_t> values(1000);
+  std::iota(values.begin(), values.end(), -500);
+  EXPECT_EQ(ToHost<int32_t>(ToDevice(values)), values);
+}
+
+TEST_F(CudaDeviceTest, MoreMemoryThanThereIsIsResourceExhausted) {
+  const absl::Status status = DeviceBuffer::Create(device(), int64_t{1} << 50).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  // The device is of use afterwards, and nothing else seems to have failed of it.
+  const absl::StatusOr<DeviceBuffer> buffer = DeviceBuffer::Create(device(), 8);
+  ASSERT_TRUE(buffer.ok()) << buffer.status();
+  EXPECT_TRUE(LaunchAdd(stream(), buffer->as<float>(), 1, buffer->as<float>() + 1).ok());
+}
+
+}  // namespace
+}  // namespace caravan
