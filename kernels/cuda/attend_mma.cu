@@ -58,6 +58,19 @@ struct MmaTile {
   static constexpr int kSharedBytes = kScales + kHeads * 4;
 };
 
+/// Begins to bring piece `i` of this thread's of a tile of binary16s to shared memory.
+template <typename Tile>
+__device__ void LoadPiece(const std::byte* from, int i, uint32_t to) {
+  constexpr int kThreadsPerRow = kThreads / Tile::kPositions;
+  const int row = static_cast<int>(threadIdx.x) / kThreadsPerRow;
+  const int piece = static_cast<int>(threadIdx.x) % kThreadsPerRow + i * kThreadsPerRow;
+  if (from == nullptr) {
+    StorePiece(PieceAt(to, row, piece), uint4{});
+  } else {
+    CopyAsync16(PieceAt(to, row, piece), from + piece * 16);
+  }
+}
+
 /// Begins to bring kPositions cached rows to shared memory, of which this thread has a part of one:
 /// that at `from`; null: zeros. Q8_0 is there when this returns.
 template <typename Tile, DType kDType>
@@ -150,6 +163,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     maxima[tid] = -INFINITY;
     scales[tid] = first_head + tid < num_heads ? batch.score_scales[first_query + tid] : 0;
   }
+  // Copies go between the products of queries and keys, which would wait behind all of them.
+  constexpr bool kSpreadsLoads = Tile::kStages == 2 && kDType == DType::kF16;
+  constexpr int kThreadPieces = kPieces * kPositions / kThreads;
   // A thread's row of a tile is looked up a tile ahead.
   const auto row_of = [&](int tile) -> const std::byte* {
     const int position = tile * kPositions + tid / (kThreads / kPositions);
@@ -187,9 +203,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     WaitForCopies<0>();
     __syncthreads();
-    if constexpr (Tile::kStages == 2) {
-      if (tile + 1 < num_tiles) load(tile + 1);
-    }
+    const bool loads = Tile::kStages == 2 && tile + 1 < num_tiles;
+    if (loads && !kSpreadsLoads) load(tile + 1);
+    const uint32_t next_cache = cache((tile + 1) % Tile::kStages);
     const uint32_t keys = cache(tile % Tile::kStages);
 
     float scores[Tile::kScoreTiles][4] = {};
@@ -200,6 +216,11 @@ __global__ void __launch_bounds__(kThreads, 1)
                    kRowBytes;
 #pragma unroll
     for (int k = 0; k < kWidth / 16; ++k) {
+      constexpr int kSteps = kWidth / 16;
+      if (kSpreadsLoads && k * kThreadPieces / kSteps != (k + 1) * kThreadPieces / kSteps &&
+          loads) {
+        LoadPiece<Tile>(next_row, k * kThreadPieces / kSteps, next_cache);
+      }
       const uint32_t eight = static_cast<uint32_t>(k / 4) * 128;
       uint32_t a[4];
       LoadMatrices(a_row + a_pieces[k % 4] + eight, a);
@@ -216,6 +237,11 @@ __global__ void __launch_bounds__(kThreads, 1)
           MultiplyHalves(scores[j + 1], a, b[2], b[3]);
         }
       }
+    }
+
+    if (loads && kSpreadsLoads) {
+      CommitCopies();
+      next_row = row_of(tile + 2);
     }
 
     // Scores beyond the row's position count nothing.
