@@ -178,19 +178,20 @@ TEST(PlannerTest, GivesTheKvCacheAsMuchDiskAsItMakesUseOf) {
   EXPECT_EQ(kv_disk(64 * 22), 16 * block);
   EXPECT_EQ(kv_disk(64 * 21 + 1), 16 * block);
   EXPECT_EQ(kv_disk(64 * 1000), 40 * block);
+  // Of five, the last would take the place of one in memory.
   workers[0].kv_disk_bytes = 5 * block;
-  EXPECT_EQ(kv_disk(64 * 22), 5 * block);
+  EXPECT_EQ(kv_disk(64 * 22), 4 * block);
 }
 
 TEST(PlannerTest, TakesNoMoreDiskThanTheStageThatCachesFewestTokensMakesUseOf) {
-  const ModelCost cost = MakeCost(std::vector<int64_t>(16, 1000), 64);
+  const ModelCost cost = MakeCost(std::vector<int64_t>(16, kMiB), 64);
   const int64_t block = 8 * 4096;
-  std::vector<PlannerWorker> workers = MakeWorkers({8 * 1000 + 10 * block, 8 * 1000 + 12 * block});
+  std::vector<PlannerWorker> workers = MakeWorkers({8 * kMiB + 10 * block, 8 * kMiB + 12 * block});
   workers[0].kv_disk_bytes = int64_t{1} << 40;
   const auto plan = PlanStages(cost, workers, {.context_tokens = 64, .kv_tokens = 64 * 100});
   ASSERT_TRUE(plan.ok()) << plan.status();
   ASSERT_EQ(plan->stages[0].stage.num_layers(), 8);
-  EXPECT_EQ(plan->stages[0].kv_disk_bytes, 2 * block);  // of memory for 10, one gives way to 4
+  EXPECT_EQ(plan->stages[0].kv_disk_bytes, 3 * block);  // in the memory of one there
   EXPECT_EQ(plan->stages[1].kv_disk_bytes, 0);
 }
 
