@@ -101,7 +101,7 @@ absl::Status Bench::Start(LocalPipeline::Options options) {
         "--ram: beside the experts, ", FormatByteSize(options.memory_budget_bytes),
         " leave room for a KV cache of ", pipeline_->kv_tokens(), " tokens; ", load_.jobs,
         " jobs at once, of ", job_tokens, " each, need ", options.kv_tokens,
-        ": give fewer --jobs or --tokens, more --ram, or --kv-disk"));
+        ": give fewer --jobs, --prompt or --tokens, or more --ram or --kv-disk"));
   }
   return absl::OkStatus();
 }

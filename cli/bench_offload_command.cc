@@ -62,13 +62,21 @@ absl::StatusOr<std::optional<SyntheticRouting::Options>> RoutingOf(const BenchOf
   return routing;
 }
 
-/// The options that all loads share. `aside`: memory that the pipeline must leave.
-absl::StatusOr<LocalPipeline::Options> PipelineOf(const BenchOffloadFlags& flags, int64_t aside) {
+/// The options that all loads share. `aside`: memory that the pipeline must leave; max_context: of
+/// the model.
+absl::StatusOr<LocalPipeline::Options> PipelineOf(const BenchOffloadFlags& flags, int64_t aside,
+                                                  int64_t max_context) {
   LocalPipeline::Options options = flags.pipeline.Options();
   options.prefill_chunk = kMaxJobs;
   int64_t context = 0;
   for (const int at_once : flags.jobs) {
     context = std::max(context, flags.prompt + flags.TokensPerJob(at_once));
+  }
+  if (context > max_context) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--prompt ", flags.prompt, " with --tokens ", flags.tokens, ": replies of ",
+                     context - flags.prompt, " tokens need a context of ", context,
+                     ", and the model allows ", max_context));
   }
   if (options.context_tokens == 0) options.context_tokens = context;
   if (options.context_tokens < context) {
@@ -207,8 +215,9 @@ absl::Status BenchOffload(const BenchOffloadFlags& flags) {
                            OpenStoredModel(flags.pipeline.model));
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<DiskGauge> gauge,
                            DiskGauge::Create(*model, {.fio = flags.fio}));
-  CARAVAN_ASSIGN_OR_RETURN(const LocalPipeline::Options options,
-                           PipelineOf(flags, gauge->memory_bytes()));
+  CARAVAN_ASSIGN_OR_RETURN(
+      const LocalPipeline::Options options,
+      PipelineOf(flags, gauge->memory_bytes(), model->config().max_position_embeddings));
   LocalPipeline::Options checked = options;
   checked.num_workers = flags.pipeline.workers;
   CARAVAN_RETURN_IF_ERROR(LocalPipeline::CheckOptions(*model, checked));

@@ -201,8 +201,7 @@ void AddEvalCommand(CLI::App& app, CommandBody& body) {
           "--tasks", flags->tasks,
           "JSON lines with task, question and answer: what the reply says after </think>, without "
           "space around, must equal the answer. With choices too, an array of strings, the answer "
-          "is "
-          "the index of the right one from 0, or its text: it must be the likeliest")
+          "is the index of the right one from 0, or its text: it must be the likeliest")
       ->check(NotEmpty());
   command
       ->add_option("--jobs", flags->asking.jobs,

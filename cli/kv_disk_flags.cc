@@ -9,6 +9,7 @@
 #include "base/byte_size.h"
 #include "base/io/direct_file.h"
 #include "base/status_macros.h"
+#include "cli/validators.h"
 
 namespace caravan {
 
@@ -19,8 +20,10 @@ CLI::Option* KvDiskFlags::AddTo(CLI::App& command) {
               "--kv-disk",
               [this](const std::string& text) {
                 const absl::StatusOr<int64_t> parsed = ParseByteSize(text);
-                if (!parsed.ok()) {
-                  throw CLI::ValidationError("--kv-disk", std::string(parsed.status().message()));
+                if (!parsed.ok() || *parsed == 0) {
+                  throw CLI::ValidationError(
+                      "--kv-disk",
+                      parsed.ok() ? "must be more than 0" : std::string(parsed.status().message()));
                 }
                 bytes = *parsed;
               },
@@ -31,6 +34,7 @@ CLI::Option* KvDiskFlags::AddTo(CLI::App& command) {
       .add_option("--kv-disk-dir", directory,
                   "Where --kv-disk is, in a file without a name that goes with the process")
       ->type_name("DIRECTORY")
+      ->check(NotEmpty())
       ->needs(size)
       ->capture_default_str();
   return size;
@@ -44,7 +48,11 @@ absl::Status KvDiskFlags::Check() const {
   }
   std::error_code error;
   const std::filesystem::space_info space = std::filesystem::space(directory, error);
-  if (error || space.available >= static_cast<uintmax_t>(bytes)) return absl::OkStatus();
+  if (error) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--kv-disk-dir: ", directory, ": ", error.message()));
+  }
+  if (space.available >= static_cast<uintmax_t>(bytes)) return absl::OkStatus();
   return absl::InvalidArgumentError(
       absl::StrCat("--kv-disk ", FormatByteSize(bytes), ": ", directory, " has ",
                    FormatByteSize(static_cast<int64_t>(space.available)), " free"));

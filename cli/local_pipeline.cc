@@ -85,6 +85,7 @@ absl::Status TooLittle(const LocalPipeline::Options& options, const absl::Status
 void LocalPipeline::Options::LeaveHalf() {
   memory_aside_bytes = CeilDiv(memory_budget_bytes, int64_t{2});
   memory_aside_use = "the other model";
+  kv_disk_bytes /= 2;
 }
 
 absl::Status LocalPipeline::CheckOptions(const StoredModel& model, const Options& options) {
@@ -129,6 +130,7 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
   attached.num_stages = static_cast<int>(plan.stages.size());
   attached.kv_block_tokens = kKvBlockTokens;
   attached.kv_blocks = INT64_MAX;
+  attached.near_kv_blocks = INT64_MAX;
   attached.max_step_tokens = options.prefill_chunk;
   attached.drafts = options.speculate;
 
@@ -162,7 +164,10 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
     CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Stage> stage,
                              Stage::Create(config, plan.stages[i].stage, model, std::move(backend),
                                            stage_options, [](int64_t, int64_t) { return true; }));
-    attached.kv_blocks = std::min(attached.kv_blocks, stage->kv_cache().num_blocks());
+    const KvCache& kv = stage->kv_cache();
+    attached.kv_blocks = std::min(attached.kv_blocks, kv.num_blocks());
+    attached.near_kv_blocks =
+        std::min(attached.near_kv_blocks, kv.num_blocks() - kv.blocks_on_disk());
     Worker worker = {stage.get(), nullptr};
     worker.loop = std::make_unique<StepLoop>(
         kPlanVersion, std::move(stage), MakeInProcessChannel(std::move(next), kChannelSteps),

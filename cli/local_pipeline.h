@@ -42,7 +42,7 @@ class LocalPipeline {
     int64_t memory_budget_bytes = 0;
     int64_t memory_aside_bytes = 0;
     std::string memory_aside_use;  // what for, in messages
-    /// Leaves half of the budget, if there is one, to another model in this process.
+    /// Leaves half of the budgets, where there are any, to another model in this process.
     void LeaveHalf();
     DType kv_dtype = DType::kF32;
     // For KV blocks beyond what memory holds, of all workers together, shared out evenly.

@@ -31,6 +31,16 @@ std::string DescribeLayers(const v1::Stage& stage) {
                       stage.drafts() ? ", MTP" : "");
 }
 
+/// "8192" or "8192, 4096 on disk".
+std::string DescribeKvTokens(const v1::WorkerStatus& worker) {
+  const uint64_t block = worker.kv_block_tokens();
+  std::string tokens = absl::StrCat(worker.kv_blocks() * block);
+  if (worker.kv_blocks_on_disk() > 0) {
+    absl::StrAppend(&tokens, ", ", worker.kv_blocks_on_disk() * block, " on disk");
+  }
+  return tokens;
+}
+
 /// Of a stage's weights: "18.1 GiB, 312 of 2560 experts, 61.4% hits" or "all".
 std::string DescribeInMemory(const v1::WorkerStatus& worker) {
   if (worker.expert_slots() == 0) return worker.has_stage() ? "all" : "-";
@@ -84,9 +94,7 @@ std::string FormatStatus(const v1::GetStatusResponse& status) {
             worker.device(), DescribeState(worker), spare ? "-" : DescribeLayers(worker.stage()),
             spare ? "-" : FormatByteSize(static_cast<int64_t>(worker.stage_bytes())),
             FormatByteSize(static_cast<int64_t>(worker.memory_budget_bytes())),
-            last_columns(
-                ready ? absl::StrCat(uint64_t{worker.kv_blocks()} * worker.kv_block_tokens()) : "-",
-                DescribeInMemory(worker))));
+            last_columns(ready ? DescribeKvTokens(worker) : "-", DescribeInMemory(worker))));
   }
   return text;
 }

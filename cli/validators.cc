@@ -16,7 +16,7 @@ namespace {
 CLI::Validator WholeNumber() {
   return CLI::Validator(
       [](const std::string& text) {
-        if (absl::StrContains(text, '-')) return absl::StrCat(text, " is less than 0");
+        if (absl::StartsWith(text, "-")) return absl::StrCat(text, " is less than 0");
         errno = 0;
         std::strtoull(text.c_str(), nullptr, 0);
         return errno == ERANGE ? absl::StrCat(text, " is too large") : std::string();

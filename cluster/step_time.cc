@@ -11,6 +11,7 @@
 #include "base/status_macros.h"
 #include "kernels/kv_rows.h"
 #include "model/stage_spec.h"
+#include "model/step_memory.h"
 
 namespace caravan {
 namespace {
@@ -204,9 +205,11 @@ struct Round {
   StageTime slowest;
 };
 
-/// A step of `rows` through the pipeline of PredictPipeline.
+/// A step of `rows` through the pipeline of PredictPipeline. step_rows: what memory of steps is
+/// taken from the boxes for; 0: theirs is what is left beside it.
 absl::StatusOr<Round> PredictRound(const ModelConfig& config, const ModelCost& cost, const Box& box,
-                                   int num_boxes, const DecodeLoad& load, double rows) {
+                                   int num_boxes, const DecodeLoad& load, double rows,
+                                   int64_t step_rows) {
   const int layers = static_cast<int>(cost.layers.size());
   CARAVAN_CHECK(num_boxes >= 1 && num_boxes <= layers && load.jobs >= 1);
   Round round;
@@ -217,7 +220,11 @@ absl::StatusOr<Round> PredictRound(const ModelConfig& config, const ModelCost& c
     stage.end_layer = layers * (i + 1) / num_boxes;
     stage.embeds = i == 0;
     stage.has_head = i + 1 == num_boxes;
-    absl::StatusOr<StageTime> part = PredictStage(config, cost.Of(stage), box, load, rows);
+    Box left = box;
+    if (step_rows > 0) {
+      left.memory_bytes -= ComputeStepMemory(config, step_rows).Of(stage, num_boxes);
+    }
+    absl::StatusOr<StageTime> part = PredictStage(config, cost.Of(stage), left, load, rows);
     if (!part.ok()) return Annotate(part.status(), DescribeStage(stage));
     round.seconds += part->seconds;
     if (part->seconds > round.slowest.seconds) round.slowest = *part;
@@ -234,7 +241,7 @@ absl::StatusOr<PipelineTime> PredictPipeline(const ModelConfig& config, const Mo
   PipelineTime time;
   time.rows = static_cast<double>(load.jobs) / micro_batches;
   CARAVAN_ASSIGN_OR_RETURN(const Round round,
-                           PredictRound(config, cost, box, num_boxes, load, time.rows));
+                           PredictRound(config, cost, box, num_boxes, load, time.rows, 0));
   time.slowest = round.slowest;
   // A micro-batch comes round after all stages, and each stage serves all micro-batches in turn.
   const double cycle = std::max(round.seconds, micro_batches * time.slowest.seconds);
@@ -245,12 +252,16 @@ absl::StatusOr<PipelineTime> PredictPipeline(const ModelConfig& config, const Mo
 absl::StatusOr<PromptTime> PredictPrompts(const ModelConfig& config, const ModelCost& cost,
                                           const Box& box, int num_boxes, const DecodeLoad& load) {
   PromptTime time;
-  for (int64_t chunk = kLeastPromptChunk; chunk <= kMostPromptChunk; chunk *= 2) {
-    CARAVAN_ASSIGN_OR_RETURN(const Round round, PredictRound(config, cost, box, num_boxes, load,
-                                                             static_cast<double>(chunk)));
+  const int64_t longest = std::clamp(load.context_tokens, kLeastPromptChunk, kMostPromptChunk);
+  for (int64_t chunk = kLeastPromptChunk; chunk <= longest; chunk *= 2) {
+    const absl::StatusOr<Round> round =
+        PredictRound(config, cost, box, num_boxes, load, static_cast<double>(chunk), chunk);
+    // A smaller one fits.
+    if (!round.ok() && time.chunk_tokens > 0) break;
+    CARAVAN_RETURN_IF_ERROR(round.status());
     time.chunk_tokens = chunk;
-    time.slowest = round.slowest;
-    time.tokens_per_second = static_cast<double>(chunk) / round.slowest.seconds;
+    time.slowest = round->slowest;
+    time.tokens_per_second = static_cast<double>(chunk) / round->slowest.seconds;
     if (time.slowest.bottleneck == Bottleneck::kArithmetic) break;
   }
   return time;

@@ -67,8 +67,8 @@ struct DecodeLoad {
 };
 
 /// Of a stage, for a micro-batch of `rows` out of the load's jobs, or for more rows than jobs, of
-/// prompts. VRAM and memory take what is
-/// always active first, then the KV cache of all jobs, then experts.
+/// prompts. VRAM and memory take what is always active first, then the KV cache of all jobs, then
+/// experts.
 /// Errors: FailedPrecondition - the box has not the memory for that and the experts of one row;
 ///         says how much is missing.
 absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCost& stage,
@@ -94,8 +94,9 @@ inline constexpr int64_t kMostPromptChunk = 8192;
 
 /// Of the pipeline of PredictPipeline, with the smallest chunk in which its slowest stage computes
 /// for as long as it reads disk and memory: smaller ones leave its cores idle, larger ones gain
-/// nothing and hold other jobs up. Among powers of two from kLeastPromptChunk to kMostPromptChunk,
-/// the last one where reading stays the bottleneck.
+/// nothing, take memory from experts, and hold other jobs up. Among powers of two from
+/// kLeastPromptChunk to kMostPromptChunk, the last one that the context and memory have room for
+/// where reading stays the bottleneck.
 /// REQUIRES, Errors: as PredictPipeline.
 absl::StatusOr<PromptTime> PredictPrompts(const ModelConfig& config, const ModelCost& cost,
                                           const Box& box, int num_boxes, const DecodeLoad& load);

@@ -22,9 +22,10 @@ int64_t CommonPrefix(absl::Span<const int32_t> a, absl::Span<const int32_t> b) {
 
 }  // namespace
 
-BlockManager::BlockManager(int64_t num_blocks, int64_t block_tokens)
-    : block_tokens_(block_tokens), blocks_(static_cast<size_t>(num_blocks)) {
+BlockManager::BlockManager(int64_t num_blocks, int64_t num_near, int64_t block_tokens)
+    : num_near_(num_near), block_tokens_(block_tokens), blocks_(static_cast<size_t>(num_blocks)) {
   CARAVAN_CHECK(num_blocks >= 0 && num_blocks <= UINT32_MAX && block_tokens >= 1);
+  CARAVAN_CHECK(num_near >= 0 && num_near <= num_blocks);
   // Ascending, so a heap already.
   for (int64_t block = 0; block < num_blocks; ++block) {
     blank_.push_back(static_cast<uint32_t>(block));
@@ -149,21 +150,22 @@ void BlockManager::Unpublish(uint32_t block) {
 
 void BlockManager::Use(uint32_t block) {
   Block& own = blocks_[block];
-  if (own.num_users++ == 0) unused_.erase(own.unused);
+  if (own.num_users++ == 0) UnusedOf(block).erase(own.unused);
 }
 
 std::optional<uint32_t> BlockManager::Take() {
   uint32_t block = 0;
-  if (!blank_.empty()) {
+  const bool near_is_blank = !blank_.empty() && IsNear(blank_.front());
+  if (!near_is_blank && (!unused_.empty() || blank_.empty())) {
+    std::list<uint32_t>& unused = unused_.empty() ? far_unused_ : unused_;
+    if (unused.empty()) return std::nullopt;
+    block = unused.front();
+    unused.pop_front();
+    Unpublish(block);
+  } else {
     std::pop_heap(blank_.begin(), blank_.end(), std::greater<>());
     block = blank_.back();
     blank_.pop_back();
-  } else if (!unused_.empty()) {
-    block = unused_.front();
-    unused_.pop_front();
-    Unpublish(block);
-  } else {
-    return std::nullopt;
   }
   blocks_[block].num_users = 1;
   return block;
@@ -176,7 +178,8 @@ void BlockManager::Release(uint32_t block) {
     blank_.push_back(block);
     std::push_heap(blank_.begin(), blank_.end(), std::greater<>());
   } else {
-    own.unused = unused_.insert(unused_.end(), block);
+    std::list<uint32_t>& unused = UnusedOf(block);
+    own.unused = unused.insert(unused.end(), block);
   }
 }
 
@@ -202,8 +205,11 @@ void BlockManager::CheckInvariants() const {
   for (const uint32_t block : blank_) {
     CARAVAN_CHECK(blocks_[block].num_users == 0 && blocks_[block].content == 0);
   }
-  for (const uint32_t block : unused_) {
-    CARAVAN_CHECK(blocks_[block].num_users == 0 && blocks_[block].content != 0);
+  for (const std::list<uint32_t>* const unused : {&unused_, &far_unused_}) {
+    for (const uint32_t block : *unused) {
+      CARAVAN_CHECK(blocks_[block].num_users == 0 && blocks_[block].content != 0);
+      CARAVAN_CHECK(IsNear(block) == (unused == &unused_));
+    }
   }
   int64_t listed = 0;
   for (const auto& [parent, children] : children_) {

@@ -11,8 +11,8 @@
 // tokens are equal beginnings (as in vLLM, arXiv:2309.06180, section 4.4; its hash alone may
 // collide, here the tokens are compared).
 //
-// Blocks with high numbers may lie on the disks of stages (cluster/kv_tiers.h), so low ones are
-// taken first.
+// Blocks with high numbers may lie on the disks of stages (cluster/kv_tiers.h): far ones. So low
+// ones are taken first, and a far one only where no near one is free, findable ones included.
 
 #include <cstdint>
 #include <list>
@@ -42,13 +42,19 @@ struct BlockTable {
 /// Not thread-safe.
 class BlockManager {
  public:
-  /// REQUIRES: num_blocks >= 0, block_tokens >= 1.
-  BlockManager(int64_t num_blocks, int64_t block_tokens);
+  /// num_near: blocks with numbers below this are near. REQUIRES: 0 <= num_near <= num_blocks,
+  /// block_tokens >= 1.
+  BlockManager(int64_t num_blocks, int64_t num_near, int64_t block_tokens);
+  /// Of near blocks only.
+  BlockManager(int64_t num_blocks, int64_t block_tokens)
+      : BlockManager(num_blocks, num_blocks, block_tokens) {}
 
   int64_t num_blocks() const { return static_cast<int64_t>(blocks_.size()); }
   /// Blocks that nobody uses, and those of them that are still findable.
-  int64_t free_blocks() const { return static_cast<int64_t>(blank_.size() + unused_.size()); }
-  int64_t cached_blocks() const { return static_cast<int64_t>(unused_.size()); }
+  int64_t free_blocks() const { return static_cast<int64_t>(blank_.size()) + cached_blocks(); }
+  int64_t cached_blocks() const {
+    return static_cast<int64_t>(unused_.size() + far_unused_.size());
+  }
   int64_t BlocksFor(int64_t num_tokens) const { return CeilDiv(num_tokens, block_tokens_); }
 
   /// Fills an empty table with the longest beginning of `tokens` that is to be found, at most all
@@ -79,22 +85,26 @@ class BlockManager {
     uint64_t content = 0;
     uint64_t parent = 0;
     std::vector<int32_t> tokens;           // at most block_tokens_
-    std::list<uint32_t>::iterator unused;  // in unused_, if findable and without users
+    std::list<uint32_t>::iterator unused;  // in UnusedOf, if findable and without users
   };
 
   absl::Span<const int32_t> BlockOf(absl::Span<const int32_t> tokens, int64_t index) const;
   std::optional<uint32_t> FindFull(uint64_t parent, absl::Span<const int32_t> tokens) const;
   void Use(uint32_t block);
+  bool IsNear(uint32_t block) const { return block < num_near_; }
+  std::list<uint32_t>& UnusedOf(uint32_t block) { return IsNear(block) ? unused_ : far_unused_; }
   std::optional<uint32_t> Take();
   void Release(uint32_t block);
   /// Returns the name of the content, which may be another block's that holds the same.
   uint64_t PublishBlock(uint32_t block, uint64_t parent, absl::Span<const int32_t> tokens);
   void Unpublish(uint32_t block);
 
+  const int64_t num_near_;
   const int64_t block_tokens_;
   std::vector<Block> blocks_;
-  std::vector<uint32_t> blank_;  // no user, not findable; a heap, the lowest is taken next
-  std::list<uint32_t> unused_;   // no user, findable; the first is taken next
+  std::vector<uint32_t> blank_;     // no user, not findable; a heap, the lowest is taken next
+  std::list<uint32_t> unused_;      // near, no user, findable; the first is taken next
+  std::list<uint32_t> far_unused_;  // likewise, far
   uint64_t last_content_ = 0;
   absl::flat_hash_map<uint64_t, uint32_t> full_blocks_;            // by a hash of parent and tokens
   absl::flat_hash_map<uint64_t, std::vector<uint32_t>> children_;  // findable blocks by parent

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "cluster/kv_tiers.h"
 #include "cluster/planner.h"
 #include "kernels/kv_rows.h"
 
@@ -87,13 +88,15 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
     state.loaded_bytes = report.progress().loaded_bytes();
     state.load_bytes = report.progress().total_bytes();
   } else if (report.has_ready() && report.ready().plan_version() == version) {
-    if (report.ready().kv_block_tokens() != kKvBlockTokens || report.ready().kv_blocks() == 0) {
+    if (report.ready().kv_block_tokens() != kKvBlockTokens || report.ready().kv_blocks() == 0 ||
+        report.ready().kv_blocks_on_disk() > report.ready().kv_blocks()) {
       LeaveOut(
           worker,
           absl::InvalidArgumentError(absl::StrCat(
               DescribeWorker(*membership_.Find(worker)), " offers ", report.ready().kv_blocks(),
-              " KV blocks of ", report.ready().kv_block_tokens(),
-              " tokens, and a block must be of ", kKvBlockTokens, ": is it of another version?")),
+              " KV blocks, ", report.ready().kv_blocks_on_disk(), " of them on disk, of ",
+              report.ready().kv_block_tokens(), " tokens, and a block must be of ", kKvBlockTokens,
+              ": is it of another version?")),
           absl::StatusCode::kInvalidArgument);
       return absl::OkStatus();
     }
@@ -284,8 +287,12 @@ void ClusterController::StartServing() {
   pipeline.num_stages = static_cast<int>(active_->stages.size());
   pipeline.kv_block_tokens = kKvBlockTokens;
   pipeline.kv_blocks = INT64_MAX;
+  pipeline.near_kv_blocks = INT64_MAX;
   for (const StageState& stage : active_->stages) {
     pipeline.kv_blocks = std::min<int64_t>(pipeline.kv_blocks, stage.ready->kv_blocks());
+    pipeline.near_kv_blocks =
+        std::min(pipeline.near_kv_blocks,
+                 int64_t{stage.ready->kv_blocks()} - int64_t{stage.ready->kv_blocks_on_disk()});
   }
   pipeline.max_step_tokens = options_.max_step_tokens;
   pipeline.drafts = active_->plan.stages.back().stage.drafts;
@@ -373,11 +380,16 @@ void ClusterController::DescribeStageOf(const StagePlan& plan, const StageState&
   if (!state.ready.has_value()) return;
   worker.set_kv_blocks(state.ready->kv_blocks());
   worker.set_kv_block_tokens(state.ready->kv_block_tokens());
-  const int64_t block_bytes =
-      KvBytes(KvDTypeOf(member.registration),
-              int64_t{state.ready->kv_block_tokens()} * cost.kv_values_per_token);
-  worker.set_kv_bytes(state.ready->kv_blocks() * static_cast<uint64_t>(block_bytes));
-  worker.set_kv_disk_bytes(state.ready->kv_blocks_on_disk() * static_cast<uint64_t>(block_bytes));
+  const int num_layers = plan.stage.num_kv_layers();
+  const KvBlockShape shape = {num_layers, KvBytes(KvDTypeOf(member.registration),
+                                                  int64_t{state.ready->kv_block_tokens()} *
+                                                      cost.kv_values_per_token / num_layers)};
+  const int64_t on_disk = state.ready->kv_blocks_on_disk();
+  worker.set_kv_blocks_on_disk(state.ready->kv_blocks_on_disk());
+  worker.set_kv_bytes(
+      static_cast<uint64_t>((int64_t{state.ready->kv_blocks()} - on_disk) * shape.block_bytes() +
+                            on_disk * shape.memory_of_disk_block()));
+  worker.set_kv_disk_bytes(static_cast<uint64_t>(on_disk * shape.disk_block_bytes()));
 }
 
 v1::GetStatusResponse ClusterController::Status() const {

@@ -42,7 +42,7 @@ json RamJson(const v1::WorkerStatus& worker, const PipelineStats& pipeline) {
   if (worker.kv_blocks() > 0) {
     // Every stage uses as many blocks; one with more of them has more to spare.
     const uint64_t block_bytes = worker.kv_bytes() / worker.kv_blocks();
-    uint64_t free_bytes = worker.kv_bytes() - worker.kv_disk_bytes();
+    uint64_t free_bytes = worker.kv_bytes();
     for (const auto& [what, blocks] : {std::pair{"KV in use", pipeline.kv_blocks_used},
                                        std::pair{"KV cached", pipeline.kv_blocks_cached}}) {
       // The numbers are of different moments, so they may not fit together.

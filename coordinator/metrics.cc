@@ -216,9 +216,9 @@ void AppendCluster(const Metrics::Snapshot& snapshot, std::vector<MetricFamily>&
                   "Memory of the weights of a worker's stage, with its slots for experts.");
   Numbers slots(MetricType::Gauge, "caravan_worker_expert_slots",
                 "Experts that fit a worker's memory where the others stay on its disk, else 0.");
-  Numbers kv(MetricType::Gauge, "caravan_worker_kv_bytes", "A worker's KV blocks in memory.");
+  Numbers kv(MetricType::Gauge, "caravan_worker_kv_bytes", "Memory of a worker's KV blocks.");
   Numbers kv_disk(MetricType::Gauge, "caravan_worker_kv_disk_bytes",
-                  "A worker's KV blocks that lie on its disk.");
+                  "What KV blocks take of a worker's disk.");
   Numbers budget(MetricType::Gauge, "caravan_worker_memory_budget_bytes",
                  "What a worker's weights and KV blocks may take together.");
   for (const v1::WorkerStatus& worker : cluster.workers()) {
@@ -231,7 +231,7 @@ void AppendCluster(const Metrics::Snapshot& snapshot, std::vector<MetricFamily>&
     if (share != snapshot.busy_shares.end()) idle.Add(1 - share->second, labels);
     weights.Add(static_cast<int64_t>(worker.loaded_bytes()), labels);
     slots.Add(int64_t{worker.expert_slots()}, labels);
-    kv.Add(static_cast<int64_t>(worker.kv_bytes() - worker.kv_disk_bytes()), labels);
+    kv.Add(static_cast<int64_t>(worker.kv_bytes()), labels);
     kv_disk.Add(static_cast<int64_t>(worker.kv_disk_bytes()), labels);
     budget.Add(static_cast<int64_t>(worker.memory_budget_bytes()), labels);
   }

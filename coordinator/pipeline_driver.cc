@@ -137,6 +137,7 @@ void PipelineDriver::Attach(Pipeline pipeline) {
     scheduling.plan_version = pipeline.plan_version;
     scheduling.num_stages = pipeline.num_stages;
     scheduling.kv_blocks = pipeline.kv_blocks;
+    scheduling.near_kv_blocks = pipeline.near_kv_blocks;
     scheduling.kv_block_tokens = pipeline.kv_block_tokens;
     scheduling.max_step_tokens = pipeline.max_step_tokens;
     scheduling.prefill_chunk = options_.prefill_chunk;

@@ -97,7 +97,8 @@ class PipelineDriver {
   struct Pipeline {
     uint64_t plan_version = 0;
     int num_stages = 1;
-    int64_t kv_blocks = 0;  // of the stage that has fewest
+    int64_t kv_blocks = 0;       // of the stage that has fewest
+    int64_t near_kv_blocks = 0;  // those with the lowest numbers, which no stage has on its disk
     int64_t kv_block_tokens = 1;
     int64_t max_step_tokens = 1;
     bool drafts = false;  // the last stage has the layer of multi-token prediction

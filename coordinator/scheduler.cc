@@ -30,7 +30,9 @@ void EraseOne(std::deque<T>& items, T item) {
 }  // namespace
 
 Scheduler::Scheduler(const Options& options)
-    : options_(options), blocks_(options.kv_blocks, options.kv_block_tokens) {
+    : options_(options),
+      blocks_(options.kv_blocks, std::min(options.near_kv_blocks, options.kv_blocks),
+              options.kv_block_tokens) {
   CARAVAN_CHECK(options.num_stages >= 1);
   CARAVAN_CHECK(options.max_step_tokens >= 1 && options.prefill_chunk >= 1);
   CARAVAN_CHECK(options.vocab_size >= 1);

@@ -49,7 +49,8 @@ class Scheduler {
   struct Options {
     uint64_t plan_version = 0;
     int num_stages = 1;
-    int64_t kv_blocks = 0;  // of the stage that has fewest
+    int64_t kv_blocks = 0;       // of the stage that has fewest
+    int64_t near_kv_blocks = 0;  // those with the lowest numbers, which no stage has on its disk
     int64_t kv_block_tokens = 1;
     int64_t max_step_tokens = 1;
     int64_t prefill_chunk = 1;  // tokens

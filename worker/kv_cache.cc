@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/byte_size.h"
 #include "base/check.h"
+#include "base/log.h"
 #include "base/status_macros.h"
 
 namespace caravan {
@@ -14,14 +15,7 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Options& options)
   CARAVAN_CHECK(options.num_layers > 0 && options.width > 0 && options.block_tokens > 0);
   const int64_t row_bytes = DTypeBytes(options.dtype, options.width);
   const KvBlockShape shape = {options.num_layers, options.block_tokens * row_bytes};
-  const KvTiers tiers = SplitKvBlocks(shape, options.budget_bytes, options.disk_bytes);
-  if (tiers.blocks() < 1) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the KV cache's budget of ", FormatByteSize(options.budget_bytes),
-                     " holds no block: one of ", options.block_tokens, " tokens takes ",
-                     FormatByteSize(shape.block_bytes())));
-  }
-  CARAVAN_ASSIGN_OR_RETURN(Buffer memory, Buffer::Allocate(tiers.in_memory * shape.block_bytes()));
+  KvTiers tiers = SplitKvBlocks(shape, options.budget_bytes, options.disk_bytes);
   std::unique_ptr<KvDisk> disk;
   if (tiers.on_disk > 0) {
     KvDisk::Options disk_options;
@@ -30,8 +24,21 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Options& options)
     disk_options.num_blocks = tiers.on_disk;
     disk_options.directory = options.disk_directory;
     disk_options.reads = options.disk_reads;
-    CARAVAN_ASSIGN_OR_RETURN(disk, KvDisk::Create(disk_options));
+    absl::StatusOr<std::unique_ptr<KvDisk>> created = KvDisk::Create(disk_options);
+    if (created.ok()) {
+      disk = *std::move(created);
+    } else {
+      LogWarning("kv_disk_refused", {{"why", created.status().message()}});
+      tiers = SplitKvBlocks(shape, options.budget_bytes, 0);
+    }
   }
+  if (tiers.blocks() < 1) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the KV cache's budget of ", FormatByteSize(options.budget_bytes),
+                     " holds no block: one of ", options.block_tokens, " tokens takes ",
+                     FormatByteSize(shape.block_bytes())));
+  }
+  CARAVAN_ASSIGN_OR_RETURN(Buffer memory, Buffer::Allocate(tiers.in_memory * shape.block_bytes()));
   return std::unique_ptr<KvCache>(new KvCache(options, tiers, std::move(memory), std::move(disk)));
 }
 
@@ -75,6 +82,8 @@ absl::Status KvCache::CopyBlock(int64_t from, int64_t to) {
                 static_cast<size_t>(options_.num_layers * layer_bytes_));
     return absl::OkStatus();
   }
+  // A failed step may still read to where the copy goes.
+  disk_->BeginStep({});
   for (int layer = 0; layer < options_.num_layers; ++layer) {
     if (IsOnDisk(from)) {
       CARAVAN_RETURN_IF_ERROR(disk_->ReadLayer(from - tiers_.in_memory, layer));

@@ -42,10 +42,10 @@ class KvCache {
     ReadQueue* disk_reads = nullptr;  // as KvDisk::Options
   };
 
-  /// Takes as many blocks as SplitKvBlocks says. Memory is touched only as blocks are used.
+  /// Takes as many blocks as SplitKvBlocks says; without the disk, and with a warning, where
+  /// KvDisk::Create fails. Memory is touched only as blocks are used.
   /// REQUIRES: `dtype` has whole blocks in `width`.
-  /// Errors: FailedPrecondition - the budget holds no block; ResourceExhausted - no memory; as
-  ///         KvDisk::Create.
+  /// Errors: FailedPrecondition - the budget holds no block; ResourceExhausted - no memory.
   static absl::StatusOr<std::unique_ptr<KvCache>> Create(const Options& options);
 
   int64_t num_blocks() const { return tiers_.blocks(); }

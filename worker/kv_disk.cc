@@ -100,9 +100,12 @@ absl::Status KvDisk::Store(int layer) {
       if (use.rows == use.old_rows) continue;
       const Pages pages(use.old_rows * options_.row_bytes, use.rows * options_.row_bytes);
       const std::byte* const data = LayerOfBlock(use.block, layer) + pages.begin;
-      results[static_cast<size_t>(i)] =
-          file_->Write(OffsetOf(use.block, layer) + pages.begin,
-                       absl::MakeConstSpan(data, static_cast<size_t>(pages.size())));
+      absl::Status& result = results[static_cast<size_t>(i)];
+      for (int tries = 0; tries == 0 || (!result.ok() && tries < ReadQueue::Options().tries);
+           ++tries) {
+        result = file_->Write(OffsetOf(use.block, layer) + pages.begin,
+                              absl::MakeConstSpan(data, static_cast<size_t>(pages.size())));
+      }
     }
   });
   for (const absl::Status& result : results) {

@@ -70,7 +70,7 @@ class KvDisk {
   /// Errors: the disk's, with the place.
   absl::Status Load(int layer, int next);
 
-  /// Writes the new rows of `layer`. REQUIRES: it is loaded.
+  /// Writes the new rows of `layer`, trying as often as reads are tried. REQUIRES: it is loaded.
   /// Errors: the disk's, with the place; the rows may be written in part.
   absl::Status Store(int layer);
 

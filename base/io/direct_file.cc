@@ -46,13 +46,17 @@ absl::StatusOr<std::unique_ptr<DirectFile>> DirectFile::CreateScratch(const std:
   if (file.get() < 0) return ErrnoStatus(errno, directory);
   ::unlink(path.c_str());
   // Before O_DIRECT, which the C library's own way of doing this does not know.
-  if (const int error = ::posix_fallocate(file.get(), 0, bytes); error != 0) {
+  int error = 0;
+  do {
+    error = ::posix_fallocate(file.get(), 0, bytes);
+  } while (error == EINTR);
+  if (error != 0) {
     return Annotate(ErrnoStatus(error, directory), absl::StrCat("a file of ", bytes, " bytes"));
   }
   const bool direct = ::fcntl(file.get(), F_SETFL, O_DIRECT) == 0 && ReadsPastCache(file.get());
   if (!direct && ::fcntl(file.get(), F_SETFL, 0) != 0) return ErrnoStatus(errno, directory);
   return std::unique_ptr<DirectFile>(
-      new DirectFile(std::move(path), file.Release(), bytes, direct));
+      new DirectFile(absl::StrCat("a scratch file in ", directory), file.Release(), bytes, direct));
 }
 
 absl::Status DirectFile::Write(int64_t offset, absl::Span<const std::byte> data) const {

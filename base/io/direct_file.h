@@ -39,6 +39,7 @@ class DirectFile {
   DirectFile(const DirectFile&) = delete;
   DirectFile& operator=(const DirectFile&) = delete;
 
+  /// For people: the path; of a scratch file, where it is.
   const std::string& path() const { return path_; }
   int fd() const { return fd_; }
   /// Its size when it was opened.

@@ -139,34 +139,44 @@ TEST(StepTime, ChunksOfPromptsGrowUntilComputingTakesAsLongAsReading) {
   // 3 * 7168 * 2048 multiply-adds take 1 / 100 s at this rate, so that 448 rows take as long.
   box.memory_read_bytes = 1e15;
   box.cpu_multiply_adds = 100.0 * 8 * 3 * 7168 * 2048;
-  const auto time = PredictPrompts(R1(), cost, box, 1, {});
+  const auto time = PredictPrompts(R1(), cost, box, 1, {.context_tokens = 8192});
   ASSERT_TRUE(time.ok()) << time.status();
   EXPECT_EQ(time->chunk_tokens, 512);
   EXPECT_EQ(time->slowest.bottleneck, Bottleneck::kArithmetic);
   // Two boxes have a chunk each; twice the slots leave less to read.
-  const auto two = PredictPrompts(R1(), cost, box, 2, {});
+  const auto two = PredictPrompts(R1(), cost, box, 2, {.context_tokens = 8192});
   ASSERT_TRUE(two.ok()) << two.status();
   EXPECT_EQ(two->chunk_tokens, 512);
   EXPECT_NEAR(two->tokens_per_second / time->tokens_per_second, 2, 0.1);
   box.cpu_multiply_adds *= 1e6;
-  const auto fast = PredictPrompts(R1(), cost, box, 1, {});
+  const auto fast = PredictPrompts(R1(), cost, box, 1, {.context_tokens = 8192});
   ASSERT_TRUE(fast.ok()) << fast.status();
   EXPECT_EQ(fast->chunk_tokens, kMostPromptChunk);
   EXPECT_EQ(fast->slowest.bottleneck, Bottleneck::kDisk);
   box.cpu_multiply_adds /= 1e9;
-  const auto slow = PredictPrompts(R1(), cost, box, 1, {});
+  const auto slow = PredictPrompts(R1(), cost, box, 1, {.context_tokens = 8192});
   ASSERT_TRUE(slow.ok()) << slow.status();
   EXPECT_EQ(slow->chunk_tokens, kLeastPromptChunk);
+}
+
+TEST(StepTime, NoChunkIsLongerThanThePrompts) {
+  ModelCost cost;
+  cost.layers.assign(4, ExpertLayers(1));
+  const auto time =
+      PredictPrompts(R1(), cost, DiskBox(128 * int64_t{20'000'000}), 1, {.context_tokens = 300});
+  ASSERT_TRUE(time.ok()) << time.status();
+  EXPECT_EQ(time->chunk_tokens, 256);
+  EXPECT_EQ(time->slowest.bottleneck, Bottleneck::kDisk);
 }
 
 TEST(StepTime, ChunksOfPromptsGrowPastWhatMemoryBounds) {
   ModelCost cost;
   cost.layers.assign(1, ExpertLayers(1));
-  Box box = DiskBox(256 * int64_t{20'000'000});
+  Box box = DiskBox(300 * int64_t{20'000'000});
   // All is in memory; to read it takes 1 s, and so does the arithmetic of 100 rows.
   box.memory_read_bytes = 256 * 20e6;
   box.cpu_multiply_adds = 100.0 * 8 * 3 * 7168 * 2048;
-  const auto time = PredictPrompts(R1(), cost, box, 1, {});
+  const auto time = PredictPrompts(R1(), cost, box, 1, {.context_tokens = 8192});
   ASSERT_TRUE(time.ok()) << time.status();
   EXPECT_EQ(time->chunk_tokens, 128);
   EXPECT_EQ(time->slowest.bottleneck, Bottleneck::kArithmetic);

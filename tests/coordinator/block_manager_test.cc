@@ -11,6 +11,7 @@ namespace caravan {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::UnorderedElementsAre;
 
 using Tokens = std::vector<int32_t>;
 
@@ -100,6 +101,27 @@ TEST(BlockManagerTest, TakesTheLowestOfTheBlocksThatHoldNothing) {
   blocks.Free(first);
   ASSERT_TRUE(blocks.Grow(20, second));
   EXPECT_EQ(second.blocks, (std::vector<uint32_t>{0, 1, 2, 3, 4}));
+}
+
+TEST(BlockManagerTest, TakesAFarBlockOnlyWhereNoNearOneIsFree) {
+  BlockManager blocks(4, 2, 4);
+  BlockTable table = Cached(blocks, {1, 2, 3, 4, 5, 6, 7, 8});
+  blocks.Free(table);
+  EXPECT_EQ(blocks.cached_blocks(), 2);
+  // What is kept of an old prompt gives way before the blank blocks, which are far.
+  BlockTable first;
+  ASSERT_TRUE(blocks.Grow(8, first));
+  EXPECT_THAT(first.blocks, UnorderedElementsAre(0u, 1u));
+  blocks.CheckInvariants();
+  BlockTable second;
+  ASSERT_TRUE(blocks.Grow(8, second));
+  EXPECT_THAT(second.blocks, UnorderedElementsAre(2u, 3u));
+  EXPECT_EQ(blocks.free_blocks(), 0);
+  // Far ones are kept for prompts that begin alike, too.
+  blocks.Publish(Tokens{1, 2, 3, 4, 5, 6, 7, 8}, second);
+  blocks.Free(second);
+  EXPECT_EQ(blocks.Adopt(Tokens{1, 2, 3, 4, 9}, table), 4);
+  blocks.CheckInvariants();
 }
 
 TEST(BlockManagerTest, KeepsTheSourceOfACopyUntilItIsSent) {

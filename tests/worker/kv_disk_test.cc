@@ -4,9 +4,10 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <map>
 #include <memory>
+#include <optional>
 #include <random>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -27,13 +28,24 @@ constexpr int64_t kBlockTokens = 64;
 constexpr int64_t kRowBytes = kWidth * 4;
 constexpr KvBlockShape kShape = {kLayers, kBlockTokens* kRowBytes};
 
-/// A disk that fails the reads that it is told to.
+/// A disk that fails the reads that it is told to, and holds one up.
 class FailingQueue : public ReadQueue {
  public:
   FailingQueue() : queue_(*ReadQueue::Create({})) {}
 
+  /// Begins the read that was held.
+  void Release() {
+    const Held held = std::move(*held_);
+    held_.reset();
+    queue_->Submit(held.read, held.priority, held.done);
+  }
+
   absl::string_view Name() const override { return queue_->Name(); }
   Id Submit(const FileRead& read, ReadPriority priority, Done done) override {
+    if (held_read >= 0 && held_read-- == 0) {
+      held_ = Held{read, priority, std::move(done)};
+      return 0;
+    }
     if (good_reads-- > 0) return queue_->Submit(read, priority, std::move(done));
     done(absl::DataLossError("the disk failed"));
     return 0;
@@ -43,8 +55,15 @@ class FailingQueue : public ReadQueue {
   Counters counters() const override { return queue_->counters(); }
 
   int64_t good_reads = INT64_MAX;
+  int held_read = -1;  // so many reads from now; -1: none
 
  private:
+  struct Held {
+    FileRead read;
+    ReadPriority priority;
+    Done done;
+  };
+  std::optional<Held> held_;
   const std::unique_ptr<ReadQueue> queue_;
 };
 
@@ -207,13 +226,52 @@ TEST_F(KvDiskTest, AStepThatFailsLeavesWhatItStored) {
   queue_.good_reads = 3;  // two of layer 0, one of layer 1
   cache->BeginStep(uses);
   ASSERT_TRUE(cache->LoadLayer(0, 1).ok());
+  std::fill_n(Row(*cache, 2, 0, 10), 2 * kWidth, 77.0f);
   ASSERT_TRUE(cache->StoreLayer(0).ok());
   const absl::Status failed = cache->LoadLayer(1, 2);
   EXPECT_EQ(failed.code(), absl::StatusCode::kDataLoss);
   EXPECT_THAT(std::string(failed.message()), HasSubstr("the KV cache on disk: the disk failed"));
   queue_.good_reads = INT64_MAX;
-  ExpectBlock(*cache, 2, 10);
   ExpectBlock(*cache, 3, 20);
+  const KvBlockUse use = {2, kBlockTokens, kBlockTokens};
+  cache->BeginStep(absl::MakeConstSpan(&use, 1));
+  for (int layer = 0; layer < kLayers; ++layer) {
+    ASSERT_TRUE(cache->LoadLayer(layer, -1).ok());
+    for (int64_t row = 0; row < kBlockTokens; ++row) {
+      const bool stored = layer == 0 && (row == 10 || row == 11);
+      EXPECT_EQ(*Row(*cache, 2, layer, row), stored ? 77.0f : 10.0f + static_cast<float>(layer))
+          << "layer " << layer << " row " << row;
+    }
+  }
+}
+
+TEST_F(KvDiskTest, ACopyWaitsForWhatAFailedStepStillReads) {
+  const auto cache = Create(1, 3);
+  FillBlock(*cache, 0, 10);
+  FillBlock(*cache, 2, 20);
+  const KvBlockUse use = {2, kBlockTokens, kBlockTokens};
+  cache->BeginStep(absl::MakeConstSpan(&use, 1));
+  ASSERT_TRUE(cache->LoadLayer(0, 1).ok());
+  queue_.held_read = 0;  // of layer 2, begun ahead; the step goes no further
+  ASSERT_TRUE(cache->LoadLayer(1, 2).ok());
+  std::thread release([this] { queue_.Release(); });
+  ASSERT_TRUE(cache->CopyBlock(0, 2).ok());
+  release.join();
+  ExpectBlock(*cache, 2, 10);
+}
+
+TEST_F(KvDiskTest, WithoutItsDiskACacheIsInMemoryAlone) {
+  KvCache::Options options;
+  options.num_layers = kLayers;
+  options.width = kWidth;
+  options.block_tokens = kBlockTokens;
+  options.budget_bytes = 4 * kShape.block_bytes();
+  options.disk_bytes = 6 * kShape.disk_block_bytes();
+  options.disk_directory = dir_.File("none");
+  const auto cache = KvCache::Create(options);
+  ASSERT_TRUE(cache.ok()) << cache.status();
+  EXPECT_EQ((*cache)->num_blocks(), 4);
+  EXPECT_EQ((*cache)->blocks_on_disk(), 0);
 }
 
 TEST_F(KvDiskTest, NeighboursAreReadAtOnce) {
