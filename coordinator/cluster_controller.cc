@@ -94,9 +94,9 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
           worker,
           absl::InvalidArgumentError(absl::StrCat(
               DescribeWorker(*membership_.Find(worker)), " offers ", report.ready().kv_blocks(),
-              " KV blocks, ", report.ready().kv_blocks_on_disk(), " of them on disk, of ",
-              report.ready().kv_block_tokens(), " tokens, and a block must be of ", kKvBlockTokens,
-              ": is it of another version?")),
+              " KV blocks of ", report.ready().kv_block_tokens(), " tokens, ",
+              report.ready().kv_blocks_on_disk(), " of them on disk, and a block must be of ",
+              kKvBlockTokens, ": is it of another version?")),
           absl::StatusCode::kInvalidArgument);
       return absl::OkStatus();
     }
