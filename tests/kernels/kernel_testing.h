@@ -19,6 +19,7 @@
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/tile_ops.h"
 #include "kernels/quant/dequantize.h"
 #include "kernels/reference/reference_backend.h"
 #include "kernels/tiled/tile_layout.h"
@@ -242,6 +243,33 @@ inline std::vector<Bounded> Exactly(const float* x, int64_t n) {
   std::vector<Bounded> y(n);
   for (int64_t i = 0; i < n; ++i) y[i].value = x[i];
   return y;
+}
+
+/// Activations as the integer kernels take them.
+inline std::vector<double> RoundedToBlocks(const std::vector<float>& x) {
+  std::vector<ActivationBlock> blocks(x.size() / kActivationBlock);
+  PortableTileOps().quantize(x.data(), static_cast<int64_t>(x.size()), blocks.data());
+  std::vector<double> rounded(x.size());
+  for (size_t i = 0; i < x.size(); ++i) {
+    rounded[i] = static_cast<double>(blocks[i / 32].scale) * blocks[i / 32].codes[i % 32];
+  }
+  return rounded;
+}
+
+/// The values that a block format's row would have if all its codes were stored as zeros: what is
+/// subtracted, minima or offsets.
+inline std::vector<double> Subtracted(const Matrix& row_major, int64_t row) {
+  const int64_t row_bytes = DTypeBytes(row_major.dtype, row_major.cols);
+  std::vector<std::byte> bytes(row_major.data + row * row_bytes,
+                               row_major.data + (row + 1) * row_bytes);
+  for (int64_t at = 0; at < row_bytes; at += BlockOf(row_major.dtype).bytes) {
+    for (const TileField& field : TileFieldsOf(row_major.dtype)) {
+      if (field.unit == 4) std::memset(bytes.data() + at + field.offset, 0, field.bytes);
+    }
+  }
+  std::vector<double> values(row_major.cols);
+  DequantizeRow(row_major.dtype, bytes.data(), row_major.cols, values.data());
+  return values;
 }
 
 }  // namespace caravan

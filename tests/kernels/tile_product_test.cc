@@ -10,33 +10,6 @@
 namespace caravan {
 namespace {
 
-/// x as the integer kernels take it.
-std::vector<double> RoundedActivations(const std::vector<float>& x) {
-  std::vector<ActivationBlock> blocks(x.size() / kActivationBlock);
-  PortableTileOps().quantize(x.data(), static_cast<int64_t>(x.size()), blocks.data());
-  std::vector<double> rounded(x.size());
-  for (size_t i = 0; i < x.size(); ++i) {
-    rounded[i] = static_cast<double>(blocks[i / 32].scale) * blocks[i / 32].codes[i % 32];
-  }
-  return rounded;
-}
-
-/// The values that a block format's row would have if all its codes were stored as zeros: what is
-/// subtracted, minima or offsets.
-std::vector<double> Subtracted(const Matrix& row_major, int64_t row) {
-  const int64_t row_bytes = DTypeBytes(row_major.dtype, row_major.cols);
-  std::vector<std::byte> bytes(row_major.data + row * row_bytes,
-                               row_major.data + (row + 1) * row_bytes);
-  for (int64_t at = 0; at < row_bytes; at += BlockOf(row_major.dtype).bytes) {
-    for (const TileField& field : TileFieldsOf(row_major.dtype)) {
-      if (field.unit == 4) std::memset(bytes.data() + at + field.offset, 0, field.bytes);
-    }
-  }
-  std::vector<double> values(row_major.cols);
-  DequantizeRow(row_major.dtype, bytes.data(), row_major.cols, values.data());
-  return values;
-}
-
 /// With activations rounded to blocks: for each sub-block (at least 16 values), the integer dot
 /// product is exact, its scale is rounded once and its addition once, and with a minimum the same
 /// again. So |error| <= (1 + 2 n / 16) units of the sum of all terms' magnitudes; a scale that is
@@ -56,7 +29,7 @@ TEST(TileProductTest, BlockFormatsAddNothingButTheRoundingOfTheirSums) {
       const std::vector<float> x =
           seed < 4 ? RandomFloats(rng, num_rows * cols)
                    : RandomWideFloats(rng, num_rows * cols, seed % 2 == 0 ? 100 : -120);
-      const std::vector<double> rounded = RoundedActivations(x);
+      const std::vector<double> rounded = RoundedToBlocks(x);
       const double sub_blocks = static_cast<double>(cols) / 16;
       for (const NamedBackend& cpu : CpuBackends()) {
         std::vector<float> out(num_rows * rows + 1, 77);

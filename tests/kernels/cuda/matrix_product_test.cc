@@ -63,21 +63,6 @@ TEST_F(CudaProductTest, ActivationsAreQuantizedAsOnTheCpuToTheBit) {
   }
 }
 
-/// What a block format's row would be if all its codes were stored as zeros: minima or offsets.
-std::vector<double> Subtracted(const Matrix& row_major, int64_t row) {
-  const int64_t row_bytes = DTypeBytes(row_major.dtype, row_major.cols);
-  std::vector<std::byte> bytes(row_major.data + row * row_bytes,
-                               row_major.data + (row + 1) * row_bytes);
-  for (int64_t at = 0; at < row_bytes; at += BlockOf(row_major.dtype).bytes) {
-    for (const TileField& field : TileFieldsOf(row_major.dtype)) {
-      if (field.unit == 4) std::memset(bytes.data() + at + field.offset, 0, field.bytes);
-    }
-  }
-  std::vector<double> values(row_major.cols);
-  DequantizeRow(row_major.dtype, bytes.data(), row_major.cols, values.data());
-  return values;
-}
-
 /// A block of 32 is an exact integer, scaled by at most three rounded factors (its scale, times the
 /// activations', times the integer where it has more than 24 bits) and added once, with a minimum
 /// twice; 16 blocks make a chunk, and the chunks are added. So |error| <= (3 + 2 * 16 + chunks)

@@ -9,7 +9,6 @@
 #include <memory>
 #include <vector>
 
-#include "kernels/cpu/tile_ops.h"
 #include "kernels/cuda/activations.h"
 #include "kernels/cuda/matrix_product.h"
 #include "kernels/cuda/product_launch.h"
@@ -59,17 +58,6 @@ class CudaProductTest : public CudaTest {
 inline TestMatrix RandomWeights(Rng& rng, DType dtype, int64_t rows, int64_t cols) {
   return BlockOf(dtype).values > 1 ? TestMatrix::RandomBlocks(rng, dtype, rows, cols)
                                    : TestMatrix::Random(rng, dtype, rows, cols);
-}
-
-/// Activations as the integer kernels take them.
-inline std::vector<double> RoundedToBlocks(const std::vector<float>& x) {
-  std::vector<ActivationBlock> blocks(x.size() / kActivationBlock);
-  PortableTileOps().quantize(x.data(), static_cast<int64_t>(x.size()), blocks.data());
-  std::vector<double> rounded(x.size());
-  for (size_t i = 0; i < x.size(); ++i) {
-    rounded[i] = static_cast<double>(blocks[i / 32].scale) * blocks[i / 32].codes[i % 32];
-  }
-  return rounded;
 }
 
 }  // namespace caravan
