@@ -132,7 +132,7 @@ Bench MakeBench() {
   Bench bench;
   bench.stream = MustBe(CudaStream::Create(MustBe(CudaDevice::Open(0))));
   const CudaStream& stream = *bench.stream;
-  const CudaMemory memory = MustBe(stream.device().Memory());
+  const CudaMemoryInfo memory = MustBe(stream.device().Memory());
   // An R1 layer's experts at 4.5 bits, or what there is.
   const int64_t bytes = std::min(int64_t{6500} << 20, memory.free_bytes / 10 * 7);
   bench.weights = Buffer(stream, RoundUp<int64_t>(bytes, 256));

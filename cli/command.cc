@@ -6,6 +6,7 @@
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
+#include "base/byte_size.h"
 #include "kernels/kv_rows.h"
 
 namespace caravan {
@@ -78,6 +79,24 @@ void AddKvOption(CLI::App& command, DType& dtype) {
       ->check(CLI::IsMember(formats))
       ->type_name("f32|f16|q8_0")
       ->default_str(KvOptionName(dtype));
+}
+
+CLI::Option* AddByteSizeOption(CLI::App& command, const std::string& name, int64_t& bytes,
+                               const std::string& help) {
+  return command
+      .add_option_function<std::string>(
+          name,
+          [&bytes, name](const std::string& text) {
+            const absl::StatusOr<int64_t> parsed = ParseByteSize(text);
+            if (!parsed.ok() || *parsed == 0) {
+              throw CLI::ValidationError(name, parsed.ok()
+                                                   ? "must be more than 0"
+                                                   : std::string(parsed.status().message()));
+            }
+            bytes = *parsed;
+          },
+          help)
+      ->type_name("SIZE");
 }
 
 void AddIsaOption(CLI::App& command, CpuIsa& isa) {

@@ -30,6 +30,11 @@ int ReportStatus(const absl::Status& status);
 /// Lets the subcommand's options come from a file too: --config FILE, lines of option = value.
 void AddConfigOption(CLI::App& command);
 
+/// An option of a size, such as 11.2GiB, that must be more than 0. Borrows `bytes`, which keeps its
+/// value without the option.
+CLI::Option* AddByteSizeOption(CLI::App& command, const std::string& name, int64_t& bytes,
+                               const std::string& help);
+
 /// The option --speculate mtp|off. Borrows `speculate`, which keeps its value without the option.
 void AddSpeculateOption(CLI::App& command, bool& speculate);
 

@@ -9,27 +9,16 @@
 #include "base/byte_size.h"
 #include "base/io/direct_file.h"
 #include "base/status_macros.h"
+#include "cli/command.h"
 #include "cli/validators.h"
 
 namespace caravan {
 
 CLI::Option* KvDiskFlags::AddTo(CLI::App& command) {
-  CLI::Option* const size =
-      command
-          .add_option_function<std::string>(
-              "--kv-disk",
-              [this](const std::string& text) {
-                const absl::StatusOr<int64_t> parsed = ParseByteSize(text);
-                if (!parsed.ok() || *parsed == 0) {
-                  throw CLI::ValidationError(
-                      "--kv-disk",
-                      parsed.ok() ? "must be more than 0" : std::string(parsed.status().message()));
-                }
-                bytes = *parsed;
-              },
-              "Disk for the KV cache of sequences that memory has no room for, such as 100GiB: a "
-              "step then reads theirs layer by layer")
-          ->type_name("SIZE");
+  CLI::Option* const size = AddByteSizeOption(
+      command, "--kv-disk", bytes,
+      "Disk for the KV cache of sequences that memory has no room for, such as 100GiB: a step then "
+      "reads theirs layer by layer");
   command
       .add_option("--kv-disk-dir", directory,
                   "Where --kv-disk is, in a file without a name that goes with the process")

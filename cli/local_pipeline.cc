@@ -38,17 +38,23 @@ int64_t ContextOf(const StoredModel& model, const LocalPipeline::Options& option
 /// Splits the model over equal workers: each large enough for everything, or with its part of the
 /// budget.
 absl::StatusOr<PipelinePlan> PlanEvenly(const StoredModel& model,
-                                        const LocalPipeline::Options& options, int num_threads) {
+                                        const LocalPipeline::Options& options,
+                                        const ComputeDevice& device, int num_threads) {
   CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost, CostOfStoredModel(model, options.speculate));
   PlannerOptions planner;
   planner.version = kPlanVersion;
   planner.context_tokens = WholeKvBlocks(ContextOf(model, options));
   planner.kv_tokens = std::max(planner.context_tokens, WholeKvBlocks(options.kv_tokens));
   planner.step_memory = ComputeStepMemory(model.config(), options.prefill_chunk);
+  planner.card_step_memory =
+      ComputeCardStepMemory(model.config(), options.prefill_chunk, kKvBlockTokens);
   PlannerWorker worker;
   worker.kv_dtype = options.kv_dtype;
   worker.kv_disk_bytes = options.kv_disk_bytes / options.num_workers;
-  if (options.memory_budget_bytes > 0) {
+  if (device.is_card()) {
+    worker.on_card = true;
+    worker.memory_budget_bytes = device.memory_budget_bytes();
+  } else if (options.memory_budget_bytes > 0) {
     worker.memory_budget_bytes =
         (options.memory_budget_bytes - options.memory_aside_bytes) / options.num_workers;
     worker.offloads = true;
@@ -82,10 +88,17 @@ absl::Status TooLittle(const LocalPipeline::Options& options, const absl::Status
 
 }  // namespace
 
+DeviceFlags LocalPipeline::Options::DeviceOfWorker() const {
+  DeviceFlags flags = device;
+  flags.vram /= num_workers;
+  return flags;
+}
+
 void LocalPipeline::Options::LeaveHalf() {
   memory_aside_bytes = CeilDiv(memory_budget_bytes, int64_t{2});
   memory_aside_use = "the other model";
   kv_disk_bytes /= 2;
+  device.vram /= 2;
 }
 
 absl::Status LocalPipeline::CheckOptions(const StoredModel& model, const Options& options) {
@@ -114,7 +127,12 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
   CARAVAN_RETURN_IF_ERROR(CheckOptions(model, options));
   const ModelConfig& config = model.config();
   CARAVAN_ASSIGN_OR_RETURN(const int num_threads, ThreadCount(options.num_threads));
-  absl::StatusOr<PipelinePlan> planned = PlanEvenly(model, options, num_threads);
+  CpuOptions cpu;
+  cpu.num_threads = std::max(1, num_threads / options.num_workers);
+  cpu.isa = options.isa;
+  CARAVAN_ASSIGN_OR_RETURN(const std::shared_ptr<const ComputeDevice> device,
+                           options.DeviceOfWorker().Open(cpu));
+  absl::StatusOr<PipelinePlan> planned = PlanEvenly(model, options, *device, num_threads);
   if (!planned.ok() && options.memory_budget_bytes > 0) return TooLittle(options, planned.status());
   CARAVAN_ASSIGN_OR_RETURN(const PipelinePlan plan, std::move(planned));
 
@@ -139,10 +157,8 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
     return driver->Receive(std::move(step));
   };
   for (size_t i = plan.stages.size(); i-- > 0;) {
-    CpuOptions cpu;
-    cpu.num_threads = std::max(1, num_threads / options.num_workers);
-    cpu.isa = options.isa;
-    CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend, MakeCpuBackend(cpu));
+    CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
+                             device->MakeBackend(config, options.prefill_chunk));
     Stage::Options stage_options;
     stage_options.name = absl::StrCat("local worker ", i + 1);
     stage_options.kv_dtype = options.kv_dtype;
@@ -212,29 +228,17 @@ void LocalPipelineFlags::AddTo(CLI::App& command) {
   command.add_option("--threads", threads, "CPU threads, of all stages together; 0: one a core")
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
-  CLI::Option* const ram_option =
-      command
-          .add_option_function<std::string>(
-              "--ram",
-              [this](const std::string& text) {
-                const absl::StatusOr<int64_t> bytes = ParseByteSize(text);
-                if (!bytes.ok() || *bytes == 0) {
-                  throw CLI::ValidationError("--ram", bytes.ok()
-                                                          ? "must be more than 0"
-                                                          : std::string(bytes.status().message()));
-                }
-                ram = *bytes;
-              },
-              "Memory of the whole process, such as 24GiB: experts of a packed model that do not "
-              "fit stay on disk, and are read as steps want them; if not given, everything is in "
-              "memory")
-          ->type_name("SIZE");
+  CLI::Option* const ram_option = AddByteSizeOption(
+      command, "--ram", ram,
+      "Memory of the whole process, such as 24GiB: experts of a packed model that do not fit stay "
+      "on disk, and are read as steps want them; if not given, everything is in memory");
   command
       .add_option("--context", context,
                   "Longest prompt with its reply, in tokens; 0: as the model allows")
       ->check(CLI::Range(int64_t{0}, int64_t{1} << 40))
       ->capture_default_str();
   AddIsaOption(command, isa);
+  device.AddTo(command);
   AddKvOption(command, kv_dtype);
   kv_disk.AddTo(command)->needs(ram_option);
   experts.AddTo(command);
@@ -247,6 +251,7 @@ LocalPipeline::Options LocalPipelineFlags::Options() const {
   options.memory_budget_bytes = ram;
   options.context_tokens = context;
   options.isa = isa;
+  options.device = device;
   options.kv_dtype = kv_dtype;
   options.kv_disk_bytes = kv_disk.bytes;
   options.kv_disk_directory = kv_disk.directory;

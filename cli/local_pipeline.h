@@ -15,6 +15,7 @@
 #include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
 #include "base/dtype.h"
+#include "cli/device_flags.h"
 #include "cli/expert_flags.h"
 #include "cli/kv_disk_flags.h"
 #include "coordinator/pipeline_driver.h"
@@ -42,6 +43,8 @@ class LocalPipeline {
     int64_t memory_budget_bytes = 0;
     int64_t memory_aside_bytes = 0;
     std::string memory_aside_use;  // what for, in messages
+    /// What one worker has of it.
+    DeviceFlags DeviceOfWorker() const;
     /// Leaves half of the budgets, where there are any, to another model in this process.
     void LeaveHalf();
     DType kv_dtype = DType::kF32;
@@ -50,6 +53,7 @@ class LocalPipeline {
     std::string kv_disk_directory;
     bool speculate = false;  // the last worker drafts
     CpuIsa isa = CpuIsa::kAuto;
+    DeviceFlags device;            // of all workers, which share its memory out evenly
     ExpertStore::Options experts;  // of those on disk
     std::string record_routing;    // prefix of the stages' files (RecordStage); empty: none
     // If set, called before each stage is made, from the last to the first, with its number and
@@ -101,7 +105,7 @@ class LocalPipeline {
 };
 
 /// The options --model, --workers, --threads, --ram, --context, --isa and --kv and those of
-/// KvDiskFlags and ExpertFlags, of the commands that run a pipeline of their own.
+/// DeviceFlags, KvDiskFlags and ExpertFlags, of the commands that run a pipeline of their own.
 struct LocalPipelineFlags {
   std::string model;
   int workers = 1;
@@ -109,6 +113,7 @@ struct LocalPipelineFlags {
   int64_t ram = 0;      // in bytes; 0: not given
   int64_t context = 0;  // tokens
   CpuIsa isa = CpuIsa::kAuto;
+  DeviceFlags device;
   DType kv_dtype = DType::kF32;
   KvDiskFlags kv_disk;
   ExpertFlags experts;

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "cli/commands.h"
+#include "cli/device_flags.h"
 #include "cli/expert_flags.h"
 #include "cli/kv_disk_flags.h"
 #include "cli/progress_bar.h"
@@ -21,7 +22,6 @@
 #include "cli/validators.h"
 #include "cluster/address.h"
 #include "cluster/machine.h"
-#include "kernels/cpu/cpu_backend.h"
 #include "model/pack/packed_model.h"
 #include "worker/session.h"
 
@@ -35,6 +35,7 @@ struct WorkerFlags {
   WorkerSessionOptions options;
   std::string ram;
   std::string offload = "auto";
+  DeviceFlags device;
   KvDiskFlags kv_disk;
   ExpertFlags experts;
   std::string expert_heat = "auto";
@@ -78,6 +79,12 @@ absl::Status ApplyExpertFlags(WorkerFlags& flags) {
   return absl::OkStatus();
 }
 
+/// What a card cannot do yet.
+absl::Status CheckCard(const WorkerSessionOptions& options) {
+  if (!options.device->is_card() || options.kv_disk_bytes == 0) return absl::OkStatus();
+  return absl::InvalidArgumentError("--kv-disk: a card's KV cache is in its memory only");
+}
+
 absl::Status ApplyDefaults(WorkerFlags& flags) {
   WorkerSessionOptions& options = flags.options;
   CARAVAN_RETURN_IF_ERROR(Annotate(CheckAddress(options.coordinator), "--coordinator"));
@@ -104,9 +111,8 @@ absl::Status ApplyDefaults(WorkerFlags& flags) {
   CpuOptions cpu;
   cpu.num_threads = options.num_threads;
   cpu.isa = flags.isa;
-  // Tried once here, so that a session's factory cannot fail.
-  CARAVAN_RETURN_IF_ERROR(Annotate(MakeCpuBackend(cpu).status(), "--isa"));
-  options.make_backend = [cpu] { return *MakeCpuBackend(cpu); };
+  CARAVAN_ASSIGN_OR_RETURN(options.device, flags.device.Open(cpu));
+  CARAVAN_RETURN_IF_ERROR(CheckCard(options));
   const auto bar = std::make_shared<ProgressBar>("loading");
   options.show_progress = [bar](int64_t done, int64_t total) { bar->Show(done, total); };
   return absl::OkStatus();
@@ -116,6 +122,7 @@ absl::Status Work(WorkerFlags flags) {
   const StopSignals signals;
   CARAVAN_RETURN_IF_ERROR(ApplyDefaults(flags));
   LogInfo("worker_starting", {{"name", flags.options.name},
+                              {"device", flags.options.device->Name()},
                               {"threads", flags.options.num_threads},
                               {"memory", FormatByteSize(flags.options.memory_budget_bytes)}});
   while (true) {
@@ -173,6 +180,7 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
       ->check(CLI::Range(0, 1024))
       ->capture_default_str();
   AddIsaOption(*command, flags->isa);
+  flags->device.AddTo(*command);
   AddKvOption(*command, options.kv_dtype);
   flags->kv_disk.AddTo(*command);
   CLI::Option* const model = command->add_option(

@@ -122,6 +122,7 @@ class Needs {
     StageNeed need;
     need.weights = cost.weight_bytes;
     need.kv = KvCacheBytes(cost, worker(w).kv_dtype, options_.context_tokens);
+    if (worker(w).on_card) need.beside = StepBytes(w, begin, end);
     return need;
   }
   /// As it would fit the worker: resident if it does, else offloading where that can be and needs
@@ -138,12 +139,16 @@ class Needs {
     need.weights = cost.always_active_bytes();
     need.kv = resident.kv;
     need.slots = cost.least_expert_slots() * cost.expert_slot_bytes;
-    need.beside =
-        worker(w).process_bytes + options_.step_memory.Of(costs_.Stage(begin, end), num_workers());
+    need.beside = worker(w).process_bytes + StepBytes(w, begin, end);
     return need.total() < resident.total() ? need : resident;
   }
 
  private:
+  int64_t StepBytes(int w, int begin, int end) const {
+    const StepMemory& steps = worker(w).on_card ? options_.card_step_memory : options_.step_memory;
+    return steps.Of(costs_.Stage(begin, end), num_workers());
+  }
+
   const StageCosts& costs_;
   const PlannerOptions& options_;
   const absl::Span<const PlannerWorker* const> workers_;
@@ -279,14 +284,14 @@ std::string WhyNotResident(const StageCosts& costs, absl::Span<const PlannerWork
   return absl::StrCat(needs, "and ", offer, ", but no split into whole layers fits every worker");
 }
 
-/// The same where experts may stay on disks: of the split that comes closest, the stage that is
-/// farthest from fitting.
-std::string WhyNotOffloading(const StageCosts& costs, const PlannerOptions& options,
-                             const std::vector<WorkerList>& lists) {
+/// The same where experts may stay on disks, or cards hold steps too: of the split that comes
+/// closest, the stage that is farthest from fitting.
+std::string WhyNoStageFits(const StageCosts& costs, const PlannerOptions& options,
+                           const std::vector<WorkerList>& lists, bool may_offload) {
   double closest = kImpossible;
   std::string why;
   for (const WorkerList& list : lists) {
-    const Needs needs(costs, options, list, /*may_offload=*/true);
+    const Needs needs(costs, options, list, may_offload);
     const auto excess = [&](int w, int begin, int end) {
       return static_cast<double>(needs.Of(w, begin, end).total()) /
              static_cast<double>(needs.worker(w).memory_budget_bytes);
@@ -313,7 +318,9 @@ std::string WhyNotOffloading(const StageCosts& costs, const PlannerOptions& opti
                            ", ", FormatByteSize(need.slots), " for ",
                            costs.Of(worst_begin, ends[worst]).least_expert_slots(), " experts and ",
                            FormatByteSize(need.beside), " for steps and the process")
-            : absl::StrCat(FormatByteSize(need.weights), " for its weights and ", kv);
+        : need.beside > 0 ? absl::StrCat(FormatByteSize(need.weights), " for its weights, ", kv,
+                                         " and ", FormatByteSize(need.beside), " for steps")
+                          : absl::StrCat(FormatByteSize(need.weights), " for its weights and ", kv);
     why = absl::StrCat("no split fits: stage ", worst + 1, " of ", needs.num_workers(), " (",
                        DescribeStage(costs.Stage(worst_begin, ends[worst])), ") needs ",
                        FormatByteSize(need.total()), " of memory, ", parts, "; ",
@@ -329,7 +336,13 @@ absl::Status DoesNotFit(const StageCosts& costs, absl::Span<const PlannerWorker>
   const bool some_offload = std::any_of(workers.begin(), workers.end(),
                                         [](const PlannerWorker& w) { return w.offloads; });
   if (some_offload && whole.can_offload()) {
-    return absl::FailedPreconditionError(WhyNotOffloading(costs, options, lists));
+    return absl::FailedPreconditionError(
+        WhyNoStageFits(costs, options, lists, /*may_offload=*/true));
+  }
+  if (std::any_of(workers.begin(), workers.end(),
+                  [](const PlannerWorker& w) { return w.on_card; })) {
+    return absl::FailedPreconditionError(
+        WhyNoStageFits(costs, options, lists, /*may_offload=*/false));
   }
   const bool could_if_packed = some_offload && whole.num_experts > 0;
   return absl::FailedPreconditionError(absl::StrCat(

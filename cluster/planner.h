@@ -24,6 +24,7 @@ struct PlannerWorker {
   bool offloads = false;            // it can leave routed experts on its disk
   int64_t process_bytes = 0;        // of the budget, what an offloading stage leaves to the process
   int64_t kv_disk_bytes = 0;        // for KV blocks that memory has no room for
+  bool on_card = false;             // the budget is a card's memory, and all that a stage takes
 };
 
 struct PlannerOptions {
@@ -33,14 +34,15 @@ struct PlannerOptions {
   int64_t context_tokens = 0;
   // What it should cache where memory allows, for many sequences at once.
   int64_t kv_tokens = 0;
-  StepMemory step_memory = {};  // left free by stages that offload
+  StepMemory step_memory = {};       // left free by stages that offload
+  StepMemory card_step_memory = {};  // left free by stages on cards
 };
 
 /// Every layer goes to one worker; stages are contiguous and follow the order of `workers`. The
 /// first also embeds, the last has the head, and each fits its worker in one of two ways:
 ///
-/// - resident: all of its weights and the KV cache of context_tokens. The rest of the budget goes
-///   to the KV cache, up to kv_tokens.
+/// - resident: all of its weights and the KV cache of context_tokens; on a card the memory of steps
+///   too. The rest of the budget goes to the KV cache, up to kv_tokens.
 /// - offloading, where the worker and the cost can: its always-active weights, the same KV cache,
 ///   the process and the memory of steps, and as many slots as one row of a layer chooses experts.
 ///   So the budget is all that the process takes. Of the rest, half may go to the KV cache, up to

@@ -226,13 +226,16 @@ absl::StatusOr<PipelinePlan> ClusterController::MakePlan() const {
                        KvDTypeOf(member.registration),
                        member.registration.offloads() && !no_offloading_.contains(member.id),
                        static_cast<int64_t>(member.registration.process_bytes()),
-                       static_cast<int64_t>(member.registration.kv_disk_bytes())});
+                       static_cast<int64_t>(member.registration.kv_disk_bytes()),
+                       member.registration.on_card()});
   }
   PlannerOptions planner;
   planner.version = last_version_ + 1;
   planner.context_tokens = WholeKvBlocks(options_.context_tokens);
   planner.kv_tokens = WholeKvBlocks(options_.kv_tokens);
   planner.step_memory = ComputeStepMemory(options_.config, options_.max_step_tokens);
+  planner.card_step_memory =
+      ComputeCardStepMemory(options_.config, options_.max_step_tokens, kKvBlockTokens);
   return PlanStages(options_.cost, workers, planner);
 }
 

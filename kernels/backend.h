@@ -2,7 +2,8 @@
 #define CARAVAN_KERNELS_BACKEND_H_
 
 // The arithmetic of one stage on raw buffers: every operation that a layer needs, and nothing about
-// layers, files or processes. Implementations: kernels/reference (plain, in double), kernels/cpu.
+// layers, files or processes. Implementations: kernels/reference (plain, in double), kernels/cpu,
+// kernels/cuda (whose pointers are the card's: kernels/cuda/cuda_backend.h).
 //
 // All activations are float32, row-major, one row a token. Every output row depends on its own
 // inputs only and is reduced in a fixed order, so that it is the same to the bit in any batch.
@@ -19,6 +20,7 @@
 #include "base/dtype.h"
 #include "kernels/expert_batches.h"
 #include "kernels/matrix.h"
+#include "kernels/memory.h"
 
 namespace caravan {
 
@@ -86,6 +88,9 @@ class Backend {
 
   /// For people: "reference", "cpu (avx2, 4 threads)".
   virtual std::string Name() const = 0;
+
+  /// Where all arrays and weights lie that it is given. As long as the backend.
+  virtual Memory& memory() { return HostMemory(); }
 
   /// out[t] = table[ids[t]]. table [vocab, hidden], out [ids.size(), hidden].
   /// REQUIRES: 0 <= ids[t] < vocab.

@@ -30,7 +30,8 @@ struct LoadedExpert {
 /// much work that the disk keeps ahead, in order.
 inline constexpr int64_t kMaxUnorderedShares = 2048;
 
-/// Gives each expert that a call's rows chose once, and no other. Used by one thread.
+/// Gives each expert that a call's rows chose once; others only as ResidentExperts says. Used by
+/// one thread.
 class ExpertBatches {
  public:
   virtual ~ExpertBatches() = default;
@@ -50,12 +51,14 @@ class ResidentExperts : public ExpertBatches {
   /// experts: all of the layer, by id; expert_ids: what the rows chose, in any order. Both are read
   /// here only. REQUIRES: 0 <= id < experts.size().
   ResidentExperts(absl::Span<const FfnWeights> experts, absl::Span<const int32_t> expert_ids);
+  /// Gives all of the layer, by id: for a card's memory, where it is not known which were chosen.
+  explicit ResidentExperts(absl::Span<const FfnWeights> experts);
 
   absl::StatusOr<absl::Span<const LoadedExpert>> Next() override;
   bool ascending() const override { return true; }
 
  private:
-  std::vector<LoadedExpert> chosen_;  // ascending
+  std::vector<LoadedExpert> batch_;  // ascending
   bool given_ = false;
 };
 

@@ -9,6 +9,8 @@ ForwardingBackend::ForwardingBackend(std::unique_ptr<Backend> backend)
 
 std::string ForwardingBackend::Name() const { return backend_->Name(); }
 
+Memory& ForwardingBackend::memory() { return backend_->memory(); }
+
 void ForwardingBackend::Embed(const Matrix& table, absl::Span<const int32_t> ids, float* out) {
   backend_->Embed(table, ids, out);
 }

@@ -17,6 +17,7 @@ class ForwardingBackend : public Backend {
   explicit ForwardingBackend(std::unique_ptr<Backend> backend);
 
   std::string Name() const override;
+  Memory& memory() override;
   void Embed(const Matrix& table, absl::Span<const int32_t> ids, float* out) override;
   void RmsNorm(const float* x, int64_t num_rows, int64_t width, const float* weight, float eps,
                float* out) override;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "base/int_math.h"
 #include "kernels/cpu/cpu_scratch.h"
 
 namespace caravan {
@@ -9,20 +10,42 @@ namespace {
 
 constexpr int64_t kFloatBytes = sizeof(float);
 
-int64_t BackendScratchBytes(const ModelConfig& config, int64_t max_rows) {
+/// Of a matrix that MatMul takes: of o_proj, q_b_proj, eh_proj; all others take the hidden state.
+int64_t MostColumns(const ModelConfig& config) {
+  const MlaShape mla = config.Mla();
+  return std::max(
+      {mla.num_heads * mla.v_head_dim, config.q_lora_rank,
+       config.num_nextn_predict_layers > 0 ? 2 * config.hidden_size : config.hidden_size});
+}
+
+/// Of the feed-forward networks that all rows take.
+int64_t DenseInter(const ModelConfig& config) {
+  return std::max(config.intermediate_size, config.n_shared_experts * config.moe_intermediate_size);
+}
+
+int64_t CpuBackendScratchBytes(const ModelConfig& config, int64_t max_rows) {
   CpuScratchShape shape;
   shape.mla = config.Mla();
-  // Of o_proj, q_b_proj, eh_proj; all others take the hidden state.
-  shape.most_columns =
-      std::max({shape.mla.num_heads * shape.mla.v_head_dim, config.q_lora_rank,
-                config.num_nextn_predict_layers > 0 ? 2 * config.hidden_size : config.hidden_size});
+  shape.most_columns = MostColumns(config);
   shape.hidden_size = config.hidden_size;
-  shape.dense_inter =
-      std::max(config.intermediate_size, config.n_shared_experts * config.moe_intermediate_size);
+  shape.dense_inter = DenseInter(config);
   shape.expert_inter = config.moe_intermediate_size;
   shape.experts_per_row = config.router.num_experts_per_tok;
   shape.max_rows = max_rows;
   return CpuScratchBytes(shape);
+}
+
+/// Without the backend's scratch and without the steps that wait.
+StepMemory StageBuffers(const ModelConfig& config, int64_t max_rows) {
+  const int64_t hidden_bytes = max_rows * config.hidden_size * kFloatBytes;
+  StepMemory memory;
+  memory.layers =
+      hidden_bytes + max_rows * LayerWorkspaceBytesPerRow(config) + LookaheadBytes(config);
+  memory.head = kHeadRows * (config.hidden_size + config.vocab_size) * kFloatBytes;
+  // The drafting layer's hidden states, and the embedding and the hidden state that they are made
+  // of, apart and side by side.
+  memory.drafting = 4 * hidden_bytes;
+  return memory;
 }
 
 }  // namespace
@@ -37,16 +60,37 @@ int64_t StepMemory::Of(const StageSpec& stage, int num_stages) const {
 }
 
 StepMemory ComputeStepMemory(const ModelConfig& config, int64_t max_rows) {
-  const int64_t hidden_bytes = max_rows * config.hidden_size * kFloatBytes;
-  StepMemory memory;
-  memory.layers = hidden_bytes + max_rows * LayerWorkspaceBytesPerRow(config) +
-                  LookaheadBytes(config) + BackendScratchBytes(config, max_rows);
-  memory.head = kHeadRows * (config.hidden_size + config.vocab_size) * kFloatBytes;
-  // The drafting layer's hidden states, and the embedding and the hidden state that they are made
-  // of, apart and side by side.
-  memory.drafting = 4 * hidden_bytes;
-  memory.activations = hidden_bytes;
+  StepMemory memory = StageBuffers(config, max_rows);
+  memory.layers += CpuBackendScratchBytes(config, max_rows);
+  memory.activations = max_rows * config.hidden_size * kFloatBytes;
   return memory;
+}
+
+StepMemory ComputeCardStepMemory(const ModelConfig& config, int64_t max_rows,
+                                 int64_t kv_block_tokens) {
+  // That of the ids of what is embedded, which the host keeps elsewhere.
+  const int64_t id_bytes = max_rows * static_cast<int64_t>(sizeof(int32_t));
+  StepMemory memory = StageBuffers(config, max_rows);
+  memory.layers += id_bytes;
+  memory.drafting += id_bytes;
+  memory.layers += CudaScratchBytes(CudaLimits(config, max_rows, kv_block_tokens));
+  return memory;
+}
+
+CudaBackendLimits CudaLimits(const ModelConfig& config, int64_t max_rows, int64_t kv_block_tokens) {
+  const MlaShape mla = config.Mla();
+  CudaBackendLimits limits;
+  limits.ffn.max_rows = max_rows;
+  limits.ffn.max_chosen = config.router.num_experts_per_tok;
+  limits.ffn.hidden = config.hidden_size;
+  limits.ffn.expert_inter = config.moe_intermediate_size;
+  limits.ffn.dense_inter = DenseInter(config);
+  limits.max_cols = MostColumns(config);
+  limits.max_kv_blocks = max_rows * CeilDiv(config.max_position_embeddings, kv_block_tokens);
+  // One row at the last position, if no more.
+  limits.attention_scratch_bytes = std::max(
+      limits.attention_scratch_bytes, CudaAttentionRowBytes(mla, config.max_position_embeddings));
+  return limits;
 }
 
 int64_t LayerWorkspaceBytesPerRow(const ModelConfig& config) {

@@ -2,11 +2,12 @@
 #define CARAVAN_MODEL_STEP_MEMORY_H_
 
 // What running steps takes of a worker's memory beside weights and KV cache, from the model's sizes
-// and the rows of a step alone. Buffers that a stage takes when it is made, the CPU backend's
-// scratch, and the steps that wait. Not counted: whole prompts' logits, where a job asks for them.
+// and the rows of a step alone. Buffers that a stage takes when it is made, the backend's scratch,
+// and the steps that wait. Not counted: whole prompts' logits, where a job asks for them.
 
 #include <cstdint>
 
+#include "kernels/cuda/cuda_scratch.h"
 #include "model/model_config.h"
 #include "model/stage_spec.h"
 
@@ -36,8 +37,15 @@ struct StepMemory {
   int64_t Of(const StageSpec& stage, int num_stages) const;
 };
 
-/// For steps of at most `max_rows` rows.
+/// For steps of at most `max_rows` rows, on a CPU: all is in its memory.
 StepMemory ComputeStepMemory(const ModelConfig& config, int64_t max_rows);
+
+/// The same of a card's memory, with KV blocks of so many tokens. Steps wait in the host's.
+StepMemory ComputeCardStepMemory(const ModelConfig& config, int64_t max_rows,
+                                 int64_t kv_block_tokens);
+
+/// What a CUDA backend needs room for then.
+CudaBackendLimits CudaLimits(const ModelConfig& config, int64_t max_rows, int64_t kv_block_tokens);
 
 /// Of the buffers that layers share (LayerWorkspace), a row.
 int64_t LayerWorkspaceBytesPerRow(const ModelConfig& config);

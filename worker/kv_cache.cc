@@ -13,6 +13,7 @@ namespace caravan {
 
 absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Options& options) {
   CARAVAN_CHECK(options.num_layers > 0 && options.width > 0 && options.block_tokens > 0);
+  CARAVAN_CHECK(options.disk_bytes == 0 || options.memory->is_host());
   const int64_t row_bytes = DTypeBytes(options.dtype, options.width);
   const KvBlockShape shape = {options.num_layers, options.block_tokens * row_bytes};
   KvTiers tiers = SplitKvBlocks(shape, options.budget_bytes, options.disk_bytes);
@@ -38,16 +39,17 @@ absl::StatusOr<std::unique_ptr<KvCache>> KvCache::Create(const Options& options)
                      " holds no block: one of ", options.block_tokens, " tokens takes ",
                      FormatByteSize(shape.block_bytes())));
   }
-  CARAVAN_ASSIGN_OR_RETURN(Buffer memory, Buffer::Allocate(tiers.in_memory * shape.block_bytes()));
-  return std::unique_ptr<KvCache>(new KvCache(options, tiers, std::move(memory), std::move(disk)));
+  CARAVAN_ASSIGN_OR_RETURN(Array blocks,
+                           options.memory->Allocate(tiers.in_memory * shape.block_bytes()));
+  return std::unique_ptr<KvCache>(new KvCache(options, tiers, std::move(blocks), std::move(disk)));
 }
 
-KvCache::KvCache(const Options& options, const KvTiers& tiers, Buffer memory,
+KvCache::KvCache(const Options& options, const KvTiers& tiers, Array blocks,
                  std::unique_ptr<KvDisk> disk)
     : options_(options),
       tiers_(tiers),
       layer_bytes_(options.block_tokens * DTypeBytes(options.dtype, options.width)),
-      memory_(std::move(memory)),
+      blocks_(std::move(blocks)),
       disk_(std::move(disk)) {}
 
 void KvCache::BeginStep(absl::Span<const KvBlockUse> uses) {
@@ -71,16 +73,15 @@ absl::Status KvCache::StoreLayer(int layer) {
 std::byte* KvCache::LayerOfBlock(int64_t block, int layer) const {
   CARAVAN_CHECK(block >= 0 && block < num_blocks() && layer >= 0 && layer < options_.num_layers);
   if (IsOnDisk(block)) return disk_->LayerOfBlock(block - tiers_.in_memory, layer);
-  return memory_.data() + (block * options_.num_layers + layer) * layer_bytes_;
+  return blocks_.data() + (block * options_.num_layers + layer) * layer_bytes_;
 }
 
 absl::Status KvCache::CopyBlock(int64_t from, int64_t to) {
   if (from == to) return absl::OkStatus();
   if (!IsOnDisk(from) && !IsOnDisk(to)) {
     // The layers of a block lie one behind the other.
-    std::memcpy(LayerOfBlock(to, 0), LayerOfBlock(from, 0),
-                static_cast<size_t>(options_.num_layers * layer_bytes_));
-    return absl::OkStatus();
+    return options_.memory->Copy(LayerOfBlock(from, 0), options_.num_layers * layer_bytes_,
+                                 LayerOfBlock(to, 0));
   }
   // A failed step may still read to where the copy goes.
   disk_->BeginStep({});

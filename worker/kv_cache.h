@@ -20,11 +20,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
-#include "base/buffer.h"
 #include "base/dtype.h"
 #include "base/io/read_queue.h"
 #include "cluster/kv_tiers.h"
 #include "kernels/backend.h"
+#include "kernels/memory.h"
 #include "worker/kv_disk.h"
 
 namespace caravan {
@@ -37,7 +37,9 @@ class KvCache {
     DType dtype = DType::kF32;
     int64_t block_tokens = 0;  // tokens a block
     int64_t budget_bytes = 0;  // of memory
-    int64_t disk_bytes = 0;    // of `disk_directory`'s disk, for blocks beyond the budget
+    Memory* memory = &HostMemory();
+    // Of `disk_directory`'s disk, for blocks beyond the budget; 0 where memory is not the host's.
+    int64_t disk_bytes = 0;
     std::string disk_directory;
     ReadQueue* disk_reads = nullptr;  // as KvDisk::Options
   };
@@ -45,7 +47,7 @@ class KvCache {
   /// Takes as many blocks as SplitKvBlocks says; without the disk, and with a warning, where
   /// KvDisk::Create fails. Memory is touched only as blocks are used.
   /// REQUIRES: `dtype` has whole blocks in `width`.
-  /// Errors: FailedPrecondition - the budget holds no block; ResourceExhausted - no memory.
+  /// Errors: FailedPrecondition - the budget holds no block; as Memory::Allocate.
   static absl::StatusOr<std::unique_ptr<KvCache>> Create(const Options& options);
 
   int64_t num_blocks() const { return tiers_.blocks(); }
@@ -66,19 +68,18 @@ class KvCache {
 
   /// Every layer of `from` over those of `to`; between steps.
   /// REQUIRES: 0 <= from, to < num_blocks.
-  /// Errors: those of KvDisk.
+  /// Errors: those of KvDisk, and as Memory::Copy.
   absl::Status CopyBlock(int64_t from, int64_t to);
 
  private:
-  KvCache(const Options& options, const KvTiers& tiers, Buffer memory,
-          std::unique_ptr<KvDisk> disk);
+  KvCache(const Options& options, const KvTiers& tiers, Array blocks, std::unique_ptr<KvDisk> disk);
 
   bool IsOnDisk(int64_t block) const { return block >= tiers_.in_memory; }
 
   const Options options_;
   const KvTiers tiers_;
   const int64_t layer_bytes_;           // of a block
-  const Buffer memory_;                 // [tiers_.in_memory, num_layers] of layer_bytes_
+  const Array blocks_;                  // [tiers_.in_memory, num_layers] of layer_bytes_
   const std::unique_ptr<KvDisk> disk_;  // null: no blocks lie there
   std::vector<KvBlockUse> on_disk_;     // those of the step, numbered from 0
 };

@@ -5,11 +5,14 @@
 // the mathematics.
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/backend.h"
+#include "kernels/memory.h"
 #include "model/model_config.h"
 #include "worker/experts/expert_store.h"
 #include "worker/experts/router_lookahead.h"
@@ -21,57 +24,73 @@ namespace caravan {
 /// Scratch for layers of one model, for at most `max_rows` rows. All of it is taken when made.
 class LayerWorkspace {
  public:
-  /// As many bytes as LayerWorkspaceBytesPerRow (model/step_memory.h) says.
-  LayerWorkspace(const ModelConfig& config, int64_t max_rows);
+  /// As many bytes as LayerWorkspaceBytesPerRow (model/step_memory.h) says. Errors: as
+  /// Memory::Allocate.
+  static absl::StatusOr<LayerWorkspace> Create(const ModelConfig& config, Memory& memory,
+                                               int64_t max_rows);
 
   int64_t num_bytes() const;
 
  private:
   friend class LayerRunner;
-  std::vector<float> normed;          // [rows, hidden_size]
-  std::vector<float> query_latent;    // [rows, q_lora_rank]
-  std::vector<float> query;           // [rows, num_heads * q_head_dim]
-  std::vector<float> kv_latent;       // [rows, kv_width]
-  std::vector<float> heads;           // [rows, num_heads * v_head_dim]
-  std::vector<float> delta;           // [rows, hidden_size]: what a block adds to the residual
-  std::vector<float> router_logits;   // [rows, n_routed_experts]
-  std::vector<int32_t> expert_ids;    // [rows, num_experts_per_tok]
-  std::vector<float> expert_weights;  // [rows, num_experts_per_tok]
+  LayerWorkspace() = default;
+
+  Array normed;          // f32 [rows, hidden_size]
+  Array query_latent;    // f32 [rows, q_lora_rank]
+  Array query;           // f32 [rows, num_heads * q_head_dim]
+  Array kv_latent;       // f32 [rows, kv_width]
+  Array heads;           // f32 [rows, num_heads * v_head_dim]
+  Array delta;           // f32 [rows, hidden_size]: what a block adds to the residual
+  Array router_logits;   // f32 [rows, n_routed_experts]
+  Array expert_ids;      // i32 [rows, num_experts_per_tok]
+  Array expert_weights;  // f32 [rows, num_experts_per_tok]
 };
 
 /// Borrows everything. Used by one thread at a time.
 class LayerRunner {
  public:
   /// experts: null, or where the routed experts are that the weights lack. routing: null, or who is
-  /// shown what the routers choose.
-  LayerRunner(const ModelConfig& config, Backend& backend, ExpertStore* experts,
-              RoutingObserver* routing, int64_t max_rows);
+  /// shown what the routers choose. Errors: as Memory::Allocate of the backend's.
+  static absl::StatusOr<std::unique_ptr<LayerRunner>> Create(const ModelConfig& config,
+                                                             Backend& backend, ExpertStore* experts,
+                                                             RoutingObserver* routing,
+                                                             int64_t max_rows);
 
   /// hidden [num_rows, hidden_size] in place: hidden += attention(norm(hidden)), then
   /// hidden += ffn(norm(hidden)). `sequences` cover the rows; their cache blocks are this layer's.
   /// next: the layer that the rows go through next; null where that is not known.
   /// REQUIRES: num_rows <= max_rows.
-  /// Errors: as ExpertBatches::Next; `hidden` is then of no use.
+  /// Errors: as ExpertBatches::Next and Memory::CopyOut; `hidden` is then of no use.
   absl::Status Run(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
                    const KvLayout& kv, int64_t num_rows, float* hidden,
                    const LayerWeights* next = nullptr);
 
  private:
+  LayerRunner(const ModelConfig& config, Backend& backend, ExpertStore* experts,
+              RoutingObserver* routing, LayerWorkspace scratch, RouterLookahead lookahead,
+              Array inv_freq, float rope_amplitude);
+
   void Attend(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
               const KvLayout& kv, int64_t num_rows);
   absl::Status FeedForward(const LayerWeights& weights, int64_t num_rows, const float* hidden,
                            const LayerWeights* next);
+  /// Adds the routed experts' sum to scratch_.delta.
+  absl::Status RunExperts(ExpertBatches& experts, int64_t num_rows);
   /// Tells the store which of the next layer's experts are likely to be chosen.
-  void GuessExperts(const LayerWeights& next, int64_t num_rows, const float* hidden);
+  absl::Status GuessExperts(const LayerWeights& next, int64_t num_rows, const float* hidden);
 
   const ModelConfig& config_;
   const MlaShape mla_;
-  const RotaryEmbedding rotary_;
   Backend& backend_;
+  const Array inv_freq_;
+  const RopeTable rope_;  // over inv_freq_
   ExpertStore* const experts_;
   RoutingObserver* const routing_;
   LayerWorkspace scratch_;
   RouterLookahead lookahead_;
+  // What the router chose, where the host cannot read it in scratch_.
+  std::vector<int32_t> host_ids_;
+  std::vector<float> host_weights_;
 };
 
 }  // namespace caravan

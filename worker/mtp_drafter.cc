@@ -1,5 +1,6 @@
 #include "worker/mtp_drafter.h"
 
+#include "absl/memory/memory.h"
 #include "base/status_macros.h"
 #include "model/sampler.h"
 
@@ -24,16 +25,22 @@ std::vector<int32_t> NextTokens(const v1::SequenceSlice& slice, const v1::SliceR
 
 }  // namespace
 
-MtpDrafter::MtpDrafter(const ModelConfig& config, const StageWeights& weights, Backend& backend,
-                       LayerRunner& layer_runner, OutputHead& head, int64_t max_rows)
-    : config_(config),
-      weights_(weights),
-      backend_(backend),
-      layer_runner_(layer_runner),
-      head_(head),
-      embedded_(static_cast<size_t>(max_rows * config.hidden_size)),
-      joined_(2 * embedded_.size()),
-      hidden_(embedded_.size()) {}
+absl::StatusOr<std::unique_ptr<MtpDrafter>> MtpDrafter::Create(const ModelConfig& config,
+                                                               const StageWeights& weights,
+                                                               Backend& backend,
+                                                               LayerRunner& layer_runner,
+                                                               OutputHead& head, int64_t max_rows) {
+  Memory& memory = backend.memory();
+  const int64_t count = max_rows * config.hidden_size;
+  auto drafter = absl::WrapUnique(new MtpDrafter(config, weights, backend, layer_runner, head));
+  if (!memory.is_host()) {
+    CARAVAN_ASSIGN_OR_RETURN(drafter->ids_, AllocateValues<int32_t>(memory, max_rows));
+  }
+  CARAVAN_ASSIGN_OR_RETURN(drafter->embedded_, AllocateValues<float>(memory, count));
+  CARAVAN_ASSIGN_OR_RETURN(drafter->joined_, AllocateValues<float>(memory, 2 * count));
+  CARAVAN_ASSIGN_OR_RETURN(drafter->hidden_, AllocateValues<float>(memory, count));
+  return drafter;
+}
 
 absl::Status MtpDrafter::Run(const float* hidden, KvCache& kv_cache, int kv_layer, v1::Step& step) {
   SequenceTable table;
@@ -60,35 +67,38 @@ absl::Status MtpDrafter::Run(const float* hidden, KvCache& kv_cache, int kv_laye
     first_row += slice.token_ids_size();
   }
   if (rows.empty()) return absl::OkStatus();
-  TakeInput(hidden, rows, next_ids);
+  CARAVAN_RETURN_IF_ERROR(TakeInput(hidden, rows, next_ids));
   kv_cache.BeginStep(table.BlockUses(kv_cache.block_tokens()));
   CARAVAN_RETURN_IF_ERROR(kv_cache.LoadLayer(kv_layer, -1));
   CARAVAN_RETURN_IF_ERROR(layer_runner_.Run(weights_.mtp->layer, table.ForLayer(kv_cache, kv_layer),
-                                            kv_cache.layout(), table.num_rows(), hidden_.data()));
+                                            kv_cache.layout(), table.num_rows(), hidden_.floats()));
   CARAVAN_RETURN_IF_ERROR(kv_cache.StoreLayer(kv_layer));
-  head_.Project(hidden_.data(), wanted, weights_.mtp->head_norm,
-                [&](size_t i, absl::Span<const float> logits) {
-                  Answer(logits, step.slices(slice_of_wanted[i]),
-                         *step.mutable_results(slice_of_wanted[i]));
-                });
-  return absl::OkStatus();
+  return head_.Project(hidden_.floats(), wanted, weights_.mtp->head_norm,
+                       [&](size_t i, absl::Span<const float> logits) {
+                         Answer(logits, step.slices(slice_of_wanted[i]),
+                                *step.mutable_results(slice_of_wanted[i]));
+                       });
 }
 
-void MtpDrafter::TakeInput(const float* hidden, absl::Span<const int64_t> rows,
-                           absl::Span<const int32_t> next_ids) {
+absl::Status MtpDrafter::TakeInput(const float* hidden, absl::Span<const int64_t> rows,
+                                   absl::Span<const int32_t> next_ids) {
   const int64_t width = config_.hidden_size;
   const float eps = static_cast<float>(config_.rms_norm_eps);
   const MtpWeights& mtp = *weights_.mtp;
-  backend_.Embed(weights_.embedding, next_ids, embedded_.data());
+  CARAVAN_ASSIGN_OR_RETURN(const absl::Span<const int32_t> ids,
+                           InMemory(backend_.memory(), next_ids, ids_));
+  backend_.Embed(weights_.embedding, ids, embedded_.floats());
   for (size_t i = 0; i < rows.size(); ++i) {
     const int64_t row = static_cast<int64_t>(i);
-    float* const joined = joined_.data() + row * 2 * width;
-    backend_.RmsNorm(embedded_.data() + row * width, 1, width, mtp.enorm, eps, joined);
+    float* const joined = joined_.floats() + row * 2 * width;
+    backend_.RmsNorm(embedded_.floats() + row * width, 1, width, mtp.enorm, eps, joined);
     backend_.RmsNorm(hidden + rows[i] * width, 1, width, weights_.final_layernorm, eps,
                      joined + width);
     backend_.RmsNorm(joined + width, 1, width, mtp.hnorm, eps, joined + width);
   }
-  backend_.MatMul(mtp.eh_proj, joined_.data(), static_cast<int64_t>(rows.size()), hidden_.data());
+  backend_.MatMul(mtp.eh_proj, joined_.floats(), static_cast<int64_t>(rows.size()),
+                  hidden_.floats());
+  return absl::OkStatus();
 }
 
 void MtpDrafter::Answer(absl::Span<const float> logits, const v1::SequenceSlice& slice,

@@ -1,7 +1,7 @@
 #include "worker/output_head.h"
 
-#include <algorithm>
-
+#include "absl/memory/memory.h"
+#include "base/status_macros.h"
 #include "model/sampler.h"
 #include "model/scored_token.h"
 #include "model/step_memory.h"
@@ -28,14 +28,18 @@ bool IsSampled(const v1::SequenceSlice& slice, int row, const v1::SliceResult& s
 
 }  // namespace
 
-OutputHead::OutputHead(const ModelConfig& config, const StageWeights& weights, Backend& backend)
-    : config_(config),
-      weights_(weights),
-      backend_(backend),
-      normed_(static_cast<size_t>(kHeadRows * config.hidden_size)),
-      logits_(static_cast<size_t>(kHeadRows * config.vocab_size)) {}
+absl::StatusOr<std::unique_ptr<OutputHead>> OutputHead::Create(const ModelConfig& config,
+                                                               const StageWeights& weights,
+                                                               Backend& backend) {
+  auto head = absl::WrapUnique(new OutputHead(config, weights, backend));
+  CARAVAN_ASSIGN_OR_RETURN(head->normed_,
+                           AllocateValues<float>(backend.memory(), kHeadRows * config.hidden_size));
+  CARAVAN_ASSIGN_OR_RETURN(head->logits_,
+                           AllocateValues<float>(backend.memory(), kHeadRows * config.vocab_size));
+  return head;
+}
 
-void OutputHead::Run(const float* hidden, v1::Step& step) {
+absl::Status OutputHead::Run(const float* hidden, v1::Step& step) {
   struct RowOfSlice {
     int slice;
     int row;
@@ -53,28 +57,33 @@ void OutputHead::Run(const float* hidden, v1::Step& step) {
     }
     first_row += slice.token_ids_size();
   }
-  Project(hidden, rows, weights_.final_layernorm, [&](size_t i, absl::Span<const float> logits) {
-    Answer(logits, step.slices(wanted[i].slice), wanted[i].row,
-           *step.mutable_results(wanted[i].slice));
-  });
+  return Project(hidden, rows, weights_.final_layernorm,
+                 [&](size_t i, absl::Span<const float> logits) {
+                   Answer(logits, step.slices(wanted[i].slice), wanted[i].row,
+                          *step.mutable_results(wanted[i].slice));
+                 });
 }
 
-void OutputHead::Project(const float* hidden, absl::Span<const int64_t> rows, const float* norm,
-                         TakeLogits take) {
+absl::Status OutputHead::Project(const float* hidden, absl::Span<const int64_t> rows,
+                                 const float* norm, TakeLogits take) {
   const size_t vocab_size = static_cast<size_t>(config_.vocab_size);
   for (size_t begin = 0; begin < rows.size(); begin += static_cast<size_t>(kHeadRows)) {
     const auto batch = rows.subspan(begin, kHeadRows);
     for (size_t i = 0; i < batch.size(); ++i) {
       backend_.RmsNorm(hidden + batch[i] * config_.hidden_size, 1, config_.hidden_size, norm,
                        static_cast<float>(config_.rms_norm_eps),
-                       normed_.data() + static_cast<int64_t>(i) * config_.hidden_size);
+                       normed_.floats() + static_cast<int64_t>(i) * config_.hidden_size);
     }
-    backend_.MatMul(weights_.lm_head, normed_.data(), static_cast<int64_t>(batch.size()),
-                    logits_.data());
+    const auto num_rows = static_cast<int64_t>(batch.size());
+    backend_.MatMul(weights_.lm_head, normed_.floats(), num_rows, logits_.floats());
+    CARAVAN_ASSIGN_OR_RETURN(const absl::Span<const float> logits,
+                             OnHost(backend_.memory(), logits_.as<const float>(),
+                                    num_rows * config_.vocab_size, host_logits_));
     for (size_t i = 0; i < batch.size(); ++i) {
-      take(begin + i, absl::MakeConstSpan(logits_).subspan(i * vocab_size, vocab_size));
+      take(begin + i, logits.subspan(i * vocab_size, vocab_size));
     }
   }
+  return absl::OkStatus();
 }
 
 void OutputHead::Answer(absl::Span<const float> logits, const v1::SequenceSlice& slice, int row,

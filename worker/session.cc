@@ -66,7 +66,9 @@ class Session {
     environment.experts = options_.experts;
     environment.expert_heat = options_.expert_heat;
     environment.record_routing = options_.record_routing;
-    environment.make_backend = options_.make_backend;
+    environment.make_backend = [this](const ModelConfig& config, int64_t max_rows) {
+      return options_.device->MakeBackend(config, max_rows);
+    };
     environment.show_progress = options_.show_progress;
     environment.open_model = [this](const v1::LoadStage& order, std::stop_token stop) {
       return OpenModel(order, std::move(stop));
@@ -163,13 +165,18 @@ class Session {
     registration.set_name(options_.name);
     registration.set_address(options_.advertise.empty() ? absl::StrCat(":", port_)
                                                         : options_.advertise);
-    registration.set_device("cpu");
-    registration.set_memory_budget_bytes(static_cast<uint64_t>(options_.memory_budget_bytes));
+    const ComputeDevice& device = *options_.device;
+    registration.set_device(device.Name());
+    registration.set_on_card(device.is_card());
+    registration.set_memory_budget_bytes(static_cast<uint64_t>(
+        device.is_card() ? device.memory_budget_bytes() : options_.memory_budget_bytes));
     registration.set_num_threads(static_cast<uint32_t>(options_.num_threads));
     registration.set_kv_dtype(std::string(DTypeName(options_.kv_dtype)));
     registration.set_kv_disk_bytes(static_cast<uint64_t>(options_.kv_disk_bytes));
     registration.set_offloads(options_.offloads);
-    registration.set_process_bytes(static_cast<uint64_t>(ProcessBytes(options_.num_threads)));
+    if (!device.is_card()) {
+      registration.set_process_bytes(static_cast<uint64_t>(ProcessBytes(options_.num_threads)));
+    }
     return report;
   }
 

@@ -15,7 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "base/dtype.h"
-#include "kernels/backend.h"
+#include "worker/compute_device.h"
 #include "worker/experts/expert_store.h"
 
 namespace caravan {
@@ -31,17 +31,17 @@ struct WorkerSessionOptions {
                                 // it is here too, else its files over the network
   std::vector<std::string> mirrors;  // directories on other disks with files of that local copy,
                                      // which is a packed model then (PackedModel::Open)
-  int64_t memory_budget_bytes = 0;
-  bool offloads = false;          // experts that do not fit it may stay in a local pack
-  DType kv_dtype = DType::kF32;   // of the KV cache
-  int64_t kv_disk_bytes = 0;      // for KV blocks beyond what memory holds
-  std::string kv_disk_directory;  // where they lie
-  ExpertStore::Options experts;   // of those on disk
+  int64_t memory_budget_bytes = 0;   // of the host
+  bool offloads = false;             // experts that do not fit it may stay in a local pack
+  DType kv_dtype = DType::kF32;      // of the KV cache
+  int64_t kv_disk_bytes = 0;         // for KV blocks beyond what memory holds
+  std::string kv_disk_directory;     // where they lie
+  ExpertStore::Options experts;      // of those on disk
   std::optional<std::string> expert_heat = "";  // as Stage::Options
   std::string record_routing;                   // as Worker::Environment
   int num_threads = 1;
   absl::Duration connect_timeout = absl::Seconds(60);
-  std::function<std::unique_ptr<Backend>()> make_backend;
+  std::shared_ptr<const ComputeDevice> device;
   std::function<void(int64_t loaded_bytes, int64_t total_bytes)> show_progress;
 };
 

@@ -1,9 +1,10 @@
 #include "worker/stage.h"
 
-#include <cstring>
 #include <filesystem>
+#include <iterator>
 #include <utility>
 
+#include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
 #include "kernels/kv_rows.h"
@@ -59,6 +60,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
   kv_options.dtype = options.kv_dtype;
   kv_options.block_tokens = kKvBlockTokens;
   kv_options.budget_bytes = options.kv_budget_bytes;
+  kv_options.memory = &backend->memory();
   kv_options.disk_bytes = options.kv_disk_bytes;
   kv_options.disk_directory = options.kv_disk_directory;
   if (experts != nullptr) kv_options.disk_reads = &experts->queue();
@@ -74,15 +76,18 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
       StageWeights::Load(
           config, spec, source,
           [&](int64_t done, int64_t total) { return progress(done, total + warm_bytes); },
+          backend->memory(),
           experts == nullptr ? StageWeights::Experts::kLoad : StageWeights::Experts::kLeave));
   if (warm_bytes > 0) {
     const int64_t loaded = weights->num_bytes();
     CARAVAN_RETURN_IF_ERROR(experts->Warm(
         [&](int64_t done, int64_t total) { return progress(loaded + done, loaded + total); }));
   }
-  return std::unique_ptr<Stage>(new Stage(config, spec, std::move(backend), std::move(weights),
+  auto stage = absl::WrapUnique(new Stage(config, spec, std::move(backend), std::move(weights),
                                           std::move(experts), std::move(heat), std::move(kv_cache),
                                           options));
+  CARAVAN_RETURN_IF_ERROR(stage->TakeMemory());
+  return stage;
 }
 
 Stage::Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<Backend> backend,
@@ -96,14 +101,25 @@ Stage::Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<B
       weights_(std::move(weights)),
       experts_(std::move(experts)),
       heat_(std::move(heat)),
-      kv_cache_(std::move(kv_cache)),
-      layer_runner_(config_, *backend_, experts_.get(), options_.routing.get(),
-                    options.max_step_tokens),
-      hidden_(static_cast<size_t>(options.max_step_tokens * config.hidden_size)) {
-  if (spec_.has_head) head_.emplace(config_, *weights_, *backend_);
-  if (spec_.drafts) {
-    drafter_.emplace(config_, *weights_, *backend_, layer_runner_, *head_, options.max_step_tokens);
+      kv_cache_(std::move(kv_cache)) {}
+
+absl::Status Stage::TakeMemory() {
+  Memory& memory = backend_->memory();
+  const int64_t max_rows = options_.max_step_tokens;
+  CARAVAN_ASSIGN_OR_RETURN(hidden_, memory.Allocate(HiddenBytes(max_rows)));
+  if (spec_.embeds && !memory.is_host()) {
+    CARAVAN_ASSIGN_OR_RETURN(ids_, AllocateValues<int32_t>(memory, max_rows));
   }
+  CARAVAN_ASSIGN_OR_RETURN(layer_runner_, LayerRunner::Create(config_, *backend_, experts_.get(),
+                                                              options_.routing.get(), max_rows));
+  if (spec_.has_head) {
+    CARAVAN_ASSIGN_OR_RETURN(head_, OutputHead::Create(config_, *weights_, *backend_));
+  }
+  if (spec_.drafts) {
+    CARAVAN_ASSIGN_OR_RETURN(drafter_, MtpDrafter::Create(config_, *weights_, *backend_,
+                                                          *layer_runner_, *head_, max_rows));
+  }
+  return absl::OkStatus();
 }
 
 Stage::~Stage() { Finish(); }
@@ -136,18 +152,17 @@ absl::Status Stage::Apply(v1::Step& step) {
     CARAVAN_RETURN_IF_ERROR(kv_cache_->CopyBlock(copy.from(), copy.to()));
   }
   if (step.slices().empty()) return absl::OkStatus();
-  TakeInput(step);
+  CARAVAN_RETURN_IF_ERROR(TakeInput(step));
   CARAVAN_RETURN_IF_ERROR(RunLayers(step));
-  if (head_.has_value()) {
-    step.clear_activations();
-    head_->Run(hidden_.data(), step);
-    if (drafter_.has_value()) {
-      CARAVAN_RETURN_IF_ERROR(drafter_->Run(hidden_.data(), *kv_cache_, spec_.num_layers(), step));
-    }
-  } else {
-    step.set_activations(hidden_.data(), HiddenBytes(CountRows(step)));
+  if (head_ == nullptr) {
+    std::string& activations = *step.mutable_activations();
+    activations.resize(static_cast<size_t>(HiddenBytes(CountRows(step))));
+    return backend_->memory().CopyOut(hidden_.data(), std::ssize(activations), activations.data());
   }
-  return absl::OkStatus();
+  step.clear_activations();
+  CARAVAN_RETURN_IF_ERROR(head_->Run(hidden_.floats(), step));
+  if (drafter_ == nullptr) return absl::OkStatus();
+  return drafter_->Run(hidden_.floats(), *kv_cache_, spec_.num_layers(), step);
 }
 
 absl::Status Stage::Check(const v1::Step& step) const {
@@ -166,23 +181,26 @@ absl::Status Stage::Check(const v1::Step& step) const {
     }
   }
   const int64_t num_rows = CountRows(step);
-  const size_t expected = spec_.embeds ? 0 : HiddenBytes(num_rows);
-  if (step.activations().size() == expected) return absl::OkStatus();
+  const int64_t expected = spec_.embeds ? 0 : HiddenBytes(num_rows);
+  if (std::ssize(step.activations()) == expected) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("activations of ", step.activations().size(),
                                                  " bytes for ", num_rows, " tokens; expected ",
                                                  expected));
 }
 
-void Stage::TakeInput(const v1::Step& step) {
+absl::Status Stage::TakeInput(const v1::Step& step) {
   if (!spec_.embeds) {
-    std::memcpy(hidden_.data(), step.activations().data(), step.activations().size());
-    return;
+    return backend_->memory().CopyIn(step.activations().data(), std::ssize(step.activations()),
+                                     hidden_.data());
   }
   std::vector<int32_t> ids;
   for (const v1::SequenceSlice& slice : step.slices()) {
     ids.insert(ids.end(), slice.token_ids().begin(), slice.token_ids().end());
   }
-  backend_->Embed(weights_->embedding, ids, hidden_.data());
+  CARAVAN_ASSIGN_OR_RETURN(const absl::Span<const int32_t> placed,
+                           InMemory(backend_->memory(), absl::MakeConstSpan(ids), ids_));
+  backend_->Embed(weights_->embedding, placed, hidden_.floats());
+  return absl::OkStatus();
 }
 
 absl::Status Stage::RunLayers(const v1::Step& step) {
@@ -193,16 +211,16 @@ absl::Status Stage::RunLayers(const v1::Step& step) {
     const LayerWeights* const weights = &weights_->layers[static_cast<size_t>(layer)];
     const bool is_last = layer + 1 == spec_.num_layers();
     CARAVAN_RETURN_IF_ERROR(kv_cache_->LoadLayer(layer, is_last ? -1 : layer + 1));
-    CARAVAN_RETURN_IF_ERROR(layer_runner_.Run(*weights, table.ForLayer(*kv_cache_, layer),
-                                              kv_cache_->layout(), table.num_rows(), hidden_.data(),
-                                              is_last ? nullptr : weights + 1));
+    CARAVAN_RETURN_IF_ERROR(layer_runner_->Run(*weights, table.ForLayer(*kv_cache_, layer),
+                                               kv_cache_->layout(), table.num_rows(),
+                                               hidden_.floats(), is_last ? nullptr : weights + 1));
     CARAVAN_RETURN_IF_ERROR(kv_cache_->StoreLayer(layer));
   }
   return absl::OkStatus();
 }
 
-size_t Stage::HiddenBytes(int64_t num_rows) const {
-  return static_cast<size_t>(num_rows * config_.hidden_size) * sizeof(float);
+int64_t Stage::HiddenBytes(int64_t num_rows) const {
+  return num_rows * config_.hidden_size * static_cast<int64_t>(sizeof(float));
 }
 
 }  // namespace caravan

@@ -17,6 +17,7 @@
 #include "caravan/v1/pipeline.pb.h"
 #include "cluster/pipeline_plan.h"
 #include "kernels/backend.h"
+#include "kernels/memory.h"
 #include "model/model_config.h"
 #include "model/stage_spec.h"
 #include "model/tensor_source.h"
@@ -36,7 +37,9 @@ class Stage {
   struct Options {
     std::string name;             // for errors: "worker 2 (box-b)"
     int64_t kv_budget_bytes = 0;  // memory of the stage's KV cache
-    int64_t kv_disk_bytes = 0;    // for more of it on the disk of kv_disk_directory
+    // For more of it on the disk of kv_disk_directory; 0 where the backend's memory is not the
+    // host's.
+    int64_t kv_disk_bytes = 0;
     std::string kv_disk_directory;
     DType kv_dtype = DType::kF32;
     int64_t max_step_tokens = 0;  // rows that one step may carry
@@ -54,8 +57,8 @@ class Stage {
   };
 
   /// Loads the stage's weights from `source`, which is not used afterwards.
-  /// Errors: as CheckKvDType, StageWeights::Load and KvCache::Create; with a budget of experts, as
-  ///         ExpertStore::Create and Warm.
+  /// Errors: as CheckKvDType, StageWeights::Load, KvCache::Create and Memory::Allocate; with a
+  ///         budget of experts, as ExpertStore::Create and Warm.
   static absl::StatusOr<std::unique_ptr<Stage>> Create(const ModelConfig& config,
                                                        const StageSpec& spec,
                                                        const TensorSource& source,
@@ -92,12 +95,14 @@ class Stage {
         std::unique_ptr<HeatKeeper> heat, std::unique_ptr<KvCache> kv_cache,
         const Options& options);
 
+  /// What running steps takes, beside weights and KV cache.
+  absl::Status TakeMemory();
   absl::Status Apply(v1::Step& step);
   absl::Status Check(const v1::Step& step) const;
   /// Fills hidden_ [num_rows, hidden_size] from the step.
-  void TakeInput(const v1::Step& step);
+  absl::Status TakeInput(const v1::Step& step);
   absl::Status RunLayers(const v1::Step& step);
-  size_t HiddenBytes(int64_t num_rows) const;
+  int64_t HiddenBytes(int64_t num_rows) const;
 
   const ModelConfig config_;
   const StageSpec spec_;
@@ -107,10 +112,11 @@ class Stage {
   const std::unique_ptr<ExpertStore> experts_;
   const std::unique_ptr<HeatKeeper> heat_;  // null: nothing is kept
   const std::unique_ptr<KvCache> kv_cache_;
-  LayerRunner layer_runner_;
-  std::optional<OutputHead> head_;     // if the stage has the head
-  std::optional<MtpDrafter> drafter_;  // if the stage drafts
-  std::vector<float> hidden_;          // [max_step_tokens, hidden_size]
+  std::unique_ptr<LayerRunner> layer_runner_;
+  std::unique_ptr<OutputHead> head_;     // if the stage has the head
+  std::unique_ptr<MtpDrafter> drafter_;  // if the stage drafts
+  Array ids_;     // i32 [max_step_tokens], where the backend cannot read the host's
+  Array hidden_;  // f32 [max_step_tokens, hidden_size]
 };
 
 }  // namespace caravan

@@ -93,14 +93,24 @@ std::vector<Part> SplitTensors(const std::vector<Placed>& placed) {
   return parts;
 }
 
-/// Reads a part to its place; through `scratch`, which grows to the largest part's bytes, where it
-/// is stored otherwise than it is loaded.
-absl::Status ReadPart(const TensorSource& source, const Part& part, std::byte* memory,
-                      std::vector<std::byte>& scratch) {
+/// Where parts are read before they are in their places: one a thread, each of which grows to the
+/// largest part's bytes, if it is used.
+struct PartBuffers {
+  std::vector<std::byte> stored;  // what is stored otherwise than it is loaded
+  std::vector<std::byte> loaded;  // what the host cannot write to its place
+};
+
+/// So many bytes of the buffer.
+std::byte* Take(std::vector<std::byte>& buffer, int64_t bytes) {
+  if (std::ssize(buffer) < bytes) buffer.resize(static_cast<size_t>(bytes));
+  return buffer.data();
+}
+
+/// Reads a part as it is loaded to `out`, in the host's memory.
+absl::Status ReadLoaded(const TensorSource& source, const Part& part, PartBuffers& buffers,
+                        std::byte* out) {
   const Placed& tensor = *part.tensor;
   const std::string name = part.is_scale ? ScaleName(tensor.spec.name) : tensor.spec.name;
-  std::byte* const out =
-      memory + (part.is_scale ? tensor.scale_offset : tensor.offset) + part.offset;
   const auto read = [&](std::byte* to, int64_t size) {
     return Annotate(
         source.ReadPart(name, part.offset, absl::MakeSpan(to, static_cast<size_t>(size))), name);
@@ -110,17 +120,26 @@ absl::Status ReadPart(const TensorSource& source, const Part& part, std::byte* m
   const TensorInfo& stored = tensor.stored;
   // Less than `size` where a norm grows, and where the last tile is made whole.
   const int64_t stored_bytes = std::min(part.size, stored.num_bytes() - part.offset);
-  if (std::ssize(scratch) < stored_bytes) scratch.resize(static_cast<size_t>(stored_bytes));
-  CARAVAN_RETURN_IF_ERROR(read(scratch.data(), stored_bytes));
+  std::byte* const scratch = Take(buffers.stored, stored_bytes);
+  CARAVAN_RETURN_IF_ERROR(read(scratch, stored_bytes));
   if (tensor.is_norm()) {
-    DequantizeRow(stored.dtype, scratch.data(), stored.num_elements(),
-                  reinterpret_cast<float*>(out));
+    DequantizeRow(stored.dtype, scratch, stored.num_elements(), reinterpret_cast<float*>(out));
   } else {
     const int64_t cols = stored.shape[1];
-    TileMatrix(stored.dtype, stored_bytes / DTypeBytes(stored.dtype, cols), cols, scratch.data(),
-               out);
+    TileMatrix(stored.dtype, stored_bytes / DTypeBytes(stored.dtype, cols), cols, scratch, out);
   }
   return absl::OkStatus();
+}
+
+/// Reads a part to its place among the weights at `data`.
+absl::Status ReadPart(const TensorSource& source, const Part& part, Memory& memory, std::byte* data,
+                      PartBuffers& buffers) {
+  const Placed& tensor = *part.tensor;
+  std::byte* const out = data + (part.is_scale ? tensor.scale_offset : tensor.offset) + part.offset;
+  if (memory.is_host()) return ReadLoaded(source, part, buffers, out);
+  std::byte* const loaded = Take(buffers.loaded, part.size);
+  CARAVAN_RETURN_IF_ERROR(ReadLoaded(source, part, buffers, loaded));
+  return memory.CopyIn(loaded, part.size, out);
 }
 
 /// Reads all tensors by a few threads, of which the caller's is one and the only one that calls
@@ -130,7 +149,7 @@ absl::Status ReadPart(const TensorSource& source, const Part& part, std::byte* m
 /// short, and the next plan's stage, or the worker beside this one, may want it.
 absl::Status ReadTensors(const TensorSource& source, const std::vector<Placed>& placed,
                          int64_t total_bytes, const StageWeights::Progress& progress,
-                         std::byte* memory) {
+                         Memory& memory, std::byte* data) {
   const std::vector<Part> parts = SplitTensors(placed);
   std::atomic<size_t> next = 0;
   std::atomic<int64_t> read_bytes = 0;
@@ -142,12 +161,12 @@ absl::Status ReadTensors(const TensorSource& source, const std::vector<Placed>& 
     first_error.Update(status);
   };
   const auto read_parts = [&](bool reports) {
-    std::vector<std::byte> scratch;
+    PartBuffers buffers;
     for (size_t i = next++; i < parts.size(); i = next++) {
       if (reports && !progress(read_bytes, total_bytes)) {
         return fail(absl::CancelledError("loading was stopped"));
       }
-      const absl::Status status = ReadPart(source, parts[i], memory, scratch);
+      const absl::Status status = ReadPart(source, parts[i], memory, data, buffers);
       if (!status.ok()) return fail(status);
       read_bytes += parts[i].size;
     }
@@ -249,7 +268,7 @@ absl::StatusOr<std::unique_ptr<StageWeights>> StageWeights::Load(const ModelConf
                                                                  const StageSpec& stage,
                                                                  const TensorSource& source,
                                                                  const Progress& progress,
-                                                                 Experts experts) {
+                                                                 Memory& memory, Experts experts) {
   std::vector<TensorSpec> specs = StageTensors(config, stage);
   CARAVAN_RETURN_IF_ERROR(CheckTensors(source, specs).status());
   if (experts == Experts::kLeave) {
@@ -261,13 +280,12 @@ absl::StatusOr<std::unique_ptr<StageWeights>> StageWeights::Load(const ModelConf
   std::unique_ptr<StageWeights> weights(new StageWeights);
   std::vector<Placed> placed;
   const int64_t total_bytes = PlaceTensors(source, std::move(specs), placed);
-  CARAVAN_ASSIGN_OR_RETURN(weights->memory_, Buffer::Allocate(total_bytes));
-  std::byte* const memory = weights->memory_.data();
-  weights->memory_.PreferLargePages();
-  CARAVAN_RETURN_IF_ERROR(ReadTensors(source, placed, total_bytes, progress, memory));
+  CARAVAN_ASSIGN_OR_RETURN(weights->array_, memory.Allocate(total_bytes, Memory::Use::kWhole));
+  std::byte* const data = weights->array_.data();
+  CARAVAN_RETURN_IF_ERROR(ReadTensors(source, placed, total_bytes, progress, memory, data));
   progress(total_bytes, total_bytes);
 
-  const LoadedTensors tensors(placed, memory);
+  const LoadedTensors tensors(placed, data);
   if (stage.embeds || stage.drafts) {
     weights->embedding = tensors.MatrixOf("model.embed_tokens.weight");
   }

@@ -1,9 +1,9 @@
 #ifndef CARAVAN_WORKER_STAGE_WEIGHTS_H_
 #define CARAVAN_WORKER_STAGE_WEIGHTS_H_
 
-// The weights of one stage in this machine's memory, in the formats of the checkpoint, matrices in
-// the layout that they are multiplied fastest in (LoadedInfo): a model run as it is equals its pack
-// of the same formats. (Norms and the router's bias, a few kilobytes a layer, become f32.)
+// The weights of one stage in the memory of its backend, in the formats of the checkpoint, matrices
+// in the layout that they are multiplied fastest in (LoadedInfo): a model run as it is equals its
+// pack of the same formats. (Norms and the router's bias, a few kilobytes a layer, become f32.)
 //
 // Immutable once loaded, so thread-safe.
 
@@ -14,8 +14,8 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "base/buffer.h"
 #include "kernels/backend.h"
+#include "kernels/memory.h"
 #include "model/model_config.h"
 #include "model/stage_spec.h"
 #include "model/tensor_source.h"
@@ -60,16 +60,14 @@ class StageWeights {
   /// What becomes of the routed experts.
   enum class Experts { kLoad, kLeave };
 
-  /// Reads the stage's tensors, and no others: those of routed experts only if `experts` says so.
-  /// Errors: InvalidArgument - a tensor is missing or wrong (as CheckTensors); DataLoss,
-  /// Unavailable -
-  ///         from `source`, with the tensor's name; ResourceExhausted - no memory; Cancelled -
-  ///         `progress` said so.
-  static absl::StatusOr<std::unique_ptr<StageWeights>> Load(const ModelConfig& config,
-                                                            const StageSpec& stage,
-                                                            const TensorSource& source,
-                                                            const Progress& progress,
-                                                            Experts experts = Experts::kLoad);
+  /// Reads the stage's tensors to `memory`, and no others: those of routed experts only if
+  /// `experts` says so. Errors: InvalidArgument - a tensor is missing or wrong (as CheckTensors);
+  /// DataLoss, Unavailable -
+  ///         from `source`, with the tensor's name; Cancelled - `progress` said so; as
+  ///         Memory::Allocate and CopyIn.
+  static absl::StatusOr<std::unique_ptr<StageWeights>> Load(
+      const ModelConfig& config, const StageSpec& stage, const TensorSource& source,
+      const Progress& progress, Memory& memory = HostMemory(), Experts experts = Experts::kLoad);
 
   Matrix embedding;                  // [vocab_size, hidden_size], if the stage embeds or drafts
   std::vector<LayerWeights> layers;  // by layer - stage.first_layer
@@ -78,11 +76,11 @@ class StageWeights {
   std::optional<MtpWeights> mtp;           // if the stage drafts
 
   /// What CheckTensors says of the stage's tensors.
-  int64_t num_bytes() const { return memory_.size(); }
+  int64_t num_bytes() const { return array_.bytes(); }
 
  private:
   StageWeights() = default;
-  Buffer memory_;
+  Array array_;
 };
 
 }  // namespace caravan

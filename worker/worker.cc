@@ -126,9 +126,11 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
     }
     return !stop.stop_requested();
   };
+  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
+                           environment_.make_backend(config, options.max_step_tokens));
   CARAVAN_ASSIGN_OR_RETURN(
       std::unique_ptr<Stage> stage,
-      Stage::Create(config, spec, *source, environment_.make_backend(), options, progress));
+      Stage::Create(config, spec, *source, std::move(backend), options, progress));
   ready.set_plan_version(order.plan_version());
   ready.set_kv_blocks(
       static_cast<uint32_t>(std::min<int64_t>(stage->kv_cache().num_blocks(), UINT32_MAX)));

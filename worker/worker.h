@@ -47,7 +47,10 @@ class Worker {
     std::optional<std::string> expert_heat;  // as Stage::Options
     // Routing is recorded in files of this prefix (RecordStage); empty: it is not.
     std::string record_routing;
-    std::function<std::unique_ptr<Backend>()> make_backend;
+    /// As ComputeDevice::MakeBackend.
+    std::function<absl::StatusOr<std::unique_ptr<Backend>>(const ModelConfig& config,
+                                                           int64_t max_rows)>
+        make_backend;
     /// The source's reads heed `stop` too. A pack on this machine where the order leaves experts
     /// there (expert_budget_bytes > 0).
     std::function<absl::StatusOr<std::unique_ptr<TensorSource>>(const v1::LoadStage& order,

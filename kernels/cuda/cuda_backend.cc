@@ -1,11 +1,15 @@
 #include "kernels/cuda/cuda_backend.h"
 
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "base/byte_size.h"
 #include "base/check.h"
 #include "base/status_macros.h"
+#include "kernels/cuda/cuda_memory.h"
 #include "kernels/cuda/device_buffer.h"
+#include "kernels/cuda/expert_ffn.h"
 #include "kernels/cuda/kv_ops.h"
 #include "kernels/cuda/matrix_product.h"
 #include "kernels/cuda/mla_attention.h"
@@ -18,11 +22,12 @@ namespace {
 
 class CudaBackendImpl : public CudaBackend {
  public:
-  CudaBackendImpl(const CudaStream& stream, const CudaBackendLimits& limits, SequenceTable table,
-                  CudaMlaAttention attention, DeviceBuffer activations,
+  CudaBackendImpl(const CudaStream& stream, const CudaBackendLimits& limits, int64_t budget_bytes,
+                  SequenceTable table, CudaMlaAttention attention, DeviceBuffer activations,
                   std::unique_ptr<CudaExpertFfn> ffn)
       : stream_(stream),
         limits_(limits),
+        memory_(stream, budget_bytes, [this] { return status_; }),
         table_(std::move(table)),
         attention_(std::move(attention)),
         activations_(std::move(activations)),
@@ -33,27 +38,32 @@ class CudaBackendImpl : public CudaBackend {
     return absl::StrCat("cuda:", device.ordinal(), " (", device.name(), ")");
   }
 
+  Memory& memory() override { return memory_; }
+
   absl::Status status() const override { return status_; }
 
+  /// Keeps the stream as long as this.
+  void Own(std::unique_ptr<CudaStream> stream) { owned_stream_ = std::move(stream); }
+
   void Embed(const Matrix& table, absl::Span<const int32_t> ids, float* out) override {
-    if (!status_.ok()) return;
+    if (!IsReady()) return;
     Keep(LaunchEmbed(stream_, table, ids.data(), static_cast<int64_t>(ids.size()), out));
   }
 
   void RmsNorm(const float* x, int64_t num_rows, int64_t width, const float* weight, float eps,
                float* out) override {
-    if (!status_.ok()) return;
+    if (!IsReady()) return;
     Keep(LaunchRmsNorm(stream_, x, num_rows, width, weight, eps, out));
   }
 
   void MatMul(const Matrix& w, const float* x, int64_t num_rows, float* out) override {
-    if (!status_.ok()) return;
+    if (!IsReady()) return;
     CARAVAN_CHECK(num_rows <= limits_.ffn.max_rows && w.cols <= limits_.max_cols);
     Keep(MultiplyFloats(stream_, w, x, num_rows, activations_.data(), out));
   }
 
   void Add(const float* x, int64_t count, float* y) override {
-    if (!status_.ok()) return;
+    if (!IsReady()) return;
     Keep(LaunchAdd(stream_, x, count, y));
   }
 
@@ -81,20 +91,20 @@ class CudaBackendImpl : public CudaBackend {
   }
 
   void Ffn(const FfnWeights& ffn, const float* x, int64_t num_rows, float* out) override {
-    if (!status_.ok()) return;
+    if (!IsReady()) return;
     Keep(ffn_->RunDense(ffn, x, num_rows, out));
   }
 
   void Route(const RouterShape& shape, const float* logits, const float* bias, int64_t num_rows,
              int32_t* expert_ids, float* weights) override {
-    if (!status_.ok()) return;
+    if (!IsReady()) return;
     Keep(LaunchRoute(stream_, shape, logits, bias, num_rows, expert_ids, weights));
   }
 
   absl::Status RoutedExperts(ExpertBatches& experts, const float* x, int64_t num_rows,
                              const int32_t* expert_ids, const float* weights, int64_t k,
                              float* out) override {
-    CARAVAN_RETURN_IF_ERROR(status_);
+    if (!IsReady()) return status_;
     return ffn_->RunExperts(experts, x, num_rows, expert_ids, weights, k, out);
   }
 
@@ -103,27 +113,35 @@ class CudaBackendImpl : public CudaBackend {
     if (status_.ok()) status_ = status;
   }
 
+  /// Whether operations can be queued, by this thread.
+  bool IsReady() {
+    Keep(stream_.device().MakeCurrent());
+    return status_.ok();
+  }
+
   /// launch(the sequences on the device).
   template <typename Launch>
   void WithRows(absl::Span<const SequenceRows> sequences, const Launch& launch) {
-    if (!status_.ok()) return;
+    if (!IsReady()) return;
     absl::StatusOr<SequenceRowsView> rows = table_.Upload(stream_, sequences);
     Keep(rows.ok() ? launch(*rows) : rows.status());
   }
 
+  std::unique_ptr<CudaStream> owned_stream_;  // null: it is someone else's
   const CudaStream& stream_;
   const CudaBackendLimits limits_;
   absl::Status status_;
+  CudaMemory memory_;
   SequenceTable table_;
   CudaMlaAttention attention_;
   DeviceBuffer activations_;  // of a product, quantized
   const std::unique_ptr<CudaExpertFfn> ffn_;
 };
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(const CudaStream& stream,
-                                                                 const CudaBackendLimits& limits) {
+/// budget_bytes: of memory().
+absl::StatusOr<std::unique_ptr<CudaBackendImpl>> Make(const CudaStream& stream,
+                                                      const CudaBackendLimits& limits,
+                                                      int64_t budget_bytes) {
   const CudaDevice& device = stream.device();
   CARAVAN_ASSIGN_OR_RETURN(SequenceTable table, SequenceTable::Create(device, limits.ffn.max_rows,
                                                                       limits.max_kv_blocks));
@@ -134,8 +152,32 @@ absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(const CudaStrea
       DeviceBuffer::Create(device, ActivationBytes(limits.ffn.max_rows, limits.max_cols)));
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<CudaExpertFfn> ffn,
                            CudaExpertFfn::Create(stream, limits.ffn));
-  return std::make_unique<CudaBackendImpl>(stream, limits, std::move(table), std::move(attention),
-                                           std::move(activations), std::move(ffn));
+  return std::make_unique<CudaBackendImpl>(stream, limits, budget_bytes, std::move(table),
+                                           std::move(attention), std::move(activations),
+                                           std::move(ffn));
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(const CudaStream& stream,
+                                                                 const CudaBackendLimits& limits) {
+  return Make(stream, limits, std::numeric_limits<int64_t>::max());
+}
+
+absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Open(const CudaDevice& device,
+                                                               const CudaBackendLimits& limits,
+                                                               int64_t budget_bytes) {
+  const int64_t scratch = CudaScratchBytes(limits);
+  if (scratch > budget_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(FormatByteSize(scratch), " of scratch for steps do not fit the budget of ",
+                     FormatByteSize(budget_bytes), " on cuda:", device.ordinal()));
+  }
+  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<CudaStream> stream, CudaStream::Create(device));
+  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<CudaBackendImpl> backend,
+                           Make(*stream, limits, budget_bytes - scratch));
+  backend->Own(std::move(stream));
+  return backend;
 }
 
 }  // namespace caravan

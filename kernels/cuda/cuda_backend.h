@@ -24,18 +24,11 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "kernels/backend.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_scratch.h"
 #include "kernels/cuda/cuda_stream.h"
-#include "kernels/cuda/expert_ffn.h"
 
 namespace caravan {
-
-/// What the scratch has room for. REQUIRES of every call: no more than that.
-struct CudaBackendLimits {
-  CudaFfnLimits ffn;          // its max_rows are those of every operation
-  int64_t max_cols = 0;       // of any matrix that MatMul takes
-  int64_t max_kv_blocks = 0;  // of all sequences of a call
-  int64_t attention_scratch_bytes = int64_t{256} << 20;  // see CudaMlaAttention::Create
-};
 
 class CudaBackend : public Backend {
  public:
@@ -43,6 +36,11 @@ class CudaBackend : public Backend {
   /// Errors: ResourceExhausted - not so much memory is free on the device.
   static absl::StatusOr<std::unique_ptr<CudaBackend>> Create(const CudaStream& stream,
                                                              const CudaBackendLimits& limits);
+  /// With a stream of its own; scratch and memory() take budget_bytes at most.
+  /// Errors: the same; ResourceExhausted - the scratch takes more than the budget.
+  static absl::StatusOr<std::unique_ptr<CudaBackend>> Open(const CudaDevice& device,
+                                                           const CudaBackendLimits& limits,
+                                                           int64_t budget_bytes);
 
   /// The first error of an operation so far. What goes wrong while kernels run is told by
   /// CudaStream::Synchronize.

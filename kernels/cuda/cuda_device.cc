@@ -50,12 +50,12 @@ absl::StatusOr<CudaDevice> CudaDevice::Open(int ordinal) {
   return device;
 }
 
-absl::StatusOr<CudaMemory> CudaDevice::Memory() const {
+absl::StatusOr<CudaMemoryInfo> CudaDevice::Memory() const {
   CARAVAN_RETURN_IF_ERROR(MakeCurrent());
   size_t free_bytes = 0;
   size_t total_bytes = 0;
   CARAVAN_CUDA_RETURN_IF_ERROR(cudaMemGetInfo(&free_bytes, &total_bytes));
-  return CudaMemory{static_cast<int64_t>(free_bytes), static_cast<int64_t>(total_bytes)};
+  return CudaMemoryInfo{static_cast<int64_t>(free_bytes), static_cast<int64_t>(total_bytes)};
 }
 
 absl::Status CudaDevice::MakeCurrent() const {

@@ -15,7 +15,7 @@ namespace caravan {
 /// The oldest card that the kernels run on: Turing, 7.5.
 inline constexpr int kMinComputeCapability = 75;
 
-struct CudaMemory {
+struct CudaMemoryInfo {
   int64_t free_bytes = 0;
   int64_t total_bytes = 0;
 };
@@ -44,7 +44,7 @@ class CudaDevice {
   int64_t max_shared_bytes() const { return max_shared_bytes_; }
 
   /// Errors: Internal.
-  absl::StatusOr<CudaMemory> Memory() const;
+  absl::StatusOr<CudaMemoryInfo> Memory() const;
 
   /// Whatever the calling thread allocates or launches from now on is on this device.
   absl::Status MakeCurrent() const;

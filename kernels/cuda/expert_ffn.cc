@@ -14,26 +14,6 @@
 namespace caravan {
 namespace {
 
-struct Sizes {
-  int64_t x_blocks, routing, inner, work;
-};
-
-Sizes SizesFor(const CudaFfnLimits& limits) {
-  const int64_t shares = limits.max_rows * limits.max_chosen;
-  const int64_t inner =
-      std::max(shares * limits.expert_inter, limits.max_rows * limits.dense_inter);
-  const auto inner_blocks = std::max(ActivationBytes(shares, limits.expert_inter),
-                                     ActivationBytes(limits.max_rows, limits.dense_inter));
-  // Products that wait for their turn are kept whole; those of more shares, a few columns at a
-  // time.
-  const int64_t products = std::min(shares, kMaxUnorderedShares) * limits.hidden;
-  return {.x_blocks = ActivationBytes(limits.max_rows, limits.hidden),
-          .routing = RoutingBytes(shares),
-          .inner = std::max<int64_t>(inner * static_cast<int64_t>(sizeof(float)), inner_blocks),
-          .work = static_cast<int64_t>(sizeof(float)) *
-                  std::max({2 * inner, products, shares * kTileRows})};
-}
-
 /// Whether gate and up can share a launch that leaves the blocks that down takes.
 bool IsFused(const FfnWeights& ffn) {
   return ffn.gate.dtype == ffn.up.dtype && TakesActivationRows(ffn.gate.dtype) &&
@@ -52,15 +32,10 @@ absl::Status CheckFfn(const FfnWeights& ffn, const CudaFfnLimits& limits, int64_
 
 }  // namespace
 
-int64_t CudaExpertFfn::ScratchBytes(const CudaFfnLimits& limits) {
-  const Sizes sizes = SizesFor(limits);
-  return sizes.x_blocks + sizes.routing + sizes.inner + sizes.work;
-}
-
 absl::StatusOr<std::unique_ptr<CudaExpertFfn>> CudaExpertFfn::Create(const CudaStream& stream,
                                                                      const CudaFfnLimits& limits) {
   auto ffn = absl::WrapUnique(new CudaExpertFfn(stream, limits));
-  const Sizes sizes = SizesFor(limits);
+  const CudaFfnSizes sizes = SizesFor(limits);
   const auto take = [&](int64_t bytes, DeviceBuffer& buffer) -> absl::Status {
     CARAVAN_ASSIGN_OR_RETURN(buffer, DeviceBuffer::Create(stream.device(), bytes));
     return absl::OkStatus();

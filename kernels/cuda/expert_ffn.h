@@ -16,6 +16,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/cuda/activations.h"
+#include "kernels/cuda/cuda_scratch.h"
 #include "kernels/cuda/cuda_stream.h"
 #include "kernels/cuda/device_buffer.h"
 #include "kernels/cuda/expert_routing.h"
@@ -23,21 +24,12 @@
 
 namespace caravan {
 
-struct CudaFfnLimits {
-  int64_t max_rows = 0;
-  int64_t max_chosen = 0;  // experts a row; 0 if there are none
-  int64_t hidden = 0;
-  int64_t expert_inter = 0;
-  int64_t dense_inter = 0;  // the widest of the plain ones
-};
-
 class CudaExpertFfn {
  public:
-  /// Takes all memory that calls within the limits need (ScratchBytes). `stream` outlives it.
+  /// Takes all memory that calls within the limits need (SizesFor). `stream` outlives it.
   /// Errors: ResourceExhausted.
   static absl::StatusOr<std::unique_ptr<CudaExpertFfn>> Create(const CudaStream& stream,
                                                                const CudaFfnLimits& limits);
-  static int64_t ScratchBytes(const CudaFfnLimits& limits);
 
   /// As Backend::RoutedExperts, all pointers but `experts` itself in device memory. A row's ids are
   /// distinct and at most kMaxExpertId. A batch's memory may be used anew by experts.Next() only

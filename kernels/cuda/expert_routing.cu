@@ -12,7 +12,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kRouteThreads = 1024;
 
-int64_t Aligned(int64_t bytes) { return RoundUp<int64_t>(bytes, 256); }
 
 /// Counting sort of the shares by expert, and the passes that they make.
 /// expert_ids [num_shares]. Grid: one block. Shared memory: 8 KiB for the experts' places in the
@@ -135,40 +134,6 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 }  // namespace
-
-int64_t MaxPasses(int pass_class, int64_t count, int64_t num_shares) {
-  // All but the lowest class have more rows a pass than the class below.
-  return pass_class == 0 ? std::min(count, num_shares)
-                         : num_shares / (kPassClassRows[pass_class - 1] + 1);
-}
-
-int64_t RoutingBytes(int64_t num_shares) {
-  int64_t bytes = Aligned(sizeof(int32_t) * (kNumPassClasses + 1)) +
-                  2 * Aligned(num_shares * static_cast<int64_t>(sizeof(int32_t)));
-  for (int c = 0; c < kNumPassClasses; ++c) {
-    bytes += Aligned(MaxPasses(c, kMaxTableExperts, num_shares) *
-                     static_cast<int64_t>(sizeof(ExpertPass)));
-  }
-  return bytes;
-}
-
-ExpertRouting RoutingAt(std::byte* memory, int64_t num_shares) {
-  ExpertRouting routing;
-  const auto take = [&memory](int64_t bytes) {
-    std::byte* const at = memory;
-    memory += Aligned(bytes);
-    return at;
-  };
-  routing.num_passes = reinterpret_cast<int32_t*>(take(sizeof(int32_t) * (kNumPassClasses + 1)));
-  routing.num_sorted = routing.num_passes + kNumPassClasses;
-  routing.shares = reinterpret_cast<int32_t*>(take(num_shares * 4));
-  routing.rows = reinterpret_cast<int32_t*>(take(num_shares * 4));
-  for (int c = 0; c < kNumPassClasses; ++c) {
-    routing.passes[c] = reinterpret_cast<ExpertPass*>(take(
-        MaxPasses(c, kMaxTableExperts, num_shares) * static_cast<int64_t>(sizeof(ExpertPass))));
-  }
-  return routing;
-}
 
 absl::Status RouteShares(const CudaStream& stream, const ExpertTable& table,
                          const int32_t* expert_ids, int64_t num_rows, int64_t k,

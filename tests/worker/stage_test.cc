@@ -265,9 +265,10 @@ TEST_F(StageTest, AReadThatFailsNamesTheTensor) {
 
 TEST_F(StageTest, ItsWorkspaceIsThatWhichPlansCount) {
   const ModelConfig& config = checkpoint_->config();
-  EXPECT_EQ(LayerWorkspace(config, 8).num_bytes(), 8 * LayerWorkspaceBytesPerRow(config));
+  EXPECT_EQ(LayerWorkspace::Create(config, HostMemory(), 8)->num_bytes(),
+            8 * LayerWorkspaceBytesPerRow(config));
   const std::unique_ptr<Backend> backend = *MakeCpuBackend({});
-  EXPECT_EQ(RouterLookahead(config, *backend).num_bytes(), LookaheadBytes(config));
+  EXPECT_EQ(RouterLookahead::Create(config, *backend)->num_bytes(), LookaheadBytes(config));
 }
 
 TEST_F(StageTest, AKvFormatThatDoesNotFitTheModelIsRefusedByName) {

@@ -50,7 +50,7 @@ class WorkerTest : public ::testing::Test {
     if (worker_ != nullptr) return *worker_;
     Worker::Environment environment;
     environment.name = "worker box-a";
-    environment.make_backend = [] { return *MakeCpuBackend({}); };
+    environment.make_backend = [](const ModelConfig&, int64_t) { return MakeCpuBackend({}); };
     environment.open_model = open_model_;
     environment.open_next_hop = open_next_hop_;
     environment.show_progress = [](int64_t, int64_t) {};

@@ -19,7 +19,7 @@ TEST_F(CudaDeviceTest, TellsWhatItIs) {
   EXPECT_GE(device().compute_capability(), kMinComputeCapability);
   EXPECT_GT(device().num_multiprocessors(), 0);
   EXPECT_GE(device().max_shared_bytes(), 48 << 10);
-  const absl::StatusOr<CudaMemory> memory = device().Memory();
+  const absl::StatusOr<CudaMemoryInfo> memory = device().Memory();
   ASSERT_TRUE(memory.ok()) << memory.status();
   EXPECT_GT(memory->free_bytes, 0);
   EXPECT_GE(memory->total_bytes, memory->free_bytes);

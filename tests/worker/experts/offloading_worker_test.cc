@@ -44,7 +44,7 @@ class OffloadingWorkerTest : public ::testing::Test {
 
   OffloadingWorkerTest() {
     environment_.name = "worker box-a";
-    environment_.make_backend = [] { return *MakeCpuBackend({}); };
+    environment_.make_backend = [](const ModelConfig&, int64_t) { return MakeCpuBackend({}); };
     environment_.open_model = [](const v1::LoadStage&, std::stop_token) {
       return std::make_unique<BorrowedPack>(toy_->model());
     };

@@ -1,0 +1,55 @@
+#ifndef CARAVAN_WORKER_COMPUTE_DEVICE_H_
+#define CARAVAN_WORKER_COMPUTE_DEVICE_H_
+
+// What a worker computes with: this machine's CPU, or one of its cards.
+//
+// Thread-safe; the backends that it makes are not.
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "kernels/backend.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "model/model_config.h"
+
+namespace caravan {
+
+class ComputeDevice {
+ public:
+  virtual ~ComputeDevice() = default;
+
+  /// For people: "cpu", "cuda:0 (NVIDIA GeForce RTX 3060)".
+  virtual std::string Name() const = 0;
+  /// Of its own memory, what a worker may take; 0: it computes in the host's.
+  virtual int64_t memory_budget_bytes() const = 0;
+  bool is_card() const { return memory_budget_bytes() > 0; }
+
+  /// A backend for steps of at most max_rows rows of this model.
+  /// Errors: ResourceExhausted - no memory for its scratch (says how much it takes).
+  virtual absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const ModelConfig& config,
+                                                               int64_t max_rows) const = 0;
+};
+
+struct DeviceOptions {
+  std::string name = "cpu";  // or cuda:N
+  int64_t vram_bytes = 0;    // of a card's memory; 0: what is free but for a reserve
+  CpuOptions cpu;            // of the CPU's backends
+};
+
+/// What a card keeps free unless it is told otherwise, for the driver and for who else draws on it.
+inline constexpr int64_t kCardReserveBytes = int64_t{512} << 20;
+
+/// Errors: InvalidArgument - no such device, or vram_bytes that it has not free (says how much is);
+///         Unavailable - no driver, no card, or one that is too old; Unimplemented - this program
+///         was built without CUDA; as MakeCpuBackend.
+absl::StatusOr<std::unique_ptr<ComputeDevice>> OpenComputeDevice(const DeviceOptions& options);
+
+/// The same of card `ordinal`.
+absl::StatusOr<std::unique_ptr<ComputeDevice>> OpenCard(int ordinal, int64_t vram_bytes);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_WORKER_COMPUTE_DEVICE_H_

@@ -1,0 +1,53 @@
+// OpenCard where there is CUDA.
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "base/byte_size.h"
+#include "base/status_macros.h"
+#include "cluster/pipeline_plan.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/cuda_device.h"
+#include "model/step_memory.h"
+#include "worker/compute_device.h"
+
+namespace caravan {
+namespace {
+
+std::string Title(const CudaDevice& device) {
+  return absl::StrCat("cuda:", device.ordinal(), " (", device.name(), ")");
+}
+
+class CudaCard : public ComputeDevice {
+ public:
+  CudaCard(CudaDevice device, int64_t vram_bytes)
+      : device_(std::move(device)), vram_bytes_(vram_bytes) {}
+
+  std::string Name() const override { return Title(device_); }
+  int64_t memory_budget_bytes() const override { return vram_bytes_; }
+
+  absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const ModelConfig& config,
+                                                       int64_t max_rows) const override {
+    return CudaBackend::Open(device_, CudaLimits(config, max_rows, kKvBlockTokens), vram_bytes_);
+  }
+
+ private:
+  const CudaDevice device_;
+  const int64_t vram_bytes_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ComputeDevice>> OpenCard(int ordinal, int64_t vram_bytes) {
+  CARAVAN_ASSIGN_OR_RETURN(CudaDevice device, CudaDevice::Open(ordinal));
+  CARAVAN_ASSIGN_OR_RETURN(const CudaMemoryInfo memory, device.Memory());
+  if (vram_bytes == 0) vram_bytes = memory.free_bytes - kCardReserveBytes;
+  if (vram_bytes <= 0 || vram_bytes > memory.free_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--vram ", FormatByteSize(vram_bytes), ": ", Title(device), " has ",
+        FormatByteSize(memory.free_bytes), " free of ", FormatByteSize(memory.total_bytes)));
+  }
+  return std::make_unique<CudaCard>(std::move(device), vram_bytes);
+}
+
+}  // namespace caravan

@@ -1,0 +1,13 @@
+// OpenCard where there is no CUDA.
+
+#include "absl/strings/str_cat.h"
+#include "worker/compute_device.h"
+
+namespace caravan {
+
+absl::StatusOr<std::unique_ptr<ComputeDevice>> OpenCard(int ordinal, int64_t) {
+  return absl::UnimplementedError(
+      absl::StrCat("cuda:", ordinal, ": this program was built without CUDA"));
+}
+
+}  // namespace caravan
