@@ -73,7 +73,8 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
     card_options.max_rows = options.max_step_tokens;
     CARAVAN_ASSIGN_OR_RETURN(
         card_experts, CardExperts::Create(config, *experts, *backend, *options.cpu, card_options));
-    CARAVAN_RETURN_IF_ERROR(card_experts->MeasureCosts());
+    CARAVAN_ASSIGN_OR_RETURN(ExpertCosts costs, card_experts->MeasureCosts());
+    card_experts->SetCosts(std::move(costs));
   }
   std::unique_ptr<HeatKeeper> heat;
   if (experts != nullptr && options.expert_heat.has_value()) {
@@ -132,8 +133,9 @@ absl::Status Stage::TakeMemory() {
   if (spec_.embeds && !memory.is_host()) {
     CARAVAN_ASSIGN_OR_RETURN(ids_, AllocateValues<int32_t>(memory, max_rows));
   }
-  CARAVAN_ASSIGN_OR_RETURN(layer_runner_, LayerRunner::Create(config_, *backend_, experts_.get(), card_experts_.get(),
-                                              options_.routing.get(), max_rows));
+  CARAVAN_ASSIGN_OR_RETURN(
+      layer_runner_, LayerRunner::Create(config_, *backend_, experts_.get(), card_experts_.get(),
+                                         options_.routing.get(), max_rows));
   if (spec_.has_head) {
     CARAVAN_ASSIGN_OR_RETURN(head_, OutputHead::Create(config_, *weights_, *backend_));
   }

@@ -113,13 +113,15 @@ absl::Status CardExperts::TakeMemory(const Options& options) {
   CARAVAN_ASSIGN_OR_RETURN(hit_ids_, AllocateValues<int32_t>(memory, choices));
   CARAVAN_ASSIGN_OR_RETURN(copied_ids_, AllocateValues<int32_t>(memory, choices));
   CARAVAN_ASSIGN_OR_RETURN(card_cpu_sum_, AllocateValues<float>(memory, floats));
-  host_ids_.reserve(static_cast<size_t>(choices));
+  for (std::vector<int32_t>* ids : {&ids_, &cpu_ids_, &scratch_ids_}) {
+    ids->reserve(static_cast<size_t>(choices));
+  }
   host_weights_.reserve(static_cast<size_t>(choices));
   cpu_sum_.resize(static_cast<size_t>(floats));
   return absl::OkStatus();
 }
 
-absl::Status CardExperts::MeasureCosts() {
+absl::StatusOr<ExpertCosts> CardExperts::MeasureCosts() {
   const int64_t k = std::min<int64_t>(config_.router.num_experts_per_tok, num_slots());
   const int layer = store_.files().layers().front();
   const int64_t max_rows = std::ssize(cpu_sum_) / config_.hidden_size;
@@ -149,6 +151,7 @@ absl::Status CardExperts::MeasureCosts() {
     }
     return best;
   };
+  ExpertCosts costs;
   Memory& memory = card_.memory();
   CARAVAN_ASSIGN_OR_RETURN(const Array x,
                            AllocateValues<float>(memory, max_rows * config_.hidden_size));
@@ -175,7 +178,7 @@ absl::Status CardExperts::MeasureCosts() {
                                float done = 0;
                                return memory.CopyOut(card_cpu_sum_.data(), sizeof(done), &done);
                              }));
-    costs_.points.push_back(
+    costs.points.push_back(
         {rows, cpu_seconds / static_cast<double>(k), card_seconds / static_cast<double>(k)});
     if (SteadyClock().Now() - begin > kEnough) break;
   }
@@ -187,14 +190,14 @@ absl::Status CardExperts::MeasureCosts() {
         CARAVAN_RETURN_IF_ERROR(BeginCopy(batch[0].weights, 0));
         return WaitForCopies();
       }));
-  costs_.copy_seconds = copy_seconds;
-  LogInfo("expert_costs", {{"copy_ms", 1e3 * costs_.copy_seconds},
-                           {"cpu_ms", 1e3 * costs_.CpuSeconds(1)},
-                           {"card_ms", 1e3 * costs_.CardSeconds(1)},
-                           {"rows", costs_.points.back().rows},
-                           {"cpu_ms_at_rows", 1e3 * costs_.points.back().cpu_seconds},
-                           {"card_ms_at_rows", 1e3 * costs_.points.back().card_seconds}});
-  return absl::OkStatus();
+  costs.copy_seconds = copy_seconds;
+  LogInfo("expert_costs", {{"copy_ms", 1e3 * costs.copy_seconds},
+                           {"cpu_ms", 1e3 * costs.CpuSeconds(1)},
+                           {"card_ms", 1e3 * costs.CardSeconds(1)},
+                           {"rows", costs.points.back().rows},
+                           {"cpu_ms_at_rows", 1e3 * costs.points.back().cpu_seconds},
+                           {"card_ms_at_rows", 1e3 * costs.points.back().card_seconds}});
+  return costs;
 }
 
 int64_t CardExperts::warm_bytes() const {
@@ -234,30 +237,23 @@ absl::Status CardExperts::Begin(int layer, absl::Span<const int32_t> expert_ids,
   PlaceNeeds();
 
   // The store reads and gives what is not here.
-  host_ids_.clear();
+  ids_.assign(expert_ids.begin(), expert_ids.end());
+  scratch_ids_.clear();
   host_weights_.clear();
-  for (size_t i = 0; i < expert_ids.size(); ++i) {
-    if (needs_[static_cast<size_t>(need_of_[static_cast<size_t>(expert_ids[i])])].is_hit) continue;
-    host_ids_.push_back(expert_ids[i]);
+  for (size_t i = 0; i < ids_.size(); ++i) {
+    if (NeedOf(ids_[i]).is_hit) continue;
+    scratch_ids_.push_back(ids_[i]);
     host_weights_.push_back(weights[i]);
   }
-  missing_ = host_ids_.empty() ? nullptr : &store_.Visit(layer, host_ids_, host_weights_);
+  missing_ = scratch_ids_.empty() ? nullptr : &store_.Visit(layer, scratch_ids_, host_weights_);
 
-  Memory& memory = card_.memory();
-  const auto bytes = static_cast<int64_t>(expert_ids.size() * sizeof(int32_t));
-  MaskIds(
-      expert_ids, [](const Need& need) { return need.is_hit; }, host_ids_);
-  CARAVAN_RETURN_IF_ERROR(memory.CopyIn(host_ids_.data(), bytes, hit_ids_.data()));
+  CARAVAN_RETURN_IF_ERROR(MaskIds([](const Need& need) { return need.is_hit; }, hit_ids_));
   if (missing_ == nullptr) return absl::OkStatus();
-  MaskIds(
-      expert_ids, [](const Need& need) { return !need.is_hit && need.place == ExpertPlace::kCopy; },
-      host_ids_);
-  CARAVAN_RETURN_IF_ERROR(memory.CopyIn(host_ids_.data(), bytes, copied_ids_.data()));
-  MaskIds(
-      expert_ids, [](const Need& need) { return !need.is_hit && need.place == ExpertPlace::kCpu; },
-      host_ids_);
+  MaskIds([](const Need& need) { return !need.is_hit && need.place == ExpertPlace::kCpu; },
+          cpu_ids_);
   host_weights_.assign(weights.begin(), weights.end());
-  CARAVAN_ASSIGN_OR_RETURN(host_x_, OnHost(memory, x, num_rows * config_.hidden_size, x_copy_));
+  CARAVAN_ASSIGN_OR_RETURN(host_x_,
+                           OnHost(card_.memory(), x, num_rows * config_.hidden_size, x_copy_));
   return absl::OkStatus();
 }
 
@@ -272,7 +268,7 @@ void CardExperts::CountNeeds(absl::Span<const int32_t> expert_ids,
     needs_.push_back({.expert = static_cast<int32_t>(id)});
   }
   for (size_t i = 0; i < expert_ids.size(); ++i) {
-    Need& need = needs_[static_cast<size_t>(need_of_[static_cast<size_t>(expert_ids[i])])];
+    Need& need = NeedOf(expert_ids[i]);
     ++need.rows;
     need.weight += weights[i];
   }
@@ -319,10 +315,15 @@ void CardExperts::PlaceNeeds() {
 
 // While the CPU computes, the way to the card is free for as long.
 void CardExperts::Promote() {
-  double left = split_.cpu_seconds - split_.card_seconds;
+  double left = split_.cpu_seconds;
   std::vector<Need*> candidates;
   for (Need& need : needs_) {
-    if (!need.is_hit && need.place == ExpertPlace::kCpu) candidates.push_back(&need);
+    if (need.is_hit) continue;
+    if (need.place == ExpertPlace::kCpu) {
+      candidates.push_back(&need);
+    } else {
+      left -= costs_.copy_seconds;
+    }
   }
   std::stable_sort(candidates.begin(), candidates.end(),
                    [this](const Need* a, const Need* b) { return WorthOf(*a) > WorthOf(*b); });
@@ -335,20 +336,23 @@ void CardExperts::Promote() {
   }
 }
 
-template <typename IsOurs>
-void CardExperts::MaskIds(absl::Span<const int32_t> expert_ids, IsOurs is_ours,
-                          std::vector<int32_t>& masked) {
+void CardExperts::MaskIds(IsOurs is_ours, std::vector<int32_t>& masked) {
   masked.clear();
-  for (const int32_t id : expert_ids) {
-    const Need& need = needs_[static_cast<size_t>(need_of_[static_cast<size_t>(id)])];
-    masked.push_back(is_ours(need) ? id : kNotHere);
-  }
+  for (const int32_t id : ids_) masked.push_back(is_ours(NeedOf(id)) ? id : kNotHere);
+}
+
+absl::Status CardExperts::MaskIds(IsOurs is_ours, const Array& masked) {
+  MaskIds(is_ours, scratch_ids_);
+  return card_.memory().CopyIn(scratch_ids_.data(),
+                               static_cast<int64_t>(scratch_ids_.size() * sizeof(int32_t)),
+                               masked.data());
 }
 
 absl::Status CardExperts::Run(const float* x, const float* weights, float* out) {
   x_ = x;
   weights_ = weights;
   out_ = out;
+  const absl::Duration start = SteadyClock().Now();
   Counters counted;
   std::vector<LoadedExpert> hits;
   for (const Need& need : needs_) {
@@ -363,7 +367,7 @@ absl::Status CardExperts::Run(const float* x, const float* weights, float* out) 
     std::fill_n(cpu_sum_.begin(), count, 0.0f);
     CpuBatches batches(*this);
     CARAVAN_RETURN_IF_ERROR(cpu_.RoutedExperts(
-        batches, host_x_.data(), num_rows_, host_ids_.data(), host_weights_.data(),
+        batches, host_x_.data(), num_rows_, cpu_ids_.data(), host_weights_.data(),
         config_.router.num_experts_per_tok, cpu_sum_.data()));
     CARAVAN_RETURN_IF_ERROR(RunCopied());
     for (const Need& need : needs_) {
@@ -379,6 +383,8 @@ absl::Status CardExperts::Run(const float* x, const float* weights, float* out) 
     if (counted.on_cpu > 0) {
       CARAVAN_RETURN_IF_ERROR(card_.memory().CopyIn(cpu_sum_.data(), bytes, card_cpu_sum_.data()));
       card_.Add(card_cpu_sum_.floats(), count, out);
+      counted.took = SteadyClock().Now() - start;
+      counted.foretold = absl::Seconds(split_.seconds());
     }
   }
   EndVisit();
@@ -388,6 +394,8 @@ absl::Status CardExperts::Run(const float* x, const float* weights, float* out) 
   counters_.on_cpu += counted.on_cpu;
   counters_.promotions += counted.promotions;
   counters_.copied_bytes += counted.copied_bytes;
+  counters_.took += counted.took;
+  counters_.foretold += counted.foretold;
   return absl::OkStatus();
 }
 
@@ -399,19 +407,17 @@ absl::StatusOr<absl::Span<const LoadedExpert>> CardExperts::NextForCpu() {
     if (batch.empty()) return batch;
     cpu_batch_.clear();
     for (const LoadedExpert& expert : batch) {
-      Need& need = needs_[static_cast<size_t>(need_of_[static_cast<size_t>(expert.id)])];
+      Need& need = NeedOf(expert.id);
       if (need.place == ExpertPlace::kCpu) cpu_batch_.push_back(expert);
       if (need.slot < 0) continue;
-      const auto is_waiting = [&](const LoadedExpert& copied) {
-        return needs_[static_cast<size_t>(need_of_[static_cast<size_t>(copied.id)])].slot ==
-               need.slot;
-      };
-      if (std::any_of(copied_.begin(), copied_.end(), is_waiting)) {
-        CARAVAN_RETURN_IF_ERROR(RunCopied());
-      }
+      const bool is_taken = std::any_of(
+          copied_.begin(), copied_.end(),
+          [&](const LoadedExpert& waiting) { return NeedOf(waiting.id).slot == need.slot; });
+      if (is_taken) CARAVAN_RETURN_IF_ERROR(RunCopied());
       CARAVAN_RETURN_IF_ERROR(BeginCopy(expert.weights, need.slot));
       need.copied = true;
       if (need.place == ExpertPlace::kCopy) {
+        need.in_round = true;
         copied_.push_back({expert.id, weights_of_[static_cast<size_t>(need.slot)]});
       }
     }
@@ -434,15 +440,15 @@ absl::Status CardExperts::WaitForCopies() {
 }
 
 absl::Status CardExperts::RunCopied() {
+  // Those for later visits, too.
+  if (copying_) CARAVAN_RETURN_IF_ERROR(copies_->Precede());
   if (!copied_.empty()) {
+    CARAVAN_RETURN_IF_ERROR(MaskIds([](const Need& need) { return need.in_round; }, copied_ids_));
+    for (const LoadedExpert& expert : copied_) NeedOf(expert.id).in_round = false;
     std::sort(copied_.begin(), copied_.end(),
               [](const LoadedExpert& a, const LoadedExpert& b) { return a.id < b.id; });
-    CARAVAN_RETURN_IF_ERROR(copies_->Precede());
     CARAVAN_RETURN_IF_ERROR(RunOnCard(std::exchange(copied_, {}), copied_ids_));
     CARAVAN_RETURN_IF_ERROR(copies_->Follow());
-  } else if (copying_) {
-    // What was copied for later visits.
-    CARAVAN_RETURN_IF_ERROR(copies_->Precede());
   }
   return WaitForCopies();
 }

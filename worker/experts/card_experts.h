@@ -22,11 +22,14 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "base/mutex.h"
 #include "kernels/backend.h"
@@ -56,6 +59,9 @@ class CardExperts {
     int64_t on_cpu = 0;      // computed by the CPU
     int64_t promotions = 0;  // of those: copied meanwhile, for later visits
     int64_t copied_bytes = 0;
+    // Of visits that the CPU shared: how long they took, and what the costs foretold.
+    absl::Duration took;
+    absl::Duration foretold;
   };
 
   /// All are borrowed; `store` then neither warms nor guesses what has a slot here.
@@ -65,9 +71,11 @@ class CardExperts {
                                                              ExpertStore& store, Backend& card,
                                                              Backend& cpu, const Options& options);
 
-  /// Measures the costs, of experts of the first layer. Errors: as ExpertStore::Visit and of the
-  /// backends.
-  absl::Status MeasureCosts();
+  /// Measures the costs, of experts of the first layer, which takes a second or two. Errors: as
+  /// ExpertStore::Visit and of the backends.
+  absl::StatusOr<ExpertCosts> MeasureCosts();
+  /// What visits are split by. Until then the CPU computes what is not on the card.
+  void SetCosts(ExpertCosts costs) { costs_ = std::move(costs); }
   const ExpertCosts& costs() const { return costs_; }
 
   /// What Warm reads: as many experts as the cache has slots.
@@ -107,6 +115,7 @@ class CardExperts {
     bool is_hit = false;
     ExpertPlace place = ExpertPlace::kCpu;  // if it is no hit
     bool copied = false;
+    bool in_round = false;  // of copies that the card computes together
   };
 
   /// Gives the CPU its experts as the store has them, and copies what is to be copied.
@@ -137,9 +146,14 @@ class CardExperts {
   double WorthOf(const Need& need) const {
     return std::min(need.score, cache_.score({layer_, need.expert}));
   }
-  /// expert_ids with those of the needs that `is_ours` takes, all others kNotHere.
-  template <typename IsOurs>
-  void MaskIds(absl::Span<const int32_t> expert_ids, IsOurs is_ours, std::vector<int32_t>& masked);
+  Need& NeedOf(int32_t expert) {
+    return needs_[static_cast<size_t>(need_of_[static_cast<size_t>(expert)])];
+  }
+  using IsOurs = absl::FunctionRef<bool(const Need& need)>;
+  /// masked: ids_, those of other needs than `is_ours` takes kNotHere.
+  void MaskIds(IsOurs is_ours, std::vector<int32_t>& masked);
+  /// The same on the card.
+  absl::Status MaskIds(IsOurs is_ours, const Array& masked);
 
   absl::StatusOr<absl::Span<const LoadedExpert>> NextForCpu();
   absl::Status BeginCopy(const FfnWeights& weights, int slot);
@@ -156,7 +170,7 @@ class CardExperts {
   const int num_cached_;
   const int num_passed_;
   ExpertCache cache_;
-  ExpertCosts costs_;
+  ExpertCosts costs_ = {.points = {{.rows = 1}}, .copy_seconds = 1};
   Array slots_;                         // [num_slots] of slot_bytes_
   std::vector<FfnWeights> weights_of_;  // by slot: what lies there
   const std::unique_ptr<CopyQueue> copies_;
@@ -173,7 +187,9 @@ class CardExperts {
   std::vector<LoadedExpert> cpu_batch_;
   std::vector<LoadedExpert> copied_;  // and not computed
   int next_passed_ = 0;               // slot
-  std::vector<int32_t> host_ids_;     // [rows, k]: scratch of Begin, then what is the CPU's
+  std::vector<int32_t> ids_;          // [rows, k]
+  std::vector<int32_t> cpu_ids_;      // [rows, k]
+  std::vector<int32_t> scratch_ids_;  // [rows, k]
   std::vector<float> host_weights_;   // [rows, k]
   std::vector<float> x_copy_;         // [rows, hidden_size], where the host cannot read the card's
   absl::Span<const float> host_x_;

@@ -104,6 +104,7 @@ absl::Status ExpertStore::Read(absl::Span<const ExpertKey> keys, bool is_needed,
   const int64_t total = BytesOf(keys);
   int64_t done = 0;
   for (size_t i = 0; i < keys.size();) {
+    EndVisit();  // one that was left
     layer_ = keys[i].layer;
     needs_.clear();
     for (; i < keys.size() && keys[i].layer == layer_; ++i) {
