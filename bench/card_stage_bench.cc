@@ -125,6 +125,7 @@ class Bench {
       slice.set_sequence_id(static_cast<uint64_t>(row + 1));
       slice.set_first_position(static_cast<uint32_t>(flags_.context));
       slice.add_token_ids(0);
+      slice.set_output(v1::SLICE_OUTPUT_NONE);
       for (int64_t block = 0; block < blocks_; ++block) {
         slice.add_kv_blocks(static_cast<uint32_t>(row * blocks_ + block));
       }
@@ -136,6 +137,7 @@ class Bench {
     v1::Step step;
     v1::SequenceSlice& slice = *step.add_slices();
     slice.set_sequence_id(1);
+    slice.set_output(v1::SLICE_OUTPUT_NONE);
     for (int64_t i = 0; i < flags_.prompt; ++i) slice.add_token_ids(0);
     for (int64_t block = 0; block < CeilDiv(flags_.prompt, kKvBlockTokens); ++block) {
       slice.add_kv_blocks(static_cast<uint32_t>(block));

@@ -43,7 +43,7 @@ TEST(StepMemoryTest, CountsR1OnACard) {
   // Any row of the longest context has room.
   EXPECT_GE(limits.attention_scratch_bytes, 128 * (5 * 576 + 512 * 160) * 4);
   // Half a gigabyte of a 12 GB card.
-  EXPECT_EQ(memory.layers / kMiB, 682);
+  EXPECT_EQ(memory.layers / kMiB, 544);
 }
 
 TEST(StepMemoryTest, AStageTakesWhatItDoes) {

@@ -136,7 +136,8 @@ TEST_F(CardStageTest, ExpertsBeyondTheCardAddTheSame) {
 }
 
 TEST_F(CardStageTest, TakesNoMoreOfTheCardThanPlansCount) {
-  // But for the arrays' scratch of CUDA's backend, which this one has not.
+  // But for the scratch of CUDA's backend, which this one has not, and what only a stage takes
+  // whose experts are not all there.
   auto backend = std::make_unique<FakeCard>(*MakeCpuBackend({}));
   FakeCardMemory& memory = backend->memory();
   const auto stage = MustCreate(std::move(backend), Options());
@@ -145,9 +146,8 @@ TEST_F(CardStageTest, TakesNoMoreOfTheCardThanPlansCount) {
   const int64_t scratch = CudaScratchBytes(CudaLimits(toy_->config(), kMaxRows, kBlockTokens));
   const int64_t kv = stage->kv_cache().num_blocks() * kBlockTokens * 4 *
                      toy_->config().Mla().kv_width() * static_cast<int64_t>(sizeof(float));
-  const int64_t rope = toy_->config().Mla().qk_rope_head_dim / 2 * 4;
-  EXPECT_EQ(memory.taken_bytes(),
-            stage->weights().num_bytes() + kv + steps.Of(toy_->whole(), 1) - scratch + rope);
+  EXPECT_EQ(memory.taken_bytes(), stage->weights().num_bytes() + kv + steps.Of(toy_->whole(), 1) -
+                                      scratch - CardExpertBytes(toy_->config(), kMaxRows));
 }
 
 TEST_F(CardStageTest, ACardThatIsTooSmallIsSaidSo) {
