@@ -283,7 +283,8 @@ absl::StatusOr<std::unique_ptr<StageWeights>> StageWeights::Load(const ModelConf
   CARAVAN_ASSIGN_OR_RETURN(weights->array_, memory.Allocate(total_bytes, Memory::Use::kWhole));
   std::byte* const data = weights->array_.data();
   CARAVAN_RETURN_IF_ERROR(ReadTensors(source, placed, total_bytes, progress, memory, data));
-  progress(total_bytes, total_bytes);
+  // The others may have read all parts but the caller's first before it came to ask.
+  if (!progress(total_bytes, total_bytes)) return absl::CancelledError("loading was stopped");
 
   const LoadedTensors tensors(placed, data);
   if (stage.embeds || stage.drafts) {
