@@ -10,6 +10,7 @@
 #include "kernels/cuda/cuda_device.h"
 #include "model/step_memory.h"
 #include "worker/compute_device.h"
+#include "worker/nccl/nccl_transport.h"
 
 namespace caravan {
 namespace {
@@ -29,6 +30,10 @@ class CudaCard : public ComputeDevice {
   absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const ModelConfig& config,
                                                        int64_t max_rows) const override {
     return CudaBackend::Open(device_, CudaLimits(config, max_rows, kKvBlockTokens), vram_bytes_);
+  }
+
+  absl::StatusOr<std::unique_ptr<CardTransport>> OpenCardTransport() const override {
+    return OpenNcclTransport(device_);
   }
 
  private:

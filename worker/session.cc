@@ -69,6 +69,8 @@ class Session {
     environment.make_backend = [this](const ModelConfig& config, int64_t max_rows) {
       return options_.device->MakeBackend(config, max_rows);
     };
+    environment.card_transport = options_.card_transport;
+    environment.requires_card_transport = options_.requires_card_transport;
     environment.show_progress = options_.show_progress;
     environment.open_model = [this](const v1::LoadStage& order, std::stop_token stop) {
       return OpenModel(order, std::move(stop));
@@ -168,6 +170,10 @@ class Session {
     const ComputeDevice& device = *options_.device;
     registration.set_device(device.Name());
     registration.set_on_card(device.is_card());
+    if (options_.card_transport != nullptr) {
+      registration.set_nccl_version(options_.card_transport->version());
+      registration.set_nccl_card(options_.card_transport->card());
+    }
     registration.set_memory_budget_bytes(static_cast<uint64_t>(
         device.is_card() ? device.memory_budget_bytes() : options_.memory_budget_bytes));
     registration.set_num_threads(static_cast<uint32_t>(options_.num_threads));
