@@ -4,53 +4,50 @@
 #include <optional>
 #include <thread>
 
+#include "base/check.h"
 #include "gtest/gtest.h"
 
 namespace caravan {
 namespace {
 
+/// One that is free.
+Array MustTake(HiddenSlots& slots) {
+  std::optional<Array> slot = slots.Take();
+  CARAVAN_CHECK(slot.has_value());
+  return *std::move(slot);
+}
+
 TEST(HiddenSlotsTest, EachIsTakenByOneAtATime) {
   const auto slots = *HiddenSlots::Create(HostMemory(), 2, 64);
-  std::optional<Array> first = slots->Take();
-  std::optional<Array> second = slots->Take();
-  ASSERT_TRUE(first.has_value() && second.has_value());
-  EXPECT_NE(first->data(), second->data());
-  EXPECT_EQ(first->bytes(), 64);
-  const std::byte* const data = second->data();
-  const Array copy = *second;
-  second.reset();  // not yet the last one
+  const Array first = MustTake(*slots);
+  Array second = MustTake(*slots);
+  EXPECT_NE(first.data(), second.data());
+  EXPECT_EQ(first.bytes(), 64);
+  const Array copy = second;
+  second = Array();  // not yet the last one
   std::atomic<bool> taken{false};
-  std::thread waiter([&] {
-    const std::optional<Array> third = slots->Take();
-    EXPECT_FALSE(third.has_value());
-    taken = true;
-  });
-  EXPECT_FALSE(taken);
+  std::thread waiter([&] { taken = slots->Take().has_value(); });
   slots->Close();
   waiter.join();
-  EXPECT_EQ(copy.data(), data);
+  EXPECT_FALSE(taken);
 }
 
 TEST(HiddenSlotsTest, WhatIsGivenBackIsTakenAgain) {
   const auto slots = *HiddenSlots::Create(HostMemory(), 1, 64);
-  std::optional<Array> first = slots->Take();
-  const std::byte* const data = first->data();
-  std::thread waiter([&] {
-    const std::optional<Array> second = slots->Take();
-    ASSERT_TRUE(second.has_value());
-    EXPECT_EQ(second->data(), data);
-  });
-  first.reset();
+  Array first = MustTake(*slots);
+  const std::byte* const data = first.data();
+  std::thread waiter([&] { EXPECT_EQ(MustTake(*slots).data(), data); });
+  first = Array();
   waiter.join();
 }
 
 TEST(HiddenSlotsTest, WhatIsGivenBackAfterItsEndIsFreed) {
   auto slots = *HiddenSlots::Create(HostMemory(), 1, 64);
-  std::optional<Array> slot = slots->Take();
+  Array slot = MustTake(*slots);
   slots->Close();
   slots.reset();
-  *slot->data() = std::byte{1};
-  slot.reset();
+  *slot.data() = std::byte{1};
+  slot = Array();
 }
 
 TEST(HiddenSlotsTest, MemoryThatIsNotThereIsAnError) {
