@@ -1,9 +1,10 @@
-// Two workers on one card whose activations go from one to the other by NCCL, and the same over
-// TCP. Skipped without a card, by the driver's words, and without NCCL, by the linker's.
+// Workers whose activations go from card to card by NCCL, most of them on one card, and the same
+// over TCP. Skipped without a card, by the driver's words, and without NCCL, by the linker's.
 
 #include <csignal>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -27,6 +28,7 @@ class NcclClusterTest : public ::testing::Test {
   void SetUp() override {
     const absl::StatusOr<int> cards = CountCudaDevices();
     if (!cards.ok()) GTEST_SKIP() << cards.status();
+    num_cards_ = *cards;
     const absl::StatusOr<std::unique_ptr<NcclLibrary>> library = NcclLibrary::Load();
     if (!library.ok()) GTEST_SKIP() << library.status();
   }
@@ -42,8 +44,11 @@ class NcclClusterTest : public ::testing::Test {
     return worker;
   }
 
-  static void StartPair(TestCluster& cluster, const std::vector<std::string>& arguments = {}) {
-    cluster.StartCoordinator({"--workers", "2"});
+  static void StartPair(TestCluster& cluster, const std::vector<std::string>& arguments = {},
+                        const std::vector<std::string>& coordinator_arguments = {}) {
+    std::vector<std::string> all = {"--workers", "2"};
+    all.insert(all.end(), coordinator_arguments.begin(), coordinator_arguments.end());
+    cluster.StartCoordinator(std::move(all));
     StartCardWorker(cluster, "box-0", arguments);
     StartCardWorker(cluster, "box-1", arguments);
     cluster.WaitForStatus("serving");
@@ -52,6 +57,8 @@ class NcclClusterTest : public ::testing::Test {
   static std::string Libraries(TestProcess& process) {
     return Slurp(absl::StrCat("/proc/", process.pid(), "/maps"));
   }
+
+  int num_cards_ = 0;
 };
 
 TEST_F(NcclClusterTest, RepliesAreThoseOfTheReference) {
@@ -97,6 +104,44 @@ TEST_P(KilledNcclWorkerTest, ItsNeighbourGoesOnAloneAndByNcclWithTheNextOne) {
 
 INSTANTIATE_TEST_SUITE_P(FirstLast, KilledNcclWorkerTest, ::testing::Values("box-0", "box-1"),
                          [](const auto& info) { return "Stage" + info.param.substr(4); });
+
+TEST_F(NcclClusterTest, AWorkerThatHangsIsFoundByItsSilenceAndJoinsAnew) {
+  TestCluster cluster;
+  StartPair(cluster, {}, {"--heartbeat-timeout", "1"});
+  TestProcess& run = cluster.StartLongRun({"--max-tokens", "200"});
+  TestProcess& hung = cluster.worker("box-1");
+  hung.Signal(SIGSTOP);
+  EXPECT_EQ(run.Wait(), 0) << run.Transcript();
+  EXPECT_THAT(run.Err(), HasSubstr("not heard of for "));
+  hung.Signal(SIGCONT);
+  cluster.WaitForStatus([](const std::string& status) {
+    return absl::StrContains(status, "serving (plan 3)") && absl::StrContains(status, "box-1");
+  });
+  ExpectReplies(cluster, Questions(2));
+}
+
+TEST_F(NcclClusterTest, TwoCardsOfOneHostAreJoinedToo) {
+  if (num_cards_ < 2) GTEST_SKIP() << "there is one card";
+  TestCluster cluster;
+  cluster.StartCoordinator({"--workers", "2"});
+  for (const int card : {0, 1}) {
+    BeNcclHost("both");
+    cluster
+        .StartWorker(absl::StrCat("box-", card),
+                     {"--device", absl::StrCat("cuda:", card), "--transport", "nccl"})
+        .WaitForErr("joined");
+  }
+  cluster.WaitForStatus("serving");
+  ExpectReplies(cluster, Questions(2));
+  ExpectRepliesTogether(cluster, Questions(8));
+  TestProcess& run = cluster.StartLongRun();
+  cluster.worker("box-1").Signal(SIGKILL);
+  run.WaitForErr("The reply broke off");
+  run.Signal(SIGINT);
+  EXPECT_EQ(run.Wait(), 130);
+  // Who takes no hop but by NCCL needs none when it is alone.
+  ExpectReplies(cluster, Questions(1));
+}
 
 TEST_F(NcclClusterTest, OnOneCardOfOneHostAndBesideACpuHopsGoOverTcp) {
   TestCluster cluster;

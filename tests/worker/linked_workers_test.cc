@@ -10,7 +10,6 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "tests/support/golden.h"
 #include "tests/worker/fake_card_transport.h"
-#include "tests/worker/fake_hop.h"
 #include "worker/worker.h"
 
 namespace caravan {
@@ -65,7 +64,14 @@ class LinkedWorkersTest : public ::testing::Test {
     environment.open_next_hop =
         [this](const v1::LoadStage& order, std::function<void(absl::Status)>,
                std::stop_token) -> absl::StatusOr<std::unique_ptr<ActivationChannel>> {
-      if (!order.has_next()) return home_.Connect();
+      if (!order.has_next()) {
+        return MakeInProcessChannel(
+            [this](v1::Step step) {
+              home_.Push(std::move(step));
+              return absl::OkStatus();
+            },
+            2);
+      }
       return MakeInProcessChannel(
           [this](v1::Step step) { return second_->worker->Receive(std::move(step)); }, 2);
     };
@@ -125,7 +131,7 @@ class LinkedWorkersTest : public ::testing::Test {
     slice.add_kv_blocks(0);
     slice.set_output(v1::SLICE_OUTPUT_LOGITS);
     EXPECT_TRUE(first_->worker->Receive(std::move(step)).ok());
-    v1::Step done = home_.Take();
+    v1::Step done = *home_.Pop();
     EXPECT_FALSE(done.has_error()) << done.error().message();
     return done;
   }
@@ -133,7 +139,7 @@ class LinkedWorkersTest : public ::testing::Test {
   const std::unique_ptr<Checkpoint> checkpoint_ =
       MustOpenCheckpoint(SmallGoldenModel("v3-like").directory);
   const std::shared_ptr<FakeCardTransport> transport_ = std::make_shared<FakeCardTransport>();
-  FakeHop home_;
+  BoundedQueue<v1::Step> home_{10};  // what the last stage sent
   std::unique_ptr<Box> second_ = MakeBox("worker box-b");
   std::unique_ptr<Box> first_ = MakeBox("worker box-a");  // before the second one goes
 };
