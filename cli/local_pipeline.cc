@@ -54,6 +54,7 @@ absl::StatusOr<PipelinePlan> PlanEvenly(const StoredModel& model,
   if (device.is_card()) {
     worker.on_card = true;
     worker.memory_budget_bytes = device.memory_budget_bytes();
+    worker.offloads = options.memory_budget_bytes > 0;
   } else if (options.memory_budget_bytes > 0) {
     worker.memory_budget_bytes =
         (options.memory_budget_bytes - options.memory_aside_bytes) / options.num_workers;
@@ -133,7 +134,7 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
   CARAVAN_ASSIGN_OR_RETURN(const std::shared_ptr<const ComputeDevice> device,
                            options.DeviceOfWorker().Open(cpu));
   absl::StatusOr<PipelinePlan> planned = PlanEvenly(model, options, *device, num_threads);
-  if (!planned.ok() && options.memory_budget_bytes > 0) return TooLittle(options, planned.status());
+  if (!planned.ok() && options.memory_budget_bytes > 0 && !device->is_card()) return TooLittle(options, planned.status());
   CARAVAN_ASSIGN_OR_RETURN(const PipelinePlan plan, std::move(planned));
 
   std::unique_ptr<LocalPipeline> pipeline(new LocalPipeline);
@@ -168,6 +169,14 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
     stage_options.max_step_tokens = options.prefill_chunk;
     stage_options.expert_budget_bytes = plan.stages[i].expert_bytes;
     stage_options.experts = options.experts;
+    if (device->is_card() && stage_options.expert_budget_bytes > 0) {
+      stage_options.card_expert_bytes = stage_options.expert_budget_bytes;
+      stage_options.expert_budget_bytes =
+          (options.memory_budget_bytes - options.memory_aside_bytes - ProcessBytes(num_threads)) /
+              options.num_workers -
+          ComputeStepMemory(config, options.prefill_chunk).Of(plan.stages[i].stage, 1);
+      CARAVAN_ASSIGN_OR_RETURN(stage_options.cpu, device->MakeCpu());
+    }
     if (!options.record_routing.empty()) {
       absl::StatusOr<std::unique_ptr<RoutingObserver>> routing =
           RecordStage(options.record_routing, model.fingerprint(), config, plan.stages[i].stage);

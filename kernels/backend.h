@@ -82,6 +82,9 @@ struct RouterShape {
   float routed_scaling_factor = 1;
 };
 
+/// See Backend::RoutedExperts.
+inline constexpr int32_t kNotHere = -1;
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -141,7 +144,8 @@ class Backend {
   /// out[t] += sum over k of weights[t,k] * FFN_{expert_ids[t,k]}(x[t]), in ascending order of
   /// expert, in whatever order `experts` gives them: where its ids do not ascend, each product
   /// waits for its turn in num_rows * k * hidden floats. x, out [num_rows, hidden]; expert_ids,
-  /// weights [num_rows, k]. REQUIRES: `experts` gives those of expert_ids.
+  /// weights [num_rows, k]. An id of kNotHere adds nothing: another backend computes that expert.
+  /// REQUIRES: `experts` gives those of the other ids.
   /// Errors: those of experts.Next(); `out` is then of no use.
   virtual absl::Status RoutedExperts(ExpertBatches& experts, const float* x, int64_t num_rows,
                                      const int32_t* expert_ids, const float* weights, int64_t k,

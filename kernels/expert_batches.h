@@ -4,6 +4,7 @@
 // The weights that one call of Backend::RoutedExperts needs, as they come into memory.
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -51,6 +52,8 @@ class ResidentExperts : public ExpertBatches {
   /// experts: all of the layer, by id; expert_ids: what the rows chose, in any order. Both are read
   /// here only. REQUIRES: 0 <= id < experts.size().
   ResidentExperts(absl::Span<const FfnWeights> experts, absl::Span<const int32_t> expert_ids);
+  /// Gives these. REQUIRES: ids ascend.
+  explicit ResidentExperts(std::vector<LoadedExpert> batch) : batch_(std::move(batch)) {}
   /// Gives all of the layer, by id: for a card's memory, where it is not known which were chosen.
   explicit ResidentExperts(absl::Span<const FfnWeights> experts);
 

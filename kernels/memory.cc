@@ -33,6 +33,9 @@ class HostMemoryImpl : public Memory {
     if (bytes > 0) std::memset(to, 0, static_cast<size_t>(bytes));
     return absl::OkStatus();
   }
+  absl::StatusOr<std::unique_ptr<CopyQueue>> MakeCopyQueue() override {
+    return absl::InternalError("nothing is copied to where it already is");
+  }
 };
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/copy_queue.h"
 
 namespace caravan {
 
@@ -69,6 +70,10 @@ class Memory {
   virtual absl::Status Copy(const void* from, int64_t bytes, void* to) = 0;
   /// All bits 0. Errors: as CopyIn.
   virtual absl::Status Clear(void* to, int64_t bytes) = 0;
+
+  /// For copies beside the backend's work, which the backend outlives. REQUIRES: !is_host().
+  /// Errors: Internal - the device has no more of them.
+  virtual absl::StatusOr<std::unique_ptr<CopyQueue>> MakeCopyQueue() = 0;
 };
 
 /// The host's. Thread-safe.

@@ -68,16 +68,23 @@ StepMemory ComputeStepMemory(const ModelConfig& config, int64_t max_rows) {
 
 StepMemory ComputeCardStepMemory(const ModelConfig& config, int64_t max_rows,
                                  int64_t kv_block_tokens) {
-  // That of the ids of what is embedded, which the host keeps elsewhere.
+  // Ids of what is embedded and the rotary table, which the host keeps elsewhere.
+  const int64_t rope_bytes = config.Mla().qk_rope_head_dim / 2 * kFloatBytes;
   const int64_t id_bytes = max_rows * static_cast<int64_t>(sizeof(int32_t));
   StepMemory memory = StageBuffers(config, max_rows);
-  memory.layers += id_bytes;
+  memory.layers += id_bytes + rope_bytes + CardExpertBytes(config, max_rows) +
+                   CudaScratchBytes(CudaLimits(config, max_rows, kv_block_tokens));
   memory.drafting += id_bytes;
-  memory.layers += CudaScratchBytes(CudaLimits(config, max_rows, kv_block_tokens));
   // One of the slots is counted with the stage's buffers.
   memory.hops =
       (kHiddenSlots - 1) * max_rows * config.hidden_size * kFloatBytes + 2 * kNcclHopBytes;
   return memory;
+}
+
+int64_t CardExpertBytes(const ModelConfig& config, int64_t max_rows) {
+  // Ids of those computed where they lie, and of those copied; what the CPU adds. While costs are
+  // measured, inputs and weights of rows.
+  return max_rows * kFloatBytes * (3 * config.router.num_experts_per_tok + 2 * config.hidden_size);
 }
 
 CudaBackendLimits CudaLimits(const ModelConfig& config, int64_t max_rows, int64_t kv_block_tokens) {

@@ -20,6 +20,9 @@ class Cpu : public ComputeDevice {
   absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const ModelConfig&, int64_t) const override {
     return MakeCpuBackend(options_);
   }
+  absl::StatusOr<std::unique_ptr<Backend>> MakeCpu() const override {
+    return MakeCpuBackend(options_);
+  }
 
  private:
   const CpuOptions options_;
@@ -28,12 +31,12 @@ class Cpu : public ComputeDevice {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ComputeDevice>> OpenComputeDevice(const DeviceOptions& options) {
+  // Tried once here, so that it is said before there is a stage.
+  CARAVAN_RETURN_IF_ERROR(MakeCpuBackend(options.cpu).status());
   if (options.name == "cpu") {
     if (options.vram_bytes > 0) {
       return absl::InvalidArgumentError("--vram: the CPU has none; name a card with --device");
     }
-    // Tried once here, so that it is said before there is a stage.
-    CARAVAN_RETURN_IF_ERROR(MakeCpuBackend(options.cpu).status());
     return std::make_unique<Cpu>(options.cpu);
   }
   absl::string_view rest = options.name;
@@ -42,7 +45,7 @@ absl::StatusOr<std::unique_ptr<ComputeDevice>> OpenComputeDevice(const DeviceOpt
     return absl::InvalidArgumentError(
         absl::StrCat("\"", options.name, "\" is no device: give cpu, cuda:0, cuda:1, ..."));
   }
-  return OpenCard(ordinal, options.vram_bytes);
+  return OpenCard(ordinal, options);
 }
 
 }  // namespace caravan

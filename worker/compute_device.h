@@ -34,6 +34,8 @@ class ComputeDevice {
   /// Errors: ResourceExhausted - no memory for its scratch (says how much it takes).
   virtual absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const ModelConfig& config,
                                                                int64_t max_rows) const = 0;
+  /// The CPU's, for what a card leaves to it. Errors: as MakeCpuBackend.
+  virtual absl::StatusOr<std::unique_ptr<Backend>> MakeCpu() const = 0;
   /// What carries activations from this card to others.
   /// Errors: Unimplemented - it is no card; as OpenNcclTransport.
   virtual absl::StatusOr<std::unique_ptr<CardTransport>> OpenCardTransport() const {
@@ -56,7 +58,7 @@ inline constexpr int64_t kCardReserveBytes = int64_t{512} << 20;
 absl::StatusOr<std::unique_ptr<ComputeDevice>> OpenComputeDevice(const DeviceOptions& options);
 
 /// The same of card `ordinal`.
-absl::StatusOr<std::unique_ptr<ComputeDevice>> OpenCard(int ordinal, int64_t vram_bytes);
+absl::StatusOr<std::unique_ptr<ComputeDevice>> OpenCard(int ordinal, const DeviceOptions& options);
 
 }  // namespace caravan
 

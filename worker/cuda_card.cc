@@ -21,8 +21,8 @@ std::string Title(const CudaDevice& device) {
 
 class CudaCard : public ComputeDevice {
  public:
-  CudaCard(CudaDevice device, int64_t vram_bytes)
-      : device_(std::move(device)), vram_bytes_(vram_bytes) {}
+  CudaCard(CudaDevice device, int64_t vram_bytes, const CpuOptions& cpu)
+      : device_(std::move(device)), vram_bytes_(vram_bytes), cpu_(cpu) {}
 
   std::string Name() const override { return Title(device_); }
   int64_t memory_budget_bytes() const override { return vram_bytes_; }
@@ -32,6 +32,7 @@ class CudaCard : public ComputeDevice {
     return CudaBackend::Open(device_, CudaLimits(config, max_rows, kKvBlockTokens), vram_bytes_);
   }
 
+  absl::StatusOr<std::unique_ptr<Backend>> MakeCpu() const override { return MakeCpuBackend(cpu_); }
   absl::StatusOr<std::unique_ptr<CardTransport>> OpenCardTransport() const override {
     return OpenNcclTransport(device_);
   }
@@ -39,20 +40,22 @@ class CudaCard : public ComputeDevice {
  private:
   const CudaDevice device_;
   const int64_t vram_bytes_;
+  const CpuOptions cpu_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ComputeDevice>> OpenCard(int ordinal, int64_t vram_bytes) {
+absl::StatusOr<std::unique_ptr<ComputeDevice>> OpenCard(int ordinal, const DeviceOptions& options) {
   CARAVAN_ASSIGN_OR_RETURN(CudaDevice device, CudaDevice::Open(ordinal));
   CARAVAN_ASSIGN_OR_RETURN(const CudaMemoryInfo memory, device.Memory());
-  if (vram_bytes == 0) vram_bytes = memory.free_bytes - kCardReserveBytes;
+  const int64_t vram_bytes =
+      options.vram_bytes > 0 ? options.vram_bytes : memory.free_bytes - kCardReserveBytes;
   if (vram_bytes <= 0 || vram_bytes > memory.free_bytes) {
     return absl::InvalidArgumentError(absl::StrCat(
         "--vram ", FormatByteSize(vram_bytes), ": ", Title(device), " has ",
         FormatByteSize(memory.free_bytes), " free of ", FormatByteSize(memory.total_bytes)));
   }
-  return std::make_unique<CudaCard>(std::move(device), vram_bytes);
+  return std::make_unique<CudaCard>(std::move(device), vram_bytes, options.cpu);
 }
 
 }  // namespace caravan

@@ -38,11 +38,9 @@ int64_t LayerWorkspace::num_bytes() const {
   return bytes;
 }
 
-absl::StatusOr<std::unique_ptr<LayerRunner>> LayerRunner::Create(const ModelConfig& config,
-                                                                 Backend& backend,
-                                                                 ExpertStore* experts,
-                                                                 RoutingObserver* routing,
-                                                                 int64_t max_rows) {
+absl::StatusOr<std::unique_ptr<LayerRunner>> LayerRunner::Create(
+    const ModelConfig& config, Backend& backend, ExpertStore* experts, CardExperts* on_card,
+    RoutingObserver* routing, int64_t max_rows) {
   CARAVAN_ASSIGN_OR_RETURN(LayerWorkspace scratch,
                            LayerWorkspace::Create(config, backend.memory(), max_rows));
   CARAVAN_ASSIGN_OR_RETURN(RouterLookahead lookahead, RouterLookahead::Create(config, backend));
@@ -51,13 +49,13 @@ absl::StatusOr<std::unique_ptr<LayerRunner>> LayerRunner::Create(const ModelConf
   CARAVAN_ASSIGN_OR_RETURN(Array inv_freq, backend.memory().Allocate(rope_bytes));
   CARAVAN_RETURN_IF_ERROR(
       backend.memory().CopyIn(rotary.inv_freq.data(), rope_bytes, inv_freq.data()));
-  return absl::WrapUnique(new LayerRunner(config, backend, experts, routing, std::move(scratch),
-                                          std::move(lookahead), std::move(inv_freq),
-                                          rotary.amplitude));
+  return absl::WrapUnique(new LayerRunner(config, backend, experts, on_card, routing,
+                                          std::move(scratch), std::move(lookahead),
+                                          std::move(inv_freq), rotary.amplitude));
 }
 
 LayerRunner::LayerRunner(const ModelConfig& config, Backend& backend, ExpertStore* experts,
-                         RoutingObserver* routing, LayerWorkspace scratch,
+                         CardExperts* on_card, RoutingObserver* routing, LayerWorkspace scratch,
                          RouterLookahead lookahead, Array inv_freq, float rope_amplitude)
     : config_(config),
       mla_(config.Mla()),
@@ -66,6 +64,7 @@ LayerRunner::LayerRunner(const ModelConfig& config, Backend& backend, ExpertStor
       rope_{absl::MakeConstSpan(inv_freq_.floats(), static_cast<size_t>(inv_freq_.num_floats())),
             rope_amplitude},
       experts_(experts),
+      on_card_(on_card),
       routing_(routing),
       scratch_(std::move(scratch)),
       lookahead_(std::move(lookahead)) {}
@@ -133,7 +132,10 @@ absl::Status LayerRunner::FeedForward(const LayerWeights& weights, int64_t num_r
           const absl::Span<const float> expert_weights,
           OnHost(memory, scratch_.expert_weights.as<const float>(), num_choices, host_weights_));
       // First of all: they are read while the shared experts are computed.
-      if (experts_ != nullptr) {
+      if (on_card_ != nullptr) {
+        CARAVAN_RETURN_IF_ERROR(
+            on_card_->Begin(weights.layer, expert_ids, expert_weights, num_rows, normed));
+      } else if (experts_ != nullptr) {
         on_disk = &experts_->Visit(weights.layer, expert_ids, expert_weights);
       }
       if (routing_ != nullptr) {
@@ -151,6 +153,9 @@ absl::Status LayerRunner::FeedForward(const LayerWeights& weights, int64_t num_r
     CARAVAN_RETURN_IF_ERROR(GuessExperts(*next, num_rows, hidden));
   }
   if (!is_routed) return absl::OkStatus();
+  if (on_card_ != nullptr) {
+    return on_card_->Run(normed, scratch_.expert_weights.floats(), delta);
+  }
   if (on_disk != nullptr) return RunExperts(*on_disk, num_rows);
   // To ask a card which ones were chosen would be to wait for it.
   ResidentExperts resident = shows_choices ? ResidentExperts(weights.experts, expert_ids)

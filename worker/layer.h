@@ -14,6 +14,7 @@
 #include "kernels/backend.h"
 #include "kernels/memory.h"
 #include "model/model_config.h"
+#include "worker/experts/card_experts.h"
 #include "worker/experts/expert_store.h"
 #include "worker/experts/router_lookahead.h"
 #include "worker/experts/routing_observer.h"
@@ -49,10 +50,12 @@ class LayerWorkspace {
 /// Borrows everything. Used by one thread at a time.
 class LayerRunner {
  public:
-  /// experts: null, or where the routed experts are that the weights lack. routing: null, or who is
-  /// shown what the routers choose. Errors: as Memory::Allocate of the backend's.
+  /// experts: null, or where the routed experts are that the weights lack. on_card: null, or what
+  /// those go through. routing: null, or who is shown what the routers choose. Errors: as
+  /// Memory::Allocate of the backend's.
   static absl::StatusOr<std::unique_ptr<LayerRunner>> Create(const ModelConfig& config,
                                                              Backend& backend, ExpertStore* experts,
+                                                             CardExperts* on_card,
                                                              RoutingObserver* routing,
                                                              int64_t max_rows);
 
@@ -67,8 +70,8 @@ class LayerRunner {
 
  private:
   LayerRunner(const ModelConfig& config, Backend& backend, ExpertStore* experts,
-              RoutingObserver* routing, LayerWorkspace scratch, RouterLookahead lookahead,
-              Array inv_freq, float rope_amplitude);
+              CardExperts* on_card, RoutingObserver* routing, LayerWorkspace scratch,
+              RouterLookahead lookahead, Array inv_freq, float rope_amplitude);
 
   void Attend(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
               const KvLayout& kv, int64_t num_rows);
@@ -85,6 +88,7 @@ class LayerRunner {
   const Array inv_freq_;
   const RopeTable rope_;  // over inv_freq_
   ExpertStore* const experts_;
+  CardExperts* const on_card_;
   RoutingObserver* const routing_;
   LayerWorkspace scratch_;
   RouterLookahead lookahead_;

@@ -5,7 +5,7 @@
 
 namespace caravan {
 
-absl::StatusOr<std::unique_ptr<ComputeDevice>> OpenCard(int ordinal, int64_t) {
+absl::StatusOr<std::unique_ptr<ComputeDevice>> OpenCard(int ordinal, const DeviceOptions&) {
   return absl::UnimplementedError(
       absl::StrCat("cuda:", ordinal, ": this program was built without CUDA"));
 }

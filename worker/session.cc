@@ -69,6 +69,8 @@ class Session {
     environment.make_backend = [this](const ModelConfig& config, int64_t max_rows) {
       return options_.device->MakeBackend(config, max_rows);
     };
+    environment.card_ram_bytes = options_.memory_budget_bytes - ProcessBytes(options_.num_threads);
+    environment.make_cpu = [this] { return options_.device->MakeCpu(); };
     environment.card_transport = options_.card_transport;
     environment.requires_card_transport = options_.requires_card_transport;
     environment.show_progress = options_.show_progress;

@@ -65,41 +65,64 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
   kv_options.disk_directory = options.kv_disk_directory;
   if (experts != nullptr) kv_options.disk_reads = &experts->queue();
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<KvCache> kv_cache, KvCache::Create(kv_options));
+  std::unique_ptr<CardExperts> card_experts;
+  if (experts != nullptr && !backend->memory().is_host()) {
+    CardExperts::Options card_options;
+    card_options.budget_bytes = options.card_expert_bytes;
+    card_options.policy = options.experts.policy;
+    card_options.max_rows = options.max_step_tokens;
+    CARAVAN_ASSIGN_OR_RETURN(
+        card_experts, CardExperts::Create(config, *experts, *backend, *options.cpu, card_options));
+    CARAVAN_ASSIGN_OR_RETURN(ExpertCosts costs, card_experts->MeasureCosts());
+    card_experts->SetCosts(std::move(costs));
+  }
   std::unique_ptr<HeatKeeper> heat;
   if (experts != nullptr && options.expert_heat.has_value()) {
     heat = MakeHeatKeeper(options, source, experts->cache().shape());
     heat->Load(experts->cache());
+    if (card_experts != nullptr) heat->Load(card_experts->cache());
   }
+  // What is loaded, one after another.
+  const int64_t on_card_bytes = card_experts == nullptr ? 0 : card_experts->warm_bytes();
   const int64_t warm_bytes = experts == nullptr ? 0 : experts->warm_bytes();
   CARAVAN_ASSIGN_OR_RETURN(
       std::unique_ptr<StageWeights> weights,
       StageWeights::Load(
           config, spec, source,
-          [&](int64_t done, int64_t total) { return progress(done, total + warm_bytes); },
+          [&](int64_t done, int64_t total) {
+            return progress(done, total + on_card_bytes + warm_bytes);
+          },
           backend->memory(),
           experts == nullptr ? StageWeights::Experts::kLoad : StageWeights::Experts::kLeave));
+  const int64_t loaded = weights->num_bytes();
+  const int64_t total = loaded + on_card_bytes + warm_bytes;
+  if (card_experts != nullptr) {
+    CARAVAN_RETURN_IF_ERROR(
+        card_experts->Warm([&](int64_t done, int64_t) { return progress(loaded + done, total); }));
+  }
   if (warm_bytes > 0) {
-    const int64_t loaded = weights->num_bytes();
     CARAVAN_RETURN_IF_ERROR(experts->Warm(
-        [&](int64_t done, int64_t total) { return progress(loaded + done, loaded + total); }));
+        [&](int64_t done, int64_t) { return progress(loaded + on_card_bytes + done, total); }));
+    progress(total, total);
   }
   auto stage = absl::WrapUnique(new Stage(config, spec, std::move(backend), std::move(weights),
-                                          std::move(experts), std::move(heat), std::move(kv_cache),
-                                          options));
+                                          std::move(experts), std::move(card_experts),
+                                          std::move(heat), std::move(kv_cache), options));
   CARAVAN_RETURN_IF_ERROR(stage->TakeMemory());
   return stage;
 }
 
 Stage::Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<Backend> backend,
              std::unique_ptr<StageWeights> weights, std::unique_ptr<ExpertStore> experts,
-             std::unique_ptr<HeatKeeper> heat, std::unique_ptr<KvCache> kv_cache,
-             const Options& options)
+             std::unique_ptr<CardExperts> card_experts, std::unique_ptr<HeatKeeper> heat,
+             std::unique_ptr<KvCache> kv_cache, const Options& options)
     : config_(config),
       spec_(spec),
       options_(options),
       backend_(std::move(backend)),
       weights_(std::move(weights)),
       experts_(std::move(experts)),
+      card_experts_(std::move(card_experts)),
       heat_(std::move(heat)),
       kv_cache_(std::move(kv_cache)) {}
 
@@ -111,8 +134,9 @@ absl::Status Stage::TakeMemory() {
   if (spec_.embeds && !memory.is_host()) {
     CARAVAN_ASSIGN_OR_RETURN(ids_, AllocateValues<int32_t>(memory, max_rows));
   }
-  CARAVAN_ASSIGN_OR_RETURN(layer_runner_, LayerRunner::Create(config_, *backend_, experts_.get(),
-                                                              options_.routing.get(), max_rows));
+  CARAVAN_ASSIGN_OR_RETURN(
+      layer_runner_, LayerRunner::Create(config_, *backend_, experts_.get(), card_experts_.get(),
+                                         options_.routing.get(), max_rows));
   if (spec_.has_head) {
     CARAVAN_ASSIGN_OR_RETURN(head_, OutputHead::Create(config_, *weights_, *backend_));
   }
@@ -126,11 +150,21 @@ absl::Status Stage::TakeMemory() {
 Stage::~Stage() { Finish(); }
 
 void Stage::AfterStep() {
-  if (heat_ != nullptr) heat_->AfterStep(experts_->cache(), experts_->step());
+  if (heat_ == nullptr) return;
+  // The tier that sees all uses knows what is worth most.
+  if (card_experts_ != nullptr) {
+    heat_->AfterStep(card_experts_->cache(), card_experts_->step());
+  } else {
+    heat_->AfterStep(experts_->cache(), experts_->step());
+  }
 }
 
 void Stage::Finish() {
-  if (heat_ != nullptr) heat_->Finish(experts_->cache(), experts_->step());
+  if (heat_ != nullptr && card_experts_ != nullptr) {
+    heat_->Finish(card_experts_->cache(), card_experts_->step());
+  } else if (heat_ != nullptr) {
+    heat_->Finish(experts_->cache(), experts_->step());
+  }
   options_.routing.reset();
 }
 

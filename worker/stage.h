@@ -21,6 +21,7 @@
 #include "model/model_config.h"
 #include "model/stage_spec.h"
 #include "model/tensor_source.h"
+#include "worker/experts/card_experts.h"
 #include "worker/experts/expert_store.h"
 #include "worker/experts/heat_keeper.h"
 #include "worker/experts/routing_observer.h"
@@ -61,6 +62,10 @@ class Stage {
     // memory.
     int64_t expert_budget_bytes = 0;
     ExpertStore::Options experts;  // how those on disk are read and kept
+    // Where the backend computes on a card, with a budget of experts: what it has for them of its
+    // own memory (CardExperts), and the backend of the others, which are in the host's.
+    int64_t card_expert_bytes = 0;
+    std::shared_ptr<Backend> cpu;
     // Directory of the file of what is learned about those on disk (HeatKeeper); empty: where they
     // lie themselves. nullopt: nothing is kept, and the stage begins cold.
     std::optional<std::string> expert_heat;
@@ -71,7 +76,7 @@ class Stage {
 
   /// Loads the stage's weights from `source`, which is not used afterwards.
   /// Errors: as CheckKvDType, StageWeights::Load, KvCache::Create and Memory::Allocate; with a
-  ///         budget of experts, as ExpertStore::Create and Warm.
+  ///         budget of experts, as ExpertStore::Create and Warm, and those of CardExperts.
   static absl::StatusOr<std::unique_ptr<Stage>> Create(const ModelConfig& config,
                                                        const StageSpec& spec,
                                                        const TensorSource& source,
@@ -112,12 +117,14 @@ class Stage {
   /// Null: the routed experts are resident, or there are none. Its counters may be read by any
   /// thread.
   const ExpertStore* experts() const { return experts_.get(); }
+  /// Null: the routed experts are all in the memory that the stage computes in. As experts().
+  const CardExperts* card_experts() const { return card_experts_.get(); }
 
  private:
   Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<Backend> backend,
         std::unique_ptr<StageWeights> weights, std::unique_ptr<ExpertStore> experts,
-        std::unique_ptr<HeatKeeper> heat, std::unique_ptr<KvCache> kv_cache,
-        const Options& options);
+        std::unique_ptr<CardExperts> card_experts, std::unique_ptr<HeatKeeper> heat,
+        std::unique_ptr<KvCache> kv_cache, const Options& options);
 
   /// What running steps takes, beside weights and KV cache.
   absl::Status TakeMemory();
@@ -133,6 +140,7 @@ class Stage {
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<StageWeights> weights_;
   const std::unique_ptr<ExpertStore> experts_;
+  const std::unique_ptr<CardExperts> card_experts_;
   const std::unique_ptr<HeatKeeper> heat_;  // null: nothing is kept
   const std::unique_ptr<KvCache> kv_cache_;
   std::unique_ptr<LayerRunner> layer_runner_;

@@ -53,6 +53,10 @@ class Worker {
     std::function<absl::StatusOr<std::unique_ptr<Backend>>(const ModelConfig& config,
                                                            int64_t max_rows)>
         make_backend;
+    // Where those compute on a card: the host's memory for experts that it has no room for, with
+    // all that a stage computes with there, and what makes the CPU's backends.
+    int64_t card_ram_bytes = 0;
+    std::function<absl::StatusOr<std::unique_ptr<Backend>>()> make_cpu;
     /// The source's reads heed `stop` too. A pack on this machine where the order leaves experts
     /// there (expert_budget_bytes > 0).
     std::function<absl::StatusOr<std::unique_ptr<TensorSource>>(const v1::LoadStage& order,

@@ -20,7 +20,7 @@ absl::Status CpuExpertFfn::RunExperts(ExpertBatches& experts, const float* x, in
                                       const int32_t* expert_ids, const float* weights, int64_t k,
                                       float* out) {
   SortShares(expert_ids, weights, num_rows, k);
-  const int64_t num_shares = num_rows * k;
+  const int64_t num_shares = static_cast<int64_t>(shares_.size());
   const int64_t num_experts = static_cast<int64_t>(first_share_.size()) - 2;
   const bool keeps = !experts.ascending();
   SetRows(x, num_rows, out, nullptr);
@@ -32,7 +32,8 @@ absl::Status CpuExpertFfn::RunExperts(ExpertBatches& experts, const float* x, in
     hidden = batch[0].weights.down.rows;
     if (keeps) kept_ = kept_storage_.Get(num_shares * hidden);
     for (const LoadedExpert& expert : batch) {
-      CARAVAN_CHECK(expert.id >= 0 && expert.id < num_experts);
+      CARAVAN_CHECK(expert.id >= 0);
+      if (expert.id >= num_experts) continue;  // which no row chose
       const int64_t begin = first_share_[expert.id];
       const int64_t end = first_share_[expert.id + 1];
       AddGroups(expert.weights, begin, end);
@@ -72,16 +73,19 @@ void CpuExpertFfn::SortShares(const int32_t* expert_ids, const float* weights, i
   const int64_t num_shares = num_rows * k;
   int32_t last = -1;
   for (int64_t i = 0; i < num_shares; ++i) {
-    CARAVAN_CHECK(expert_ids[i] >= 0);
+    CARAVAN_CHECK(expert_ids[i] >= 0 || expert_ids[i] == kNotHere);
     last = std::max(last, expert_ids[i]);
   }
   // Counting sort: rows stay in order. Counts stand two further on than their expert, so their sums
   // one further on than where it begins; they become where it ends, and so the next begins.
   first_share_.assign(last + 3, 0);
-  for (int64_t i = 0; i < num_shares; ++i) ++first_share_[expert_ids[i] + 2];
-  for (int64_t e = 2; e <= last + 2; ++e) first_share_[e] += first_share_[e - 1];
-  shares_.resize(num_shares);
   for (int64_t i = 0; i < num_shares; ++i) {
+    if (expert_ids[i] != kNotHere) ++first_share_[expert_ids[i] + 2];
+  }
+  for (int64_t e = 2; e <= last + 2; ++e) first_share_[e] += first_share_[e - 1];
+  shares_.resize(first_share_[last + 2]);
+  for (int64_t i = 0; i < num_shares; ++i) {
+    if (expert_ids[i] == kNotHere) continue;
     shares_[first_share_[expert_ids[i] + 1]++] = {i / k, weights[i]};
   }
 }

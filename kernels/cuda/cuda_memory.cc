@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/byte_size.h"
 #include "base/status_macros.h"
+#include "kernels/cuda/cuda_copy_queue.h"
 #include "kernels/cuda/cuda_error.h"
 #include "kernels/cuda/device_buffer.h"
 
@@ -72,6 +73,10 @@ absl::Status CudaMemory::Clear(void* to, int64_t bytes) {
   CARAVAN_RETURN_IF_ERROR(stream_.device().MakeCurrent());
   CARAVAN_CUDA_RETURN_IF_ERROR(cudaMemsetAsync(to, 0, bytes, stream_.get()));
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<CopyQueue>> CudaMemory::MakeCopyQueue() {
+  return MakeCudaCopyQueue(stream_);
 }
 
 }  // namespace caravan

@@ -31,6 +31,7 @@ class CudaMemory : public Memory {
   absl::Status CopyOut(const void* from, int64_t bytes, void* host) override;
   absl::Status Copy(const void* from, int64_t bytes, void* to) override;
   absl::Status Clear(void* to, int64_t bytes) override;
+  absl::StatusOr<std::unique_ptr<CopyQueue>> MakeCopyQueue() override;
 
  private:
   const CudaStream& stream_;

@@ -32,9 +32,9 @@ class CudaExpertFfn {
                                                                const CudaFfnLimits& limits);
 
   /// As Backend::RoutedExperts, all pointers but `experts` itself in device memory. A row's ids are
-  /// distinct and at most kMaxExpertId. A batch's memory may be used anew by experts.Next() only
-  /// where that is queued on the stream, or waits for it.
-  /// Errors: those of experts.Next().
+  /// distinct, but for kNotHere, and at most kMaxExpertId. A batch's memory may be used anew by
+  /// experts.Next() only where that is queued on the stream, or waits for it. Errors: those of
+  /// experts.Next().
   ///         InvalidArgument - matrices that CheckCudaMatrix refuses, or experts of a batch whose
   ///         matrices differ in type.
   ///         Internal - a launch failed.

@@ -1,5 +1,6 @@
 #include "kernels/reference/reference_backend.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <utility>
@@ -190,7 +191,8 @@ class ReferenceBackend : public Backend {
       }
     }
     for (int64_t t = 0; t < num_rows; ++t) {
-      CARAVAN_CHECK(static_cast<int64_t>(products[t].size()) == k);
+      CARAVAN_CHECK(static_cast<int64_t>(products[t].size()) ==
+                    k - std::count(expert_ids + t * k, expert_ids + (t + 1) * k, kNotHere));
       Vector sum;
       for (const auto& [expert, y] : products[t]) {
         sum.resize(y.size());

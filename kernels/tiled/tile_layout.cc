@@ -100,6 +100,11 @@ int64_t TiledBytes(DType dtype, int64_t rows, int64_t cols) {
   return Tiles(rows) * TileBytes(dtype, cols);
 }
 
+int64_t MatrixBytes(const Matrix& w) {
+  return w.layout == MatrixLayout::kTiled16 ? TiledBytes(w.dtype, w.rows, w.cols)
+                                            : w.rows * DTypeBytes(w.dtype, w.cols);
+}
+
 void TileMatrix(DType dtype, int64_t rows, int64_t cols, const std::byte* row_major,
                 std::byte* tiled) {
   const int64_t row_bytes = DTypeBytes(dtype, cols);

@@ -41,6 +41,9 @@ int64_t TileBytes(DType dtype, int64_t cols);
 /// Bytes of a tiled matrix: those of its row-major form, the last tile made whole.
 int64_t TiledBytes(DType dtype, int64_t rows, int64_t cols);
 
+/// Of w.data, in its layout.
+int64_t MatrixBytes(const Matrix& w);
+
 /// Writes the tiles of a row-major matrix. row_major [rows, cols]; tiled: TiledBytes(...) bytes.
 /// Scales that lie beside the values (Matrix::scale_inv) stay as they are.
 /// REQUIRES: cols is a multiple of BlockOf(dtype).values; the two do not overlap.

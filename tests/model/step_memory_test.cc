@@ -28,6 +28,24 @@ TEST(StepMemoryTest, CountsR1) {
   EXPECT_EQ(memory.activations, 512 * kRowBytes);
 }
 
+TEST(StepMemoryTest, CountsR1OnACard) {
+  const ModelConfig config = *ParseModelConfig(DeepSeekR1Config().dump(), "config.json");
+  const StepMemory memory = ComputeCardStepMemory(config, 512, 64);
+  const StepMemory cpu = ComputeStepMemory(config, 512);
+  // Steps wait in the host's memory; ids that are embedded are copied to the card.
+  EXPECT_EQ(memory.activations, 0);
+  EXPECT_EQ(memory.head, cpu.head);
+  EXPECT_EQ(memory.drafting, cpu.drafting + 512 * 4);
+  const CudaBackendLimits limits = CudaLimits(config, 512, 64);
+  EXPECT_EQ(limits.max_cols, 16384);
+  EXPECT_EQ(limits.ffn.dense_inter, 18432);
+  EXPECT_EQ(limits.max_kv_blocks, 512 * (163840 / 64));
+  // Any row of the longest context has room.
+  EXPECT_GE(limits.attention_scratch_bytes, 128 * (5 * 576 + 512 * 160) * 4);
+  // Half a gigabyte of a 12 GB card.
+  EXPECT_EQ(memory.layers / kMiB, 544);
+}
+
 TEST(StepMemoryTest, AStageTakesWhatItDoes) {
   const StepMemory memory = {
       .layers = 1000, .head = 100, .drafting = 10, .activations = 1, .hops = 20000};

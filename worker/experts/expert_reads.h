@@ -57,6 +57,8 @@ class ExpertReads {
 
   int num_frames() const { return static_cast<int>(frames_.size()); }
   int64_t num_bytes() const { return memory_.size(); }
+  /// Where the frames lie, one after another.
+  std::byte* memory() const { return memory_.data(); }
   /// What reads. Lives as long as this object.
   ReadQueue& queue() { return *queue_; }
 

@@ -69,7 +69,8 @@ std::vector<ExpertKey> ExpertStore::WarmKeys() const {
   for (const int layer : files_->layers()) {
     for (int expert = 0; expert < files_->experts_per_layer(); ++expert) {
       const ExpertKey key = {layer, expert};
-      if (all || slots_.cache().score(key) != kNoScore) keys.push_back(key);
+      if (!all && (slots_.cache().score(key) == kNoScore || IsInUpperTier(key))) continue;
+      keys.push_back(key);
     }
   }
   const size_t most = static_cast<size_t>(slots_.num_cached());
@@ -92,11 +93,18 @@ int64_t ExpertStore::warm_bytes() const { return BytesOf(WarmKeys()); }
 
 absl::Status ExpertStore::Warm(const Progress& progress) {
   const std::vector<ExpertKey> keys = WarmKeys();
-  if (keys.empty()) return absl::OkStatus();
   const bool all = static_cast<int64_t>(keys.size()) == files_->num_experts();
+  return Read(
+      keys, all, [](ExpertKey, const FfnWeights&) { return absl::OkStatus(); }, progress);
+}
+
+absl::Status ExpertStore::Read(absl::Span<const ExpertKey> keys, bool is_needed, TakeExpert take,
+                               const Progress& progress) {
+  if (keys.empty()) return absl::OkStatus();
   const int64_t total = BytesOf(keys);
   int64_t done = 0;
   for (size_t i = 0; i < keys.size();) {
+    EndVisit();  // one that was left
     layer_ = keys[i].layer;
     needs_.clear();
     for (; i < keys.size() && keys[i].layer == layer_; ++i) {
@@ -112,13 +120,16 @@ absl::Status ExpertStore::Warm(const Progress& progress) {
       }
       const absl::StatusOr<absl::Span<const LoadedExpert>> batch = Next();
       if (!batch.ok()) {
-        if (all) return batch.status();
+        if (is_needed) return batch.status();
         // It fails the steps that want it, if any do; what is left of the layer comes when it is
         // wanted.
         LogWarning("expert_not_warmed", {{"why", batch.status().message()}});
         break;
       }
       if (batch->empty()) break;
+      for (const LoadedExpert& expert : *batch) {
+        CARAVAN_RETURN_IF_ERROR(take({layer_, expert.id}, expert.weights));
+      }
       done += static_cast<int64_t>(batch->size()) * files_->run_bytes(layer_);
     }
   }
@@ -326,7 +337,7 @@ void ExpertStore::BeginGuesses() {
 
 std::optional<ExpertKey> ExpertStore::NextGuess() {
   while (const std::optional<ExpertKey> key = guesses_.Next()) {
-    if (slots_.Find(*key) < 0) return key;
+    if (slots_.Find(*key) < 0 && !IsInUpperTier(*key)) return key;
   }
   return std::nullopt;
 }

@@ -29,6 +29,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -80,12 +81,22 @@ class ExpertStore {
   ExpertStore(const ExpertStore&) = delete;
   ExpertStore& operator=(const ExpertStore&) = delete;
 
+  /// A faster tier, which outlives this: what has a slot there is neither warmed nor guessed.
+  void SetUpperTier(const ExpertCache& upper) { upper_ = &upper; }
+
   /// What Warm reads: all experts, if the slots hold them all; else those of the highest scores in
   /// cache(), as many as its slots, of those that have one.
   int64_t warm_bytes() const;
   /// Reads that, in file order. Errors: as Visit, where all are read; else what cannot be read is
   /// left out, which a warning says. Cancelled - by `progress`.
   absl::Status Warm(const Progress& progress);
+
+  using TakeExpert = absl::FunctionRef<absl::Status(ExpertKey key, const FfnWeights& weights)>;
+  /// Reads these and hands them out, each while it lies in its slot. keys: ascending. What cannot
+  /// be read is left out, with a warning, unless is_needed. Errors: that of `take`; Cancelled - by
+  /// `progress`; as Visit.
+  absl::Status Read(absl::Span<const ExpertKey> keys, bool is_needed, TakeExpert take,
+                    const Progress& progress);
 
   /// A layer's experts for rows that chose these: expert_ids and weights [rows, k]. Begins to read
   /// what is not in memory. The result is good until the next visit.
@@ -113,6 +124,9 @@ class ExpertStore {
 
   int num_slots() const { return slots_.size(); }
   int64_t num_bytes() const { return reads_->num_bytes(); }
+  /// Where the slots lie, [num_bytes].
+  std::byte* memory() const { return reads_->memory(); }
+  const ExpertFiles& files() const { return *files_; }
 
   /// Thread-safe.
   Counters counters() const { return meter_.Read(); }
@@ -185,8 +199,13 @@ class ExpertStore {
   /// May begin to read another copy. REQUIRES: it is ready, and wanted.
   absl::Status CheckBytes(int slot);
 
+  bool IsInUpperTier(ExpertKey key) const {
+    return upper_ != nullptr && upper_->Find(key).has_value();
+  }
+
   const std::unique_ptr<ExpertFiles> files_;
   const Guesses guess_when_;
+  const ExpertCache* upper_ = nullptr;
   ExpertMeter meter_;
   ExpertSlots slots_;
 

@@ -1,0 +1,161 @@
+// A stage whose memory is a card's computes what one in the host's does.
+
+#include <set>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "model/step_memory.h"
+#include "tests/support/fake_card.h"
+#include "tests/support/golden.h"
+#include "tests/worker/experts/expert_testing.h"
+#include "worker/stage.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int kMaxRows = 64;
+
+class CardStageTest : public ::testing::Test {
+ protected:
+  // In floats: what sums in another order round otherwise makes no activation's code another one.
+  static void SetUpTestSuite() { toy_ = new PackedToy({DType::kF32, DType::kF32}); }
+  static void TearDownTestSuite() { delete toy_; }
+
+  static Stage::Options Options() {
+    Stage::Options options;
+    options.name = "worker 2 (box-b)";
+    options.kv_budget_bytes = 16 << 20;
+    options.max_step_tokens = kMaxRows;
+    return options;
+  }
+
+  static absl::StatusOr<std::unique_ptr<Stage>> Create(std::unique_ptr<Backend> backend,
+                                                       const Stage::Options& options,
+                                                       const StageSpec& spec) {
+    return Stage::Create(toy_->config(), spec, toy_->model(), std::move(backend), options,
+                         [](int64_t, int64_t) { return true; });
+  }
+  static std::unique_ptr<Stage> MustCreate(std::unique_ptr<Backend> backend,
+                                           const Stage::Options& options,
+                                           const StageSpec& spec = toy_->whole()) {
+    auto stage = Create(std::move(backend), options, spec);
+    CARAVAN_CHECK(stage.ok());
+    return *std::move(stage);
+  }
+
+  static v1::Step MakeStep(int first_position, int rows, uint32_t first_block) {
+    v1::Step step;
+    v1::SequenceSlice& slice = *step.add_slices();
+    slice.set_sequence_id(1);
+    slice.set_first_position(static_cast<uint32_t>(first_position));
+    for (int i = 0; i < rows; ++i) {
+      slice.add_token_ids(static_cast<uint32_t>((first_position + i) * 7919 % PackedToy::kVocab));
+    }
+    slice.set_next_token_id(1);
+    slice.set_draft(true);
+    slice.set_output(v1::SLICE_OUTPUT_LOGITS);
+    slice.add_kv_blocks(first_block);
+    slice.add_kv_blocks(first_block + 1);
+    return step;
+  }
+
+  /// Logits of a prompt and of tokens after it, in blocks that are copied on the way.
+  static std::vector<std::vector<float>> Outputs(const std::vector<Stage*>& stages) {
+    std::vector<std::vector<float>> outputs;
+    int position = 0;
+    uint32_t block = 0;
+    for (const int rows : {40, 1, 4, 1, 30, 1}) {
+      v1::Step step = MakeStep(position, rows, block);
+      if (position == 41) {
+        step.mutable_slices(0)->set_kv_blocks(0, 5);
+        step.mutable_slices(0)->set_kv_blocks(1, 6);
+        v1::BlockCopy& copy = *step.add_block_copies();
+        copy.set_from(0);
+        copy.set_to(5);
+        block = 5;
+      }
+      for (Stage* const stage : stages) step = stage->Run(std::move(step));
+      EXPECT_FALSE(step.has_error()) << step.error().message();
+      if (step.has_error()) return {};
+      for (const std::string* bytes : {&step.results(0).logits(), &step.results(0).mtp_logits()}) {
+        std::vector<float>& logits = outputs.emplace_back(bytes->size() / sizeof(float));
+        std::memcpy(logits.data(), bytes->data(), bytes->size());
+      }
+      position += rows;
+    }
+    return outputs;
+  }
+
+  static PackedToy* toy_;
+};
+
+PackedToy* CardStageTest::toy_ = nullptr;
+
+TEST_F(CardStageTest, GivesTheSameBits) {
+  const auto expected = Outputs({MustCreate(*MakeCpuBackend({}), Options()).get()});
+  EXPECT_EQ(std::set(expected.begin(), expected.end()).size(), 12u);
+  const auto card = MustCreate(std::make_unique<FakeCard>(*MakeCpuBackend({})), Options());
+  EXPECT_TRUE(Outputs({card.get()}) == expected);
+}
+
+TEST_F(CardStageTest, AHostAndACardShareALine) {
+  const auto expected = Outputs({MustCreate(*MakeCpuBackend({}), Options()).get()});
+  const auto first =
+      MustCreate(*MakeCpuBackend({}), Options(), {0, 1, /*embeds=*/true, /*has_head=*/false});
+  const auto second = MustCreate(std::make_unique<FakeCard>(*MakeCpuBackend({})), Options(),
+                                 {1, 2, /*embeds=*/false, /*has_head=*/false});
+  const auto third = MustCreate(std::make_unique<FakeCard>(*MakeCpuBackend({})), Options(),
+                                {2, 3, /*embeds=*/false, /*has_head=*/true, /*drafts=*/true});
+  EXPECT_TRUE(Outputs({first.get(), second.get(), third.get()}) == expected);
+}
+
+TEST_F(CardStageTest, ExpertsBeyondTheCardAddTheSame) {
+  const auto expected = Outputs({MustCreate(*MakeCpuBackend({}), Options()).get()});
+  for (const int card_slots : {4, 16, 40}) {
+    for (const int host_slots : {4, 20, PackedToy::kAllExperts}) {
+      SCOPED_TRACE(absl::StrCat(card_slots, " slots, ", host_slots, " in the host's memory"));
+      Stage::Options options = Options();
+      options.expert_budget_bytes = host_slots * toy_->run_bytes();
+      options.card_expert_bytes = card_slots * (toy_->run_bytes() + 256);
+      options.cpu = *MakeCpuBackend({});
+      const auto stage = MustCreate(std::make_unique<FakeCard>(*MakeCpuBackend({})), options);
+      const auto outputs = Outputs({stage.get()});
+      ASSERT_EQ(outputs.size(), expected.size());
+      // A few roundings of 2^-24 more on the way through three layers and a softmax.
+      for (size_t i = 0; i < outputs.size(); ++i) {
+        EXPECT_LE(RelativeError(outputs[i], expected[i]), 1e-5) << i;
+      }
+      const CardExperts::Counters counters = stage->card_experts()->counters();
+      EXPECT_GT(counters.hits, 0);
+      EXPECT_GT(counters.on_cpu + counters.copies, 0);
+    }
+  }
+}
+
+TEST_F(CardStageTest, TakesNoMoreOfTheCardThanPlansCount) {
+  // But for the scratch of CUDA's backend, which this one has not, and what only a stage takes
+  // whose experts are not all there.
+  auto backend = std::make_unique<FakeCard>(*MakeCpuBackend({}));
+  FakeCardMemory& memory = backend->memory();
+  const auto stage = MustCreate(std::move(backend), Options());
+  constexpr int64_t kBlockTokens = 64;
+  const StepMemory steps = ComputeCardStepMemory(toy_->config(), kMaxRows, kBlockTokens);
+  const int64_t scratch = CudaScratchBytes(CudaLimits(toy_->config(), kMaxRows, kBlockTokens));
+  const int64_t kv = stage->kv_cache().num_blocks() * kBlockTokens * 4 *
+                     toy_->config().Mla().kv_width() * static_cast<int64_t>(sizeof(float));
+  EXPECT_EQ(memory.taken_bytes(), stage->weights().num_bytes() + kv + steps.Of(toy_->whole(), 1) -
+                                      scratch - CardExpertBytes(toy_->config(), kMaxRows));
+}
+
+TEST_F(CardStageTest, ACardThatIsTooSmallIsSaidSo) {
+  const auto stage =
+      Create(std::make_unique<FakeCard>(*MakeCpuBackend({}), 1 << 20), Options(), toy_->whole());
+  EXPECT_EQ(stage.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(stage.status().message(), HasSubstr("the card has no"));
+}
+
+}  // namespace
+}  // namespace caravan
