@@ -49,9 +49,9 @@ struct StepMemory {
 /// For steps of at most `max_rows` rows, on a CPU: all is in its memory.
 StepMemory ComputeStepMemory(const ModelConfig& config, int64_t max_rows);
 
-/// The same of a card's memory, with KV blocks of so many tokens, as if the hops went by NCCL: where
-/// they do not, steps wait in the host's. What shares experts with the CPU (CardExpertBytes) is
-/// counted wherever they are.
+/// The same of a card's memory, with KV blocks of so many tokens, as if the hops went by NCCL:
+/// where they do not, steps wait in the host's. What shares experts with the CPU (CardExpertBytes)
+/// is counted wherever they are.
 StepMemory ComputeCardStepMemory(const ModelConfig& config, int64_t max_rows,
                                  int64_t kv_block_tokens);
 

@@ -168,9 +168,7 @@ void Stage::Finish() {
   options_.routing.reset();
 }
 
-v1::Step Stage::Run(v1::Step step) {
-  return Run(HopStep{std::move(step), *slots_->Take()}).step;
-}
+v1::Step Stage::Run(v1::Step step) { return Run(HopStep{std::move(step), *slots_->Take()}).step; }
 
 HopStep Stage::Run(HopStep in) {
   v1::Step& step = in.step;

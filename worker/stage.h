@@ -146,7 +146,7 @@ class Stage {
   std::unique_ptr<LayerRunner> layer_runner_;
   std::unique_ptr<OutputHead> head_;     // if the stage has the head
   std::unique_ptr<MtpDrafter> drafter_;  // if the stage drafts
-  Array ids_;     // i32 [max_step_tokens], where the backend cannot read the host's
+  Array ids_;  // i32 [max_step_tokens], where the backend cannot read the host's
   std::unique_ptr<HiddenSlots> slots_;
   Array hidden_;  // that of the step that is run: f32 [max_step_tokens, hidden_size]
 };

@@ -112,7 +112,7 @@ class Worker {
 
   const Environment environment_;
   // Of the thread that calls Handle and Drop.
-  std::stop_source stop_loading_;  // one a load, as is:
+  std::stop_source stop_loading_;                        // one a load, as is:
   std::optional<BoundedQueue<v1::JoinHop>> invitation_;  // from Handle to the loading thread
   std::optional<NamedThread> loader_;
 
