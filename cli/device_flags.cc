@@ -3,6 +3,7 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "base/status_macros.h"
 #include "cli/command.h"
 
@@ -23,7 +24,9 @@ absl::StatusOr<std::shared_ptr<const ComputeDevice>> DeviceFlags::Open(
   absl::StatusOr<std::unique_ptr<ComputeDevice>> opened =
       OpenComputeDevice({.name = device, .vram_bytes = vram, .cpu = cpu});
   if (!opened.ok()) {
-    return Annotate(opened.status(), device == "cpu" && vram == 0 ? "--isa" : "--device");
+    // A wrong budget is told by its own flag.
+    const bool is_vram = absl::StartsWith(opened.status().message(), "--vram");
+    return is_vram ? opened.status() : Annotate(opened.status(), "--device");
   }
   return *std::move(opened);
 }

@@ -1,5 +1,5 @@
 // caravan probe: what this machine's parts give, as the engine uses them. caravan probe disk: its
-// reads of experts.
+// reads of experts. caravan probe experts: what computing them takes, on the CPU and on a card.
 
 #include <cstdint>
 #include <cstdio>
@@ -14,8 +14,12 @@
 #include "base/io/direct_file.h"
 #include "base/status_macros.h"
 #include "cli/commands.h"
+#include "cli/device_flags.h"
 #include "cli/disk_probe.h"
+#include "cli/expert_probe.h"
 #include "cli/stop_signals.h"
+#include "cli/thread_count.h"
+#include "model/stored_model.h"
 
 namespace caravan {
 namespace {
@@ -72,6 +76,46 @@ void AddProbeDiskCommand(CLI::App& probe, CommandBody& body) {
       [flags, &body] { body = [flags] { return ReportStatus(RunProbeDisk(*flags)); }; });
 }
 
+struct ProbeExpertsFlags {
+  std::string model;
+  DeviceFlags device = {.device = "cuda:0", .vram = 0};
+  int threads = 0;
+  CpuIsa isa = CpuIsa::kAuto;
+  int64_t rows = 256;
+  bool json = false;
+};
+
+absl::Status RunProbeExperts(const ProbeExpertsFlags& flags) {
+  CARAVAN_ASSIGN_OR_RETURN(const int num_threads, ThreadCount(flags.threads));
+  CARAVAN_ASSIGN_OR_RETURN(const std::shared_ptr<const ComputeDevice> device,
+                           flags.device.Open({.num_threads = num_threads, .isa = flags.isa}));
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model, OpenStoredModel(flags.model));
+  CARAVAN_ASSIGN_OR_RETURN(const ExpertProbe probe, ProbeExperts(*model, *device, flags.rows));
+  const std::string text =
+      flags.json ? ExpertProbeJson(probe).dump() + "\n" : ExpertProbeTable(probe);
+  std::fputs(text.c_str(), stdout);
+  return absl::OkStatus();
+}
+
+void AddProbeExpertsCommand(CLI::App& probe, CommandBody& body) {
+  CLI::App* const command = probe.add_subcommand(
+      "experts", "Measure what routed experts take on the CPU, on a card, and on the way to it");
+  const auto flags = std::make_shared<ProbeExpertsFlags>();
+  AddConfigOption(*command);
+  command->add_option("--model", flags->model, "A packed model")->required();
+  flags->device.AddTo(*command);
+  command->add_option("--threads", flags->threads, "CPU threads; 0: one a core")
+      ->check(CLI::Range(0, 1024))
+      ->capture_default_str();
+  AddIsaOption(*command, flags->isa);
+  command->add_option("--rows", flags->rows, "Up to so many rows")
+      ->check(CLI::Range(1, 4096))
+      ->capture_default_str();
+  command->add_flag("--json", flags->json, "One line of JSON, for programs");
+  command->callback(
+      [flags, &body] { body = [flags] { return ReportStatus(RunProbeExperts(*flags)); }; });
+}
+
 }  // namespace
 
 void AddProbeCommand(CLI::App& app, CommandBody& body) {
@@ -79,6 +123,7 @@ void AddProbeCommand(CLI::App& app, CommandBody& body) {
       app.add_subcommand("probe", "Measure what this machine's parts give to the engine");
   command->require_subcommand(1);
   AddProbeDiskCommand(*command, body);
+  AddProbeExpertsCommand(*command, body);
 }
 
 }  // namespace caravan

@@ -10,6 +10,9 @@ namespace {
 
 constexpr int64_t kFloatBytes = sizeof(float);
 
+// A card's driver rounds an array up to 2 MiB, and a stage has fewer than 48.
+constexpr int64_t kCardRoundingBytes = int64_t{96} << 20;
+
 /// Of a matrix that MatMul takes: of o_proj, q_b_proj, eh_proj; all others take the hidden state.
 int64_t MostColumns(const ModelConfig& config) {
   const MlaShape mla = config.Mla();
@@ -72,7 +75,7 @@ StepMemory ComputeCardStepMemory(const ModelConfig& config, int64_t max_rows,
   const int64_t rope_bytes = config.Mla().qk_rope_head_dim / 2 * kFloatBytes;
   const int64_t id_bytes = max_rows * static_cast<int64_t>(sizeof(int32_t));
   StepMemory memory = StageBuffers(config, max_rows);
-  memory.layers += id_bytes + rope_bytes + CardExpertBytes(config, max_rows) +
+  memory.layers += kCardRoundingBytes + id_bytes + rope_bytes + CardExpertBytes(config, max_rows) +
                    CudaScratchBytes(CudaLimits(config, max_rows, kv_block_tokens));
   memory.drafting += id_bytes;
   // One of the slots is counted with the stage's buffers.

@@ -17,6 +17,7 @@
 #include "kernels/kv_rows.h"
 #include "kernels/reference/reference_backend.h"
 #include "model/stored_model_cost.h"
+#include "tests/cli/pipeline_testing.h"
 #include "tests/support/golden.h"
 #include "tests/support/golden_replies.h"
 #include "tests/support/temp_dir.h"
@@ -34,32 +35,6 @@ std::vector<CpuIsa> TestedIsas() {
   std::vector<CpuIsa> isas = {CpuIsa::kPortable};
   if (RowOpsFor(CpuIsa::kAvx2).ok()) isas.push_back(CpuIsa::kAvx2);
   return isas;
-}
-
-std::unique_ptr<LocalPipeline> MustCreate(const Checkpoint& checkpoint,
-                                          const LocalPipeline::Options& options) {
-  absl::StatusOr<std::unique_ptr<LocalPipeline>> pipeline =
-      LocalPipeline::Create(checkpoint, options);
-  CARAVAN_CHECK(pipeline.ok());
-  return *std::move(pipeline);
-}
-
-/// Scores each of `prompts`, one after the other.
-std::vector<std::vector<float>> ScoreAll(const Checkpoint& checkpoint,
-                                         const LocalPipeline::Options& options,
-                                         const std::vector<std::vector<int32_t>>& prompts) {
-  const std::unique_ptr<LocalPipeline> pipeline = MustCreate(checkpoint, options);
-  std::vector<std::vector<float>> logits;
-  for (const std::vector<int32_t>& prompt : prompts) {
-    absl::StatusOr<std::vector<float>> scored = ScorePrompt(pipeline->driver(), prompt);
-    EXPECT_TRUE(scored.ok()) << scored.status().ToString();
-    logits.push_back(scored.ok() ? *std::move(scored) : std::vector<float>());
-  }
-  return logits;
-}
-
-bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
-  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0;
 }
 
 /// Every list of `model`'s golden file, in each chunking over each number of workers.
@@ -179,32 +154,6 @@ TEST(GoldenPipelineTest, ThreadsDoNotShow) {
       if (first.empty()) first = logits;
       EXPECT_TRUE(SameBits(logits, first)) << threads << " threads";
     }
-  }
-}
-
-JobSpec MakeJob(const Checkpoint& checkpoint, const std::vector<int32_t>& prompt) {
-  JobSpec spec;
-  spec.prompt = prompt;
-  spec.max_new_tokens = 128;
-  spec.stop_token_ids = checkpoint.config().eos_token_ids;
-  return spec;
-}
-
-/// Asks for all of `golden`, `at_once` at a time.
-void ExpectGoldenReplies(const Checkpoint& checkpoint, const std::vector<GoldenReply>& golden,
-                         size_t at_once, PipelineDriver& driver) {
-  std::deque<std::unique_ptr<JobHandle>> jobs;  // of golden[i] and those behind it
-  size_t submitted = 0;
-  for (size_t i = 0; i < golden.size(); ++i) {
-    while (submitted < golden.size() && jobs.size() < at_once) {
-      auto job = driver.Submit(MakeJob(checkpoint, golden[submitted++].prompt));
-      ASSERT_TRUE(job.ok()) << job.status().ToString();
-      jobs.push_back(*std::move(job));
-    }
-    const absl::StatusOr<std::vector<int32_t>> reply = ReadReply(*jobs.front());
-    ASSERT_TRUE(reply.ok()) << reply.status().ToString();
-    EXPECT_EQ(*reply, golden[i].reply) << "line " << i + 1 << ", " << at_once << " at once";
-    jobs.pop_front();
   }
 }
 

@@ -182,8 +182,9 @@ class CardExperts {
   std::vector<Need> needs_;   // ascending
   std::vector<int> need_of_;  // by expert; -1: none
   ExpertSplit split_;
-  ExpertBatches* missing_ = nullptr;  // the store's; null: nothing is missing
-  bool copying_ = false;              // and not waited for
+  ExpertBatches* missing_ = nullptr;      // the store's; null: nothing is missing
+  bool copying_ = false;                  // and not waited for
+  absl::Span<const LoadedExpert> given_;  // by the store, and not looked at
   std::vector<LoadedExpert> cpu_batch_;
   std::vector<LoadedExpert> copied_;  // and not computed
   int next_passed_ = 0;               // slot
