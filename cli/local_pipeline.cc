@@ -134,8 +134,9 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
   CARAVAN_ASSIGN_OR_RETURN(const std::shared_ptr<const ComputeDevice> device,
                            options.DeviceOfWorker().Open(cpu));
   absl::StatusOr<PipelinePlan> planned = PlanEvenly(model, options, *device, num_threads);
-  if (!planned.ok() && options.memory_budget_bytes > 0 && !device->is_card())
+  if (!planned.ok() && options.memory_budget_bytes > 0 && !device->is_card()) {
     return TooLittle(options, planned.status());
+  }
   CARAVAN_ASSIGN_OR_RETURN(const PipelinePlan plan, std::move(planned));
 
   std::unique_ptr<LocalPipeline> pipeline(new LocalPipeline);

@@ -31,7 +31,8 @@ class ComputeDevice {
   bool is_card() const { return memory_budget_bytes() > 0; }
 
   /// A backend for steps of at most max_rows rows of this model.
-  /// Errors: ResourceExhausted - no memory for its scratch (says how much it takes).
+  /// Errors: ResourceExhausted - no memory for its scratch (says how much it takes);
+  ///         InvalidArgument - a model that its kernels have no room for (says in what).
   virtual absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const ModelConfig& config,
                                                                int64_t max_rows) const = 0;
   /// The CPU's, for what a card leaves to it. Errors: as MakeCpuBackend.

@@ -29,6 +29,7 @@ class CudaCard : public ComputeDevice {
 
   absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const ModelConfig& config,
                                                        int64_t max_rows) const override {
+    CARAVAN_RETURN_IF_ERROR(CheckCudaSizes(config.Mla(), config.router));
     return CudaBackend::Open(device_, CudaLimits(config, max_rows, kKvBlockTokens), vram_bytes_);
   }
 

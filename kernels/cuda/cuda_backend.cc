@@ -4,12 +4,14 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
 #include "base/byte_size.h"
 #include "base/check.h"
 #include "base/status_macros.h"
 #include "kernels/cuda/cuda_memory.h"
 #include "kernels/cuda/device_buffer.h"
 #include "kernels/cuda/expert_ffn.h"
+#include "kernels/cuda/expert_routing.h"
 #include "kernels/cuda/kv_ops.h"
 #include "kernels/cuda/matrix_product.h"
 #include "kernels/cuda/mla_attention.h"
@@ -158,6 +160,26 @@ absl::StatusOr<std::unique_ptr<CudaBackendImpl>> Make(const CudaStream& stream,
 }
 
 }  // namespace
+
+absl::Status CheckCudaSizes(const MlaShape& mla, const RouterShape& router) {
+  // What lies in registers and shared memory; the kernels check it too.
+  struct Size {
+    absl::string_view name;
+    int64_t value;
+    int64_t most;
+  };
+  for (const Size& size :
+       {Size{"kv_lora_rank", mla.kv_lora_rank, kMaxLatent},
+        Size{"qk_rope_head_dim", mla.qk_rope_head_dim, 128},
+        Size{"qk_nope_head_dim", mla.qk_nope_head_dim, 256},
+        Size{"n_routed_experts", router.n_routed_experts, 2048},
+        Size{"num_experts_per_tok", router.num_experts_per_tok, kMaxChosenExperts}}) {
+    if (size.value <= size.most) continue;
+    return absl::InvalidArgumentError(absl::StrCat("the CUDA backend takes models of ", size.name,
+                                                   " up to ", size.most, ", not ", size.value));
+  }
+  return absl::OkStatus();
+}
 
 absl::StatusOr<std::unique_ptr<CudaBackend>> CudaBackend::Create(const CudaStream& stream,
                                                                  const CudaBackendLimits& limits) {

@@ -30,6 +30,10 @@
 
 namespace caravan {
 
+/// Whether the kernels have room for a model of these sizes.
+/// Errors: InvalidArgument - names the size, and the largest that they have room for.
+absl::Status CheckCudaSizes(const MlaShape& mla, const RouterShape& router);
+
 class CudaBackend : public Backend {
  public:
   /// `stream` outlives the object.

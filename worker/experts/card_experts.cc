@@ -91,6 +91,8 @@ absl::StatusOr<std::unique_ptr<CardExperts>> CardExperts::Create(const ModelConf
     LogWarning("experts_not_pinned", {{"why", pinned.message()}});
   }
   store.SetUpperTier(experts->cache_);
+  LogInfo("experts_on_card",
+          {{"slots", slots}, {"experts", store.files().num_experts()}, {"slot_bytes", slot_bytes}});
   return experts;
 }
 

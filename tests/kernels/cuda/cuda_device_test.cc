@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "gmock/gmock.h"
+#include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/row_ops.h"
 #include "tests/kernels/cuda/cuda_testing.h"
 
@@ -30,6 +31,23 @@ TEST_F(CudaDeviceTest, AnOrdinalThatIsNotThereIsRefusedByNumber) {
   const absl::Status status = CudaDevice::Open(4096).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), HasSubstr("no cuda:4096"));
+}
+
+TEST(CudaSizesTest, AModelThatTheKernelsHaveNoRoomForIsRefusedByName) {
+  const MlaShape r1 = {.num_heads = 128,
+                       .qk_nope_head_dim = 128,
+                       .qk_rope_head_dim = 64,
+                       .v_head_dim = 128,
+                       .kv_lora_rank = 512,
+                       .softmax_scale = 1};
+  const RouterShape router = {.n_routed_experts = 256, .num_experts_per_tok = 8};
+  EXPECT_TRUE(CheckCudaSizes(r1, router).ok());
+  MlaShape wide = r1;
+  wide.kv_lora_rank = 1024;
+  EXPECT_EQ(CheckCudaSizes(wide, router).message(),
+            "the CUDA backend takes models of kv_lora_rank up to 512, not 1024");
+  const RouterShape many = {.n_routed_experts = 4096, .num_experts_per_tok = 8};
+  EXPECT_THAT(std::string(CheckCudaSizes(r1, many).message()), HasSubstr("n_routed_experts"));
 }
 
 TEST_F(CudaDeviceTest, BytesComeBackAsTheyWent) {
