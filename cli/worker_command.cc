@@ -36,6 +36,7 @@ struct WorkerFlags {
   std::string ram;
   std::string offload = "auto";
   DeviceFlags device;
+  std::string transport = "auto";
   KvDiskFlags kv_disk;
   ExpertFlags experts;
   std::string expert_heat = "auto";
@@ -85,6 +86,21 @@ absl::Status CheckCard(const WorkerSessionOptions& options) {
   return absl::InvalidArgumentError("--kv-disk: a card's KV cache is in its memory only");
 }
 
+/// What carries activations between cards. NCCL is not even looked for by tcp, and without a card.
+absl::Status ApplyTransport(const std::string& transport, WorkerSessionOptions& options) {
+  if (transport == "tcp") return absl::OkStatus();
+  absl::StatusOr<std::unique_ptr<CardTransport>> nccl = options.device->OpenCardTransport();
+  if (nccl.ok()) {
+    options.card_transport = *std::move(nccl);
+    options.requires_card_transport = transport == "nccl";
+  } else if (transport == "nccl") {
+    return absl::InvalidArgumentError(absl::StrCat("--transport nccl: ", nccl.status().message()));
+  } else if (options.device->is_card()) {
+    LogInfo("nccl_not_used", {{"why", nccl.status().message()}});
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ApplyDefaults(WorkerFlags& flags) {
   WorkerSessionOptions& options = flags.options;
   CARAVAN_RETURN_IF_ERROR(Annotate(CheckAddress(options.coordinator), "--coordinator"));
@@ -113,6 +129,7 @@ absl::Status ApplyDefaults(WorkerFlags& flags) {
   cpu.isa = flags.isa;
   CARAVAN_ASSIGN_OR_RETURN(options.device, flags.device.Open(cpu));
   CARAVAN_RETURN_IF_ERROR(CheckCard(options));
+  CARAVAN_RETURN_IF_ERROR(ApplyTransport(flags.transport, options));
   const auto bar = std::make_shared<ProgressBar>("loading");
   options.show_progress = [bar](int64_t done, int64_t total) { bar->Show(done, total); };
   return absl::OkStatus();
@@ -181,6 +198,13 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
       ->capture_default_str();
   AddIsaOption(*command, flags->isa);
   flags->device.AddTo(*command);
+  command
+      ->add_option("--transport", flags->transport,
+                   "How activations go to a neighbour: auto: from card to card by NCCL where both "
+                   "have one, else over TCP; nccl: so or not at all; tcp: never so")
+      ->check(CLI::IsMember({"auto", "tcp", "nccl"}))
+      ->type_name("auto|tcp|nccl")
+      ->capture_default_str();
   AddKvOption(*command, options.kv_dtype);
   flags->kv_disk.AddTo(*command);
   CLI::Option* const model = command->add_option(

@@ -105,6 +105,12 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
         std::all_of(active_->stages.begin(), active_->stages.end(),
                     [](const StageState& each) { return each.ready.has_value(); });
     if (all_ready && !active_->serving) StartServing();
+  } else if (report.has_hop_invitation() && stage > 0 &&
+             report.hop_invitation().plan_version() == version) {
+    v1::WorkerOrder order;
+    order.mutable_join_hop()->set_plan_version(version);
+    order.mutable_join_hop()->set_nccl_unique_id(report.hop_invitation().nccl_unique_id());
+    SendOrder(active_->plan.stages[static_cast<size_t>(stage) - 1].worker, std::move(order));
   } else if (report.has_failure() && report.failure().plan_version() == version) {
     const absl::Status why = absl::UnavailableError(report.failure().message());
     const auto code = static_cast<absl::StatusCode>(report.failure().code());
@@ -259,14 +265,24 @@ void ClusterController::StartLoading(PipelinePlan plan) {
       load.set_expert_budget_bytes(static_cast<uint64_t>(stages[i].expert_bytes));
       load.set_resident_budget_bytes(static_cast<uint64_t>(ResidentBudget(stages[i])));
     }
+    const Member member = *membership_.Find(stages[i].worker);
+    if (i > 0) {
+      *load.mutable_previous() = MakeHop(member, *membership_.Find(stages[i - 1].worker));
+    }
     if (i + 1 < stages.size()) {
       const Member next = *membership_.Find(stages[i + 1].worker);
       load.set_next_address(next.registration.address());
       load.set_next_incarnation(next.incarnation);
       load.set_next_name(DescribeWorker(next));
+      *load.mutable_next() = MakeHop(member, next);
+      LogInfo("hop_planned", {{"plan", active_->plan.version},
+                              {"from", DescribeWorker(member)},
+                              {"to", load.next_name()},
+                              {"transport", load.next().by_nccl() ? "nccl" : "tcp"},
+                              {"why", load.next().why()}});
     }
     LogInfo("stage_planned", {{"plan", active_->plan.version},
-                              {"worker", DescribeWorker(*membership_.Find(stages[i].worker))},
+                              {"worker", DescribeWorker(member)},
                               {"stage", DescribeStage(stages[i].stage)},
                               {"weight_bytes", stages[i].weight_bytes},
                               {"kv_bytes", stages[i].kv_bytes},
@@ -329,6 +345,31 @@ void ClusterController::Dismiss(const std::string& reason) {
   v1::WorkerOrder order;
   order.mutable_dismissal()->set_reason(reason);
   for (const auto& [id, link] : links_) link.order(order);
+}
+
+v1::Hop ClusterController::MakeHop(const Member& worker, const Member& neighbour) const {
+  v1::Hop hop;
+  hop.set_neighbour(DescribeWorker(neighbour));
+  for (const Member* end : {&worker, &neighbour}) {
+    const v1::Registration& registration = end->registration;
+    if (registration.on_card() && !registration.nccl_version().empty()) continue;
+    hop.set_why(absl::StrCat(DescribeWorker(*end),
+                             registration.on_card() ? " offers no NCCL" : " has no card"));
+    return hop;
+  }
+  const std::string& version = worker.registration.nccl_version();
+  const std::string& other_version = neighbour.registration.nccl_version();
+  hop.set_by_nccl(version == other_version &&
+                  worker.registration.nccl_card() != neighbour.registration.nccl_card());
+  if (hop.by_nccl()) {
+    hop.set_why(absl::StrCat("both have NCCL ", version));
+  } else if (version != other_version) {
+    hop.set_why(absl::StrCat(DescribeWorker(worker), " has NCCL ", version, ", ",
+                             DescribeWorker(neighbour), " has ", other_version));
+  } else {
+    hop.set_why("they share a card");
+  }
+  return hop;
 }
 
 int64_t ClusterController::ResidentBudget(const StagePlan& stage) const {

@@ -114,6 +114,8 @@ class ClusterController {
   /// Ends the present plan: its jobs fail with `why`, its workers drop their stages.
   void EndPlan(const absl::Status& why);
   void SendOrder(WorkerId worker, v1::WorkerOrder order);
+  /// The hop between `worker` and `neighbour`, as the former is told.
+  v1::Hop MakeHop(const Member& worker, const Member& neighbour) const;
   /// The least memory that holds the stage with all of its experts.
   int64_t ResidentBudget(const StagePlan& stage) const;
   /// The stage of the present plan that `worker` holds; -1: none.

@@ -58,7 +58,7 @@ int64_t StepMemory::Of(const StageSpec& stage, int num_stages) const {
   if (stage.has_head) bytes += head;
   if (stage.drafts) bytes += drafting;
   // Ids come in and results go out of a stage that is the whole pipeline.
-  if (!stage.embeds || !stage.has_head) bytes += (num_stages + kStepsOnLinks) * activations;
+  if (!stage.embeds || !stage.has_head) bytes += hops + (num_stages + kStepsOnLinks) * activations;
   return bytes;
 }
 
@@ -78,6 +78,9 @@ StepMemory ComputeCardStepMemory(const ModelConfig& config, int64_t max_rows,
   memory.layers += kCardRoundingBytes + id_bytes + rope_bytes + CardExpertBytes(config, max_rows) +
                    CudaScratchBytes(CudaLimits(config, max_rows, kv_block_tokens));
   memory.drafting += id_bytes;
+  // One of the slots is counted with the stage's buffers.
+  memory.hops =
+      (kHiddenSlots - 1) * max_rows * config.hidden_size * kFloatBytes + 2 * kNcclHopBytes;
   return memory;
 }
 

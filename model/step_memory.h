@@ -25,6 +25,14 @@ inline constexpr int64_t kLookaheadRows = 32;
 /// wait: gRPC holds one of each.
 inline constexpr int64_t kStepsOnLinks = 2;
 
+/// Places for the hidden states of a step that a worker on a card has where they come or go by
+/// NCCL: of a step that is being received, one that waits, one that is computed, one that is being
+/// sent.
+inline constexpr int kHiddenSlots = 4;
+
+/// What NCCL takes of a card for a hop, at either end: its buffers and what the driver rounds up.
+inline constexpr int64_t kNcclHopBytes = int64_t{18} << 20;
+
 /// In bytes.
 struct StepMemory {
   int64_t layers =
@@ -32,6 +40,7 @@ struct StepMemory {
   int64_t head = 0;
   int64_t drafting = 0;
   int64_t activations = 0;  // of one step between two stages
+  int64_t hops = 0;         // to and from other stages, beside those
 
   /// Of a stage among `num_stages`, which all steps in flight may wait for: there are as many.
   int64_t Of(const StageSpec& stage, int num_stages) const;
@@ -40,8 +49,9 @@ struct StepMemory {
 /// For steps of at most `max_rows` rows, on a CPU: all is in its memory.
 StepMemory ComputeStepMemory(const ModelConfig& config, int64_t max_rows);
 
-/// The same of a card's memory, with KV blocks of so many tokens. Steps wait in the host's. What
-/// shares experts with the CPU (CardExpertBytes) is counted wherever they are.
+/// The same of a card's memory, with KV blocks of so many tokens, as if the hops went by NCCL:
+/// where they do not, steps wait in the host's. What shares experts with the CPU (CardExpertBytes)
+/// is counted wherever they are.
 StepMemory ComputeCardStepMemory(const ModelConfig& config, int64_t max_rows,
                                  int64_t kv_block_tokens);
 

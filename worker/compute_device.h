@@ -9,11 +9,14 @@
 #include <memory>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "model/model_config.h"
+#include "worker/card_link.h"
 
 namespace caravan {
 
@@ -34,6 +37,11 @@ class ComputeDevice {
                                                                int64_t max_rows) const = 0;
   /// The CPU's, for what a card leaves to it. Errors: as MakeCpuBackend.
   virtual absl::StatusOr<std::unique_ptr<Backend>> MakeCpu() const = 0;
+  /// What carries activations from this card to others.
+  /// Errors: Unimplemented - it is no card; as OpenNcclTransport.
+  virtual absl::StatusOr<std::unique_ptr<CardTransport>> OpenCardTransport() const {
+    return absl::UnimplementedError(absl::StrCat(Name(), " is no card (--device)"));
+  }
 };
 
 struct DeviceOptions {

@@ -10,6 +10,7 @@
 #include "kernels/cuda/cuda_device.h"
 #include "model/step_memory.h"
 #include "worker/compute_device.h"
+#include "worker/nccl/nccl_transport.h"
 
 namespace caravan {
 namespace {
@@ -33,6 +34,9 @@ class CudaCard : public ComputeDevice {
   }
 
   absl::StatusOr<std::unique_ptr<Backend>> MakeCpu() const override { return MakeCpuBackend(cpu_); }
+  absl::StatusOr<std::unique_ptr<CardTransport>> OpenCardTransport() const override {
+    return OpenNcclTransport(device_);
+  }
 
  private:
   const CudaDevice device_;

@@ -71,6 +71,8 @@ class Session {
     };
     environment.card_ram_bytes = options_.memory_budget_bytes - ProcessBytes(options_.num_threads);
     environment.make_cpu = [this] { return options_.device->MakeCpu(); };
+    environment.card_transport = options_.card_transport;
+    environment.requires_card_transport = options_.requires_card_transport;
     environment.show_progress = options_.show_progress;
     environment.open_model = [this](const v1::LoadStage& order, std::stop_token stop) {
       return OpenModel(order, std::move(stop));
@@ -170,6 +172,10 @@ class Session {
     const ComputeDevice& device = *options_.device;
     registration.set_device(device.Name());
     registration.set_on_card(device.is_card());
+    if (options_.card_transport != nullptr) {
+      registration.set_nccl_version(options_.card_transport->version());
+      registration.set_nccl_card(options_.card_transport->card());
+    }
     registration.set_memory_budget_bytes(static_cast<uint64_t>(
         device.is_card() ? device.memory_budget_bytes() : options_.memory_budget_bytes));
     registration.set_num_threads(static_cast<uint32_t>(options_.num_threads));

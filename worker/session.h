@@ -42,6 +42,8 @@ struct WorkerSessionOptions {
   int num_threads = 1;
   absl::Duration connect_timeout = absl::Seconds(60);
   std::shared_ptr<const ComputeDevice> device;
+  std::shared_ptr<const CardTransport> card_transport;  // as Worker::Environment
+  bool requires_card_transport = false;
   std::function<void(int64_t loaded_bytes, int64_t total_bytes)> show_progress;
 };
 

@@ -129,7 +129,8 @@ Stage::Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<B
 absl::Status Stage::TakeMemory() {
   Memory& memory = backend_->memory();
   const int64_t max_rows = options_.max_step_tokens;
-  CARAVAN_ASSIGN_OR_RETURN(hidden_, memory.Allocate(HiddenBytes(max_rows)));
+  CARAVAN_ASSIGN_OR_RETURN(
+      slots_, HiddenSlots::Create(memory, options_.hidden_slots, HiddenBytes(max_rows)));
   if (spec_.embeds && !memory.is_host()) {
     CARAVAN_ASSIGN_OR_RETURN(ids_, AllocateValues<int32_t>(memory, max_rows));
   }
@@ -167,17 +168,29 @@ void Stage::Finish() {
   options_.routing.reset();
 }
 
-v1::Step Stage::Run(v1::Step step) {
-  if (step.has_error()) return step;
-  const absl::Status status = Apply(step);
+v1::Step Stage::Run(v1::Step step) { return Run(HopStep{std::move(step), *slots_->Take()}).step; }
+
+HopStep Stage::Run(HopStep in) {
+  v1::Step& step = in.step;
+  if (step.has_error()) return {std::move(step), Array()};
+  hidden_ = std::move(in.hidden);
+  absl::Status status = Apply(step);
+  if (options_.hidden_slots > 1) {
+    // Copies out wait for all that was asked before, of which the slot must be free.
+    const absl::Status done = backend_->memory().CopyOut(hidden_.data(), 0, nullptr);
+    if (status.ok()) status = done;
+  }
+  Array hidden = std::exchange(hidden_, Array());
   if (!status.ok()) {
     step.clear_activations();
+    step.clear_activations_by_nccl();
     step.clear_results();
     step.mutable_error()->set_code(static_cast<int32_t>(status.code()));
     step.mutable_error()->set_message(
         absl::StrCat(options_.name, ", ", DescribeStage(spec_), ": ", status.message()));
   }
-  return step;
+  if (!step.activations_by_nccl()) hidden = Array();
+  return {std::move(step), std::move(hidden)};
 }
 
 absl::Status Stage::Apply(v1::Step& step) {
@@ -188,6 +201,11 @@ absl::Status Stage::Apply(v1::Step& step) {
   if (step.slices().empty()) return absl::OkStatus();
   CARAVAN_RETURN_IF_ERROR(TakeInput(step));
   CARAVAN_RETURN_IF_ERROR(RunLayers(step));
+  step.set_activations_by_nccl(options_.leaves_hidden);
+  if (options_.leaves_hidden) {
+    step.clear_activations();
+    return absl::OkStatus();
+  }
   if (head_ == nullptr) {
     std::string& activations = *step.mutable_activations();
     activations.resize(static_cast<size_t>(HiddenBytes(CountRows(step))));
@@ -215,7 +233,8 @@ absl::Status Stage::Check(const v1::Step& step) const {
     }
   }
   const int64_t num_rows = CountRows(step);
-  const int64_t expected = spec_.embeds ? 0 : HiddenBytes(num_rows);
+  const bool come_with_step = !spec_.embeds && !step.activations_by_nccl();
+  const int64_t expected = come_with_step ? HiddenBytes(num_rows) : 0;
   if (std::ssize(step.activations()) == expected) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat("activations of ", step.activations().size(),
                                                  " bytes for ", num_rows, " tokens; expected ",
@@ -223,6 +242,7 @@ absl::Status Stage::Check(const v1::Step& step) const {
 }
 
 absl::Status Stage::TakeInput(const v1::Step& step) {
+  if (step.activations_by_nccl()) return absl::OkStatus();
   if (!spec_.embeds) {
     return backend_->memory().CopyIn(step.activations().data(), std::ssize(step.activations()),
                                      hidden_.data());

@@ -25,6 +25,7 @@
 #include "worker/experts/expert_store.h"
 #include "worker/experts/heat_keeper.h"
 #include "worker/experts/routing_observer.h"
+#include "worker/hidden_slots.h"
 #include "worker/kv_cache.h"
 #include "worker/layer.h"
 #include "worker/mtp_drafter.h"
@@ -32,6 +33,14 @@
 #include "worker/stage_weights.h"
 
 namespace caravan {
+
+/// A step in a worker.
+struct HopStep {
+  v1::Step step;
+  // One of the stage's slots: where its hidden states are computed, and where they lie before or
+  // after if step.activations_by_nccl is set. Empty: they are not wanted.
+  Array hidden;
+};
 
 class Stage {
  public:
@@ -44,6 +53,10 @@ class Stage {
     std::string kv_disk_directory;
     DType kv_dtype = DType::kF32;
     int64_t max_step_tokens = 0;  // rows that one step may carry
+    // Where others than the stage put hidden states into slots, or take them from there: how many
+    // there are, and whether a step leaves with its own in its slot.
+    int hidden_slots = 1;
+    bool leaves_hidden = false;
     // Memory for routed experts, in slots of one each (LayerCost::expert_slot_bytes); the others
     // stay in the packed model that `source` is, and are read as steps want them. 0: all are in
     // memory.
@@ -78,7 +91,18 @@ class Stage {
   /// back with `error` set, and with neither; one that comes with `error` passes untouched. A
   /// step whose experts cannot be read comes back with `error` too, but has written its rows into
   /// the blocks of some layers.
+  ///
+  /// With several slots nothing that was asked of the backend is under way when this returns.
+  /// REQUIRES: in.hidden is a slot, unless the step has an error or no slices.
+  HopStep Run(HopStep in);
+  /// The same in a slot that is free, for steps that come with their activations. REQUIRES:
+  /// !leaves_hidden.
   v1::Step Run(v1::Step step);
+
+  /// Any thread.
+  HiddenSlots& slots() { return *slots_; }
+  /// Of so many rows' hidden states.
+  int64_t HiddenBytes(int64_t num_rows) const;
 
   /// After Run, when its step has been sent on: what nobody waits for.
   void AfterStep();
@@ -109,7 +133,6 @@ class Stage {
   /// Fills hidden_ [num_rows, hidden_size] from the step.
   absl::Status TakeInput(const v1::Step& step);
   absl::Status RunLayers(const v1::Step& step);
-  int64_t HiddenBytes(int64_t num_rows) const;
 
   const ModelConfig config_;
   const StageSpec spec_;
@@ -123,8 +146,9 @@ class Stage {
   std::unique_ptr<LayerRunner> layer_runner_;
   std::unique_ptr<OutputHead> head_;     // if the stage has the head
   std::unique_ptr<MtpDrafter> drafter_;  // if the stage drafts
-  Array ids_;     // i32 [max_step_tokens], where the backend cannot read the host's
-  Array hidden_;  // f32 [max_step_tokens, hidden_size]
+  Array ids_;  // i32 [max_step_tokens], where the backend cannot read the host's
+  std::unique_ptr<HiddenSlots> slots_;
+  Array hidden_;  // that of the step that is run: f32 [max_step_tokens, hidden_size]
 };
 
 }  // namespace caravan

@@ -5,30 +5,40 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
+#include "base/status_macros.h"
 #include "worker/step_check.h"
 
 namespace caravan {
 
 StepLoop::StepLoop(uint64_t plan_version, std::unique_ptr<Stage> stage,
                    std::unique_ptr<ActivationChannel> next,
-                   std::function<void(const absl::Status&)> on_broken)
+                   std::function<void(const absl::Status&)> on_broken, HopLinks links)
     : plan_version_(plan_version),
       stage_(std::move(stage)),
       next_(std::move(next)),
       on_broken_(std::move(on_broken)),
+      links_(std::move(links)),
       queue_(kQueuedSteps),
+      outgoing_(kQueuedSteps),
       meter_(SteadyClock()),
       thread_("step-loop", [this] {
         Run();
         stage_->Finish();
-      }) {}
+      }) {
+  if (links_.next != nullptr) sender_.emplace("hop-sender", [this] { SendByLink(); });
+}
 
 StepLoop::~StepLoop() { Stop(); }
 
 void StepLoop::Stop() {
   queue_.Close();
+  outgoing_.Close();
+  stage_->slots().Close();
+  if (links_.previous != nullptr) links_.previous->Abort();
+  if (links_.next != nullptr) links_.next->Abort();
   next_->Close();
   thread_.Join();
+  if (sender_.has_value()) sender_->Join();
 }
 
 v1::WorkerLoad StepLoop::load() const {
@@ -62,26 +72,84 @@ absl::Status StepLoop::Receive(v1::Step step) {
         absl::StrCat("step ", step.step_id(), " came after step ", last_step_id_));
   }
   last_step_id_ = step.step_id();
-  if (!queue_.Push(std::move(step))) return absl::UnavailableError("the stage is ending");
+  absl::StatusOr<HopStep> taken = TakeIn(std::move(step));
+  // Whatever it was that failed, it failed of that.
+  if (queue_.closed()) return absl::UnavailableError("the stage is ending");
+  if (!taken.ok()) return taken.status();
+  if (!queue_.Push(*std::move(taken))) return absl::UnavailableError("the stage is ending");
   return absl::OkStatus();
 }
 
+absl::StatusOr<HopStep> StepLoop::TakeIn(v1::Step step) {
+  HopStep in{std::move(step), Array()};
+  const int64_t num_rows = CountRows(in.step);
+  const bool by_link = in.step.activations_by_nccl();
+  if (by_link && (links_.previous == nullptr || in.step.has_error() || num_rows == 0)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("step ", in.step.step_id(), ": says that activations come by NCCL, on a hop ",
+                     links_.previous == nullptr ? "without it" : "where it has none"));
+  }
+  // The loop takes the slot where they all come without: here those behind must leave it one.
+  if (links_.previous == nullptr || in.step.has_error() || num_rows == 0) return in;
+  std::optional<Array> slot = stage_->slots().Take();
+  if (!slot.has_value()) return absl::UnavailableError("the stage is ending");
+  in.hidden = *std::move(slot);
+  if (!by_link) return in;
+  const int64_t bytes = stage_->HiddenBytes(num_rows);
+  if (bytes > in.hidden.bytes()) {
+    return absl::InvalidArgumentError(absl::StrCat("step ", in.step.step_id(), ": activations of ",
+                                                   num_rows, " rows come by NCCL, more than fit"));
+  }
+  CARAVAN_RETURN_IF_ERROR(Annotate(links_.previous->Receive(in.hidden.data(), bytes),
+                                   absl::StrCat("activations of step ", in.step.step_id())));
+  return in;
+}
+
 void StepLoop::Run() {
-  while (std::optional<v1::Step> step = queue_.Pop()) {
+  while (std::optional<HopStep> step = queue_.Pop()) {
     if (queue_.closed()) return;
-    meter_.BeginStep();
-    v1::Step done = stage_->Run(*std::move(step));
-    meter_.EndStep(done.has_error() ? 0 : CountRows(done));
-    const absl::Status sent = next_->Send(std::move(done));
-    if (sent.ok()) {
-      stage_->AfterStep();
-      continue;
+    if (links_.previous == nullptr) {
+      std::optional<Array> slot = stage_->slots().Take();
+      if (!slot.has_value()) return;
+      step->hidden = *std::move(slot);
     }
-    const bool ending = queue_.closed();
-    queue_.Close();
-    if (!ending) on_broken_(sent);
+    meter_.BeginStep();
+    HopStep done = stage_->Run(*std::move(step));
+    meter_.EndStep(done.step.has_error() ? 0 : CountRows(done.step));
+    if (!Send(std::move(done)).ok()) return;
+    stage_->AfterStep();
+  }
+}
+
+absl::Status StepLoop::Send(HopStep done) {
+  if (links_.next != nullptr) {
+    if (outgoing_.Push(std::move(done))) return absl::OkStatus();
+    return absl::UnavailableError("the stage is ending");
+  }
+  absl::Status sent = next_->Send(std::move(done.step));
+  if (!sent.ok()) Break(sent);
+  return sent;
+}
+
+void StepLoop::SendByLink() {
+  while (std::optional<HopStep> done = outgoing_.Pop()) {
+    if (outgoing_.closed()) return;
+    const bool by_link = done->step.activations_by_nccl();
+    const int64_t bytes = stage_->HiddenBytes(CountRows(done->step));
+    absl::Status sent = next_->Send(std::move(done->step));
+    if (sent.ok() && by_link) sent = links_.next->Send(done->hidden.data(), bytes);
+    if (sent.ok()) continue;
+    Break(sent);
     return;
   }
+}
+
+void StepLoop::Break(const absl::Status& why) {
+  const bool ending = queue_.closed();
+  queue_.Close();
+  outgoing_.Close();
+  stage_->slots().Close();
+  if (!ending) on_broken_(why);
 }
 
 }  // namespace caravan

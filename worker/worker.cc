@@ -28,11 +28,15 @@ void Worker::Handle(const v1::WorkerOrder& order) {
   if (order.has_load_stage()) {
     Drop();
     stop_loading_ = std::stop_source();
+    invitation_.emplace(/*capacity=*/1);
     loader_.emplace("stage-loader", [this, load = order.load_stage(),
                                      stop = stop_loading_.get_token()] { Load(load, stop); });
   } else if (order.has_drop_stage()) {
     Drop();
     LogInfo("stage_dropped", {{"plan", order.drop_stage().plan_version()}});
+  } else if (order.has_join_hop() && invitation_.has_value()) {
+    // One that is not wanted finds no room, or is never taken.
+    static_cast<void>(invitation_->TryPush(order.join_hop()));
   }
 }
 
@@ -91,6 +95,24 @@ void Worker::Load(const v1::LoadStage& order, const std::stop_token& stop) {
   environment_.report(std::move(report));
 }
 
+absl::StatusOr<HopLinks> Worker::MakeLinks(const v1::LoadStage& order,
+                                           const std::stop_token& stop) {
+  HopLinksOptions options;
+  options.transport = environment_.card_transport.get();
+  options.required = environment_.requires_card_transport;
+  options.report = environment_.report;
+  options.invitation = &*invitation_;
+  CARAVAN_ASSIGN_OR_RETURN(HopLinks links, JoinHops(order, options, stop));
+  if (order.has_next()) {
+    const v1::Hop& next = order.next();
+    LogInfo("next_hop", {{"plan", order.plan_version()},
+                         {"to", next.neighbour()},
+                         {"transport", next.by_nccl() ? "nccl" : "tcp"},
+                         {"why", next.why()}});
+  }
+  return links;
+}
+
 absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& order,
                                                           const std::stop_token& stop,
                                                           const TellFailure& tell_failure,
@@ -99,6 +121,7 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
       const ModelConfig config,
       ParseModelConfig(order.model().config_json(), "the coordinator's config.json"));
   CARAVAN_ASSIGN_OR_RETURN(const StageSpec spec, StageFromProto(order.stage()));
+  CARAVAN_ASSIGN_OR_RETURN(HopLinks links, MakeLinks(order, stop));
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TensorSource> source,
                            environment_.open_model(order, stop));
 
@@ -109,6 +132,8 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
   options.kv_disk_bytes = static_cast<int64_t>(order.kv_disk_bytes());
   options.kv_disk_directory = environment_.kv_disk_directory;
   options.max_step_tokens = order.max_step_tokens();
+  if (links.any()) options.hidden_slots = kHiddenSlots;
+  options.leaves_hidden = links.next != nullptr;
   options.expert_budget_bytes = static_cast<int64_t>(order.expert_budget_bytes());
   options.experts = environment_.experts;
   options.expert_heat = environment_.expert_heat;
@@ -152,7 +177,7 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<ActivationChannel> next,
                            environment_.open_next_hop(order, on_broken, stop));
   return std::make_shared<StepLoop>(order.plan_version(), std::move(stage), std::move(next),
-                                    on_broken);
+                                    on_broken, std::move(links));
 }
 
 std::shared_ptr<RoutingObserver> Worker::Record(const v1::LoadStage& order,

@@ -18,6 +18,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/bounded_queue.h"
 #include "base/dtype.h"
 #include "base/mutex.h"
 #include "base/named_thread.h"
@@ -27,6 +28,7 @@
 #include "model/model_config.h"
 #include "model/stage_spec.h"
 #include "model/tensor_source.h"
+#include "worker/card_link.h"
 #include "worker/experts/expert_store.h"
 #include "worker/experts/routing_observer.h"
 #include "worker/stage_weights.h"
@@ -60,6 +62,10 @@ class Worker {
     std::function<absl::StatusOr<std::unique_ptr<TensorSource>>(const v1::LoadStage& order,
                                                                 std::stop_token stop)>
         open_model;
+    // For hops that the coordinator plans by NCCL; null: there are none. Where it is required, no
+    // stage is loaded that has another hop to a worker.
+    std::shared_ptr<const CardTransport> card_transport;
+    bool requires_card_transport = false;
     /// `on_broken` as in StepLoop, for a link that breaks while nothing is sent.
     std::function<absl::StatusOr<std::unique_ptr<ActivationChannel>>(
         const v1::LoadStage& order, std::function<void(absl::Status)> on_broken,
@@ -75,8 +81,8 @@ class Worker {
   explicit Worker(Environment environment);
   ~Worker();
 
-  /// LoadStage replaces the present stage and loads the new one on a thread of its own; DropStage
-  /// drops it. Other orders are the session's.
+  /// LoadStage replaces the present stage and loads the new one on a thread of its own, which
+  /// JoinHop lets go on; DropStage drops it. Other orders are the session's.
   void Handle(const v1::WorkerOrder& order);
 
   /// Stops loading, drops the stage; whoever waits in Receive returns.
@@ -94,6 +100,7 @@ class Worker {
   using TellFailure = std::function<void(const absl::Status&)>;
 
   void Load(const v1::LoadStage& order, const std::stop_token& stop);
+  absl::StatusOr<HopLinks> MakeLinks(const v1::LoadStage& order, const std::stop_token& stop);
   absl::StatusOr<std::shared_ptr<StepLoop>> TryLoad(const v1::LoadStage& order,
                                                     const std::stop_token& stop,
                                                     const TellFailure& tell_failure,
@@ -105,7 +112,8 @@ class Worker {
 
   const Environment environment_;
   // Of the thread that calls Handle and Drop.
-  std::stop_source stop_loading_;  // one a load
+  std::stop_source stop_loading_;                        // one a load, as is:
+  std::optional<BoundedQueue<v1::JoinHop>> invitation_;  // from Handle to the loading thread
   std::optional<NamedThread> loader_;
 
   mutable Mutex mu_;

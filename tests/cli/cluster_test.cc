@@ -11,11 +11,10 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_replace.h"
 #include "base/peak_memory.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "nlohmann/json.hpp"
+#include "tests/support/questions.h"
 #include "tests/support/sanitized.h"
 #include "tests/support/test_cluster.h"
 
@@ -28,44 +27,6 @@ using ::testing::Not;
 
 constexpr char kModel[] = CARAVAN_SOURCE_DIR "/models/tiny-r1";
 constexpr char kOtherModel[] = CARAVAN_SOURCE_DIR "/tests/data/goldens/v3-like";
-
-struct Question {
-  std::string prompt;
-  std::string printed;  // what `caravan run` must print
-};
-
-/// The first `count` prompts of the reference's replies.
-std::vector<Question> Questions(size_t count) {
-  std::ifstream in(CARAVAN_SOURCE_DIR "/tests/data/goldens/tiny-r1-replies.jsonl");
-  std::vector<Question> questions;
-  for (std::string line; questions.size() < count && std::getline(in, line);) {
-    const nlohmann::json json = nlohmann::json::parse(line);
-    const std::string reply = absl::StrReplaceAll(json.at("reply").get<std::string>(),
-                                                  {{"<think>", ""}, {"</think>", ""}});
-    questions.push_back({json.at("question"), reply + "\n"});
-  }
-  EXPECT_EQ(questions.size(), count);
-  return questions;
-}
-
-/// Asks them one after the other.
-void ExpectReplies(TestCluster& cluster, const std::vector<Question>& questions) {
-  for (const Question& question : questions) {
-    TestProcess& run = cluster.StartRun(question.prompt);
-    EXPECT_EQ(run.Wait(), 0) << run.Err();
-    EXPECT_EQ(run.Out(), question.printed);
-  }
-}
-
-/// Asks them all at once.
-void ExpectRepliesTogether(TestCluster& cluster, const std::vector<Question>& questions) {
-  std::vector<TestProcess*> runs;
-  for (const Question& question : questions) runs.push_back(&cluster.StartRun(question.prompt));
-  for (size_t i = 0; i < runs.size(); ++i) {
-    EXPECT_EQ(runs[i]->Wait(), 0) << runs[i]->Err();
-    EXPECT_EQ(runs[i]->Out(), questions[i].printed);
-  }
-}
 
 class ClusterOfTest : public ::testing::TestWithParam<int> {};
 
@@ -175,6 +136,21 @@ TEST(ClusterTest, AWorkerMayHaveACopyOfItsOwn) {
   TestProcess& worker = cluster.StartWorker("own", {"--model", kModel});
   ExpectReplies(cluster, Questions(1));
   EXPECT_THAT(worker.Err(), Not(HasSubstr("reading_weights_from_coordinator")));
+}
+
+TEST(ClusterTest, WithoutCardsHopsGoOverTcpAndNcclIsNotLoaded) {
+  TestCluster cluster;
+  cluster.Start(2);
+  ExpectReplies(cluster, Questions(1));
+  const std::string hop = "transport=tcp why=\"worker 1 (box-0) has no card\"";
+  EXPECT_THAT(cluster.coordinator().Err(), HasSubstr(hop));
+  EXPECT_THAT(cluster.worker("box-0").Err(), HasSubstr(hop));
+  for (const char* name : {"box-0", "box-1"}) {
+    const std::string libraries =
+        Slurp(absl::StrCat("/proc/", cluster.worker(name).pid(), "/maps"));
+    EXPECT_THAT(libraries, HasSubstr("libc.so"));
+    EXPECT_THAT(libraries, Not(HasSubstr("libnccl")));
+  }
 }
 
 TEST(ClusterTest, AWorkerWithAnotherModelSaysSo) {

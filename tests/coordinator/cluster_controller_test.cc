@@ -71,7 +71,9 @@ class FakeCluster {
                       return OpenFirstHop(address, incarnation, name, version);
                     }) {}
 
-  FakeWorker* Join(const std::string& name, uint64_t memory = kWhole, bool offloads = false) {
+  /// `more`: what else it says of itself.
+  FakeWorker* Join(const std::string& name, uint64_t memory = kWhole, bool offloads = false,
+                   const v1::Registration& more = {}) {
     auto worker = std::make_unique<FakeWorker>();
     worker->incarnation = 1000 + workers_.size();
     worker->address = absl::StrCat("10.0.0.", workers_.size() + 1, ":7000");
@@ -83,6 +85,7 @@ class FakeCluster {
     registration.set_num_threads(2);
     registration.set_offloads(offloads);
     registration.set_process_bytes(10);
+    registration.MergeFrom(more);
     ClusterController::WorkerLink link;
     link.order = [w = worker.get()](v1::WorkerOrder order) { w->orders.push_back(order); };
     link.hang_up = [w = worker.get()] { w->hung_up = true; };
@@ -276,6 +279,64 @@ TEST(ClusterControllerTest, TellsEachStageWhatToLoadAndWhoIsNext) {
   EXPECT_EQ(first.max_step_tokens(), 32u);
   EXPECT_EQ(first.next_name(), "worker 2 (box-b)");
   EXPECT_EQ(first.kv_budget_bytes(), 2 * 512 * 4u);  // two layers, kv_tokens, f32
+}
+
+/// Registers with a card, and that NCCL; empty: with none.
+v1::Registration Card(const std::string& card, const std::string& nccl_version) {
+  v1::Registration registration;
+  registration.set_on_card(true);
+  registration.set_memory_budget_bytes(uint64_t{1} << 30);
+  registration.set_nccl_version(nccl_version);
+  registration.set_nccl_card(card);
+  return registration;
+}
+
+TEST(ClusterControllerTest, ActivationsGoByNcclBetweenCardsThatBothHaveIt) {
+  FakeCluster cluster(2);
+  FakeWorker* const a = cluster.Join("box-a", kWhole, false, Card("a", "2.28.9"));
+  FakeWorker* const b = cluster.Join("box-b", kWhole, false, Card("b", "2.28.9"));
+  a->TakeOrders();  // Welcome is among them
+  const std::vector<v1::WorkerOrder> orders = b->TakeOrders();
+  ASSERT_EQ(orders.size(), 2u);
+  const v1::LoadStage& load = orders[1].load_stage();
+  EXPECT_FALSE(load.has_next());
+  EXPECT_EQ(load.previous().neighbour(), "worker 1 (box-a)");
+  EXPECT_TRUE(load.previous().by_nccl());
+  EXPECT_EQ(load.previous().why(), "both have NCCL 2.28.9");
+
+  v1::WorkerReport invitation;
+  invitation.mutable_hop_invitation()->set_plan_version(1);
+  invitation.mutable_hop_invitation()->set_nccl_unique_id(std::string("\0\xff", 2));
+  ASSERT_TRUE(cluster.Report(b, invitation).ok());
+  const std::vector<v1::WorkerOrder> passed_on = a->TakeOrders();
+  ASSERT_EQ(passed_on.size(), 1u);
+  EXPECT_EQ(passed_on[0].join_hop().plan_version(), 1u);
+  EXPECT_EQ(passed_on[0].join_hop().nccl_unique_id(), std::string("\0\xff", 2));
+
+  // Nobody is before the first, and nobody wants those of another plan.
+  ASSERT_TRUE(cluster.Report(a, invitation).ok());
+  invitation.mutable_hop_invitation()->set_plan_version(2);
+  ASSERT_TRUE(cluster.Report(b, invitation).ok());
+  EXPECT_TRUE(a->TakeOrders().empty());
+  EXPECT_TRUE(b->TakeOrders().empty());
+}
+
+TEST(ClusterControllerTest, OtherHopsGoOverTcpAndSayWhy) {
+  const auto hop = [](const v1::Registration& a, const v1::Registration& b) {
+    FakeCluster cluster(2);
+    FakeWorker* const first = cluster.Join("box-a", kWhole, false, a);
+    cluster.Join("box-b", kWhole, false, b);
+    const v1::Hop next = first->TakeOrders().back().load_stage().next();
+    EXPECT_EQ(next.neighbour(), "worker 2 (box-b)");
+    EXPECT_FALSE(next.by_nccl());
+    return next.why();
+  };
+  EXPECT_EQ(hop({}, {}), "worker 1 (box-a) has no card");
+  EXPECT_EQ(hop(Card("a", "2.28.9"), {}), "worker 2 (box-b) has no card");
+  EXPECT_EQ(hop(Card("a", ""), Card("b", "2.28.9")), "worker 1 (box-a) offers no NCCL");
+  EXPECT_EQ(hop(Card("a", "2.28.9"), Card("b", "2.27.3")),
+            "worker 1 (box-a) has NCCL 2.28.9, worker 2 (box-b) has 2.27.3");
+  EXPECT_EQ(hop(Card("a", "2.28.9"), Card("a", "2.28.9")), "they share a card");
 }
 
 TEST(ClusterControllerTest, ServesOnceEveryStageIsReady) {

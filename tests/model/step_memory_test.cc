@@ -47,11 +47,19 @@ TEST(StepMemoryTest, CountsR1OnACard) {
 }
 
 TEST(StepMemoryTest, AStageTakesWhatItDoes) {
-  const StepMemory memory = {.layers = 1000, .head = 100, .drafting = 10, .activations = 1};
+  const StepMemory memory = {
+      .layers = 1000, .head = 100, .drafting = 10, .activations = 1, .hops = 20000};
   EXPECT_EQ(memory.Of({0, 5, true, true}, 1), 1100);  // no activations go in or out
-  EXPECT_EQ(memory.Of({0, 5, true, false}, 3), 1005);
-  EXPECT_EQ(memory.Of({5, 9, false, false}, 3), 1005);
-  EXPECT_EQ(memory.Of({9, 12, false, true, true}, 3), 1115);
+  EXPECT_EQ(memory.Of({0, 5, true, false}, 3), 21005);
+  EXPECT_EQ(memory.Of({5, 9, false, false}, 3), 21005);
+  EXPECT_EQ(memory.Of({9, 12, false, true, true}, 3), 21115);
+}
+
+TEST(StepMemoryTest, AStageOnACardHasSlotsAndTwoHopsByNccl) {
+  const ModelConfig config = *ParseModelConfig(DeepSeekR1Config().dump(), "config.json");
+  const StepMemory memory = ComputeCardStepMemory(config, 512, 64);
+  EXPECT_EQ(memory.activations, 0);
+  EXPECT_EQ(memory.hops, 3 * 512 * kRowBytes + 36 * kMiB);
 }
 
 TEST(StepMemoryTest, AModelWithoutSizesTakesNothing) {

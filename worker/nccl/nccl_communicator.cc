@@ -25,6 +25,10 @@ static_assert(kNcclUniqueIdBytes == NCCL_UNIQUE_ID_BYTES);
 /// How long the destructor waits for what is queued.
 constexpr absl::Duration kFinalizeTimeout = absl::Seconds(5);
 
+/// Channels, each with buffers and a thread block. More are of use to no network, and of little
+/// between the cards of a host, where NCCL's own choice takes half a gigabyte of each.
+constexpr int kMaxChannels = 4;
+
 /// The pauses between two looks: NCCL has no event to wait for. At first none, since a token's
 /// activations take some tens of microseconds; then longer ones, up to what a chunk's would not
 /// notice.
@@ -140,6 +144,7 @@ absl::Status Communicator::Join(const std::string& unique_id, const NcclPatience
   std::memcpy(id.internal, unique_id.data(), sizeof(id.internal));
   ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
   config.blocking = 0;
+  config.maxCTAs = kMaxChannels;
   {
     MutexLock lock(&mu_);
     const absl::Status status =
