@@ -44,6 +44,8 @@ absl::Status LaunchLatentQueries(const CudaStream& stream, const AttentionBatch&
 /// Fills sums, maxima and totals of the splits that each row has. One in f32, one on tensor cores.
 absl::Status LaunchAttendF32(const CudaStream& stream, const AttentionBatch& batch);
 absl::Status LaunchAttendMma(const CudaStream& stream, const AttentionBatch& batch);
+/// The latter's for many heads on a card of 9.0.
+absl::Status LaunchAttendWgmma(const CudaStream& stream, const AttentionBatch& batch);
 
 /// Combines the splits. out [rows of the batch, num_heads * v_head_dim].
 absl::Status LaunchValueProjection(const CudaStream& stream, const AttentionBatch& batch,
