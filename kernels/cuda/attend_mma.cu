@@ -12,6 +12,8 @@
 #include "kernels/cuda/kv_address.cuh"
 #include "kernels/cuda/mla_attention.h"
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/overlapped_launch.cuh"
 
 namespace caravan {
 namespace {
@@ -124,6 +126,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   constexpr int kHeads = Tile::kHeads;
   constexpr int kPositions = Tile::kPositions;
   constexpr int kHeadTiles = Tile::kHeadTiles;
+  LetNextBegin();
+  WaitForEarlier();
   const int num_heads = static_cast<int>(batch.shape.num_heads);
   const int tiles_of_heads = (num_heads + kHeads - 1) / kHeads;
   const int64_t batch_row = blockIdx.x / tiles_of_heads;
@@ -364,8 +368,8 @@ absl::Status LaunchTile(const CudaStream& stream, const AttentionBatch& batch) {
   const dim3 grid(batch.num_rows * CeilDiv(batch.shape.num_heads, int64_t{Tile::kHeads}),
                   batch.max_splits);
   const KvGeometry geometry = {batch.kv.block_tokens, DTypeBytes(batch.kv.dtype, kWidth)};
-  kernel<<<grid, kThreads, Tile::kSharedBytes, stream.get()>>>(batch, geometry);
-  return LaunchStatus("AttendMmaKernel");
+  return LaunchOverlapped(stream, "AttendMmaKernel", kernel, grid, kThreads, Tile::kSharedBytes,
+                          batch, geometry);
 }
 
 // By the shared memory of the card: 8.0 and 9.0, or less. A tile's positions are part of the order
@@ -384,9 +388,13 @@ absl::Status LaunchAttendMma(const CudaStream& stream, const AttentionBatch& bat
     // Few heads at a time keep more multiprocessors busy, many read the cache less often.
     const int64_t ctas = batch.num_rows * batch.max_splits *
                          CeilDiv(batch.shape.num_heads, int64_t{LargeTile::kHeads});
-    return batch.shape.num_heads <= 16 || ctas < device.num_multiprocessors() / 2
-               ? LaunchTile<NarrowTile>(stream, batch)
-               : LaunchTile<LargeTile>(stream, batch);
+    if (batch.shape.num_heads <= 16 || ctas < device.num_multiprocessors() / 2) {
+      return LaunchTile<NarrowTile>(stream, batch);
+    }
+#ifdef CARAVAN_HAS_WGMMA
+    if (device.compute_capability() == 90) return LaunchAttendWgmma(stream, batch);
+#endif
+    return LaunchTile<LargeTile>(stream, batch);
   }
   return device.max_shared_bytes() >= SmallTwoStageTile::kSharedBytes
              ? LaunchTile<SmallTwoStageTile>(stream, batch)

@@ -14,7 +14,7 @@
 
 namespace caravan {
 
-/// Rows that go through the four kernels together, and their scratch.
+/// Rows that go through the three kernels together, and their scratch.
 struct AttentionBatch {
   MlaShape shape;
   KvLayout kv;
@@ -31,7 +31,7 @@ struct AttentionBatch {
   float* score_scales = nullptr;
   // Of each split: slot (row * max_splits + split) * num_heads + head.
   float* sums = nullptr;    // [slots, kv_lora_rank]
-  float* maxima = nullptr;  // [slots]; after LaunchSplitWeights what the sums are multiplied with
+  float* maxima = nullptr;  // [slots]
   float* totals = nullptr;  // [slots]
 
   int64_t num_slots() const { return num_rows * max_splits * shape.num_heads; }
@@ -44,10 +44,10 @@ absl::Status LaunchLatentQueries(const CudaStream& stream, const AttentionBatch&
 /// Fills sums, maxima and totals of the splits that each row has. One in f32, one on tensor cores.
 absl::Status LaunchAttendF32(const CudaStream& stream, const AttentionBatch& batch);
 absl::Status LaunchAttendMma(const CudaStream& stream, const AttentionBatch& batch);
+/// The latter's for many heads on a card of 9.0.
+absl::Status LaunchAttendWgmma(const CudaStream& stream, const AttentionBatch& batch);
 
-absl::Status LaunchSplitWeights(const CudaStream& stream, const AttentionBatch& batch);
-
-/// out [rows of the batch, num_heads * v_head_dim].
+/// Combines the splits. out [rows of the batch, num_heads * v_head_dim].
 absl::Status LaunchValueProjection(const CudaStream& stream, const AttentionBatch& batch,
                                    const Matrix& kv_b, float* out);
 

@@ -3,36 +3,12 @@
 
 // The product kernel of the block formats. Included once for each, by block_product_<format>.cu.
 
+#include "kernels/cuda/async_copy.cuh"
 #include "kernels/cuda/block_formats.cuh"
+#include "kernels/cuda/overlap.cuh"
 #include "kernels/cuda/product_pass.cuh"
 
 namespace caravan {
-
-/// Sixteen bytes from global to shared memory, zeros where `there` is false; without waiting where
-/// the card can do that. Copies are waited for in batches, which CommitCopies ends.
-__device__ inline void CopyAhead(uint8_t* to, const uint8_t* from, bool there = true) {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(to))),
-               "l"(from), "r"(there ? 16 : 0)
-               : "memory");
-#else
-  *reinterpret_cast<uint4*>(to) =
-      there ? *reinterpret_cast<const uint4*>(from) : make_uint4(0, 0, 0, 0);
-#endif
-}
-__device__ inline void CommitCopies() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-/// Until at most kLater of the thread's batches are under way.
-template <int kLater>
-__device__ inline void WaitForCopies() {
-#if __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_group %0;" ::"n"(kLater) : "memory");
-#endif
-}
 
 /// out[n, r] = sum over chunks of sum over blocks b of scale_w[r, b] * scale_x[n, b] *
 /// (codes_w[r, b] . codes_x[n, b]) - mins, for up to max(1, 8 N) rows of activations.
@@ -41,8 +17,8 @@ __device__ inline void WaitForCopies() {
 /// matrices. Activations: ActivationRows. Grid: passes x groups of slots; a block has up to 8
 /// warps. The columns are walked in slabs, whose activations lie in shared memory, where there is
 /// room the next slab's on their way; of a slab's units (a slot's chunk of 512 columns) the warps
-/// have equal parts. A warp copies its groups of weights to a ring in shared memory, kStages at a
-/// time. Shared memory: the rings; what a warp decodes, 1 KiB for each of its tiles; 1.25 bytes a
+/// have equal parts. A warp copies its groups of weights to a ring in shared memory, args.stages at
+/// a time. Shared memory: the rings; what a warp decodes, 1 KiB for each of its tiles; 1.25 bytes a
 /// column of the slab and row, twice if there are several slabs; 4 bytes for each unit's sum. Reads
 /// each weight once for each pass; 2 * 16 * cols operations a tile and row.
 template <class Format, int N, bool kOne>
@@ -55,10 +31,9 @@ struct BlockProduct {
   static constexpr int kGroupColumns = 32 * Format::kGroupBlocks;
   static constexpr int kChunkGroups = kChunkColumns / kGroupColumns;
   static constexpr int kShared = Format::kUsesShared ? 64 : 0;  // uint4s a tile
-  // So that three blocks of one tile a warp share a multiprocessor's memory.
-  static constexpr int kStages = N == 1 && Format::kGroupBytes < 2200 ? 3 : 2;
+  static constexpr int kDecodedBytes = kTiles * kShared * 16;   // of a warp
   static constexpr int kStageBytes = kTiles * Format::kGroupBytes;
-  static constexpr int kWarpBytes = kTiles * kShared * 16 + kStages * kStageBytes;
+  static constexpr bool kOverlaps = N < 4;  // ProductKernel::overlaps
 
   /// The activations of a slab in shared memory.
   struct Slab {
@@ -235,29 +210,54 @@ struct BlockProduct {
     }
   }
 
-  /// All units of the block. shared: kWarpBytes for each warp.
+  /// Until all but the last stages - 2 batches of the thread's copies are there.
+  __device__ static void WaitForStage(int stages) {
+    static_assert(kMaxStages == 8);
+    switch (stages) {
+      case 2:
+        return WaitForCopies<0>();
+      case 3:
+        return WaitForCopies<1>();
+      case 4:
+        return WaitForCopies<2>();
+      case 5:
+        return WaitForCopies<3>();
+      case 6:
+        return WaitForCopies<4>();
+      case 7:
+        return WaitForCopies<5>();
+      default:
+        return WaitForCopies<6>();
+    }
+  }
+
+  /// All units of the block. shared: kDecodedBytes and the stages of its ring for each warp.
   __device__ static void Run(const ProductArgs& args, const ProductPass& pass, uint8_t* shared,
                              uint8_t* slabs, float* sums) {
     const Lane lane = ThisLane();
     const int warp = static_cast<int>(threadIdx.x) / 32;
     const int slab_bytes = kMaxRows * (args.code_pitch + args.scale_pitch);
-    auto* const decoded = reinterpret_cast<uint4*>(shared + warp * kWarpBytes);
-    uint8_t* const ring = shared + warp * kWarpBytes + kTiles * kShared * 16;
+    const int stages = args.stages;
+    uint8_t* const own = shared + warp * (kDecodedBytes + stages * kStageBytes);
+    auto* const decoded = reinterpret_cast<uint4*>(own);
+    uint8_t* const ring = own + kDecodedBytes;
     Cursor here, ahead;  // `ahead` is what is copied next.
     EnterSlab(args, pass, 0, ahead);
     here = ahead;
-    CopySlab(args, pass, 0, slabs);
-    // Each batch of copies has one group, or none past the end, and a slab before its first group.
-#pragma unroll
-    for (int stage = 0; stage < kStages - 1; ++stage) {
+    // Each batch of copies has one group, or none past the end, and a slab before its first group;
+    // but the first slab comes last, as weights need not wait for the kernel that makes it.
+    for (int stage = 0; stage < stages - 1; ++stage) {
       if (ahead.slab < args.slabs) {
         CopyGroup(ahead, lane, ring + stage * kStageBytes);
         Advance(args, pass, ahead);
       }
       CommitCopies();
     }
+    WaitForEarlier();
+    CopySlab(args, pass, 0, slabs);
+    CommitCopies();
     int stage = 0;
-    int batches = 2;  // Since the slab's copies were begun, theirs included.
+    int batches = 1;  // Since the slab's copies were begun, theirs included.
     float acc[kTiles][N][4] = {};
     for (int slab = 0; slab < args.slabs; ++slab) {
       if (args.slab_buffers == 1 && slab > 0) {
@@ -266,8 +266,8 @@ struct BlockProduct {
         CommitCopies();
         batches = 1;
       }
-      if (batches > 1) {
-        WaitForCopies<kStages - 2>();  // As for the first group, which was begun no later.
+      if (batches > stages - 2) {
+        WaitForStage(stages);  // As for the first group, which was begun no later.
       } else {
         WaitForCopies<0>();
       }
@@ -282,10 +282,10 @@ struct BlockProduct {
           codes + kMaxRows * args.code_pitch + (kOne ? 0 : 2 * lane.quad * args.scale_pitch),
           args.code_pitch, args.scale_pitch};
       while (here.slab == slab) {
-        WaitForCopies<kStages - 2>();
+        WaitForStage(stages);
         __syncwarp();  // Every lane's copies; and the group before has been read.
         if (ahead.slab < args.slabs) {
-          const int free = stage == 0 ? kStages - 1 : stage - 1;
+          const int free = stage == 0 ? stages - 1 : stage - 1;
           CopyGroup(ahead, lane, ring + free * kStageBytes);
           Advance(args, pass, ahead);
         }
@@ -294,7 +294,7 @@ struct BlockProduct {
         AddGroup(activations, lane,
                  here.group * kGroupColumns - slab * args.slab_chunks * kChunkColumns,
                  ring + stage * kStageBytes, decoded, acc);
-        stage = stage + 1 == kStages ? 0 : stage + 1;
+        stage = stage + 1 == stages ? 0 : stage + 1;
         const int slot = here.slot, chunk = here.chunk;
         if (!Advance(args, pass, here)) continue;
         AddSums(lane, acc, !args.whole || chunk == 0,
@@ -319,10 +319,13 @@ __global__ void __launch_bounds__(BlockProduct<Format, N, kOne>::kMaxThreads,
   using Product = BlockProduct<Format, N, kOne>;
   extern __shared__ uint4 dynamic_shared[];
   auto* const shared = reinterpret_cast<uint8_t*>(dynamic_shared);
+  if (Product::kOverlaps) LetNextBegin();
+  if (args.passes != nullptr) WaitForEarlier();
   ProductPass pass;
   if (!FindPass(args, Product::kMaxRows, pass)) return;
   const int warps = static_cast<int>(blockDim.x) / 32;
-  uint8_t* const slabs = shared + warps * Product::kWarpBytes;
+  uint8_t* const slabs =
+      shared + warps * (Product::kDecodedBytes + args.stages * Product::kStageBytes);
   auto* sums = reinterpret_cast<float*>(slabs + args.slab_buffers * Product::kMaxRows *
                                                     (args.code_pitch + args.scale_pitch));
   Product::Run(args, pass, shared, slabs, sums);
@@ -338,7 +341,10 @@ ProductKernel BlockKernel() {
           .stored_rows = Product::kMaxRows,
           .tiles_a_slot = Product::kTiles,
           .stages_activations = true,
-          .warp_shared_bytes = Product::kWarpBytes};
+          .overlaps = Product::kOverlaps,
+          .group_columns = Product::kGroupColumns,
+          .decoded_bytes = Product::kDecodedBytes,
+          .stage_bytes = Product::kStageBytes};
 }
 
 template <class Format>

@@ -46,7 +46,9 @@ absl::StatusOr<CudaDevice> CudaDevice::Open(int ordinal) {
                      kMinComputeCapability % 10, " is the oldest that will do"));
   }
   CARAVAN_RETURN_IF_ERROR(device.MakeCurrent());
-  CARAVAN_RETURN_IF_ERROR(Annotate(CheckDeviceCode(), Title(ordinal, device.name_)));
+  const absl::StatusOr<int> code = DeviceCodeArchitecture();
+  CARAVAN_RETURN_IF_ERROR(Annotate(code.status(), Title(ordinal, device.name_)));
+  device.overlaps_kernels_ = *code >= 90;
   return device;
 }
 

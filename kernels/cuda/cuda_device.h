@@ -43,6 +43,10 @@ class CudaDevice {
   /// Shared memory that one thread block may ask for.
   int64_t max_shared_bytes() const { return max_shared_bytes_; }
 
+  /// Whether a kernel may begin before the one ahead of it ends (overlapped_launch.cuh): on cards
+  /// from 9.0 on, by code that was compiled for them.
+  bool overlaps_kernels() const { return overlaps_kernels_; }
+
   /// Errors: Internal.
   absl::StatusOr<CudaMemoryInfo> Memory() const;
 
@@ -58,6 +62,7 @@ class CudaDevice {
   int num_multiprocessors_ = 0;
   int64_t l2_bytes_ = 0;
   int64_t max_shared_bytes_ = 0;
+  bool overlaps_kernels_ = false;
 };
 
 }  // namespace caravan

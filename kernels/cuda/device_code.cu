@@ -11,10 +11,10 @@ __global__ void ProbeKernel() {}
 
 }  // namespace
 
-absl::Status CheckDeviceCode() {
+absl::StatusOr<int> DeviceCodeArchitecture() {
   cudaFuncAttributes attributes;
   CARAVAN_CUDA_RETURN_IF_ERROR(cudaFuncGetAttributes(&attributes, ProbeKernel));
-  return absl::OkStatus();
+  return attributes.ptxVersion;
 }
 
 }  // namespace caravan

@@ -4,7 +4,8 @@
 
 #include "base/check.h"
 #include "kernels/cuda/activations.cuh"
-#include "kernels/cuda/cuda_error.h"
+#include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/overlapped_launch.cuh"
 
 namespace caravan {
 namespace {
@@ -24,6 +25,8 @@ __global__ void __launch_bounds__(kRouteThreads)
   __shared__ int ends[kMaxTableExperts];  // Where the next share of each goes.
   __shared__ int num_passes[kNumPassClasses];
   const int thread = static_cast<int>(threadIdx.x);
+  LetNextBegin();
+  WaitForEarlier();
   for (int id = thread; id <= kMaxExpertId; id += kRouteThreads) place_of[id] = -1;
   if (thread < kMaxTableExperts) counts[thread] = 0;
   if (thread < kNumPassClasses) num_passes[thread] = 0;
@@ -89,6 +92,8 @@ __global__ void __launch_bounds__(kThreads)
     SwiGluKernel(float* gates, const float* ups, int64_t max_rows, int64_t cols,
                  int64_t padded_columns, const int32_t* num_rows, bool as_blocks,
                  ActivationRows blocks) {
+  LetNextBegin();
+  WaitForEarlier();
   const int64_t item = int64_t{blockIdx.x} * (kThreads / 32) + threadIdx.x / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t row_blocks = padded_columns / 32;
@@ -112,6 +117,8 @@ __global__ void __launch_bounds__(kThreads)
                       int64_t out_stride) {
   __shared__ int order[kMaxChosenExperts];  // -1: another batch's
   __shared__ float ordered_weights[kMaxChosenExperts];
+  LetNextBegin();
+  WaitForEarlier();
   const int64_t row = blockIdx.x;
   const int32_t* ids = expert_ids + row * k;
   const int thread = static_cast<int>(threadIdx.x);
@@ -139,9 +146,9 @@ absl::Status RouteShares(const CudaStream& stream, const ExpertTable& table,
                          const int32_t* expert_ids, int64_t num_rows, int64_t k,
                          const ExpertRouting& routing) {
   CARAVAN_CHECK(k <= kMaxChosenExperts && table.count <= kMaxTableExperts);
-  RouteSharesKernel<<<1, kRouteThreads, 0, stream.get()>>>(
-      table, expert_ids, static_cast<int>(num_rows * k), static_cast<int>(k), routing);
-  return LaunchStatus("RouteSharesKernel");
+  return LaunchOverlapped(stream, "RouteSharesKernel", RouteSharesKernel, 1, kRouteThreads, 0,
+                          table, expert_ids, static_cast<int>(num_rows * k), static_cast<int>(k),
+                          routing);
 }
 
 absl::Status ApplySwiGlu(const CudaStream& stream, float* gates, const float* ups, int64_t max_rows,
@@ -149,10 +156,10 @@ absl::Status ApplySwiGlu(const CudaStream& stream, float* gates, const float* up
   const int64_t padded = blocks != nullptr ? PaddedColumns(cols) : RoundUp<int64_t>(cols, 32);
   const int64_t warps = max_rows * padded / 32;
   if (warps == 0) return absl::OkStatus();
-  SwiGluKernel<<<static_cast<unsigned>(CeilDiv<int64_t>(warps, kThreads / 32)), kThreads, 0,
-                 stream.get()>>>(gates, ups, max_rows, cols, padded, num_rows, blocks != nullptr,
-                                 blocks != nullptr ? *blocks : ActivationRows());
-  return LaunchStatus("SwiGluKernel");
+  return LaunchOverlapped(stream, "SwiGluKernel", SwiGluKernel,
+                          static_cast<unsigned>(CeilDiv<int64_t>(warps, kThreads / 32)), kThreads,
+                          0, gates, ups, max_rows, cols, padded, num_rows, blocks != nullptr,
+                          blocks != nullptr ? *blocks : ActivationRows());
 }
 
 absl::Status AddProducts(const CudaStream& stream, const float* products, const int32_t* expert_ids,
@@ -162,10 +169,9 @@ absl::Status AddProducts(const CudaStream& stream, const float* products, const 
   if (num_rows == 0 || cols == 0) return absl::OkStatus();
   const dim3 grid(static_cast<unsigned>(num_rows),
                   static_cast<unsigned>(CeilDiv<int64_t>(cols, kThreads)));
-  AddProductsKernel<<<grid, kThreads, 0, stream.get()>>>(products, expert_ids, weights,
-                                                         static_cast<int>(k), cols, first_id,
-                                                         last_id, out + first_col, out_stride);
-  return LaunchStatus("AddProductsKernel");
+  return LaunchOverlapped(stream, "AddProductsKernel", AddProductsKernel, grid, kThreads, 0,
+                          products, expert_ids, weights, static_cast<int>(k), cols, first_id,
+                          last_id, out + first_col, out_stride);
 }
 
 }  // namespace caravan

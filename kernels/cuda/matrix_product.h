@@ -7,6 +7,9 @@
 // (product_args.h gives the order of the sums): it is the same to the bit whatever rides beside it
 // and whichever kernel takes it. Up to 32 rows go through the weights together: up to 16 read each
 // weight once.
+//
+// Weights may be read before the kernels ahead on the stream have ended (overlapped_launch.cuh), so
+// it is copies that bring them, not kernels.
 
 #include <cstdint>
 

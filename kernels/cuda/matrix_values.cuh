@@ -165,6 +165,61 @@ __device__ __forceinline__ float MatrixValueOf(const Matrix& m, int64_t row, int
   return MatrixValue(m, kDType == kAnyDType ? m.dtype : kDType, row, col);
 }
 
+/// A row of a matrix, to be read four values at a time.
+template <DType kDType>
+class RowOfFours {
+ public:
+  __device__ __forceinline__ RowOfFours(const Matrix& m, int64_t row) : m_(m), row_(row) {}
+  /// Columns col .. col + 3, zeros past the end. col: a multiple of 4.
+  __device__ __forceinline__ float4 At(int col) const {
+    const auto value = [this](int64_t c) {
+      return c < m_.cols ? MatrixValueOf<kDType>(m_, row_, c) : 0.0f;
+    };
+    return {value(col), value(col + 1), value(col + 2), value(col + 3)};
+  }
+
+ private:
+  const Matrix& m_;
+  const int64_t row_;
+};
+
+/// With neither branches nor conversions of integers.
+template <>
+class RowOfFours<DType::kQ8_0> {
+ public:
+  __device__ __forceinline__ RowOfFours(const Matrix& m, int64_t row) {
+    const bool tiled = m.layout == MatrixLayout::kTiled16;
+    const int of_tile = tiled ? static_cast<int>(row % 16) : 0;
+    const int row_bytes = static_cast<int>(m.cols) / 32 * 34;
+    const auto* const data = reinterpret_cast<const uint8_t*>(m.data) + (row - of_tile) * row_bytes;
+    scales_ = data + 2 * of_tile;
+    codes_ = data + (tiled ? 32 + 4 * of_tile : 2);
+    block_step_ = tiled ? 16 * 34 : 34;
+    code_step_ = tiled ? 16 : 1;
+  }
+  __device__ __forceinline__ float4 At(int col) const {
+    const int block = col / 32 * block_step_;
+    const auto* const codes =
+        reinterpret_cast<const unsigned short*>(codes_ + block + col % 32 * code_step_);
+    const float d = __half2float(*reinterpret_cast<const __half*>(scales_ + block));
+    const uint32_t bytes = (codes[0] | static_cast<uint32_t>(codes[1]) << 16) ^ 0x80808080u;
+    // 2^23 + 128 + code, by its bits.
+    const auto value = [d](uint32_t bits) {
+      return d * (__uint_as_float(bits) - (8388608.0f + 128.0f));
+    };
+    constexpr uint32_t kExponent = 0x4b000000u;
+    return {
+        value(__byte_perm(bytes, kExponent, 0x7540)), value(__byte_perm(bytes, kExponent, 0x7541)),
+        value(__byte_perm(bytes, kExponent, 0x7542)), value(__byte_perm(bytes, kExponent, 0x7543))};
+  }
+
+ private:
+  const uint8_t* scales_;  // of the row's first block
+  const uint8_t* codes_;
+  int block_step_;
+  int code_step_;  // between columns, of four at a time
+};
+
 /// Calls visit.operator()<kDType>() with the format's own argument. kv_b is one of these as a rule.
 template <typename Visit>
 auto WithDType(DType dtype, const Visit& visit) {

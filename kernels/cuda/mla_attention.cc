@@ -48,7 +48,6 @@ absl::Status RunBatch(const CudaStream& stream, const AttentionBatch& batch, con
   CARAVAN_RETURN_IF_ERROR(LaunchLatentQueries(stream, batch, kv_b, q));
   CARAVAN_RETURN_IF_ERROR(batch.tensor_cores ? LaunchAttendMma(stream, batch)
                                              : LaunchAttendF32(stream, batch));
-  CARAVAN_RETURN_IF_ERROR(LaunchSplitWeights(stream, batch));
   return LaunchValueProjection(stream, batch, kv_b, out);
 }
 

@@ -2,22 +2,24 @@
 #define CARAVAN_KERNELS_CUDA_MLA_ATTENTION_H_
 
 // Backend::MlaAttention on the device, in the absorbed form (DeepSeek-V2, arXiv:2405.04434, section
-// 2.1.2): four kernels, one after another, for as many rows at a time as the scratch has room for.
+// 2.1.2): three kernels, one after another, for as many rows at a time as the scratch has room for.
 //
 //   latent_queries   q' = W_UK^T q_nope, beside the rope part
 //   attend           for a row, some of its heads and a split of the positions, the softmax's
 //                    maximum, total and weighted sum of latents; a CTA's heads share each reading
 //                    of the cache
-//   split_weights    what each split counts for
-//   value_projection out = W_UV sum over the splits
+//   value_projection out = W_UV sum over the splits, each by what it counts for
 //
 // Splits of kAttentionSplit positions are counted from position 0 and combined in ascending order;
 // within one, softmax is online over tiles. So a row's bits depend on its position and its cache
 // alone: not on the batch, nor on how the prompt was cut.
 //
-// Two kernels attend. On cards from 8.0 on, R1's shape (kv_lora_rank 512, rope 64) with a cache of
-// F16 or Q8_0 goes through tensor cores: q' (by a power of two brought to [1, 2)), the cached
-// values and the softmax's weights are binary16, sums are f32. All else is f32 throughout.
+// Two kinds of kernel attend. On cards from 8.0 on, R1's shape (kv_lora_rank 512, rope 64) with a
+// cache of F16 or Q8_0 goes through tensor cores: q' (by a power of two brought to [1, 2)), the
+// cached values and the softmax's weights are binary16, sums are f32. Of these, many heads at a
+// time go through instructions of 9.0's own there (attend_wgmma.cu), which give the same bits. All
+// else is f32 throughout; the products with kv_b are, on tensor cores, sums of products of parts of
+// their values (MultiplySplit, mma.cuh).
 
 #include <cstdint>
 

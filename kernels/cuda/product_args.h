@@ -20,6 +20,8 @@
 namespace caravan {
 
 inline constexpr int kChunkColumns = 512;
+/// Stages of a warp's ring of weights in shared memory: what is read ahead and what is used.
+inline constexpr int kMaxStages = 8;
 
 /// Matrices of one expert, and the rows that go through them in one thread block. Matrices: gate,
 /// up, down.
@@ -70,6 +72,7 @@ struct ProductArgs {
   int slabs = 1;
   int slab_chunks = 1;
   int slab_buffers = 1;
+  int stages = 2;  // of each warp's ring of weights, at most kMaxStages
   int code_pitch = 0;
   int scale_pitch = 0;
 };
@@ -81,7 +84,14 @@ struct ProductKernel {
   int stored_rows = 0;  // that a unit's sums have room for
   int tiles_a_slot = 1;
   bool stages_activations = false;
-  int warp_shared_bytes = 0;
+  // Begins before the kernel ahead has ended (overlapped_launch.cuh), with rings as deep as there
+  // is room for: where the weights' way is the bound. Wide ones are bound by arithmetic, and lost
+  // by it.
+  bool overlaps = false;
+  // Of a warp's ring, and what it decodes.
+  int group_columns = 0;
+  int decoded_bytes = 0;
+  int stage_bytes = 0;
 };
 
 /// Rows of a pass: 1, up to 8, 16, 32.

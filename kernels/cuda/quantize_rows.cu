@@ -1,7 +1,8 @@
 #include "base/check.h"
 #include "kernels/cuda/activations.cuh"
 #include "kernels/cuda/activations.h"
-#include "kernels/cuda/cuda_error.h"
+#include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/overlapped_launch.cuh"
 
 namespace caravan {
 namespace {
@@ -14,6 +15,8 @@ constexpr int kWarps = 8;
 __global__ void __launch_bounds__(32 * kWarps)
     QuantizeRowsKernel(const float* x, int64_t cols, int64_t padded_columns, int64_t num_blocks,
                        ActivationRows out) {
+  LetNextBegin();
+  WaitForEarlier();
   const int64_t item = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
   if (item >= num_blocks) return;
   const int lane = threadIdx.x % 32;
@@ -30,9 +33,9 @@ absl::Status QuantizeRows(const CudaStream& stream, const float* x, int64_t num_
   CARAVAN_CHECK(cols % 32 == 0);
   const int64_t num_blocks = num_rows * PaddedColumns(cols) / 32;
   if (num_blocks == 0) return absl::OkStatus();
-  QuantizeRowsKernel<<<static_cast<unsigned>(CeilDiv<int64_t>(num_blocks, kWarps)), 32 * kWarps, 0,
-                       stream.get()>>>(x, cols, PaddedColumns(cols), num_blocks, out);
-  return LaunchStatus("QuantizeRowsKernel");
+  return LaunchOverlapped(stream, "QuantizeRowsKernel", QuantizeRowsKernel,
+                          static_cast<unsigned>(CeilDiv<int64_t>(num_blocks, kWarps)), 32 * kWarps,
+                          0, x, cols, PaddedColumns(cols), num_blocks, out);
 }
 
 }  // namespace caravan

@@ -4,8 +4,9 @@
 #include "base/int_math.h"
 #include "kernels/cuda/activations.cuh"
 #include "kernels/cuda/block_sums.cuh"
-#include "kernels/cuda/cuda_error.h"
 #include "kernels/cuda/matrix_values.cuh"
+#include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/overlapped_launch.cuh"
 #include "kernels/cuda/row_ops.h"
 
 namespace caravan {
@@ -16,6 +17,8 @@ namespace {
 // out[t][c] = table[ids[t]][c]. Grid [num_rows], block 256: a thread takes every 256th column.
 // Bytes: a row of the table and 4 hidden out, for each t.
 __global__ void EmbedKernel(Matrix table, const int32_t* ids, float* out) {
+  LetNextBegin();
+  WaitForEarlier();
   const int64_t row = ids[blockIdx.x];
   float* const to = out + blockIdx.x * table.cols;
   for (int64_t c = threadIdx.x; c < table.cols; c += blockDim.x)
@@ -28,6 +31,8 @@ __global__ void EmbedKernel(Matrix table, const int32_t* ids, float* out) {
 __global__ void RmsNormKernel(const float* x, int64_t width, const float* weight, float eps,
                               float* out) {
   __shared__ float partial[32];
+  LetNextBegin();
+  WaitForEarlier();
   const float* const from = x + blockIdx.x * width;
   float* const to = out + blockIdx.x * width;
   const float scale = InverseRms(from, width, eps, partial);
@@ -39,6 +44,8 @@ __global__ void RmsNormKernel(const float* x, int64_t width, const float* weight
 __global__ void RmsNormBlocksKernel(const float* x, int64_t width, int64_t padded_columns,
                                     const float* weight, float eps, ActivationRows out) {
   __shared__ float partial[32];
+  LetNextBegin();
+  WaitForEarlier();
   const float* const from = x + blockIdx.x * width;
   const float scale = InverseRms(from, width, eps, partial);
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -51,6 +58,8 @@ __global__ void RmsNormBlocksKernel(const float* x, int64_t width, int64_t padde
 
 // y[i] += x[i]. Grid as wide as 32 blocks a multiprocessor at most, block 256. Bytes: 12 a value.
 __global__ void AddKernel(const float* x, int64_t count, float* y) {
+  LetNextBegin();
+  WaitForEarlier();
   const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < count;
        i += step) {
@@ -64,16 +73,15 @@ absl::Status LaunchEmbed(const CudaStream& stream, const Matrix& table, const in
                          int64_t num_rows, float* out) {
   CARAVAN_CHECK(table.dtype != DType::kI32 && table.cols % BlockOf(table.dtype).values == 0);
   if (num_rows == 0 || table.cols == 0) return absl::OkStatus();
-  EmbedKernel<<<num_rows, 256, 0, stream.get()>>>(table, ids, out);
-  return LaunchStatus("EmbedKernel");
+  return LaunchOverlapped(stream, "EmbedKernel", EmbedKernel, num_rows, 256, 0, table, ids, out);
 }
 
 absl::Status LaunchRmsNorm(const CudaStream& stream, const float* x, int64_t num_rows,
                            int64_t width, const float* weight, float eps, float* out) {
   CARAVAN_CHECK(num_rows >= 0 && width >= 0);
   if (num_rows == 0 || width == 0) return absl::OkStatus();
-  RmsNormKernel<<<num_rows, kRowThreads, 0, stream.get()>>>(x, width, weight, eps, out);
-  return LaunchStatus("RmsNormKernel");
+  return LaunchOverlapped(stream, "RmsNormKernel", RmsNormKernel, num_rows, kRowThreads, 0, x,
+                          width, weight, eps, out);
 }
 
 absl::Status LaunchRmsNormBlocks(const CudaStream& stream, const float* x, int64_t num_rows,
@@ -81,9 +89,8 @@ absl::Status LaunchRmsNormBlocks(const CudaStream& stream, const float* x, int64
                                  const ActivationRows& out) {
   CARAVAN_CHECK(num_rows >= 0 && width >= 0 && width % 32 == 0);
   if (num_rows == 0 || width == 0) return absl::OkStatus();
-  RmsNormBlocksKernel<<<num_rows, kRowThreads, 0, stream.get()>>>(x, width, PaddedColumns(width),
-                                                                  weight, eps, out);
-  return LaunchStatus("RmsNormBlocksKernel");
+  return LaunchOverlapped(stream, "RmsNormBlocksKernel", RmsNormBlocksKernel, num_rows, kRowThreads,
+                          0, x, width, PaddedColumns(width), weight, eps, out);
 }
 
 absl::Status LaunchAdd(const CudaStream& stream, const float* x, int64_t count, float* y) {
@@ -91,8 +98,7 @@ absl::Status LaunchAdd(const CudaStream& stream, const float* x, int64_t count, 
   if (count == 0) return absl::OkStatus();
   const int64_t blocks =
       std::min<int64_t>(CeilDiv(count, int64_t{256}), 32 * stream.device().num_multiprocessors());
-  AddKernel<<<blocks, 256, 0, stream.get()>>>(x, count, y);
-  return LaunchStatus("AddKernel");
+  return LaunchOverlapped(stream, "AddKernel", AddKernel, blocks, 256, 0, x, count, y);
 }
 
 }  // namespace caravan

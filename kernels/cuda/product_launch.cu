@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "kernels/cuda/cuda_error.h"
 #include "kernels/cuda/float_product.h"
+#include "kernels/cuda/overlapped_launch.cuh"
 #include "kernels/tiled/tile_layout.h"
 
 namespace caravan {
@@ -57,9 +58,10 @@ Shape ShapeFor(const ProductKernel& kernel, ProductArgs& args) {
   args.slabs = CeilDiv(args.chunks, args.slab_chunks);
   args.slab_buffers = std::min(args.slab_buffers, args.slabs);
   const int64_t sums = args.slots * (args.whole ? 1 : args.chunks);
-  shape.shared_bytes = int64_t{shape.warps} * kernel.warp_shared_bytes +
-                       sums * kernel.stored_rows * kernel.tiles_a_slot * kTileRows *
-                           static_cast<int64_t>(sizeof(float));
+  shape.shared_bytes =
+      int64_t{shape.warps} * (kernel.decoded_bytes + args.stages * kernel.stage_bytes) +
+      sums * kernel.stored_rows * kernel.tiles_a_slot * kTileRows *
+          static_cast<int64_t>(sizeof(float));
   if (!kernel.stages_activations) return shape;
   const int columns = std::min(args.slab_chunks * kChunkColumns, args.padded_columns);
   args.code_pitch = columns + 64;
@@ -69,9 +71,9 @@ Shape ShapeFor(const ProductKernel& kernel, ProductArgs& args) {
   return shape;
 }
 
-/// Chooses args.slots, whole, slab_chunks and slab_buffers: what keeps most warps at work on all
-/// multiprocessors to the end. Of about equals: whole slots, which share what a block reads of its
-/// activations best, then many slots, then few slabs.
+/// Chooses args.slots, whole, slab_chunks, slab_buffers and stages: what keeps most warps at work
+/// on all multiprocessors to the end. Of about equals: whole slots, which share what a block reads
+/// of its activations best, then many slots, then few slabs.
 Shape ChooseShape(const CudaDevice& device, const ProductKernel& kernel, int64_t max_passes,
                   ProductArgs& args) {
   // Of a multiprocessor: that wait for each other's memory no longer.
@@ -87,6 +89,8 @@ Shape ChooseShape(const CudaDevice& device, const ProductKernel& kernel, int64_t
     candidate.whole = whole;
     candidate.slab_chunks = slab_chunks;
     candidate.slab_buffers = buffers;
+    // So that three blocks of one tile a warp share a multiprocessor's memory.
+    candidate.stages = kernel.max_rows <= 8 && kernel.stage_bytes < 2200 ? 3 : 2;
     const Shape shape = ShapeFor(kernel, candidate);
     if (shape.shared_bytes > device.max_shared_bytes()) return;
     constexpr int64_t kReservedBytes = 1 << 10;  // for each block
@@ -95,7 +99,11 @@ Shape ChooseShape(const CudaDevice& device, const ProductKernel& kernel, int64_t
     const double blocks = static_cast<double>(shape.groups * max_passes) /
                           static_cast<double>(device.num_multiprocessors());
     const double warps = std::min(blocks, static_cast<double>(resident)) * shape.warps;
-    const double score = std::min(warps, kEnoughWarps) * blocks / std::ceil(blocks);
+    // Of two waves the second takes as long as the first, however few blocks it has; of more it
+    // matters less.
+    const double waves = blocks / static_cast<double>(resident);
+    const double busy = waves > 1 && waves < 2 ? waves / 2 : blocks / std::ceil(blocks);
+    const double score = std::min(warps, kEnoughWarps) * busy;
     if (score <= 1.1 * best_score) return;
     best_score = score;
     best = candidate;
@@ -116,21 +124,50 @@ Shape ChooseShape(const CudaDevice& device, const ProductKernel& kernel, int64_t
   }
   CARAVAN_CHECK(best_score >= 0);
   args = best;
-  return ShapeFor(kernel, args);
+  Shape shape = ShapeFor(kernel, args);
+  if (!kernel.overlaps) return shape;
+  // Where a multiprocessor's blocks leave room for one more, which may be the next kernel's, rings
+  // as deep as a warp has use for: all of its weights are on their way at once. If there is a block
+  // for each multiprocessor, it has the memory alone: two of one kernel beside one of the last's
+  // would make that multiprocessor the slowest.
+  const int64_t blocks = CeilDiv<int64_t>(shape.groups * max_passes, device.num_multiprocessors());
+  const int64_t room = blocks == 1 ? device.max_shared_bytes()
+                                   : device.max_shared_bytes() / (blocks + 1) - (1 << 10);
+  const int warp_groups =
+      CeilDiv(args.slots * args.chunks, shape.warps) * CeilDiv(kChunkColumns, kernel.group_columns);
+  while (args.stages < std::min(kMaxStages, warp_groups + 1)) {
+    ProductArgs deeper = args;
+    ++deeper.stages;
+    const Shape found = ShapeFor(kernel, deeper);
+    if (found.shared_bytes > room) break;
+    args = deeper;
+    shape = found;
+  }
+  if (blocks == 1) {
+    shape.shared_bytes = std::max(shape.shared_bytes, device.max_shared_bytes() / 2 + 1024);
+  }
+  return shape;
 }
 
-absl::Status Launch(const CudaStream& stream, const void* function, const Shape& shape,
+absl::Status Launch(const CudaStream& stream, const ProductKernel& kernel, const Shape& shape,
                     int64_t max_passes, void** arguments) {
   if (shape.shared_bytes > kPlainSharedBytes) {
-    CARAVAN_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(function,
+    CARAVAN_CUDA_RETURN_IF_ERROR(cudaFuncSetAttribute(kernel.function,
                                                       cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                       static_cast<int>(shape.shared_bytes)));
   }
   const dim3 grid(static_cast<unsigned>(max_passes), static_cast<unsigned>(shape.groups));
-  CARAVAN_CUDA_RETURN_IF_ERROR(
-      cudaLaunchKernel(function, grid, dim3(static_cast<unsigned>(shape.warps) * 32), arguments,
-                       static_cast<size_t>(shape.shared_bytes), stream.get()));
-  return absl::OkStatus();
+  const dim3 block(static_cast<unsigned>(shape.warps) * 32);
+  if (!kernel.overlaps) {
+    CARAVAN_CUDA_RETURN_IF_ERROR(cudaLaunchKernel(kernel.function, grid, block, arguments,
+                                                  static_cast<size_t>(shape.shared_bytes),
+                                                  stream.get()));
+    return absl::OkStatus();
+  }
+  return LaunchOverlapped(stream, "a product's kernel", grid, block, shape.shared_bytes,
+                          [&](const cudaLaunchConfig_t& config) {
+                            return cudaLaunchKernelExC(&config, kernel.function, arguments);
+                          });
 }
 
 }  // namespace
@@ -164,7 +201,7 @@ absl::Status LaunchProduct(const CudaStream& stream, DType dtype, int width, int
     const ProductKernel kernel = BlockKernelsOf(dtype).widths[width];
     const Shape shape = ChooseShape(stream.device(), kernel, max_passes, args);
     void* arguments[] = {&args};
-    return Launch(stream, kernel.function, shape, max_passes, arguments);
+    return Launch(stream, kernel, shape, max_passes, arguments);
   }
   CARAVAN_CHECK(args.num_matrices == 1);
   int pass_rows = kWidthRows[width];
@@ -182,7 +219,7 @@ absl::Status LaunchProduct(const CudaStream& stream, DType dtype, int width, int
                                 .stored_rows = rows};
   const Shape shape = ChooseShape(stream.device(), kernel, max_passes, args);
   void* arguments[] = {&args, &pass_rows};
-  return Launch(stream, kernel.function, shape, max_passes, arguments);
+  return Launch(stream, kernel, shape, max_passes, arguments);
 }
 
 }  // namespace caravan
