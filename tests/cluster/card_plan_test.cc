@@ -46,7 +46,7 @@ TEST(CardPlanTest, StepsTakeOfACardsMemoryWhereAllExpertsFitToo) {
   EXPECT_TRUE(PlanStages(cost, {MakeWorker(1, 58 + 4 + 7, true)}, kOptions).ok());
   const auto lacking = PlanStages(cost, {MakeWorker(1, 58 + 4 + 6, true)}, kOptions);
   EXPECT_EQ(lacking.status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(lacking.status().message(), HasSubstr("7 bytes for steps; card-box has 68 bytes"));
+  EXPECT_THAT(lacking.status().message(), HasSubstr("7 B for steps; card-box has 68 B"));
 }
 
 TEST(CardPlanTest, ExpertsGetWhatACardHasBesides) {
