@@ -28,7 +28,7 @@ struct Flags {
   std::string model;
   int first_layer = 0;
   int end_layer = 0;
-  DeviceOptions device = {"cuda:0", 0, {}};
+  DeviceOptions device = {"cuda:0", 0, 1, {}};
   std::string vram;
   std::string ram = "16GiB";
   std::vector<int64_t> rows = {1, 8, 64, 256};
@@ -214,7 +214,7 @@ int main(int argc, char** argv) {
   app.add_option("--steps", flags.steps)->check(CLI::Range(1, 10000))->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   if (!flags.vram.empty()) {
-    flags.device.vram_bytes = caravan::MustBe(caravan::ParseByteSize(flags.vram));
+    flags.device.memory_bytes = caravan::MustBe(caravan::ParseByteSize(flags.vram));
   }
   caravan::Bench(flags).Run();
   return 0;

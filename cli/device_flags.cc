@@ -3,7 +3,8 @@
 #include <string>
 #include <utility>
 
-#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "base/byte_size.h"
 #include "base/status_macros.h"
 #include "cli/command.h"
 
@@ -21,12 +22,14 @@ void DeviceFlags::AddTo(CLI::App& command) {
 
 absl::StatusOr<std::shared_ptr<const ComputeDevice>> DeviceFlags::Open(
     const CpuOptions& cpu) const {
+  if (device == "cpu" && vram > 0) {
+    return absl::InvalidArgumentError("--vram: the CPU has none; name a card with --device");
+  }
   absl::StatusOr<std::unique_ptr<ComputeDevice>> opened =
-      OpenComputeDevice({.name = device, .vram_bytes = vram, .cpu = cpu});
+      OpenComputeDevice({.name = device, .memory_bytes = vram, .sharers = sharers, .cpu = cpu});
   if (!opened.ok()) {
-    // A wrong budget is told by its own flag.
-    const bool is_vram = absl::StartsWith(opened.status().message(), "--vram");
-    return is_vram ? opened.status() : Annotate(opened.status(), "--device");
+    return Annotate(opened.status(),
+                    vram > 0 ? absl::StrCat("--vram ", FormatByteSize(vram)) : "--device");
   }
   return *std::move(opened);
 }

@@ -16,6 +16,7 @@ namespace caravan {
 struct DeviceFlags {
   std::string device = "cpu";
   int64_t vram = 0;  // in bytes; 0: not given
+  int sharers = 1;   // stages that share it evenly
 
   /// Keeps a reference to this.
   void AddTo(CLI::App& command);

@@ -91,7 +91,7 @@ absl::Status TooLittle(const LocalPipeline::Options& options, const absl::Status
 
 DeviceFlags LocalPipeline::Options::DeviceOfWorker() const {
   DeviceFlags flags = device;
-  flags.vram /= num_workers;
+  flags.sharers *= num_workers;
   return flags;
 }
 
@@ -99,7 +99,7 @@ void LocalPipeline::Options::LeaveHalf() {
   memory_aside_bytes = CeilDiv(memory_budget_bytes, int64_t{2});
   memory_aside_use = "the other model";
   kv_disk_bytes /= 2;
-  device.vram /= 2;
+  device.sharers *= 2;
 }
 
 absl::Status LocalPipeline::CheckOptions(const StoredModel& model, const Options& options) {
@@ -172,12 +172,12 @@ absl::StatusOr<std::unique_ptr<LocalPipeline>> LocalPipeline::Create(const Store
     stage_options.expert_budget_bytes = plan.stages[i].expert_bytes;
     stage_options.experts = options.experts;
     if (device->is_card() && stage_options.expert_budget_bytes > 0) {
-      stage_options.card_expert_bytes = stage_options.expert_budget_bytes;
-      stage_options.expert_budget_bytes =
+      const int64_t ram_bytes =
           (options.memory_budget_bytes - options.memory_aside_bytes - ProcessBytes(num_threads)) /
-              options.num_workers -
-          ComputeStepMemory(config, options.prefill_chunk).Of(plan.stages[i].stage, 1);
-      CARAVAN_ASSIGN_OR_RETURN(stage_options.cpu, device->MakeCpu());
+          options.num_workers;
+      CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Backend> cpu, device->MakeCpu());
+      CARAVAN_RETURN_IF_ERROR(SplitExpertBudget(config, plan.stages[i].stage, ram_bytes,
+                                                std::move(cpu), stage_options));
     }
     if (!options.record_routing.empty()) {
       absl::StatusOr<std::unique_ptr<RoutingObserver>> routing =

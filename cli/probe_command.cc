@@ -78,7 +78,7 @@ void AddProbeDiskCommand(CLI::App& probe, CommandBody& body) {
 
 struct ProbeExpertsFlags {
   std::string model;
-  DeviceFlags device = {.device = "cuda:0", .vram = 0};
+  DeviceFlags device = {"cuda:0", 0, 1};
   int threads = 0;
   CpuIsa isa = CpuIsa::kAuto;
   int64_t rows = 256;

@@ -140,6 +140,7 @@ absl::Status Work(WorkerFlags flags) {
   CARAVAN_RETURN_IF_ERROR(ApplyDefaults(flags));
   LogInfo("worker_starting", {{"name", flags.options.name},
                               {"device", flags.options.device->Name()},
+                              {"vram", FormatByteSize(flags.options.device->memory_budget_bytes())},
                               {"threads", flags.options.num_threads},
                               {"memory", FormatByteSize(flags.options.memory_budget_bytes)}});
   while (true) {
@@ -177,7 +178,7 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
   command->add_option(
       "--ram", flags->ram,
       "Memory for weights and KV cache, such as 24GiB; 80% of what is free if not given. Where "
-      "experts stay on disk, of the whole process");
+      "experts stay on disk, and beside a card, of the whole process");
   command
       ->add_option("--offload", flags->offload,
                    "auto: routed experts that do not fit --ram stay on disk, in a local copy of a "

@@ -339,14 +339,12 @@ absl::Status DoesNotFit(const StageCosts& costs, absl::Span<const PlannerWorker>
     return absl::FailedPreconditionError(
         WhyNoStageFits(costs, options, lists, /*may_offload=*/true));
   }
-  if (std::any_of(workers.begin(), workers.end(),
-                  [](const PlannerWorker& w) { return w.on_card; })) {
-    return absl::FailedPreconditionError(
-        WhyNoStageFits(costs, options, lists, /*may_offload=*/false));
-  }
+  const bool some_cards =
+      std::any_of(workers.begin(), workers.end(), [](const PlannerWorker& w) { return w.on_card; });
   const bool could_if_packed = some_offload && whole.num_experts > 0;
   return absl::FailedPreconditionError(absl::StrCat(
-      WhyNotResident(costs, workers, options.context_tokens),
+      some_cards ? WhyNoStageFits(costs, options, lists, /*may_offload=*/false)
+                 : WhyNotResident(costs, workers, options.context_tokens),
       could_if_packed ? "; only a packed model's experts (caravan pack) may stay on disks" : ""));
 }
 

@@ -29,7 +29,7 @@ class CopyQueue {
   virtual absl::Status Precede() = 0;
   /// Copies begun from now on come after what the backend was asked for so far. Errors: the same.
   virtual absl::Status Follow() = 0;
-  /// Waits for the copies begun so far. Errors: the same.
+  /// Waits for the copies begun so far, and so for what they follow. Errors: the same.
   virtual absl::Status Wait() = 0;
 };
 

@@ -34,14 +34,11 @@ absl::StatusOr<std::unique_ptr<ComputeDevice>> OpenComputeDevice(const DeviceOpt
   // Tried once here, so that it is said before there is a stage.
   CARAVAN_RETURN_IF_ERROR(MakeCpuBackend(options.cpu).status());
   if (options.name == "cpu") {
-    if (options.vram_bytes > 0) {
-      return absl::InvalidArgumentError("--vram: the CPU has none; name a card with --device");
-    }
     return std::make_unique<Cpu>(options.cpu);
   }
   absl::string_view rest = options.name;
   int ordinal = 0;
-  if (!absl::ConsumePrefix(&rest, "cuda:") || !absl::SimpleAtoi(rest, &ordinal)) {
+  if (!absl::ConsumePrefix(&rest, "cuda:") || !absl::SimpleAtoi(rest, &ordinal) || ordinal < 0) {
     return absl::InvalidArgumentError(
         absl::StrCat("\"", options.name, "\" is no device: give cpu, cuda:0, cuda:1, ..."));
   }

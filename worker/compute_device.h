@@ -46,14 +46,16 @@ class ComputeDevice {
 
 struct DeviceOptions {
   std::string name = "cpu";  // or cuda:N
-  int64_t vram_bytes = 0;    // of a card's memory; 0: what is free but for a reserve
+  int64_t memory_bytes = 0;  // of a card, that may be taken; 0: what is free but for a reserve
+  int sharers = 1;           // of that; what MakeBackend's backends may take each is a part
   CpuOptions cpu;            // of the CPU's backends
 };
 
 /// What a card keeps free unless it is told otherwise, for the driver and for who else draws on it.
 inline constexpr int64_t kCardReserveBytes = int64_t{512} << 20;
 
-/// Errors: InvalidArgument - no such device, or vram_bytes that it has not free (says how much is);
+/// Errors: InvalidArgument - no such device, or memory_bytes that it has not free (says how much
+///         is);
 ///         Unavailable - no driver, no card, or one that is too old; Unimplemented - this program
 ///         was built without CUDA; as MakeCpuBackend.
 absl::StatusOr<std::unique_ptr<ComputeDevice>> OpenComputeDevice(const DeviceOptions& options);

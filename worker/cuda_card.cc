@@ -15,22 +15,18 @@
 namespace caravan {
 namespace {
 
-std::string Title(const CudaDevice& device) {
-  return absl::StrCat("cuda:", device.ordinal(), " (", device.name(), ")");
-}
-
 class CudaCard : public ComputeDevice {
  public:
-  CudaCard(CudaDevice device, int64_t vram_bytes, const CpuOptions& cpu)
-      : device_(std::move(device)), vram_bytes_(vram_bytes), cpu_(cpu) {}
+  CudaCard(CudaDevice device, int64_t memory_bytes, const CpuOptions& cpu)
+      : device_(std::move(device)), memory_bytes_(memory_bytes), cpu_(cpu) {}
 
-  std::string Name() const override { return Title(device_); }
-  int64_t memory_budget_bytes() const override { return vram_bytes_; }
+  std::string Name() const override { return device_.Title(); }
+  int64_t memory_budget_bytes() const override { return memory_bytes_; }
 
   absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const ModelConfig& config,
                                                        int64_t max_rows) const override {
     CARAVAN_RETURN_IF_ERROR(CheckCudaSizes(config.Mla(), config.router));
-    return CudaBackend::Open(device_, CudaLimits(config, max_rows, kKvBlockTokens), vram_bytes_);
+    return CudaBackend::Open(device_, CudaLimits(config, max_rows, kKvBlockTokens), memory_bytes_);
   }
 
   absl::StatusOr<std::unique_ptr<Backend>> MakeCpu() const override { return MakeCpuBackend(cpu_); }
@@ -40,7 +36,7 @@ class CudaCard : public ComputeDevice {
 
  private:
   const CudaDevice device_;
-  const int64_t vram_bytes_;
+  const int64_t memory_bytes_;
   const CpuOptions cpu_;
 };
 
@@ -49,14 +45,17 @@ class CudaCard : public ComputeDevice {
 absl::StatusOr<std::unique_ptr<ComputeDevice>> OpenCard(int ordinal, const DeviceOptions& options) {
   CARAVAN_ASSIGN_OR_RETURN(CudaDevice device, CudaDevice::Open(ordinal));
   CARAVAN_ASSIGN_OR_RETURN(const CudaMemoryInfo memory, device.Memory());
-  const int64_t vram_bytes =
-      options.vram_bytes > 0 ? options.vram_bytes : memory.free_bytes - kCardReserveBytes;
-  if (vram_bytes <= 0 || vram_bytes > memory.free_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "--vram ", FormatByteSize(vram_bytes), ": ", Title(device), " has ",
-        FormatByteSize(memory.free_bytes), " free of ", FormatByteSize(memory.total_bytes)));
+  const std::string has = absl::StrCat(device.Title(), " has ", FormatByteSize(memory.free_bytes),
+                                       " free of ", FormatByteSize(memory.total_bytes));
+  int64_t bytes = options.memory_bytes;
+  if (bytes > memory.free_bytes) return absl::InvalidArgumentError(has);
+  if (bytes == 0) bytes = memory.free_bytes - kCardReserveBytes;
+  if (bytes <= 0) {
+    return absl::InvalidArgumentError(absl::StrCat(has, ", of which ",
+                                                   FormatByteSize(kCardReserveBytes),
+                                                   " are left alone unless --vram says otherwise"));
   }
-  return std::make_unique<CudaCard>(std::move(device), vram_bytes, options.cpu);
+  return std::make_unique<CudaCard>(std::move(device), bytes / options.sharers, options.cpu);
 }
 
 }  // namespace caravan

@@ -1,14 +1,18 @@
 #include "worker/stage.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <iterator>
 #include <utility>
 
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
+#include "base/byte_size.h"
+#include "base/check.h"
 #include "base/status_macros.h"
 #include "kernels/kv_rows.h"
 #include "model/pack/pack_manifest.h"
+#include "model/step_memory.h"
 #include "worker/sequence_table.h"
 #include "worker/step_check.h"
 
@@ -48,6 +52,9 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
                                                    options.max_step_tokens, " tokens"));
   }
   CARAVAN_RETURN_IF_ERROR(CheckKvDType(config.Mla(), options.kv_dtype));
+  if (options.kv_disk_bytes > 0 && !backend->memory().is_host()) {
+    return absl::InvalidArgumentError("--kv-disk: a card's KV cache is in its memory only");
+  }
   std::unique_ptr<ExpertStore> experts;
   if (options.expert_budget_bytes > 0 && !ExpertFiles::LayersOf(config, spec).empty()) {
     CARAVAN_ASSIGN_OR_RETURN(
@@ -67,6 +74,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<KvCache> kv_cache, KvCache::Create(kv_options));
   std::unique_ptr<CardExperts> card_experts;
   if (experts != nullptr && !backend->memory().is_host()) {
+    CARAVAN_CHECK(options.card_expert_bytes > 0 && options.cpu != nullptr);
     CardExperts::Options card_options;
     card_options.budget_bytes = options.card_expert_bytes;
     card_options.policy = options.experts.policy;
@@ -275,6 +283,24 @@ absl::Status Stage::RunLayers(const v1::Step& step) {
 
 int64_t Stage::HiddenBytes(int64_t num_rows) const {
   return num_rows * config_.hidden_size * static_cast<int64_t>(sizeof(float));
+}
+
+absl::Status SplitExpertBudget(const ModelConfig& config, const StageSpec& spec, int64_t ram_bytes,
+                               std::shared_ptr<Backend> cpu, Stage::Options& options) {
+  // The CPU computes as many rows as the card does.
+  const int64_t step_bytes =
+      ComputeStepMemory(config, options.max_step_tokens).Of(spec, /*num_stages=*/1);
+  if (ram_bytes <= step_bytes) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("--ram: the experts that the card has no room for get nothing: the process "
+                     "leaves ",
+                     FormatByteSize(std::max<int64_t>(ram_bytes, 0)),
+                     ", and what the CPU computes of a step takes ", FormatByteSize(step_bytes)));
+  }
+  options.card_expert_bytes = options.expert_budget_bytes;
+  options.expert_budget_bytes = ram_bytes - step_bytes;
+  options.cpu = std::move(cpu);
+  return absl::OkStatus();
 }
 
 }  // namespace caravan

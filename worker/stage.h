@@ -63,7 +63,8 @@ class Stage {
     int64_t expert_budget_bytes = 0;
     ExpertStore::Options experts;  // how those on disk are read and kept
     // Where the backend computes on a card, with a budget of experts: what it has for them of its
-    // own memory (CardExperts), and the backend of the others, which are in the host's.
+    // own memory (CardExperts), and the backend of the others, which are in the host's. REQUIRES:
+    // both are set then (SplitExpertBudget).
     int64_t card_expert_bytes = 0;
     std::shared_ptr<Backend> cpu;
     // Directory of the file of what is learned about those on disk (HeatKeeper); empty: where they
@@ -75,7 +76,8 @@ class Stage {
   };
 
   /// Loads the stage's weights from `source`, which is not used afterwards.
-  /// Errors: as CheckKvDType, StageWeights::Load, KvCache::Create and Memory::Allocate; with a
+  /// Errors: InvalidArgument - no such stage, or KV blocks on disk beside a card; as CheckKvDType,
+  ///         StageWeights::Load, KvCache::Create and Memory::Allocate; with a
   ///         budget of experts, as ExpertStore::Create and Warm, and those of CardExperts.
   static absl::StatusOr<std::unique_ptr<Stage>> Create(const ModelConfig& config,
                                                        const StageSpec& spec,
@@ -150,6 +152,13 @@ class Stage {
   std::unique_ptr<HiddenSlots> slots_;
   Array hidden_;  // that of the step that is run: f32 [max_step_tokens, hidden_size]
 };
+
+/// For a stage on a card whose plan leaves experts out of its memory: options.expert_budget_bytes,
+/// which the plan means of the card, becomes card_expert_bytes, and what the CPU's part of steps
+/// leaves of ram_bytes becomes the budget of the host's. `cpu`: of what is computed there.
+/// Errors: FailedPrecondition - steps leave nothing (says how much they take).
+absl::Status SplitExpertBudget(const ModelConfig& config, const StageSpec& spec, int64_t ram_bytes,
+                               std::shared_ptr<Backend> cpu, Stage::Options& options);
 
 }  // namespace caravan
 

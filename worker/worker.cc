@@ -9,7 +9,6 @@
 #include "base/log.h"
 #include "base/status_macros.h"
 #include "cluster/pipeline_plan.h"
-#include "model/step_memory.h"
 #include "worker/experts/stage_trace.h"
 
 namespace caravan {
@@ -155,11 +154,9 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
                            environment_.make_backend(config, options.max_step_tokens));
   if (!backend->memory().is_host() && options.expert_budget_bytes > 0) {
-    options.card_expert_bytes = options.expert_budget_bytes;
-    options.expert_budget_bytes =
-        environment_.card_ram_bytes -
-        ComputeStepMemory(config, options.max_step_tokens).Of(spec, /*num_stages=*/1);
-    CARAVAN_ASSIGN_OR_RETURN(options.cpu, environment_.make_cpu());
+    CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Backend> cpu, environment_.make_cpu());
+    CARAVAN_RETURN_IF_ERROR(
+        SplitExpertBudget(config, spec, environment_.card_ram_bytes, std::move(cpu), options));
   }
   CARAVAN_ASSIGN_OR_RETURN(
       std::unique_ptr<Stage> stage,

@@ -35,10 +35,7 @@ class CudaBackendImpl : public CudaBackend {
         activations_(std::move(activations)),
         ffn_(std::move(ffn)) {}
 
-  std::string Name() const override {
-    const CudaDevice& device = stream_.device();
-    return absl::StrCat("cuda:", device.ordinal(), " (", device.name(), ")");
-  }
+  std::string Name() const override { return stream_.device().Title(); }
 
   Memory& memory() override { return memory_; }
 

@@ -7,15 +7,6 @@
 #include "kernels/cuda/device_code.h"
 
 namespace caravan {
-namespace {
-
-/// "cuda:0 (NVIDIA T4)".
-std::string Title(int ordinal, const std::string& name) {
-  return absl::StrCat("cuda:", ordinal, " (", name, ")");
-}
-
-}  // namespace
-
 absl::StatusOr<int> CountCudaDevices() {
   int count = 0;
   CARAVAN_CUDA_RETURN_IF_ERROR(cudaGetDeviceCount(&count));
@@ -41,13 +32,13 @@ absl::StatusOr<CudaDevice> CudaDevice::Open(int ordinal) {
   device.max_shared_bytes_ = static_cast<int64_t>(properties.sharedMemPerBlockOptin);
   if (device.compute_capability_ < kMinComputeCapability) {
     return absl::UnavailableError(
-        absl::StrCat(Title(ordinal, device.name_), " has compute capability ", properties.major,
-                     ".", properties.minor, "; ", kMinComputeCapability / 10, ".",
+        absl::StrCat(device.Title(), " has compute capability ", properties.major, ".",
+                     properties.minor, "; ", kMinComputeCapability / 10, ".",
                      kMinComputeCapability % 10, " is the oldest that will do"));
   }
   CARAVAN_RETURN_IF_ERROR(device.MakeCurrent());
   const absl::StatusOr<int> code = DeviceCodeArchitecture();
-  CARAVAN_RETURN_IF_ERROR(Annotate(code.status(), Title(ordinal, device.name_)));
+  CARAVAN_RETURN_IF_ERROR(Annotate(code.status(), device.Title()));
   device.overlaps_kernels_ = *code >= 90;
   return device;
 }
@@ -64,5 +55,7 @@ absl::Status CudaDevice::MakeCurrent() const {
   CARAVAN_CUDA_RETURN_IF_ERROR(cudaSetDevice(ordinal_));
   return absl::OkStatus();
 }
+
+std::string CudaDevice::Title() const { return absl::StrCat("cuda:", ordinal_, " (", name_, ")"); }
 
 }  // namespace caravan

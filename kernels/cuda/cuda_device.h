@@ -36,6 +36,8 @@ class CudaDevice {
   int ordinal() const { return ordinal_; }
   /// "NVIDIA H100 80GB HBM3".
   const std::string& name() const { return name_; }
+  /// "cuda:0 (NVIDIA H100 80GB HBM3)".
+  std::string Title() const;
   /// Major times ten plus minor: 75, 90, 120.
   int compute_capability() const { return compute_capability_; }
   int num_multiprocessors() const { return num_multiprocessors_; }

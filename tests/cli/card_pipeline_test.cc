@@ -30,7 +30,8 @@ constexpr double kF16Tolerance = 2e-3;
 class CardPipelineTest : public ::testing::Test {
  protected:
   void SetUp() override {
-    const auto card = OpenComputeDevice({.name = "cuda:0", .vram_bytes = 0, .cpu = {}});
+    const auto card =
+        OpenComputeDevice({.name = "cuda:0", .memory_bytes = 0, .sharers = 1, .cpu = {}});
     if (!card.ok()) GTEST_SKIP() << card.status();
   }
 

@@ -152,6 +152,30 @@ TEST_F(CardStageTest, TakesNoMoreOfTheCardThanPlansCount) {
                                       kRounding);
 }
 
+TEST_F(CardStageTest, ABudgetThatStepsUseUpIsRefusedByItsFlag) {
+  Stage::Options options = Options();
+  options.expert_budget_bytes = 1000;
+  const int64_t steps = ComputeStepMemory(toy_->config(), kMaxRows).Of(toy_->whole(), 1);
+  const std::shared_ptr<Backend> cpu = *MakeCpuBackend({});
+  const absl::Status lacking =
+      SplitExpertBudget(toy_->config(), toy_->whole(), steps, cpu, options);
+  EXPECT_EQ(lacking.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(lacking.message()), HasSubstr("--ram: the experts"));
+  ASSERT_TRUE(SplitExpertBudget(toy_->config(), toy_->whole(), steps + 5000, cpu, options).ok());
+  EXPECT_EQ(options.card_expert_bytes, 1000);
+  EXPECT_EQ(options.expert_budget_bytes, 5000);
+  EXPECT_EQ(options.cpu, cpu);
+}
+
+TEST_F(CardStageTest, KvBlocksOnDiskBesideACardAreRefused) {
+  Stage::Options options = Options();
+  options.kv_disk_bytes = 1 << 20;
+  const auto stage =
+      Create(std::make_unique<FakeCard>(*MakeCpuBackend({})), options, toy_->whole());
+  EXPECT_EQ(stage.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(stage.status().message()), HasSubstr("--kv-disk"));
+}
+
 TEST_F(CardStageTest, ACardThatIsTooSmallIsSaidSo) {
   const auto stage =
       Create(std::make_unique<FakeCard>(*MakeCpuBackend({}), 1 << 20), Options(), toy_->whole());

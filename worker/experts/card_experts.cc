@@ -130,18 +130,18 @@ absl::Status CardExperts::TakeMemory(const Options& options) {
 
 absl::StatusOr<ExpertCosts> CardExperts::MeasureCosts() {
   const int layer = store_.files().layers().front();
-  const int64_t k = std::min<int64_t>(config_.router.num_experts_per_tok, num_slots());
-  // So many sets of k experts, one after another, that no cache of the CPU holds them.
+  // As stay in memory from one visit to the next.
   const int64_t in_memory =
-      std::min<int64_t>(store_.num_slots(), store_.files().experts_per_layer());
+      std::min<int64_t>(store_.cache().shape().num_slots, store_.files().experts_per_layer());
+  const int64_t k = std::min<int64_t>({config_.router.num_experts_per_tok, num_slots(), in_memory});
+  // So many sets of k experts, one after another, that no cache of the CPU holds them.
   const int64_t sets = std::clamp<int64_t>(in_memory / k, 1, kMeasuredSets);
   const int64_t max_rows = std::ssize(cpu_sum_) / config_.hidden_size;
-  const absl::Duration begin = SteadyClock().Now();
 
   std::vector<ExpertKey> keys;
   for (int32_t expert = 0; expert < sets * k; ++expert) keys.push_back({layer, expert});
   std::vector<LoadedExpert> on_card;
-  double copy_seconds = 0;
+  double copy_seconds = std::numeric_limits<double>::infinity();
   CARAVAN_RETURN_IF_ERROR(store_.Read(
       keys, true,
       [&](ExpertKey key, const FfnWeights& weights) {
@@ -149,8 +149,8 @@ absl::StatusOr<ExpertCosts> CardExperts::MeasureCosts() {
         const absl::Duration start = SteadyClock().Now();
         CARAVAN_RETURN_IF_ERROR(BeginCopy(weights, slot));
         CARAVAN_RETURN_IF_ERROR(WaitForCopies());
-        // The last time stands for all: the first ones find nothing ready.
-        copy_seconds = absl::ToDoubleSeconds(SteadyClock().Now() - start);
+        // The least: the first ones find nothing ready, and others may be interrupted.
+        copy_seconds = std::min(copy_seconds, absl::ToDoubleSeconds(SteadyClock().Now() - start));
         if (key.expert < k) on_card.push_back({key.expert, {}});
         on_card[static_cast<size_t>(slot)].weights = weights_of_[static_cast<size_t>(slot)];
         return absl::OkStatus();
@@ -172,6 +172,7 @@ absl::StatusOr<ExpertCosts> CardExperts::MeasureCosts() {
   CARAVAN_ASSIGN_OR_RETURN(const Array weights, AllocateValues<float>(memory, max_rows * k));
   ExpertCosts costs;
   costs.copy_seconds = copy_seconds;
+  const absl::Duration begin = SteadyClock().Now();
   for (int64_t rows = 1; rows <= max_rows; rows *= 4) {
     // Rows that all choose the same k experts, so that each has as many. What the values are is no
     // matter to the time.
@@ -205,8 +206,11 @@ absl::StatusOr<ExpertCosts> CardExperts::MeasureCosts() {
                                return memory.CopyOut(card_cpu_sum_.data(), sizeof(done), &done);
                              }));
     costs.points.push_back(point);
-    if (SteadyClock().Now() - begin > kEnoughMeasured) break;
+    // Two points tell what a row more costs.
+    if (costs.points.size() > 1 && SteadyClock().Now() - begin > kEnoughMeasured) break;
   }
+  // Nobody wanted them.
+  for (const ExpertKey key : keys) store_.cache().SetScore(key, kNoScore);
   LogInfo("expert_costs", {{"copy_ms", 1e3 * costs.copy_seconds},
                            {"cpu_ms", 1e3 * costs.CpuSeconds(1)},
                            {"card_ms", 1e3 * costs.CardSeconds(1)},
@@ -388,7 +392,7 @@ absl::Status CardExperts::Run(const float* x, const float* weights, float* out) 
     CARAVAN_RETURN_IF_ERROR(RunCopied());
     for (const Need& need : needs_) {
       if (need.is_hit) continue;
-      counted.copied_bytes += need.copied ? slot_bytes_ : 0;
+      counted.copied_bytes += need.copied ? store_.files().run_bytes(layer_) : 0;
       if (need.place == ExpertPlace::kCopy) {
         ++counted.copies;
       } else {
@@ -473,6 +477,8 @@ absl::Status CardExperts::RunCopied() {
     std::sort(copied_.begin(), copied_.end(),
               [](const LoadedExpert& a, const LoadedExpert& b) { return a.id < b.id; });
     CARAVAN_RETURN_IF_ERROR(RunOnCard(std::exchange(copied_, {}), copied_ids_));
+    // Before Follow, or it would wait for what the card computes.
+    CARAVAN_RETURN_IF_ERROR(WaitForCopies());
     CARAVAN_RETURN_IF_ERROR(copies_->Follow());
   }
   return WaitForCopies();

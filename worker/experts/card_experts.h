@@ -14,8 +14,8 @@
 // CPU's; each in ascending order of expert. So results depend on where experts lie, in their last
 // digits; for fixed places on nothing else.
 //
-// Used by one thread, but for counters(). Of a visit's two halves, Begin waits for the card, Run
-// for the copies and the CPU.
+// Used by one thread, but for counters(). Of a visit's two halves, Begin waits for what the card
+// was asked for before, Run for the copies, the CPU and, where that had something to do, the card.
 
 #include <algorithm>
 #include <cstddef>
@@ -59,7 +59,8 @@ class CardExperts {
     int64_t on_cpu = 0;      // computed by the CPU
     int64_t promotions = 0;  // of those: copied meanwhile, for later visits
     int64_t copied_bytes = 0;
-    // Of visits that the CPU shared: how long they took, and what the costs foretold.
+    // Of visits that the CPU shared: how long Run took until its sum was on the card, and what the
+    // costs foretold.
     absl::Duration took;
     absl::Duration foretold;
   };
@@ -98,8 +99,6 @@ class CardExperts {
   /// Of the last visit; -1: there was none.
   int64_t step() const { return step_; }
   int num_slots() const { return num_cached_ + num_passed_; }
-  /// How the last visit was split, by the costs.
-  const ExpertSplit& last_split() const { return split_; }
 
   /// Thread-safe.
   Counters counters() const;

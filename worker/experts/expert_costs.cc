@@ -17,7 +17,8 @@ double Interpolated(const std::vector<ExpertCosts::Point>& points, int64_t rows,
   while (above + 1 < points.size() && points[above].rows < rows) ++above;
   const ExpertCosts::Point& a = points[above - 1];
   const ExpertCosts::Point& b = points[above];
-  const double slope = (b.*cost - a.*cost) / static_cast<double>(b.rows - a.rows);
+  // More rows never take less, whatever noise says.
+  const double slope = std::max(0.0, b.*cost - a.*cost) / static_cast<double>(b.rows - a.rows);
   return a.*cost + slope * static_cast<double>(rows - a.rows);
 }
 

@@ -23,7 +23,8 @@ struct ExpertCosts {
   std::vector<Point> points;  // rows ascend; at least one
   double copy_seconds = 0;    // from the host's memory to the card's
 
-  /// Between the points on a line, past the last on the last one's. REQUIRES: rows >= 1.
+  /// Between the points on a line, past the last on the last one's; with one point, that. REQUIRES:
+  /// rows >= 1.
   double CpuSeconds(int64_t rows) const;
   double CardSeconds(int64_t rows) const;
 };

@@ -81,7 +81,8 @@ class ExpertStore {
   ExpertStore(const ExpertStore&) = delete;
   ExpertStore& operator=(const ExpertStore&) = delete;
 
-  /// A faster tier, which outlives this: what has a slot there is neither warmed nor guessed.
+  /// A faster tier, looked at until the last visit: what has a slot there is not guessed, nor
+  /// warmed where not all experts fit.
   void SetUpperTier(const ExpertCache& upper) { upper_ = &upper; }
 
   /// What Warm reads: all experts, if the slots hold them all; else those of the highest scores in
