@@ -13,7 +13,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kRouteThreads = 1024;
 
-
 /// Counting sort of the shares by expert, and the passes that they make.
 /// expert_ids [num_shares]. Grid: one block. Shared memory: 8 KiB for the experts' places in the
 /// table and 2 KiB for their counts. Bytes: 4 read twice and 8 written a share.

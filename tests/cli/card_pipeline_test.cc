@@ -44,34 +44,6 @@ class CardPipelineTest : public ::testing::Test {
   }
 };
 
-/// Every list of the golden file, in each chunking over each number of workers.
-void ExpectGoldenLogits(const GoldenModel& model, int num_lists, const LocalPipeline::Options& card,
-                        double tolerance) {
-  const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(model.directory);
-  const std::unique_ptr<SafetensorsFile> golden = MustOpenGolden(model.golden);
-  std::vector<std::vector<int32_t>> prompts;
-  std::vector<std::vector<float>> expected;
-  for (int i = 0; i < num_lists; ++i) {
-    prompts.push_back(GoldenValues<int32_t>(*golden, absl::StrCat("ids_", i)));
-    expected.push_back(GoldenValues<float>(*golden, absl::StrCat("logits_", i)));
-  }
-  std::vector<std::vector<float>> first;
-  for (const int workers : {1, 2, 3}) {
-    for (const int64_t chunk : {int64_t{2048}, int64_t{7}, int64_t{1}}) {
-      SCOPED_TRACE(absl::StrCat(workers, " workers, chunks of ", chunk));
-      LocalPipeline::Options options = card;
-      options.num_workers = workers;
-      options.prefill_chunk = chunk;
-      const std::vector<std::vector<float>> logits = ScoreAll(*checkpoint, options, prompts);
-      if (first.empty()) first = logits;
-      for (size_t i = 0; i < prompts.size(); ++i) {
-        EXPECT_LE(RelativeError(logits[i], expected[i]), tolerance) << "list " << i;
-        EXPECT_TRUE(SameBits(logits[i], first[i])) << "list " << i;
-      }
-    }
-  }
-}
-
 TEST_F(CardPipelineTest, TinyR1) { ExpectGoldenLogits(kTinyR1, 5, Options(1), kTolerance); }
 
 TEST_F(CardPipelineTest, V3Like) {

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "cli/local_pipeline.h"
 #include "gtest/gtest.h"
@@ -67,6 +68,35 @@ inline void ExpectGoldenReplies(const Checkpoint& checkpoint,
     ASSERT_TRUE(reply.ok()) << reply.status().ToString();
     EXPECT_EQ(*reply, golden[i].reply) << "line " << i + 1 << ", " << at_once << " at once";
     jobs.pop_front();
+  }
+}
+
+/// Every list of `model`'s golden file, in each chunking over each number of workers: within the
+/// tolerance, and the same bits.
+inline void ExpectGoldenLogits(const GoldenModel& model, int num_lists,
+                               const LocalPipeline::Options& base, double tolerance) {
+  const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(model.directory);
+  const std::unique_ptr<SafetensorsFile> golden = MustOpenGolden(model.golden);
+  std::vector<std::vector<int32_t>> prompts;
+  std::vector<std::vector<float>> expected;
+  for (int i = 0; i < num_lists; ++i) {
+    prompts.push_back(GoldenValues<int32_t>(*golden, absl::StrCat("ids_", i)));
+    expected.push_back(GoldenValues<float>(*golden, absl::StrCat("logits_", i)));
+  }
+  std::vector<std::vector<float>> first;
+  for (const int workers : {1, 2, 3}) {
+    for (const int64_t chunk : {int64_t{2048}, int64_t{7}, int64_t{1}}) {
+      SCOPED_TRACE(absl::StrCat(workers, " workers, chunks of ", chunk));
+      LocalPipeline::Options options = base;
+      options.num_workers = workers;
+      options.prefill_chunk = chunk;
+      const std::vector<std::vector<float>> logits = ScoreAll(*checkpoint, options, prompts);
+      if (first.empty()) first = logits;
+      for (size_t i = 0; i < prompts.size(); ++i) {
+        EXPECT_LE(RelativeError(logits[i], expected[i]), tolerance) << "list " << i;
+        EXPECT_TRUE(SameBits(logits[i], first[i])) << "list " << i;
+      }
+    }
   }
 }
 

@@ -46,29 +46,13 @@ class CardStageTest : public ::testing::Test {
     return *std::move(stage);
   }
 
-  static v1::Step MakeStep(int first_position, int rows, uint32_t first_block) {
-    v1::Step step;
-    v1::SequenceSlice& slice = *step.add_slices();
-    slice.set_sequence_id(1);
-    slice.set_first_position(static_cast<uint32_t>(first_position));
-    for (int i = 0; i < rows; ++i) {
-      slice.add_token_ids(static_cast<uint32_t>((first_position + i) * 7919 % PackedToy::kVocab));
-    }
-    slice.set_next_token_id(1);
-    slice.set_draft(true);
-    slice.set_output(v1::SLICE_OUTPUT_LOGITS);
-    slice.add_kv_blocks(first_block);
-    slice.add_kv_blocks(first_block + 1);
-    return step;
-  }
-
   /// Logits of a prompt and of tokens after it, in blocks that are copied on the way.
   static std::vector<std::vector<float>> Outputs(const std::vector<Stage*>& stages) {
     std::vector<std::vector<float>> outputs;
     int position = 0;
     uint32_t block = 0;
     for (const int rows : {40, 1, 4, 1, 30, 1}) {
-      v1::Step step = MakeStep(position, rows, block);
+      v1::Step step = MakeToyStep(position, rows, {block, block + 1});
       if (position == 41) {
         step.mutable_slices(0)->set_kv_blocks(0, 5);
         step.mutable_slices(0)->set_kv_blocks(1, 6);

@@ -11,9 +11,11 @@
 #include <utility>
 #include <vector>
 
+#include "absl/types/span.h"
 #include "base/check.h"
 #include "base/io/read_queue.h"
 #include "base/mutex.h"
+#include "caravan/v1/pipeline.pb.h"
 #include "model/pack/packed_model.h"
 #include "model/pack/packer.h"
 #include "model/synth/synthetic_model.h"
@@ -82,6 +84,22 @@ class PackedToy {
   const TempDir dir_;
   std::unique_ptr<PackedModel> model_;
 };
+
+/// A step of one slice that wants all logits, those of the drafting layer too.
+inline v1::Step MakeToyStep(int first_position, int rows, absl::Span<const uint32_t> kv_blocks) {
+  v1::Step step;
+  v1::SequenceSlice& slice = *step.add_slices();
+  slice.set_sequence_id(1);
+  slice.set_first_position(static_cast<uint32_t>(first_position));
+  for (int i = 0; i < rows; ++i) {
+    slice.add_token_ids(static_cast<uint32_t>((first_position + i) * 7919 % PackedToy::kVocab));
+  }
+  slice.set_next_token_id(1);
+  slice.set_draft(true);
+  slice.set_output(v1::SLICE_OUTPUT_LOGITS);
+  for (const uint32_t block : kv_blocks) slice.add_kv_blocks(block);
+  return step;
+}
 
 /// Passes reads on to another queue, holds their ends back until that one is idle, and tells of
 /// them in a random order. What `fault` returns of a read comes in place of its end.

@@ -52,20 +52,8 @@ class OffloadedStageTest : public ::testing::Test {
     return *std::move(stage);
   }
 
-  /// A step of one slice that wants all logits, those of the drafting layer too.
   static v1::Step MakeStep(int first_position, int rows) {
-    v1::Step step;
-    v1::SequenceSlice& slice = *step.add_slices();
-    slice.set_sequence_id(1);
-    slice.set_first_position(static_cast<uint32_t>(first_position));
-    for (int i = 0; i < rows; ++i) {
-      slice.add_token_ids(static_cast<uint32_t>((first_position + i) * 7919 % PackedToy::kVocab));
-    }
-    slice.set_next_token_id(1);
-    slice.set_draft(true);
-    slice.set_output(v1::SLICE_OUTPUT_LOGITS);
-    for (uint32_t block = 0; block < 12; ++block) slice.add_kv_blocks(block);
-    return step;
+    return MakeToyStep(first_position, rows, {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11});
   }
 
   /// What a prompt, in one chunk and then some tokens one by one and by fours, ends with.
