@@ -54,7 +54,8 @@ class Session {
     worker_.Drop();
     ShutDownGrpcServer(*server_, kFarewell);
     if (stop_.stop_requested()) return absl::OkStatus();
-    return status;
+    MutexLock lock(&mu_);
+    return card_lost_.ok() ? status : card_lost_;
   }
 
  private:
@@ -82,6 +83,13 @@ class Session {
                                        std::stop_token stop) {
       return OpenNextHop(order, std::move(on_broken), std::move(stop));
     };
+    environment.on_card_lost = [this](const absl::Status& why) {
+      {
+        MutexLock lock(&mu_);
+        card_lost_ = Annotate(why, "the card is lost");
+      }
+      Leave();
+    };
     environment.report = [this](v1::WorkerReport report) { Enqueue(std::move(report)); };
     return environment;
   }
@@ -91,6 +99,14 @@ class Session {
   void Enqueue(v1::WorkerReport report) {
     const bool dispensable = report.has_progress();
     if (!reports_.TryPush(std::move(report)) && !dispensable) reports_.Close();
+  }
+
+  /// Says so; the coordinator then ends the stream.
+  void Leave() {
+    v1::WorkerReport farewell;
+    farewell.mutable_departure();
+    Enqueue(std::move(farewell));
+    reports_.Close();
   }
 
   absl::Status Listen() {
@@ -113,13 +129,7 @@ class Session {
     absl::Status status;
     {
       NamedThread writer("report-writer", [&] { WriteReports(*stream); });
-      // Asked to stop, say so; the coordinator then ends the stream.
-      std::stop_callback leave(stop_, [this] {
-        v1::WorkerReport farewell;
-        farewell.mutable_departure();
-        Enqueue(std::move(farewell));
-        reports_.Close();
-      });
+      std::stop_callback leave(stop_, [this] { Leave(); });
       bool dismissed = false;
       while (stream->Read(&order)) {
         if (order.has_welcome()) {
@@ -288,6 +298,7 @@ class Session {
 
   Mutex mu_;
   uint64_t coordinator_incarnation_ ABSL_GUARDED_BY(mu_) = 0;
+  absl::Status card_lost_ ABSL_GUARDED_BY(mu_);
   // Until Welcome names one: short, so that it is heeded soon.
   absl::Duration heartbeat_interval_ ABSL_GUARDED_BY(mu_) = absl::Milliseconds(50);
 

@@ -51,7 +51,8 @@ struct WorkerSessionOptions {
 /// Returns OK after `stop`.
 /// Errors: InvalidArgument - an address that cannot be listened on, or a registration refused;
 ///         DeadlineExceeded - no coordinator within connect_timeout. Unavailable - it went away;
-///         Aborted, Cancelled - it took this worker for dead: the caller may join anew.
+///         Aborted, Cancelled - it took this worker for dead: the caller may join anew. Internal -
+///         the card failed for good: only a new process can use it.
 absl::Status RunWorkerSession(const WorkerSessionOptions& options, std::stop_token stop);
 
 }  // namespace caravan

@@ -190,6 +190,7 @@ HopStep Stage::Run(HopStep in) {
   }
   Array hidden = std::exchange(hidden_, Array());
   if (!status.ok()) {
+    card_is_lost_ |= status.code() == absl::StatusCode::kInternal && !backend_->memory().is_host();
     step.clear_activations();
     step.clear_activations_by_nccl();
     step.clear_results();

@@ -113,6 +113,10 @@ class Stage {
   /// Idempotent.
   void Finish();
 
+  /// Whether its card failed in a way that leaves it of no use to this process: what a step's error
+  /// of code Internal says there.
+  bool card_is_lost() const { return card_is_lost_; }
+
   const StageSpec& spec() const { return spec_; }
   const KvCache& kv_cache() const { return *kv_cache_; }
   const StageWeights& weights() const { return *weights_; }
@@ -145,6 +149,7 @@ class Stage {
   const std::unique_ptr<CardExperts> card_experts_;
   const std::unique_ptr<HeatKeeper> heat_;  // null: nothing is kept
   const std::unique_ptr<KvCache> kv_cache_;
+  bool card_is_lost_ = false;
   std::unique_ptr<LayerRunner> layer_runner_;
   std::unique_ptr<OutputHead> head_;     // if the stage has the head
   std::unique_ptr<MtpDrafter> drafter_;  // if the stage drafts

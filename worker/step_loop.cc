@@ -12,11 +12,13 @@ namespace caravan {
 
 StepLoop::StepLoop(uint64_t plan_version, std::unique_ptr<Stage> stage,
                    std::unique_ptr<ActivationChannel> next,
-                   std::function<void(const absl::Status&)> on_broken, HopLinks links)
+                   std::function<void(const absl::Status&)> on_broken, HopLinks links,
+                   std::function<void(const absl::Status&)> on_card_lost)
     : plan_version_(plan_version),
       stage_(std::move(stage)),
       next_(std::move(next)),
       on_broken_(std::move(on_broken)),
+      on_card_lost_(std::move(on_card_lost)),
       links_(std::move(links)),
       queue_(kQueuedSteps),
       outgoing_(kQueuedSteps),
@@ -116,7 +118,11 @@ void StepLoop::Run() {
     meter_.BeginStep();
     HopStep done = stage_->Run(*std::move(step));
     meter_.EndStep(done.step.has_error() ? 0 : CountRows(done.step));
+    const absl::Status lost = stage_->card_is_lost()
+                                  ? absl::InternalError(done.step.error().message())
+                                  : absl::OkStatus();
     if (!Send(std::move(done)).ok()) return;
+    if (!lost.ok()) return Break(lost, on_card_lost_);
     stage_->AfterStep();
   }
 }
@@ -127,7 +133,7 @@ absl::Status StepLoop::Send(HopStep done) {
     return absl::UnavailableError("the stage is ending");
   }
   absl::Status sent = next_->Send(std::move(done.step));
-  if (!sent.ok()) Break(sent);
+  if (!sent.ok()) Break(sent, on_broken_);
   return sent;
 }
 
@@ -139,17 +145,18 @@ void StepLoop::SendByLink() {
     absl::Status sent = next_->Send(std::move(done->step));
     if (sent.ok() && by_link) sent = links_.next->Send(done->hidden.data(), bytes);
     if (sent.ok()) continue;
-    Break(sent);
+    Break(sent, on_broken_);
     return;
   }
 }
 
-void StepLoop::Break(const absl::Status& why) {
+void StepLoop::Break(const absl::Status& why,
+                     const std::function<void(const absl::Status&)>& tell) {
   const bool ending = queue_.closed();
   queue_.Close();
   outgoing_.Close();
   stage_->slots().Close();
-  if (!ending) on_broken_(why);
+  if (!ending && tell) tell(why);
 }
 
 }  // namespace caravan

@@ -35,12 +35,14 @@ class StepLoop {
   /// wait before the slowest one without blocking a link.
   static constexpr size_t kQueuedSteps = 64;
 
-  /// `on_broken` is called at most once, by a thread of the loop's, when the next hop is lost;
-  /// never once Stop has returned. It must not call Stop. With links the stage has several slots,
-  /// and leaves hidden states in them if there is one to the next hop.
+  /// `on_broken` is called at most once, by a thread of the loop's, when the next hop is lost, and
+  /// so is `on_card_lost` (null: nobody asks) when Stage::card_is_lost; never once Stop has
+  /// returned. They must not call Stop. With links the stage has several slots, and leaves hidden
+  /// states in them if there is one to the next hop.
   StepLoop(uint64_t plan_version, std::unique_ptr<Stage> stage,
            std::unique_ptr<ActivationChannel> next,
-           std::function<void(const absl::Status&)> on_broken, HopLinks links = {});
+           std::function<void(const absl::Status&)> on_broken, HopLinks links = {},
+           std::function<void(const absl::Status&)> on_card_lost = nullptr);
 
   ~StepLoop();
 
@@ -68,13 +70,14 @@ class StepLoop {
   /// What the sending thread does.
   void SendByLink();
   /// Ends the intake and, unless the loop is ending anyway, tells why.
-  void Break(const absl::Status& why);
+  void Break(const absl::Status& why, const std::function<void(const absl::Status&)>& tell);
 
   const uint64_t plan_version_;
   const std::unique_ptr<Stage> stage_;  // used by thread_ alone, but for counters and slots
   const std::unique_ptr<ActivationChannel> next_;  // own synchronisation
   const std::function<void(const absl::Status&)> on_broken_;
-  const HopLinks links_;  // own synchronisation
+  const std::function<void(const absl::Status&)> on_card_lost_;  // null: nobody asks
+  const HopLinks links_;                                         // own synchronisation
 
   BoundedQueue<HopStep> queue_;     // own synchronisation
   BoundedQueue<HopStep> outgoing_;  // the same; used with a link to the next hop

@@ -173,8 +173,12 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
   };
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<ActivationChannel> next,
                            environment_.open_next_hop(order, on_broken, stop));
+  const auto on_card_lost = [this, tell_failure](const absl::Status& status) {
+    tell_failure(Annotate(status, "the card is lost"));
+    environment_.on_card_lost(status);
+  };
   return std::make_shared<StepLoop>(order.plan_version(), std::move(stage), std::move(next),
-                                    on_broken, std::move(links));
+                                    on_broken, std::move(links), on_card_lost);
 }
 
 std::shared_ptr<RoutingObserver> Worker::Record(const v1::LoadStage& order,

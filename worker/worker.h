@@ -71,6 +71,9 @@ class Worker {
         const v1::LoadStage& order, std::function<void(absl::Status)> on_broken,
         std::stop_token stop)>
         open_next_hop;
+    /// A stage's card failed for good: no stage of this process can compute on it. Its failure was
+    /// reported. Called once a stage, by its thread; must not block.
+    std::function<void(const absl::Status& why)> on_card_lost = [](const absl::Status&) {};
     /// Progress of loading, for people.
     std::function<void(int64_t loaded_bytes, int64_t total_bytes)> show_progress;
     /// Sends a report (without incarnation) to the coordinator. Called by any thread; must not

@@ -5,6 +5,7 @@
 // arithmetic, on memory that only arrays of its own may be. What is not copied there or back is
 // noticed, and copies beside its work are done as late as their contract allows.
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -42,6 +43,7 @@ class FakeCardMemory : public Memory {
     return absl::OkStatus();
   }
   absl::Status CopyOut(const void* from, int64_t bytes, void* host) override {
+    if (is_lost_) return absl::InternalError("an illegal address was met");
     CARAVAN_CHECK(bytes == 0 || (Has(from, bytes) && !Has(host, 1)));
     if (bytes > 0) std::memcpy(host, from, static_cast<size_t>(bytes));
     return absl::OkStatus();
@@ -61,6 +63,8 @@ class FakeCardMemory : public Memory {
   }
 
   int64_t taken_bytes() const { return taken_bytes_; }
+  /// Nothing comes back from now on. Any thread.
+  void Lose() { is_lost_ = true; }
 
  private:
   using Arrays = std::map<const std::byte*, int64_t>;  // the bytes of each
@@ -117,6 +121,7 @@ class FakeCardMemory : public Memory {
   }
 
   const int64_t budget_bytes_;
+  std::atomic<bool> is_lost_ = false;
   int64_t taken_bytes_ = 0;  // by arrays that are gone too
   const std::shared_ptr<Arrays> arrays_ = std::make_shared<Arrays>();
 };

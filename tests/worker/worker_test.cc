@@ -10,6 +10,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "tests/support/fake_card.h"
 #include "tests/support/golden.h"
 #include "tests/worker/fake_hop.h"
 
@@ -50,7 +51,10 @@ class WorkerTest : public ::testing::Test {
     if (worker_ != nullptr) return *worker_;
     Worker::Environment environment;
     environment.name = "worker box-a";
-    environment.make_backend = [](const ModelConfig&, int64_t) { return MakeCpuBackend({}); };
+    environment.make_backend = make_backend_;
+    environment.on_card_lost = [this](const absl::Status& why) {
+      EXPECT_TRUE(cards_lost_.TryPush(why));
+    };
     environment.open_model = open_model_;
     environment.open_next_hop = open_next_hop_;
     environment.show_progress = [](int64_t, int64_t) {};
@@ -60,6 +64,10 @@ class WorkerTest : public ::testing::Test {
     worker_ = std::make_unique<Worker>(std::move(environment));
     return *worker_;
   }
+
+  std::function<absl::StatusOr<std::unique_ptr<Backend>>(const ModelConfig&, int64_t)>
+      make_backend_ = [](const ModelConfig&, int64_t) { return MakeCpuBackend({}); };
+  BoundedQueue<absl::Status> cards_lost_{4};
 
   v1::WorkerOrder LoadOrder(uint64_t plan) const {
     v1::WorkerOrder order;
@@ -291,6 +299,30 @@ TEST_F(WorkerTest, DropReleasesWhoeverWaitsToBringAStep) {
   sender.join();
   EXPECT_THAT(refused.code(),
               ::testing::AnyOf(absl::StatusCode::kUnavailable, absl::StatusCode::kAborted));
+}
+
+TEST_F(WorkerTest, ACardThatFailsForGoodIsReportedAndTold) {
+  FakeCardMemory* memory = nullptr;
+  make_backend_ = [&](const ModelConfig&, int64_t) -> absl::StatusOr<std::unique_ptr<Backend>> {
+    auto card = std::make_unique<FakeCard>(*MakeCpuBackend({}));
+    memory = &card->memory();
+    return card;
+  };
+  LoadAndWait(7);
+  v1::Step step = MakeStep(7, 1);
+  v1::SequenceSlice& slice = *step.add_slices();
+  slice.set_sequence_id(1);
+  slice.add_token_ids(3);
+  slice.add_kv_blocks(0);
+  slice.set_output(v1::SLICE_OUTPUT_NONE);
+  memory->Lose();
+  ASSERT_TRUE(worker().Receive(step).ok());
+  const v1::WorkerReport report = NextReport();
+  ASSERT_TRUE(report.has_failure());
+  EXPECT_EQ(report.failure().code(), static_cast<int32_t>(absl::StatusCode::kInternal));
+  EXPECT_THAT(report.failure().message(), HasSubstr("the card is lost"));
+  EXPECT_THAT(report.failure().message(), HasSubstr("an illegal address was met"));
+  EXPECT_EQ(cards_lost_.Pop()->code(), absl::StatusCode::kInternal);
 }
 
 }  // namespace
