@@ -29,7 +29,8 @@ absl::StatusOr<std::shared_ptr<const ComputeDevice>> DeviceFlags::Open(
       OpenComputeDevice({.name = device, .memory_bytes = vram, .sharers = sharers, .cpu = cpu});
   if (!opened.ok()) {
     return Annotate(opened.status(),
-                    vram > 0 ? absl::StrCat("--vram ", FormatByteSize(vram)) : "--device");
+                    absl::StrCat("--device ", device,
+                                 vram > 0 ? absl::StrCat(", --vram ", FormatByteSize(vram)) : ""));
   }
   return *std::move(opened);
 }

@@ -12,26 +12,13 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "tests/support/fake_card.h"
 #include "tests/support/golden.h"
+#include "tests/worker/borrowed_source.h"
 #include "tests/worker/fake_hop.h"
 
 namespace caravan {
 namespace {
 
 using ::testing::HasSubstr;
-
-/// A checkpoint that the fixture owns, as a source of one load.
-class BorrowedSource : public TensorSource {
- public:
-  explicit BorrowedSource(const TensorSource& source) : source_(source) {}
-  const TensorInfo* Find(absl::string_view name) const override { return source_.Find(name); }
-  absl::Status ReadPart(absl::string_view name, int64_t offset,
-                        absl::Span<std::byte> out) const override {
-    return source_.ReadPart(name, offset, out);
-  }
-
- private:
-  const TensorSource& source_;
-};
 
 void WaitForStop(const std::stop_token& stop) {
   std::promise<void> stopped;
