@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "base/dtype.h"
@@ -85,6 +86,13 @@ struct RouterShape {
 /// See Backend::RoutedExperts.
 inline constexpr int32_t kNotHere = -1;
 
+/// Names operations that are asked for again and again (Backend::Repeat).
+struct RepeatKey {
+  int64_t part = 0;  // of the caller's work
+  int64_t num_rows = 0;
+  const void* x = nullptr;  // what they begin with
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -150,6 +158,18 @@ class Backend {
   virtual absl::Status RoutedExperts(ExpertBatches& experts, const float* x, int64_t num_rows,
                                      const int32_t* expert_ids, const float* weights, int64_t k,
                                      float* out) = 0;
+
+  /// Does what `ops` asks of this backend, whose errors it returns: perhaps without calling it,
+  /// where it was called before with an equal key. (A card would rather be told many operations at
+  /// once.) REQUIRES: calls of an equal key ask for the same operations, with the same arguments
+  /// but for `sequences`, of whatever content. They ask nothing of the memory but Clear, and of
+  /// sequences only these, or the same whose blocks all lie by one distance from these ones' (in
+  /// another layer of a cache).
+  virtual absl::Status Repeat(const RepeatKey& /*key*/,
+                              absl::Span<const SequenceRows> /*sequences*/,
+                              absl::FunctionRef<absl::Status()> ops) {
+    return ops();
+  }
 };
 
 }  // namespace caravan

@@ -72,20 +72,32 @@ LayerRunner::LayerRunner(const ModelConfig& config, Backend& backend, ExpertStor
 absl::Status LayerRunner::Run(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
                               const KvLayout& kv, int64_t num_rows, float* hidden,
                               const LayerWeights* next) {
+  CARAVAN_RETURN_IF_ERROR(Choose(weights, sequences, kv, num_rows, hidden));
+  CARAVAN_RETURN_IF_ERROR(FeedForward(weights, num_rows, hidden, next));
+  backend_.Add(scratch_.delta.floats(), num_rows * config_.hidden_size, hidden);
+  return absl::OkStatus();
+}
+
+absl::Status LayerRunner::Choose(const LayerWeights& weights,
+                                 absl::Span<const SequenceRows> sequences, const KvLayout& kv,
+                                 int64_t num_rows, float* hidden) {
   CARAVAN_CHECK(num_rows * config_.hidden_size <= scratch_.normed.num_floats());
   const float eps = static_cast<float>(config_.rms_norm_eps);
-  const int64_t count = num_rows * config_.hidden_size;
-
-  backend_.RmsNorm(hidden, num_rows, config_.hidden_size, weights.input_layernorm, eps,
-                   scratch_.normed.floats());
-  Attend(weights, sequences, kv, num_rows);
-  backend_.Add(scratch_.delta.floats(), count, hidden);
-
-  backend_.RmsNorm(hidden, num_rows, config_.hidden_size, weights.post_attention_layernorm, eps,
-                   scratch_.normed.floats());
-  CARAVAN_RETURN_IF_ERROR(FeedForward(weights, num_rows, hidden, next));
-  backend_.Add(scratch_.delta.floats(), count, hidden);
-  return absl::OkStatus();
+  float* const normed = scratch_.normed.floats();
+  return backend_.Repeat({weights.layer, num_rows, hidden}, sequences, [&] {
+    backend_.RmsNorm(hidden, num_rows, config_.hidden_size, weights.input_layernorm, eps, normed);
+    Attend(weights, sequences, kv, num_rows);
+    backend_.Add(scratch_.delta.floats(), num_rows * config_.hidden_size, hidden);
+    backend_.RmsNorm(hidden, num_rows, config_.hidden_size, weights.post_attention_layernorm, eps,
+                     normed);
+    if (weights.router.rows > 0) {
+      backend_.MatMul(weights.router, normed, num_rows, scratch_.router_logits.floats());
+      backend_.Route(config_.router, scratch_.router_logits.floats(),
+                     weights.e_score_correction_bias, num_rows, scratch_.expert_ids.as<int32_t>(),
+                     scratch_.expert_weights.floats());
+    }
+    return absl::OkStatus();
+  });
 }
 
 void LayerRunner::Attend(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
@@ -118,29 +130,23 @@ absl::Status LayerRunner::FeedForward(const LayerWeights& weights, int64_t num_r
   float* const delta = scratch_.delta.floats();
   const bool is_routed = weights.router.rows > 0;
   const int64_t num_choices = is_routed ? num_rows * config_.router.num_experts_per_tok : 0;
-  const bool shows_choices = experts_ != nullptr || routing_ != nullptr || memory.is_host();
   absl::Span<const int32_t> expert_ids;
   ExpertBatches* on_disk = nullptr;
-  if (is_routed) {
-    backend_.MatMul(weights.router, normed, num_rows, scratch_.router_logits.floats());
-    backend_.Route(config_.router, scratch_.router_logits.floats(), weights.e_score_correction_bias,
-                   num_rows, scratch_.expert_ids.as<int32_t>(), scratch_.expert_weights.floats());
-    if (shows_choices) {
-      CARAVAN_ASSIGN_OR_RETURN(expert_ids, OnHost(memory, scratch_.expert_ids.as<const int32_t>(),
-                                                  num_choices, host_ids_));
-      CARAVAN_ASSIGN_OR_RETURN(
-          const absl::Span<const float> expert_weights,
-          OnHost(memory, scratch_.expert_weights.as<const float>(), num_choices, host_weights_));
-      // First of all: they are read while the shared experts are computed.
-      if (on_card_ != nullptr) {
-        CARAVAN_RETURN_IF_ERROR(
-            on_card_->Begin(weights.layer, expert_ids, expert_weights, num_rows, normed));
-      } else if (experts_ != nullptr) {
-        on_disk = &experts_->Visit(weights.layer, expert_ids, expert_weights);
-      }
-      if (routing_ != nullptr) {
-        routing_->OnRouting(weights.layer, num_rows, expert_ids, expert_weights);
-      }
+  if (is_routed && shows_choices()) {
+    CARAVAN_ASSIGN_OR_RETURN(expert_ids, OnHost(memory, scratch_.expert_ids.as<const int32_t>(),
+                                                num_choices, host_ids_));
+    CARAVAN_ASSIGN_OR_RETURN(
+        const absl::Span<const float> expert_weights,
+        OnHost(memory, scratch_.expert_weights.as<const float>(), num_choices, host_weights_));
+    // First of all: they are read while the shared experts are computed.
+    if (on_card_ != nullptr) {
+      CARAVAN_RETURN_IF_ERROR(
+          on_card_->Begin(weights.layer, expert_ids, expert_weights, num_rows, normed));
+    } else if (experts_ != nullptr) {
+      on_disk = &experts_->Visit(weights.layer, expert_ids, expert_weights);
+    }
+    if (routing_ != nullptr) {
+      routing_->OnRouting(weights.layer, num_rows, expert_ids, expert_weights);
     }
   }
   if (weights.dense.gate.rows > 0) {
@@ -158,8 +164,8 @@ absl::Status LayerRunner::FeedForward(const LayerWeights& weights, int64_t num_r
   }
   if (on_disk != nullptr) return RunExperts(*on_disk, num_rows);
   // To ask a card which ones were chosen would be to wait for it.
-  ResidentExperts resident = shows_choices ? ResidentExperts(weights.experts, expert_ids)
-                                           : ResidentExperts(weights.experts);
+  ResidentExperts resident = shows_choices() ? ResidentExperts(weights.experts, expert_ids)
+                                             : ResidentExperts(weights.experts);
   return RunExperts(resident, num_rows);
 }
 

@@ -68,6 +68,17 @@ class LayerRunner {
                    const KvLayout& kv, int64_t num_rows, float* hidden,
                    const LayerWeights* next = nullptr);
 
+  /// Run's first part, up to what the router chooses: what there is to rehearse (Stage) where a
+  /// rehearsal's choices would be counted as use of experts.
+  absl::Status Choose(const LayerWeights& weights, absl::Span<const SequenceRows> sequences,
+                      const KvLayout& kv, int64_t num_rows, float* hidden);
+
+  /// Whether Run waits for what the router chooses: the host decides where experts are computed, or
+  /// is shown it.
+  bool shows_choices() const {
+    return experts_ != nullptr || routing_ != nullptr || backend_.memory().is_host();
+  }
+
  private:
   LayerRunner(const ModelConfig& config, Backend& backend, ExpertStore* experts,
               CardExperts* on_card, RoutingObserver* routing, LayerWorkspace scratch,

@@ -9,15 +9,20 @@
 #include "absl/strings/str_cat.h"
 #include "base/byte_size.h"
 #include "base/check.h"
+#include "base/clock.h"
+#include "base/int_math.h"
+#include "base/log.h"
 #include "base/status_macros.h"
 #include "kernels/kv_rows.h"
 #include "model/pack/pack_manifest.h"
 #include "model/step_memory.h"
-#include "worker/sequence_table.h"
 #include "worker/step_check.h"
 
 namespace caravan {
 namespace {
+
+// All layers of a stage, as a RepeatKey's part: others are the layers' own numbers.
+constexpr int64_t kAllLayers = -1;
 
 std::unique_ptr<HeatKeeper> MakeHeatKeeper(const Stage::Options& options,
                                            const TensorSource& source,
@@ -117,6 +122,9 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
                                           std::move(experts), std::move(card_experts),
                                           std::move(heat), std::move(kv_cache), options));
   CARAVAN_RETURN_IF_ERROR(stage->TakeMemory());
+  if (!stage->backend_->memory().is_host()) {
+    CARAVAN_RETURN_IF_ERROR(stage->Rehearse([&] { return progress(total, total); }));
+  }
   return stage;
 }
 
@@ -269,17 +277,77 @@ absl::Status Stage::TakeInput(const v1::Step& step) {
 absl::Status Stage::RunLayers(const v1::Step& step) {
   SequenceTable table;
   for (const v1::SequenceSlice& slice : step.slices()) table.Add(slice, slice.token_ids_size());
+  if (layer_runner_->shows_choices()) return RunEachLayer(table);
+  // Between layers there is nothing to decide.
+  return backend_->Repeat({kAllLayers, table.num_rows(), hidden_.data()},
+                          table.ForLayer(*kv_cache_, 0), [&] { return RunEachLayer(table); });
+}
+
+absl::Status Stage::RunEachLayer(SequenceTable& table) {
   kv_cache_->BeginStep(table.BlockUses(kv_cache_->block_tokens()));
   for (int layer = 0; layer < spec_.num_layers(); ++layer) {
     const LayerWeights* const weights = &weights_->layers[static_cast<size_t>(layer)];
     const bool is_last = layer + 1 == spec_.num_layers();
     CARAVAN_RETURN_IF_ERROR(kv_cache_->LoadLayer(layer, is_last ? -1 : layer + 1));
-    CARAVAN_RETURN_IF_ERROR(layer_runner_->Run(*weights, table.ForLayer(*kv_cache_, layer),
-                                               kv_cache_->layout(), table.num_rows(),
-                                               hidden_.floats(), is_last ? nullptr : weights + 1));
+    const absl::Span<const SequenceRows> sequences = table.ForLayer(*kv_cache_, layer);
+    if (is_rehearsal_ && layer_runner_->shows_choices()) {
+      CARAVAN_RETURN_IF_ERROR(layer_runner_->Choose(*weights, sequences, kv_cache_->layout(),
+                                                    table.num_rows(), hidden_.floats()));
+    } else {
+      CARAVAN_RETURN_IF_ERROR(layer_runner_->Run(*weights, sequences, kv_cache_->layout(),
+                                                 table.num_rows(), hidden_.floats(),
+                                                 is_last ? nullptr : weights + 1));
+    }
     CARAVAN_RETURN_IF_ERROR(kv_cache_->StoreLayer(layer));
   }
   return absl::OkStatus();
+}
+
+absl::Status Stage::Rehearse(absl::FunctionRef<bool()> go_on) {
+  // Each twice: the first time loads kernels, the second makes graphs (Backend::Repeat).
+  constexpr int kTimes = 2;
+  const int64_t most = options_.max_step_tokens;
+  const int64_t shapes[] = {1, 2, 4, 8, most};
+  is_rehearsal_ = true;
+  int run = 0;
+  for (const int64_t rows : shapes) {
+    for (int i = 0; i < kTimes; ++i) {
+      const absl::Duration start = SteadyClock().Now();
+      v1::Step step = MadeUpStep(std::min(rows, most), /*one_sequence=*/rows == most);
+      hidden_ = *slots_->Take();
+      const absl::Status status = Apply(step);
+      hidden_ = Array();
+      CARAVAN_RETURN_IF_ERROR(status);
+      LogInfo("dry_run", {{"run", ++run},
+                          {"of", kTimes * std::ssize(shapes)},
+                          {"tokens", CountRows(step)},
+                          {"ms", absl::ToDoubleMilliseconds(SteadyClock().Now() - start)}});
+      if (!go_on()) return absl::CancelledError("loading was stopped");
+    }
+  }
+  is_rehearsal_ = false;
+  return absl::OkStatus();
+}
+
+v1::Step Stage::MadeUpStep(int64_t num_rows, bool one_sequence) const {
+  v1::Step step;
+  const int64_t blocks = kv_cache_->num_blocks();
+  const int64_t tokens = one_sequence ? std::min(num_rows, blocks * kv_cache_->block_tokens()) : 1;
+  const int64_t sequences = one_sequence ? 1 : std::min(num_rows, blocks);
+  for (int64_t i = 0; i < sequences; ++i) {
+    v1::SequenceSlice& slice = *step.add_slices();
+    slice.set_sequence_id(static_cast<uint64_t>(i + 1));
+    for (int64_t token = 0; token < tokens; ++token) slice.add_token_ids(0);
+    for (int64_t j = 0; j < CeilDiv(tokens, kv_cache_->block_tokens()); ++j) {
+      slice.add_kv_blocks(static_cast<uint32_t>(i + j));
+    }
+    slice.set_output(spec_.has_head ? v1::SLICE_OUTPUT_SAMPLE : v1::SLICE_OUTPUT_NONE);
+    slice.set_draft(spec_.drafts && !layer_runner_->shows_choices());
+  }
+  if (!spec_.embeds) {
+    step.mutable_activations()->resize(static_cast<size_t>(HiddenBytes(sequences * tokens)));
+  }
+  return step;
 }
 
 int64_t Stage::HiddenBytes(int64_t num_rows) const {

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "caravan/v1/pipeline.pb.h"
@@ -30,6 +31,7 @@
 #include "worker/layer.h"
 #include "worker/mtp_drafter.h"
 #include "worker/output_head.h"
+#include "worker/sequence_table.h"
 #include "worker/stage_weights.h"
 
 namespace caravan {
@@ -139,6 +141,15 @@ class Stage {
   /// Fills hidden_ [num_rows, hidden_size] from the step.
   absl::Status TakeInput(const v1::Step& step);
   absl::Status RunLayers(const v1::Step& step);
+  absl::Status RunEachLayer(SequenceTable& table);
+
+  /// Ten steps of the usual shapes, of which nothing is kept: a card has then loaded what it
+  /// launches, and what is repeated is ready (Backend::Repeat). Where somebody is shown the
+  /// routers' choices they make none: experts that are not all in the card's memory were run when
+  /// their costs were measured. Errors: as steps'; Cancelled - go_on, asked after each, said so.
+  absl::Status Rehearse(absl::FunctionRef<bool()> go_on);
+  /// As many rows as the KV cache has room for, of one sequence or of one each.
+  v1::Step MadeUpStep(int64_t num_rows, bool one_sequence) const;
 
   const ModelConfig config_;
   const StageSpec spec_;
@@ -150,6 +161,7 @@ class Stage {
   const std::unique_ptr<HeatKeeper> heat_;  // null: nothing is kept
   const std::unique_ptr<KvCache> kv_cache_;
   bool card_is_lost_ = false;
+  bool is_rehearsal_ = false;
   std::unique_ptr<LayerRunner> layer_runner_;
   std::unique_ptr<OutputHead> head_;     // if the stage has the head
   std::unique_ptr<MtpDrafter> drafter_;  // if the stage drafts

@@ -157,7 +157,8 @@ absl::Status LaunchAttendF32(const CudaStream& stream, const AttentionBatch& bat
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
   const dim3 grid(batch.num_rows * CeilDiv(batch.shape.num_heads, int64_t{kHeads}),
                   batch.max_splits);
-  const KvGeometry geometry = {batch.kv.block_tokens, DTypeBytes(dtype, batch.shape.kv_width())};
+  const KvGeometry geometry = {batch.kv.block_tokens, DTypeBytes(dtype, batch.shape.kv_width()),
+                               batch.block_offset};
   kernel<<<grid, kThreads, shared_bytes, stream.get()>>>(batch, geometry);
   return LaunchStatus("AttendF32Kernel");
 }

@@ -367,7 +367,8 @@ absl::Status LaunchTile(const CudaStream& stream, const AttentionBatch& batch) {
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Tile::kSharedBytes));
   const dim3 grid(batch.num_rows * CeilDiv(batch.shape.num_heads, int64_t{Tile::kHeads}),
                   batch.max_splits);
-  const KvGeometry geometry = {batch.kv.block_tokens, DTypeBytes(batch.kv.dtype, kWidth)};
+  const KvGeometry geometry = {batch.kv.block_tokens, DTypeBytes(batch.kv.dtype, kWidth),
+                               batch.block_offset};
   return LaunchOverlapped(stream, "AttendMmaKernel", kernel, grid, kThreads, Tile::kSharedBytes,
                           batch, geometry);
 }

@@ -353,7 +353,8 @@ absl::Status LaunchAttendWgmma(const CudaStream& stream, const AttentionBatch& b
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
   const dim3 grid(batch.num_rows * CeilDiv(batch.shape.num_heads, int64_t{kHeads}),
                   batch.max_splits);
-  const KvGeometry geometry = {batch.kv.block_tokens, DTypeBytes(batch.kv.dtype, kWidth)};
+  const KvGeometry geometry = {batch.kv.block_tokens, DTypeBytes(batch.kv.dtype, kWidth),
+                               batch.block_offset};
   return LaunchOverlapped(stream, "AttendWgmmaKernel", kernel, grid, kThreads, kSharedBytes, batch,
                           geometry);
 }

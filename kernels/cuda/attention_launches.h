@@ -21,7 +21,8 @@ struct AttentionBatch {
   const RowPlace* places = nullptr;  // [num_rows]
   int64_t num_rows = 0;
   std::byte* const* blocks = nullptr;
-  int64_t max_splits = 0;  // of any row
+  int64_t block_offset = 0;  // as SequenceRowsView's
+  int64_t max_splits = 0;    // of any row
   bool tensor_cores = false;
 
   // [num_rows, num_heads, kv_width]: f32, or binary16 for tensor cores.

@@ -1,6 +1,7 @@
 #include "kernels/cuda/cuda_backend.h"
 
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -8,6 +9,7 @@
 #include "base/byte_size.h"
 #include "base/check.h"
 #include "base/status_macros.h"
+#include "kernels/cuda/cuda_graphs.h"
 #include "kernels/cuda/cuda_memory.h"
 #include "kernels/cuda/device_buffer.h"
 #include "kernels/cuda/expert_ffn.h"
@@ -33,7 +35,8 @@ class CudaBackendImpl : public CudaBackend {
         table_(std::move(table)),
         attention_(std::move(attention)),
         activations_(std::move(activations)),
-        ffn_(std::move(ffn)) {}
+        ffn_(std::move(ffn)),
+        graphs_(stream) {}
 
   std::string Name() const override { return stream_.device().Title(); }
 
@@ -85,7 +88,10 @@ class CudaBackendImpl : public CudaBackend {
                     absl::Span<const SequenceRows> sequences, const KvLayout& kv, const float* q,
                     float* out) override {
     WithRows(sequences, [&](const SequenceRowsView& rows) {
-      return attention_.Run(stream_, shape, kv_b, rows, table_.places(), kv, q, out);
+      const absl::Status queued =
+          attention_.Run(stream_, shape, kv_b, rows, table_.places(), kv, q, out);
+      is_repeatable_ = is_repeatable_ && attention_.is_one_batch();
+      return queued;
     });
   }
 
@@ -107,6 +113,28 @@ class CudaBackendImpl : public CudaBackend {
     return ffn_->RunExperts(experts, x, num_rows, expert_ids, weights, k, out);
   }
 
+  absl::Status Repeat(const RepeatKey& key, absl::Span<const SequenceRows> sequences,
+                      absl::FunctionRef<absl::Status()> ops) override {
+    if (is_repeating_) return ops();  // as a part of what is repeated
+    if (!IsReady()) return status_;
+    // Graphs know layers by how far they are from this one.
+    if (const absl::Status uploaded = table_.Upload(stream_, sequences).status(); !uploaded.ok()) {
+      Keep(uploaded);
+      return uploaded;
+    }
+    is_repeating_ = true;
+    const CudaGraphs::Key graph = {key.part, key.num_rows, reinterpret_cast<int64_t>(key.x),
+                                   MostAttentionSplits(table_.places())};
+    const absl::Status done = graphs_.Run(graph, [&]() -> absl::StatusOr<bool> {
+      is_repeatable_ = true;
+      CARAVAN_RETURN_IF_ERROR(ops());
+      CARAVAN_RETURN_IF_ERROR(status_);
+      return is_repeatable_;
+    });
+    is_repeating_ = false;
+    return done;
+  }
+
  private:
   void Keep(const absl::Status& status) {
     if (status_.ok()) status_ = status;
@@ -122,6 +150,11 @@ class CudaBackendImpl : public CudaBackend {
   template <typename Launch>
   void WithRows(absl::Span<const SequenceRows> sequences, const Launch& launch) {
     if (!IsReady()) return;
+    if (const std::optional<SequenceRowsView> rows = table_.Find(sequences)) {
+      Keep(launch(*rows));
+      return;
+    }
+    CARAVAN_CHECK(!is_repeating_);
     absl::StatusOr<SequenceRowsView> rows = table_.Upload(stream_, sequences);
     Keep(rows.ok() ? launch(*rows) : rows.status());
   }
@@ -135,6 +168,10 @@ class CudaBackendImpl : public CudaBackend {
   CudaMlaAttention attention_;
   DeviceBuffer activations_;  // of a product, quantized
   const std::unique_ptr<CudaExpertFfn> ffn_;
+  CudaGraphs graphs_;
+  bool is_repeating_ = false;
+  // Whether what is repeated launches the same for the same key.
+  bool is_repeatable_ = true;
 };
 
 /// budget_bytes: of memory().

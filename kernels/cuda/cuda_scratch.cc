@@ -39,7 +39,7 @@ int64_t CudaScratchBytes(const CudaBackendLimits& limits) {
          ActivationBytes(limits.ffn.max_rows, limits.max_cols) +
          limits.ffn.max_rows * static_cast<int64_t>(sizeof(RowPlace)) +
          limits.max_kv_blocks * static_cast<int64_t>(sizeof(std::byte*)) +
-         limits.attention_scratch_bytes;
+         limits.attention_scratch_bytes + kCudaGraphBytes;
 }
 
 }  // namespace caravan

@@ -10,16 +10,18 @@
 
 namespace caravan {
 
-/// Tokens of a block and bytes of a row.
+/// Tokens of a block and bytes of a row, and where in a block they begin.
 struct KvGeometry {
   int64_t block_tokens;
   int64_t row_bytes;
+  int64_t block_offset;  // SequenceRowsView
 };
 
 __device__ inline std::byte* KvRowAt(std::byte* const* blocks, const KvGeometry& kv,
                                      const RowPlace& place, int position) {
   const int tokens = static_cast<int>(kv.block_tokens);
-  return blocks[place.first_block + position / tokens] + position % tokens * kv.row_bytes;
+  return blocks[place.first_block + position / tokens] + kv.block_offset +
+         position % tokens * kv.row_bytes;
 }
 
 }  // namespace caravan

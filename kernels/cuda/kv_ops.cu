@@ -139,7 +139,8 @@ absl::Status LaunchWriteKv(const CudaStream& stream, const MlaShape& shape, cons
   const auto kernel = kv.dtype == DType::kF32   ? WriteKvKernel<DType::kF32>
                       : kv.dtype == DType::kF16 ? WriteKvKernel<DType::kF16>
                                                 : WriteKvKernel<DType::kQ8_0>;
-  const KvGeometry geometry = {kv.block_tokens, DTypeBytes(kv.dtype, shape.kv_width())};
+  const KvGeometry geometry = {kv.block_tokens, DTypeBytes(kv.dtype, shape.kv_width()),
+                               rows.block_offset};
   kernel<<<rows.num_rows, kRowThreads, shape.kv_width() * sizeof(float), stream.get()>>>(
       shape, rope.inv_freq.data(), rope.amplitude, norm_weight, eps, rows.places, rows.blocks,
       geometry, kv_a);

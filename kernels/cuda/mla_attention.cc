@@ -58,6 +58,12 @@ bool AttendsWithTensorCores(const MlaShape& shape, DType kv_dtype, int compute_c
          kv_dtype != DType::kF32;
 }
 
+int64_t MostAttentionSplits(absl::Span<const RowPlace> places) {
+  int64_t most = 0;
+  for (const RowPlace& place : places) most = std::max(most, SplitsOf(place));
+  return most;
+}
+
 absl::StatusOr<CudaMlaAttention> CudaMlaAttention::Create(const CudaDevice& device,
                                                           int64_t scratch_bytes) {
   CARAVAN_ASSIGN_OR_RETURN(DeviceBuffer scratch, DeviceBuffer::Create(device, scratch_bytes));
@@ -76,8 +82,10 @@ absl::Status CudaMlaAttention::Run(const CudaStream& stream, const MlaShape& sha
   batch.shape = shape;
   batch.kv = kv;
   batch.blocks = rows.blocks;
+  batch.block_offset = rows.block_offset;
   batch.tensor_cores =
       AttendsWithTensorCores(shape, kv.dtype, stream.device().compute_capability());
+  is_one_batch_ = true;
   for (int64_t first = 0; first < rows.num_rows; first += batch.num_rows) {
     batch.places = rows.places + first;
     batch.num_rows = 0;
@@ -91,6 +99,7 @@ absl::Status CudaMlaAttention::Run(const CudaStream& stream, const MlaShape& sha
       batch = longer;
     }
     CARAVAN_CHECK(batch.num_rows > 0);
+    is_one_batch_ = batch.num_rows == rows.num_rows;
     ScratchParts::Lay(scratch_.data(), batch);
     CARAVAN_RETURN_IF_ERROR(RunBatch(stream, batch, kv_b, q, out));
   }

@@ -41,6 +41,9 @@ inline constexpr int kMaxLatent = 512;
 /// Whether a cache of this format goes through tensor cores on such a card.
 bool AttendsWithTensorCores(const MlaShape& shape, DType kv_dtype, int compute_capability);
 
+/// Splits of the row that has the most.
+int64_t MostAttentionSplits(absl::Span<const RowPlace> places);
+
 class CudaMlaAttention {
  public:
   /// scratch_bytes: a row needs num_heads * (5 * kv_width + kv_lora_rank * splits) * 4 bytes at
@@ -56,10 +59,15 @@ class CudaMlaAttention {
                    const SequenceRowsView& rows, absl::Span<const RowPlace> places,
                    const KvLayout& kv, const float* q, float* out);
 
+  /// Whether the scratch had room for all rows of the last Run together. What that launched depends
+  /// then on nothing of `places` but MostAttentionSplits and the number of rows.
+  bool is_one_batch() const { return is_one_batch_; }
+
  private:
   explicit CudaMlaAttention(DeviceBuffer scratch) : scratch_(std::move(scratch)) {}
 
   DeviceBuffer scratch_;
+  bool is_one_batch_ = true;
 };
 
 }  // namespace caravan

@@ -38,8 +38,41 @@ absl::StatusOr<SequenceTable> SequenceTable::Create(const CudaDevice& device, in
   return table;
 }
 
+SequenceRowsView SequenceTable::ViewAt(int64_t block_offset) const {
+  return {device_places_.as<RowPlace>(), static_cast<int64_t>(places_.size()),
+          device_blocks_.as<std::byte*>(), block_offset};
+}
+
+std::optional<SequenceRowsView> SequenceTable::Find(
+    absl::Span<const SequenceRows> sequences) const {
+  size_t row = 0, block = 0;
+  std::optional<int64_t> offset;
+  for (const SequenceRows& sequence : sequences) {
+    if (sequence.num_rows > static_cast<int64_t>(places_.size() - row)) return std::nullopt;
+    for (int64_t i = 0; i < sequence.num_rows; ++i) {
+      const RowPlace& place = places_[row++];
+      if (place.row != sequence.first_row + i || place.position != sequence.first_position + i ||
+          place.first_block != static_cast<int64_t>(block)) {
+        return std::nullopt;
+      }
+    }
+    if (sequence.kv_blocks.size() > blocks_.size() - block) return std::nullopt;
+    for (std::byte* const at : sequence.kv_blocks) {
+      const int64_t distance = at - blocks_[block++];
+      if (offset.value_or(distance) != distance) return std::nullopt;
+      offset = distance;
+    }
+  }
+  if (row != places_.size() || block != blocks_.size()) return std::nullopt;
+  return ViewAt(offset.value_or(0));
+}
+
 absl::StatusOr<SequenceRowsView> SequenceTable::Upload(const CudaStream& stream,
                                                        absl::Span<const SequenceRows> sequences) {
+  if (const std::optional<SequenceRowsView> found = Find(sequences);
+      found.has_value() && found->block_offset == 0) {
+    return *found;
+  }
   places_.clear();
   blocks_.clear();
   for (const SequenceRows& sequence : sequences) {
@@ -56,8 +89,7 @@ absl::StatusOr<SequenceRowsView> SequenceTable::Upload(const CudaStream& stream,
   CARAVAN_CHECK(static_cast<int64_t>(blocks_.size()) <= max_kv_blocks_);
   CARAVAN_RETURN_IF_ERROR(QueueCopy(stream, places_, device_places_));
   CARAVAN_RETURN_IF_ERROR(QueueCopy(stream, blocks_, device_blocks_));
-  return SequenceRowsView{device_places_.as<RowPlace>(), static_cast<int64_t>(places_.size()),
-                          device_blocks_.as<std::byte*>()};
+  return ViewAt(0);
 }
 
 }  // namespace caravan
