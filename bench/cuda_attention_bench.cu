@@ -153,7 +153,7 @@ void Run(int ordinal) {
     batch.places = rows.places;
     batch.num_rows = rows.num_rows;
     batch.blocks = rows.blocks;
-    batch.max_splits = (c.positions + kAttentionSplit - 1) / kAttentionSplit;
+    batch.max_splits = AttentionSplits(c.positions - 1);
     batch.tensor_cores = AttendsWithTensorCores(shape, c.dtype, device.compute_capability());
     const DeviceBuffer queries = Buffer(*stream, batch.num_rows * 128 * 576 * 4);
     const DeviceBuffer scales = Buffer(*stream, batch.num_rows * 128 * 4);

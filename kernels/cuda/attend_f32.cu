@@ -55,9 +55,10 @@ __global__ void AttendF32Kernel(AttentionBatch batch, KvGeometry kv) {
   const int64_t row = blockIdx.x / head_tiles;
   const int first_head = static_cast<int>(blockIdx.x % head_tiles) * kHeads;
   const RowPlace place = batch.places[row];
-  const int first_position = static_cast<int>(blockIdx.y) * kAttentionSplit;
+  const int split = AttentionSplit(place.position);
+  const int first_position = static_cast<int>(blockIdx.y) * split;
   if (first_position > place.position) return;
-  const int positions = min(kAttentionSplit, place.position + 1 - first_position);
+  const int positions = min(split, place.position + 1 - first_position);
   float* const cached = shared;  // [kPositions, width]
   const int tid = static_cast<int>(threadIdx.x);
   const int lane = tid % 32;

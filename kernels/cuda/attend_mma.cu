@@ -133,9 +133,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int64_t batch_row = blockIdx.x / tiles_of_heads;
   const int first_head = static_cast<int>(blockIdx.x % tiles_of_heads) * kHeads;
   const RowPlace place = batch.places[batch_row];
-  const int first_position = static_cast<int>(blockIdx.y) * kAttentionSplit;
+  const int split = AttentionSplit(place.position);
+  const int first_position = static_cast<int>(blockIdx.y) * split;
   if (first_position > place.position) return;
-  const int positions = min(kAttentionSplit, place.position + 1 - first_position);
+  const int positions = min(split, place.position + 1 - first_position);
   const int num_tiles = (positions + kPositions - 1) / kPositions;
 
   const uint32_t base = SharedAddress(shared);

@@ -9,7 +9,7 @@
 namespace caravan {
 
 /// Threads of a block that reduces a row.
-inline constexpr int kRowThreads = 256;
+inline constexpr int kRowThreads = 1024;
 
 /// The same sum in every lane: a tree of five levels.
 __device__ inline float WarpSum(float value) {
@@ -24,11 +24,12 @@ __device__ inline float WarpMax(float value) {
   return value;
 }
 
-/// Sum of x[i]^2 over [0, n), the same in every thread: thread t adds terms t, t + 256, ..., then
+/// Sum of x[i]^2 over [0, n), the same in every thread: thread t adds terms t, t + 1024, ..., then
 /// trees over each warp and over the warps. partial: 32 floats of shared memory. All kRowThreads
 /// threads of the block call it.
 __device__ inline float BlockSumSquares(const float* x, int64_t n, float* partial) {
   float sum = 0;
+#pragma unroll 8
   for (int64_t i = threadIdx.x; i < n; i += kRowThreads) sum = fmaf(x[i], x[i], sum);
   sum = WarpSum(sum);
   if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;

@@ -98,8 +98,11 @@ struct CudaF8E4M3 {
 /// Reads each weight once for each T rows; 2 * 16 * cols operations a tile and row.
 template <class Format, int T>
 struct FloatProduct {
-  // Loads in flight: 64 bytes a lane.
-  static constexpr int kUnroll = T > 1 ? 2 : Format::kBytes == 1 ? 8 : 8 / Format::kBytes;
+  // Loads in flight: 128 bytes a lane where its registers have room.
+  static constexpr int kUnroll = T > 4                 ? 2
+                                 : T > 1               ? 4
+                                 : Format::kBytes == 1 ? 8
+                                                       : 16 / Format::kBytes;
 
   /// Adds up the 16 lanes that have the same eight rows: each is left with one row's sum.
   __device__ static float SumLanes(float (&sums)[8], int lane) {
@@ -184,9 +187,7 @@ struct FloatProduct {
 };
 
 template <class Format, int T>
-__global__ void __launch_bounds__(256, T == 8   ? 2
-                                       : T == 4 ? 3
-                                                : 4)
+__global__ void __launch_bounds__(32 * kMaxFloatWarps, T == 1 ? 2 : 1)
     FloatProductKernel(const __grid_constant__ ProductArgs args, int pass_rows) {
   extern __shared__ float sums[];
   ProductPass pass;

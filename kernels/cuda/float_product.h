@@ -10,6 +10,9 @@ namespace caravan {
 inline constexpr int kNumFloatWidths = 3;
 inline constexpr int kFloatWidthRows[kNumFloatWidths] = {1, 4, 8};
 
+/// Of a block.
+inline constexpr int kMaxFloatWarps = 16;
+
 /// Kernels of (ProductArgs, int rows of a pass) that take kFloatWidthRows rows at a time; null for
 /// other formats.
 struct FloatProductKernels {

@@ -4,10 +4,12 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "base/int_math.h"
 #include "kernels/cuda/block_sums.cuh"
-#include "kernels/cuda/cuda_error.h"
 #include "kernels/cuda/kv_address.cuh"
 #include "kernels/cuda/kv_ops.h"
+#include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/overlapped_launch.cuh"
 #include "kernels/cuda/q8_0_fit.cuh"
 #include "kernels/kv_rows.h"
 
@@ -15,6 +17,7 @@ namespace caravan {
 namespace {
 
 constexpr int kMaxPairs = 256;
+constexpr int kRotatedHeads = 16;
 
 /// Cosine and sine by which pair `i` turns at a position, times the amplitude. In double: in float,
 /// position 100,000 would be off by 0.004.
@@ -29,11 +32,13 @@ __device__ float2 Turned(float2 pair, float2 angle) {
 }
 
 // Pair i of every head's rope part *= amplitude exp(i position inv_freq[i]) (RoFormer,
-// arXiv:2104.09864, section 3.4.2). Grid [rows], block 256; shared memory: a cosine and a sine a
-// pair. Bytes: 8 rope num_heads a row; 6 FLOPs a pair.
+// arXiv:2104.09864, section 3.4.2). Grid [rows, heads / kRotatedHeads], block 256; shared memory: a
+// cosine and a sine a pair. Bytes: 8 rope num_heads a row; 6 FLOPs a pair.
 __global__ void RotateQueriesKernel(MlaShape shape, const float* inv_freq, float amplitude,
                                     const RowPlace* places, float* q) {
   __shared__ float2 angles[kMaxPairs];
+  LetNextBegin();
+  WaitForEarlier();
   const RowPlace place = places[blockIdx.x];
   const int pairs = static_cast<int>(shape.qk_rope_head_dim / 2);
   for (int i = threadIdx.x; i < pairs; i += blockDim.x) {
@@ -41,8 +46,11 @@ __global__ void RotateQueriesKernel(MlaShape shape, const float* inv_freq, float
   }
   __syncthreads();
   const int64_t head_dim = shape.qk_nope_head_dim + shape.qk_rope_head_dim;
-  float* const row = q + place.row * shape.num_heads * head_dim + shape.qk_nope_head_dim;
-  for (int64_t i = threadIdx.x; i < shape.num_heads * pairs; i += blockDim.x) {
+  const int64_t first_head = int64_t{blockIdx.y} * kRotatedHeads;
+  const int64_t heads = min(int64_t{kRotatedHeads}, shape.num_heads - first_head);
+  float* const row =
+      q + (place.row * shape.num_heads + first_head) * head_dim + shape.qk_nope_head_dim;
+  for (int64_t i = threadIdx.x; i < heads * pairs; i += blockDim.x) {
     float* const x = row + i / pairs * head_dim + i % pairs * 2;
     const float2 turned = Turned({x[0], x[1]}, angles[i % pairs]);
     x[0] = turned.x;
@@ -63,11 +71,14 @@ __device__ uint16_t SaturatedHalf(float value) {
 // [rows], block kRowThreads; shared memory: the row as floats. Bytes: 4 kv_width in, a cache row
 // out; FLOPs: 5 a value, and for Q8_0 80 more (its fit).
 template <DType kDType>
-__global__ void WriteKvKernel(MlaShape shape, const float* inv_freq, float amplitude,
-                              const float* norm_weight, float eps, const RowPlace* places,
-                              std::byte* const* blocks, KvGeometry kv, const float* kv_a) {
+__global__ void __launch_bounds__(kRowThreads)
+    WriteKvKernel(MlaShape shape, const float* inv_freq, float amplitude, const float* norm_weight,
+                  float eps, const RowPlace* places, std::byte* const* blocks, KvGeometry kv,
+                  const float* kv_a) {
   extern __shared__ float row[];
   __shared__ float partial[32];
+  LetNextBegin();
+  WaitForEarlier();
   const RowPlace place = places[blockIdx.x];
   const int latent = static_cast<int>(shape.kv_lora_rank);
   const int width = latent + static_cast<int>(shape.qk_rope_head_dim);
@@ -124,9 +135,9 @@ absl::Status LaunchRotateQueries(const CudaStream& stream, const MlaShape& shape
   CARAVAN_CHECK(2 * static_cast<int64_t>(rope.inv_freq.size()) == shape.qk_rope_head_dim);
   CARAVAN_CHECK(shape.qk_rope_head_dim <= 2 * kMaxPairs);
   if (rows.num_rows == 0) return absl::OkStatus();
-  RotateQueriesKernel<<<rows.num_rows, 256, 0, stream.get()>>>(shape, rope.inv_freq.data(),
-                                                               rope.amplitude, rows.places, q);
-  return LaunchStatus("RotateQueriesKernel");
+  const dim3 grid(rows.num_rows, CeilDiv<int64_t>(shape.num_heads, kRotatedHeads));
+  return LaunchOverlapped(stream, "RotateQueriesKernel", RotateQueriesKernel, grid, 256, 0, shape,
+                          rope.inv_freq.data(), rope.amplitude, rows.places, q);
 }
 
 absl::Status LaunchWriteKv(const CudaStream& stream, const MlaShape& shape, const RopeTable& rope,
@@ -141,10 +152,10 @@ absl::Status LaunchWriteKv(const CudaStream& stream, const MlaShape& shape, cons
                                                 : WriteKvKernel<DType::kQ8_0>;
   const KvGeometry geometry = {kv.block_tokens, DTypeBytes(kv.dtype, shape.kv_width()),
                                rows.block_offset};
-  kernel<<<rows.num_rows, kRowThreads, shape.kv_width() * sizeof(float), stream.get()>>>(
-      shape, rope.inv_freq.data(), rope.amplitude, norm_weight, eps, rows.places, rows.blocks,
-      geometry, kv_a);
-  return LaunchStatus("WriteKvKernel");
+  return LaunchOverlapped(stream, "WriteKvKernel", kernel, rows.num_rows, kRowThreads,
+                          shape.kv_width() * static_cast<int64_t>(sizeof(float)), shape,
+                          rope.inv_freq.data(), rope.amplitude, norm_weight, eps, rows.places,
+                          rows.blocks, geometry, kv_a);
 }
 
 }  // namespace caravan

@@ -12,8 +12,6 @@
 namespace caravan {
 namespace {
 
-int64_t SplitsOf(const RowPlace& place) { return place.position / kAttentionSplit + 1; }
-
 /// Hands out parts of the scratch, each aligned for vector loads.
 class ScratchParts {
  public:
@@ -60,7 +58,7 @@ bool AttendsWithTensorCores(const MlaShape& shape, DType kv_dtype, int compute_c
 
 int64_t MostAttentionSplits(absl::Span<const RowPlace> places) {
   int64_t most = 0;
-  for (const RowPlace& place : places) most = std::max(most, SplitsOf(place));
+  for (const RowPlace& place : places) most = std::max(most, AttentionSplits(place.position));
   return most;
 }
 
@@ -94,7 +92,8 @@ absl::Status CudaMlaAttention::Run(const CudaStream& stream, const MlaShape& sha
     while (first + batch.num_rows < rows.num_rows) {
       AttentionBatch longer = batch;
       ++longer.num_rows;
-      longer.max_splits = std::max(batch.max_splits, SplitsOf(places[first + batch.num_rows]));
+      longer.max_splits =
+          std::max(batch.max_splits, AttentionSplits(places[first + batch.num_rows].position));
       if (ScratchParts::Lay(nullptr, longer) > scratch_.bytes()) break;
       batch = longer;
     }

@@ -10,7 +10,7 @@
 //                    of the cache
 //   value_projection out = W_UV sum over the splits, each by what it counts for
 //
-// Splits of kAttentionSplit positions are counted from position 0 and combined in ascending order;
+// Splits of AttentionSplit positions are counted from position 0 and combined in ascending order;
 // within one, softmax is online over tiles. So a row's bits depend on its position and its cache
 // alone: not on the batch, nor on how the prompt was cut.
 //
@@ -32,9 +32,14 @@
 
 namespace caravan {
 
-/// Positions that one CTA goes through. More of them make fewer sums to combine (2 KiB a head),
-/// fewer keep more multiprocessors busy with one sequence.
-inline constexpr int kAttentionSplit = 1024;
+/// Positions that one CTA goes through for a row at `position`. More of them make fewer sums to
+/// combine (2 KiB a head), fewer keep more multiprocessors busy with a few sequences: of short ones
+/// there are few sums in any case.
+constexpr int AttentionSplit(int64_t position) { return position < 2048 ? 512 : 1024; }
+/// How many such a row has.
+constexpr int64_t AttentionSplits(int64_t position) {
+  return position / AttentionSplit(position) + 1;
+}
 /// The widest latent that the kernels' registers have room for.
 inline constexpr int kMaxLatent = 512;
 

@@ -81,6 +81,7 @@ struct ProductArgs {
 struct ProductKernel {
   const void* function = nullptr;
   int max_rows = 0;     // of a pass
+  int max_warps = 8;    // of a block
   int stored_rows = 0;  // that a unit's sums have room for
   int tiles_a_slot = 1;
   bool stages_activations = false;

@@ -15,7 +15,6 @@
 namespace caravan {
 namespace {
 
-constexpr int kMaxWarps = 8;
 /// What a block may ask for without being allowed to.
 constexpr int64_t kPlainSharedBytes = 48 << 10;
 
@@ -54,7 +53,7 @@ Shape ShapeFor(const ProductKernel& kernel, ProductArgs& args) {
   Shape shape;
   shape.groups = CeilDiv<int64_t>(tiles, args.slots / args.num_matrices * kernel.tiles_a_slot);
   // As few warps as finish as early as the most would.
-  shape.warps = args.whole ? args.slots : CeilDiv(units, CeilDiv(units, kMaxWarps));
+  shape.warps = args.whole ? args.slots : CeilDiv(units, CeilDiv(units, kernel.max_warps));
   args.slabs = CeilDiv(args.chunks, args.slab_chunks);
   args.slab_buffers = std::min(args.slab_buffers, args.slabs);
   const int64_t sums = args.slots * (args.whole ? 1 : args.chunks);
@@ -109,7 +108,7 @@ Shape ChooseShape(const CudaDevice& device, const ProductKernel& kernel, int64_t
     best = candidate;
   };
   if (kernel.max_rows > 1) {
-    for (int slots = kMaxWarps; slots >= least; slots /= 2) {
+    for (int slots = kernel.max_warps; slots >= least; slots /= 2) {
       for (int buffers = 2; buffers > 0; --buffers) consider(slots, true, 1, buffers);
     }
   }
@@ -209,13 +208,22 @@ absl::Status LaunchProduct(const CudaStream& stream, DType dtype, int width, int
   while (float_width + 1 < kNumFloatWidths && kFloatWidthRows[float_width] < pass_rows) {
     ++float_width;
   }
-  const int rows = kFloatWidthRows[float_width];
   if (args.passes == nullptr) {  // Then a pass is what the kernel takes at a time.
-    pass_rows = rows;
-    max_passes = CeilDiv<int64_t>(args.num_rows, rows);
+    // A small matrix's weights are read again from the card's cache rather than by few blocks.
+    const auto num_passes = [&] {
+      return CeilDiv<int64_t>(args.num_rows, kFloatWidthRows[float_width]);
+    };
+    while (float_width > 0 &&
+           num_passes() * args.num_tiles < stream.device().num_multiprocessors()) {
+      --float_width;
+    }
+    pass_rows = kFloatWidthRows[float_width];
+    max_passes = num_passes();
   }
+  const int rows = kFloatWidthRows[float_width];
   const ProductKernel kernel = {.function = FloatProductKernelsOf(dtype).widths[float_width],
                                 .max_rows = 1,
+                                .max_warps = kMaxFloatWarps,
                                 .stored_rows = rows};
   const Shape shape = ChooseShape(stream.device(), kernel, max_passes, args);
   void* arguments[] = {&args, &pass_rows};

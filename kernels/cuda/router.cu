@@ -2,7 +2,8 @@
 
 #include "base/check.h"
 #include "kernels/cuda/block_sums.cuh"
-#include "kernels/cuda/cuda_error.h"
+#include "kernels/cuda/overlap.cuh"
+#include "kernels/cuda/overlapped_launch.cuh"
 #include "kernels/cuda/router.h"
 
 namespace caravan {
@@ -72,6 +73,8 @@ __device__ void LimitGroups(const RouterShape& shape, int n, int lane, float* ke
 __global__ void RouteKernel(RouterShape shape, const float* logits, const float* bias,
                             int32_t* expert_ids, float* weights) {
   extern __shared__ float shared[];
+  LetNextBegin();
+  WaitForEarlier();
   const int lane = static_cast<int>(threadIdx.x);
   const int n = static_cast<int>(shape.n_routed_experts);
   const int k = static_cast<int>(shape.num_experts_per_tok);
@@ -140,9 +143,9 @@ absl::Status LaunchRoute(const CudaStream& stream, const RouterShape& shape, con
   CARAVAN_CHECK(shape.topk_group <= shape.n_group);
   if (num_rows == 0 || shape.num_experts_per_tok == 0) return absl::OkStatus();
   const int64_t floats = 2 * shape.n_routed_experts + shape.n_group + shape.num_experts_per_tok;
-  RouteKernel<<<num_rows, 32, floats * sizeof(float), stream.get()>>>(shape, logits, bias,
-                                                                      expert_ids, weights);
-  return LaunchStatus("RouteKernel");
+  return LaunchOverlapped(stream, "RouteKernel", RouteKernel, num_rows, 32,
+                          floats * static_cast<int64_t>(sizeof(float)), shape, logits, bias,
+                          expert_ids, weights);
 }
 
 }  // namespace caravan

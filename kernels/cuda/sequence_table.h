@@ -41,10 +41,9 @@ class SequenceTable {
                                               int64_t max_kv_blocks);
 
   /// Queues the copy, where these very rows and blocks are not there yet: no block is at an offset
-  /// then. `sequences` and what they point to lie in host memory (blocks in the device's) and may go
-  /// when this returns.
-  /// REQUIRES: no more rows and blocks than Create was told; positions below 2^31.
-  /// Errors: Internal.
+  /// then. `sequences` and what they point to lie in host memory (blocks in the device's) and may
+  /// go when this returns. REQUIRES: no more rows and blocks than Create was told; positions below
+  /// 2^31. Errors: Internal.
   absl::StatusOr<SequenceRowsView> Upload(const CudaStream& stream,
                                           absl::Span<const SequenceRows> sequences);
 

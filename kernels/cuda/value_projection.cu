@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads)
     return (first_row + r) * batch.max_splits * num_heads + head;
   };
   const auto splits_of = [&](int r) {
-    return batch.places[first_row + r].position / kAttentionSplit + 1;
+    return static_cast<int>(AttentionSplits(batch.places[first_row + r].position));
   };
   for (int r = warp; r < num_rows; r += kWarps) {
     const float2 found = MaximumAndTotal(batch, first_slot_of(r), splits_of(r));

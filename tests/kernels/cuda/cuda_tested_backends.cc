@@ -121,7 +121,7 @@ AttentionRounding AttentionRoundingOf(const MlaShape& shape, DType kv_dtype,
   const double n = static_cast<double>(num_positions);
   const bool halves =
       AttendsWithTensorCores(shape, kv_dtype, CudaDevice::Open(0)->compute_capability());
-  return {.corrections = n / 16 + n / kAttentionSplit + 5, .halves = halves};
+  return {.corrections = n / 16 + n / AttentionSplit(num_positions - 1) + 5, .halves = halves};
 }
 
 }  // namespace caravan
