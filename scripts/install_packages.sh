@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Usage: scripts/install_packages.sh USE...
-# Installs the packages of scripts/packages.txt for each USE (build, test) that are missing. Asks for
+# Installs the packages of scripts/packages.txt for each USE (build, package, test) that are missing. Asks for
 # nothing, and needs no root, when none is.
 set -euo pipefail
 cd "$(dirname "$0")/.."
