@@ -85,6 +85,10 @@ struct RouterShape {
 /// See Backend::RoutedExperts.
 inline constexpr int32_t kNotHere = -1;
 
+// kernels/logit_summary.h
+struct LogitQuestion;
+struct LogitSummary;
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -150,6 +154,11 @@ class Backend {
   virtual absl::Status RoutedExperts(ExpertBatches& experts, const float* x, int64_t num_rows,
                                      const int32_t* expert_ids, const float* weights, int64_t k,
                                      float* out) = 0;
+
+  /// summaries[t] = what questions[t] asks of logits[t]. logits [num_rows, vocab], vocab > 0;
+  /// questions, summaries [num_rows].
+  virtual void SummarizeLogits(const float* logits, int64_t num_rows, int64_t vocab,
+                               const LogitQuestion* questions, LogitSummary* summaries) = 0;
 };
 
 }  // namespace caravan
