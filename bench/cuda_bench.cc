@@ -1,5 +1,5 @@
-// The CUDA backend's products at DeepSeek-R1's shapes, beside the rate at which a plain kernel
-// reads the card's memory in the same run.
+// The CUDA backend's products and the end of its head at DeepSeek-R1's shapes, beside the rate at
+// which a plain kernel reads the card's memory in the same run.
 //
 // Each benchmark records some calls as a CUDA graph, one after another over weights that lie behind
 // each other in memory, so that none is in a cache when its turn comes, and times its replays:
@@ -7,12 +7,15 @@
 // bytes of weights that a call must read once, `share` is gb_per_s over that of ReadMemory,
 // `share_of_like` the time of plain reads of as many bytes in as many launches over this one's.
 // Products take activations that are already quantized; ExpertLayer includes all its launches.
+// Sample is what the host waits for a step's tokens when the logits are there: with all its copies,
+// and by the clock.
 //
 //   cuda_bench --benchmark_filter='Product/Q4_K.*/rows:1$'
 
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <numeric>
@@ -28,9 +31,11 @@
 #include "kernels/cuda/cuda_error.h"
 #include "kernels/cuda/device_buffer.h"
 #include "kernels/cuda/expert_ffn.h"
+#include "kernels/cuda/logit_summary.h"
 #include "kernels/cuda/matrix_product.h"
 #include "kernels/cuda/product_launch.h"
 #include "kernels/tiled/tile_layout.h"
+#include "model/sampler.h"
 
 namespace caravan {
 namespace {
@@ -288,6 +293,121 @@ void ExpertLayer(benchmark::State& state, DType dtype, int64_t num_rows) {
   state.counters["bound_us"] = 1e-3 * static_cast<double>(touched_bytes) / bench.read_gb_per_s;
 }
 
+constexpr int64_t kVocab = 129280;
+constexpr int64_t kLogitRows = 256;
+
+/// Rows of a few likely tokens above a long tail.
+const DeviceBuffer& Logits() {
+  static const DeviceBuffer& logits = *[] {
+    constexpr int64_t kDistinct = 16;
+    std::mt19937_64 rng(4);
+    std::normal_distribution<float> normal(0, 1.5f);
+    std::vector<float> some(kDistinct * kVocab);
+    for (float& logit : some) logit = normal(rng);
+    for (int64_t row = 0; row < kDistinct; ++row) {
+      for (int i = 0; i < 20; ++i) {
+        some[row * kVocab + static_cast<int64_t>(rng() % kVocab)] = 16 - static_cast<float>(i) / 2;
+      }
+    }
+    std::vector<float> all;
+    while (std::ssize(all) < kLogitRows * kVocab) all.insert(all.end(), some.begin(), some.end());
+    return new DeviceBuffer(Copied(*TheBench().stream, all));
+  }();
+  return logits;
+}
+
+v1::SamplingParams SamplingOf(bool is_plain) {
+  v1::SamplingParams params;
+  params.set_temperature(0.6f);
+  if (!is_plain) params.set_top_p(0.95f);
+  return params;
+}
+
+void Summarize(benchmark::State& state, LogitQuestion question, int64_t num_rows) {
+  const CudaStream& stream = *TheBench().stream;
+  const CudaLogitSummarizer summarizer =
+      MustBe(CudaLogitSummarizer::Create(stream, num_rows, kVocab));
+  const DeviceBuffer questions = Copied(stream, std::vector<LogitQuestion>(num_rows, question));
+  const DeviceBuffer summaries =
+      Buffer(stream, num_rows * static_cast<int64_t>(sizeof(LogitSummary)));
+  Time(state, 16, num_rows * kVocab * static_cast<int64_t>(sizeof(float)), 0, [&](int i) {
+    const int64_t row = i * num_rows % kLogitRows;
+    MustBe(summarizer.Run(stream, Logits().as<float>() + row * kVocab, num_rows, kVocab,
+                          questions.as<LogitQuestion>(), summaries.as<LogitSummary>()));
+  });
+}
+
+/// Tokens of so many rows, from their summaries or from all that was copied.
+void Sample(benchmark::State& state, bool from_summaries, bool is_plain, int64_t num_rows) {
+  const CudaStream& stream = *TheBench().stream;
+  const v1::SamplingParams params = SamplingOf(is_plain);
+  const CudaLogitSummarizer summarizer =
+      MustBe(CudaLogitSummarizer::Create(stream, num_rows, kVocab));
+  const auto question_bytes = num_rows * static_cast<int64_t>(sizeof(LogitQuestion));
+  const auto summary_bytes = num_rows * static_cast<int64_t>(sizeof(LogitSummary));
+  const auto logit_bytes = num_rows * kVocab * static_cast<int64_t>(sizeof(float));
+  const DeviceBuffer questions = Buffer(stream, question_bytes);
+  const DeviceBuffer summaries = Buffer(stream, summary_bytes);
+  std::vector<LogitQuestion> asked(num_rows);
+  std::vector<LogitSummary> told(num_rows);
+  std::vector<float> copied(num_rows * kVocab);
+  std::vector<double> seconds;
+  int64_t position = 0;
+  int open = 0;
+  for (auto _ : state) {
+    ++position;
+    const auto begin = std::chrono::steady_clock::now();
+    if (from_summaries) {
+      for (LogitQuestion& question : asked) question = QuestionFor(params, position);
+      MustBe(CopyToDevice(stream, asked.data(), question_bytes, questions.data()));
+      MustBe(summarizer.Run(stream, Logits().as<float>(), num_rows, kVocab,
+                            questions.as<LogitQuestion>(), summaries.as<LogitSummary>()));
+      MustBe(CopyToHost(stream, summaries.data(), summary_bytes, told.data()));
+      for (const LogitSummary& summary : told) {
+        if (!SampleToken(summary, params, {}, position).has_value()) ++open;
+      }
+    } else {
+      MustBe(CopyToHost(stream, Logits().data(), logit_bytes, copied.data()));
+      for (int64_t row = 0; row < num_rows; ++row) {
+        benchmark::DoNotOptimize(SampleToken(
+            absl::MakeConstSpan(copied).subspan(row * kVocab, kVocab), params, {}, position));
+      }
+    }
+    const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
+    seconds.push_back(took.count());
+    state.SetIterationTime(took.count());
+  }
+  state.counters["us"] = 1e6 * Median(seconds);
+  state.counters["open"] = open;
+}
+
+void RegisterHead() {
+  for (const int64_t num_rows : {1, 8, 16, 64, 256}) {
+    const auto add = [&](const std::string& name, const auto& run) {
+      benchmark::RegisterBenchmark(absl::StrCat(name, "/rows:", num_rows).c_str(), run)
+          ->UseManualTime()
+          ->MinTime(0.05);
+    };
+    add("Summarize/greedy",
+        [=](benchmark::State& state) { Summarize(state, LogitQuestion(), num_rows); });
+    add("Summarize/top_p", [=](benchmark::State& state) {
+      Summarize(state, QuestionFor(SamplingOf(/*is_plain=*/false), 7), num_rows);
+    });
+    add("Summarize/plain", [=](benchmark::State& state) {
+      Summarize(state, QuestionFor(SamplingOf(/*is_plain=*/true), 7), num_rows);
+    });
+    for (const bool is_plain : {false, true}) {
+      const std::string name = is_plain ? "/plain" : "/top_p";
+      add("Sample/summaries" + name, [=](benchmark::State& state) {
+        Sample(state, /*from_summaries=*/true, is_plain, num_rows);
+      });
+      add("Sample/copies" + name, [=](benchmark::State& state) {
+        Sample(state, /*from_summaries=*/false, is_plain, num_rows);
+      });
+    }
+  }
+}
+
 void Register() {
   struct Shape {
     int64_t rows, cols;
@@ -327,6 +447,7 @@ void Register() {
 
 int main(int argc, char** argv) {
   caravan::Register();
+  caravan::RegisterHead();
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::RunSpecifiedBenchmarks();

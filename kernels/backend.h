@@ -93,6 +93,10 @@ struct RepeatKey {
   const void* x = nullptr;  // what they begin with
 };
 
+// kernels/logit_summary.h
+struct LogitQuestion;
+struct LogitSummary;
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -170,6 +174,11 @@ class Backend {
                               absl::FunctionRef<absl::Status()> ops) {
     return ops();
   }
+
+  /// summaries[t] = what questions[t] asks of logits[t]. logits [num_rows, vocab], vocab > 0;
+  /// questions, summaries [num_rows].
+  virtual void SummarizeLogits(const float* logits, int64_t num_rows, int64_t vocab,
+                               const LogitQuestion* questions, LogitSummary* summaries) = 0;
 };
 
 }  // namespace caravan

@@ -59,4 +59,9 @@ absl::Status ForwardingBackend::RoutedExperts(ExpertBatches& experts, const floa
   return backend_->RoutedExperts(experts, x, num_rows, expert_ids, weights, k, out);
 }
 
+void ForwardingBackend::SummarizeLogits(const float* logits, int64_t num_rows, int64_t vocab,
+                                        const LogitQuestion* questions, LogitSummary* summaries) {
+  backend_->SummarizeLogits(logits, num_rows, vocab, questions, summaries);
+}
+
 }  // namespace caravan

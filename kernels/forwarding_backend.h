@@ -37,6 +37,8 @@ class ForwardingBackend : public Backend {
   absl::Status RoutedExperts(ExpertBatches& experts, const float* x, int64_t num_rows,
                              const int32_t* expert_ids, const float* weights, int64_t k,
                              float* out) override;
+  void SummarizeLogits(const float* logits, int64_t num_rows, int64_t vocab,
+                       const LogitQuestion* questions, LogitSummary* summaries) override;
 
  protected:
   Backend& backend() { return *backend_; }

@@ -6,6 +6,9 @@
 //
 // What is said of any logits: NaN counts as -inf, and where the largest is infinite, all that equal
 // it share the probability evenly. Equal logits rank by id, the lower first.
+//
+// Logits that lie in a card's memory need not be copied to be drawn from: most draws follow from a
+// summary of them (kernels/logit_summary.h), and then give the same token.
 
 #include <cstdint>
 #include <optional>
@@ -13,6 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/types/span.h"
 #include "caravan/v1/pipeline.pb.h"
+#include "kernels/logit_summary.h"
 #include "model/scored_token.h"
 
 namespace caravan {
@@ -45,6 +49,27 @@ ScoredToken ScoreToken(absl::Span<const float> logits, int32_t token_id, int num
 /// DrawToken's token with its score.
 ScoredToken SampleToken(absl::Span<const float> logits, const v1::SamplingParams& params,
                         const v1::SamplingHistory& history, int64_t position);
+
+/// What a summary is to be asked, for a draw from it.
+LogitQuestion QuestionFor(const v1::SamplingParams& params, int64_t position);
+
+/// The token that DrawToken gives for the logits that `summary` is of; nothing where the summary
+/// leaves it open: a nucleus of more tokens than it has, a draw so close to where two tokens meet
+/// that rounding decides, biases or penalties that may lift a token that it has not, or that make
+/// too much of a difference to what these weigh together.
+/// REQUIRES: as DrawToken; the summary is of QuestionFor(params, position).
+std::optional<int32_t> DrawToken(const LogitSummary& summary, const v1::SamplingParams& params,
+                                 const v1::SamplingHistory& history, int64_t position);
+
+/// As of all logits. Log-probabilities are the same to WeightSumError, which a float rarely shows.
+/// REQUIRES: `token_id` is that of the summary's question, or what DrawToken gives for it;
+/// 0 <= num_alternatives <= kMaxAlternatives.
+ScoredToken ScoreToken(const LogitSummary& summary, int32_t token_id, int num_alternatives);
+
+/// DrawToken's token, if any, with its score.
+std::optional<ScoredToken> SampleToken(const LogitSummary& summary,
+                                       const v1::SamplingParams& params,
+                                       const v1::SamplingHistory& history, int64_t position);
 
 }  // namespace caravan
 

@@ -4,6 +4,7 @@
 
 #include "base/int_math.h"
 #include "kernels/cpu/cpu_scratch.h"
+#include "kernels/logit_summary.h"
 
 namespace caravan {
 namespace {
@@ -78,6 +79,7 @@ StepMemory ComputeCardStepMemory(const ModelConfig& config, int64_t max_rows,
   memory.layers += kCardRoundingBytes + id_bytes + rope_bytes + CardExpertBytes(config, max_rows) +
                    CudaScratchBytes(CudaLimits(config, max_rows, kv_block_tokens));
   memory.drafting += id_bytes;
+  memory.head += kHeadRows * static_cast<int64_t>(sizeof(LogitQuestion) + sizeof(LogitSummary));
   // One of the slots is counted with the stage's buffers.
   memory.hops =
       (kHiddenSlots - 1) * max_rows * config.hidden_size * kFloatBytes + 2 * kNcclHopBytes;
@@ -99,6 +101,8 @@ CudaBackendLimits CudaLimits(const ModelConfig& config, int64_t max_rows, int64_
   limits.ffn.expert_inter = config.moe_intermediate_size;
   limits.ffn.dense_inter = DenseInter(config);
   limits.max_cols = MostColumns(config);
+  limits.max_logit_rows = kHeadRows;
+  limits.max_vocab = config.vocab_size;
   limits.max_kv_blocks = max_rows * CeilDiv(config.max_position_embeddings, kv_block_tokens);
   // One row at the last position, if no more.
   limits.attention_scratch_bytes = std::max(

@@ -25,7 +25,7 @@ class CudaCard : public ComputeDevice {
 
   absl::StatusOr<std::unique_ptr<Backend>> MakeBackend(const ModelConfig& config,
                                                        int64_t max_rows) const override {
-    CARAVAN_RETURN_IF_ERROR(CheckCudaSizes(config.Mla(), config.router));
+    CARAVAN_RETURN_IF_ERROR(CheckCudaSizes(config.Mla(), config.router, config.vocab_size));
     return CudaBackend::Open(device_, CudaLimits(config, max_rows, kKvBlockTokens), memory_bytes_);
   }
 

@@ -23,6 +23,12 @@ std::vector<int32_t> NextTokens(const v1::SequenceSlice& slice, const v1::SliceR
   return next;
 }
 
+/// The sampled tokens stand behind the rows that were kept; the draft comes after them.
+int64_t DraftPosition(const v1::SequenceSlice& slice, const v1::SliceResult& result) {
+  return int64_t{slice.first_position()} + slice.token_ids_size() - slice.num_draft_tokens() +
+         result.sampled_size();
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<MtpDrafter>> MtpDrafter::Create(const ModelConfig& config,
@@ -73,11 +79,17 @@ absl::Status MtpDrafter::Run(const float* hidden, KvCache& kv_cache, int kv_laye
   CARAVAN_RETURN_IF_ERROR(layer_runner_.Run(weights_.mtp->layer, table.ForLayer(kv_cache, kv_layer),
                                             kv_cache.layout(), table.num_rows(), hidden_.floats()));
   CARAVAN_RETURN_IF_ERROR(kv_cache.StoreLayer(kv_layer));
-  return head_.Project(hidden_.floats(), wanted, weights_.mtp->head_norm,
-                       [&](size_t i, absl::Span<const float> logits) {
-                         Answer(logits, step.slices(slice_of_wanted[i]),
-                                *step.mutable_results(slice_of_wanted[i]));
-                       });
+  return head_.Project(
+      hidden_.floats(), wanted, weights_.mtp->head_norm,
+      [&](size_t i) {
+        const v1::SequenceSlice& slice = step.slices(slice_of_wanted[i]);
+        return QuestionFor(slice.sampling(),
+                           DraftPosition(slice, step.results(slice_of_wanted[i])));
+      },
+      [&](size_t i, LogitRow& logits) {
+        return Answer(logits, step.slices(slice_of_wanted[i]),
+                      *step.mutable_results(slice_of_wanted[i]));
+      });
 }
 
 absl::Status MtpDrafter::TakeInput(const float* hidden, absl::Span<const int64_t> rows,
@@ -101,19 +113,18 @@ absl::Status MtpDrafter::TakeInput(const float* hidden, absl::Span<const int64_t
   return absl::OkStatus();
 }
 
-void MtpDrafter::Answer(absl::Span<const float> logits, const v1::SequenceSlice& slice,
-                        v1::SliceResult& result) {
+absl::Status MtpDrafter::Answer(LogitRow& logits, const v1::SequenceSlice& slice,
+                                v1::SliceResult& result) {
   if (slice.output() == v1::SLICE_OUTPUT_LOGITS) {
-    AppendLogits(logits, *result.mutable_mtp_logits());
-    return;
+    return AppendLogits(logits, *result.mutable_mtp_logits());
   }
-  // The sampled tokens stand behind the rows that were kept; the draft comes after them. It is
-  // drawn as the token itself will be, with the same random number: so they agree most of the time,
-  // where the likeliest token would only as often as it is drawn.
-  const int64_t position = int64_t{slice.first_position()} + slice.token_ids_size() -
-                           slice.num_draft_tokens() + result.sampled_size();
-  result.add_draft_token_ids(static_cast<uint32_t>(
-      DrawToken(logits, slice.sampling(), HistoryAfter(slice, result), position)));
+  // The draft is drawn as the token itself will be, with the same random number: so they agree most
+  // of the time, where the likeliest token would only as often as it is drawn.
+  CARAVAN_ASSIGN_OR_RETURN(
+      const int32_t draft,
+      logits.Draw(slice.sampling(), HistoryAfter(slice, result), DraftPosition(slice, result)));
+  result.add_draft_token_ids(static_cast<uint32_t>(draft));
+  return absl::OkStatus();
 }
 
 }  // namespace caravan

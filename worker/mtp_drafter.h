@@ -20,6 +20,7 @@
 #include "model/model_config.h"
 #include "worker/kv_cache.h"
 #include "worker/layer.h"
+#include "worker/logit_row.h"
 #include "worker/output_head.h"
 #include "worker/sequence_table.h"
 #include "worker/stage_weights.h"
@@ -57,8 +58,8 @@ class MtpDrafter {
   /// hnorm(final norm of hidden's rows)].
   absl::Status TakeInput(const float* hidden, absl::Span<const int64_t> rows,
                          absl::Span<const int32_t> next_ids);
-  static void Answer(absl::Span<const float> logits, const v1::SequenceSlice& slice,
-                     v1::SliceResult& result);
+  static absl::Status Answer(LogitRow& logits, const v1::SequenceSlice& slice,
+                             v1::SliceResult& result);
 
   const ModelConfig& config_;
   const StageWeights& weights_;

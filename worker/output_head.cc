@@ -19,6 +19,22 @@ bool WantsLogits(const v1::SequenceSlice& slice, int row) {
          (slice.output() == v1::SLICE_OUTPUT_SAMPLE && row >= FirstSampledRow(slice));
 }
 
+/// Of the token after the slice's row `row`.
+int64_t PositionAfter(const v1::SequenceSlice& slice, int row) {
+  return int64_t{slice.first_position()} + row + 1;
+}
+
+LogitQuestion QuestionOf(const v1::SequenceSlice& slice, int row) {
+  LogitQuestion question;
+  if (slice.output() == v1::SLICE_OUTPUT_SAMPLE && row >= FirstSampledRow(slice)) {
+    question = QuestionFor(slice.sampling(), PositionAfter(slice, row));
+  }
+  if (row < slice.scored_token_ids_size()) {
+    question.token_id = static_cast<int32_t>(slice.scored_token_ids(row));
+  }
+  return question;
+}
+
 /// Whether to sample after `row`: all drafts up to its token were accepted.
 bool IsSampled(const v1::SequenceSlice& slice, int row, const v1::SliceResult& so_far) {
   const int index = row - FirstSampledRow(slice);
@@ -31,11 +47,16 @@ bool IsSampled(const v1::SequenceSlice& slice, int row, const v1::SliceResult& s
 absl::StatusOr<std::unique_ptr<OutputHead>> OutputHead::Create(const ModelConfig& config,
                                                                const StageWeights& weights,
                                                                Backend& backend) {
+  Memory& memory = backend.memory();
   auto head = absl::WrapUnique(new OutputHead(config, weights, backend));
   CARAVAN_ASSIGN_OR_RETURN(head->normed_,
-                           AllocateValues<float>(backend.memory(), kHeadRows * config.hidden_size));
+                           AllocateValues<float>(memory, kHeadRows * config.hidden_size));
   CARAVAN_ASSIGN_OR_RETURN(head->logits_,
-                           AllocateValues<float>(backend.memory(), kHeadRows * config.vocab_size));
+                           AllocateValues<float>(memory, kHeadRows * config.vocab_size));
+  if (memory.is_host()) return head;
+  CARAVAN_ASSIGN_OR_RETURN(head->questions_, AllocateValues<LogitQuestion>(memory, kHeadRows));
+  CARAVAN_ASSIGN_OR_RETURN(head->summaries_, AllocateValues<LogitSummary>(memory, kHeadRows));
+  head->host_summaries_.resize(kHeadRows);
   return head;
 }
 
@@ -57,16 +78,18 @@ absl::Status OutputHead::Run(const float* hidden, v1::Step& step) {
     }
     first_row += slice.token_ids_size();
   }
-  return Project(hidden, rows, weights_.final_layernorm,
-                 [&](size_t i, absl::Span<const float> logits) {
-                   Answer(logits, step.slices(wanted[i].slice), wanted[i].row,
-                          *step.mutable_results(wanted[i].slice));
-                 });
+  return Project(
+      hidden, rows, weights_.final_layernorm,
+      [&](size_t i) { return QuestionOf(step.slices(wanted[i].slice), wanted[i].row); },
+      [&](size_t i, LogitRow& logits) {
+        return Answer(logits, step.slices(wanted[i].slice), wanted[i].row,
+                      *step.mutable_results(wanted[i].slice));
+      });
 }
 
 absl::Status OutputHead::Project(const float* hidden, absl::Span<const int64_t> rows,
-                                 const float* norm, TakeLogits take) {
-  const size_t vocab_size = static_cast<size_t>(config_.vocab_size);
+                                 const float* norm, AskOfRow ask, TakeRow take) {
+  Memory& memory = backend_.memory();
   for (size_t begin = 0; begin < rows.size(); begin += static_cast<size_t>(kHeadRows)) {
     const auto batch = rows.subspan(begin, kHeadRows);
     for (size_t i = 0; i < batch.size(); ++i) {
@@ -76,33 +99,52 @@ absl::Status OutputHead::Project(const float* hidden, absl::Span<const int64_t> 
     }
     const auto num_rows = static_cast<int64_t>(batch.size());
     backend_.MatMul(weights_.lm_head, normed_.floats(), num_rows, logits_.floats());
-    CARAVAN_ASSIGN_OR_RETURN(const absl::Span<const float> logits,
-                             OnHost(backend_.memory(), logits_.as<const float>(),
-                                    num_rows * config_.vocab_size, host_logits_));
+    if (!memory.is_host()) CARAVAN_RETURN_IF_ERROR(Summarize(begin, num_rows, ask));
     for (size_t i = 0; i < batch.size(); ++i) {
-      take(begin + i, logits.subspan(i * vocab_size, vocab_size));
+      LogitRow logits(memory, logits_.floats() + static_cast<int64_t>(i) * config_.vocab_size,
+                      config_.vocab_size, memory.is_host() ? nullptr : &host_summaries_[i],
+                      host_logits_);
+      CARAVAN_RETURN_IF_ERROR(take(begin + i, logits));
     }
   }
   return absl::OkStatus();
 }
 
-void OutputHead::Answer(absl::Span<const float> logits, const v1::SequenceSlice& slice, int row,
-                        v1::SliceResult& result) {
-  if (slice.output() == v1::SLICE_OUTPUT_LOGITS) AppendLogits(logits, *result.mutable_logits());
-  if (row < slice.scored_token_ids_size()) {
-    *result.add_scored() =
-        ToProto(ScoreToken(logits, static_cast<int32_t>(slice.scored_token_ids(row)),
-                           static_cast<int>(slice.sampling().num_alternatives())));
-  }
-  if (IsSampled(slice, row, result)) {
-    const int64_t position = int64_t{slice.first_position()} + row + 1;
-    *result.add_sampled() =
-        ToProto(SampleToken(logits, slice.sampling(), HistoryAfter(slice, result), position));
-  }
+absl::Status OutputHead::Summarize(size_t begin, int64_t num_rows, AskOfRow ask) {
+  std::vector<LogitQuestion> questions;
+  for (size_t i = 0; i < static_cast<size_t>(num_rows); ++i) questions.push_back(ask(begin + i));
+  CARAVAN_ASSIGN_OR_RETURN(const absl::Span<const LogitQuestion> placed,
+                           InMemory(backend_.memory(), absl::MakeConstSpan(questions), questions_));
+  backend_.SummarizeLogits(logits_.floats(), num_rows, config_.vocab_size, placed.data(),
+                           summaries_.as<LogitSummary>());
+  return OnHost(backend_.memory(), summaries_.as<const LogitSummary>(), num_rows, host_summaries_)
+      .status();
 }
 
-void AppendLogits(absl::Span<const float> logits, std::string& bytes) {
-  bytes.append(reinterpret_cast<const char*>(logits.data()), logits.size() * sizeof(float));
+absl::Status OutputHead::Answer(LogitRow& logits, const v1::SequenceSlice& slice, int row,
+                                v1::SliceResult& result) {
+  if (slice.output() == v1::SLICE_OUTPUT_LOGITS) {
+    CARAVAN_RETURN_IF_ERROR(AppendLogits(logits, *result.mutable_logits()));
+  }
+  if (row < slice.scored_token_ids_size()) {
+    CARAVAN_ASSIGN_OR_RETURN(const ScoredToken scored,
+                             logits.Score(static_cast<int32_t>(slice.scored_token_ids(row)),
+                                          static_cast<int>(slice.sampling().num_alternatives())));
+    *result.add_scored() = ToProto(scored);
+  }
+  if (IsSampled(slice, row, result)) {
+    CARAVAN_ASSIGN_OR_RETURN(
+        const ScoredToken sampled,
+        logits.Sample(slice.sampling(), HistoryAfter(slice, result), PositionAfter(slice, row)));
+    *result.add_sampled() = ToProto(sampled);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status AppendLogits(LogitRow& logits, std::string& bytes) {
+  CARAVAN_ASSIGN_OR_RETURN(const absl::Span<const float> all, logits.All());
+  bytes.append(reinterpret_cast<const char*>(all.data()), all.size() * sizeof(float));
+  return absl::OkStatus();
 }
 
 v1::SamplingHistory HistoryAfter(const v1::SequenceSlice& slice, const v1::SliceResult& result) {

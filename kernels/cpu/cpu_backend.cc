@@ -16,6 +16,7 @@
 #include "kernels/cpu/tile_product.h"
 #include "kernels/cpu/weight_tile.h"
 #include "kernels/kv_rows.h"
+#include "kernels/logit_summary.h"
 #include "kernels/tiled/tile_layout.h"
 
 namespace caravan {
@@ -135,6 +136,15 @@ class CpuBackend : public Backend {
                              const int32_t* expert_ids, const float* weights, int64_t k,
                              float* out) override {
     return ffn_.RunExperts(experts, x, num_rows, expert_ids, weights, k, out);
+  }
+
+  // Whoever has the logits in the host's memory reads them there, so this need not be quick.
+  void SummarizeLogits(const float* logits, int64_t num_rows, int64_t vocab,
+                       const LogitQuestion* questions, LogitSummary* summaries) override {
+    for (int64_t t = 0; t < num_rows; ++t) {
+      summaries[t] =
+          SummarizeLogitRow(absl::MakeConstSpan(logits + t * vocab, vocab), questions[t]);
+    }
   }
 
  private:

@@ -15,6 +15,7 @@
 #include "kernels/cuda/expert_ffn.h"
 #include "kernels/cuda/expert_routing.h"
 #include "kernels/cuda/kv_ops.h"
+#include "kernels/cuda/logit_summary.h"
 #include "kernels/cuda/matrix_product.h"
 #include "kernels/cuda/mla_attention.h"
 #include "kernels/cuda/router.h"
@@ -28,13 +29,14 @@ class CudaBackendImpl : public CudaBackend {
  public:
   CudaBackendImpl(const CudaStream& stream, const CudaBackendLimits& limits, int64_t budget_bytes,
                   SequenceTable table, CudaMlaAttention attention, DeviceBuffer activations,
-                  std::unique_ptr<CudaExpertFfn> ffn)
+                  CudaLogitSummarizer summarizer, std::unique_ptr<CudaExpertFfn> ffn)
       : stream_(stream),
         limits_(limits),
         memory_(stream, budget_bytes, [this] { return status_; }),
         table_(std::move(table)),
         attention_(std::move(attention)),
         activations_(std::move(activations)),
+        summarizer_(std::move(summarizer)),
         ffn_(std::move(ffn)),
         graphs_(stream) {}
 
@@ -135,6 +137,12 @@ class CudaBackendImpl : public CudaBackend {
     return done;
   }
 
+  void SummarizeLogits(const float* logits, int64_t num_rows, int64_t vocab,
+                       const LogitQuestion* questions, LogitSummary* summaries) override {
+    if (!IsReady()) return;
+    Keep(summarizer_.Run(stream_, logits, num_rows, vocab, questions, summaries));
+  }
+
  private:
   void Keep(const absl::Status& status) {
     if (status_.ok()) status_ = status;
@@ -167,6 +175,7 @@ class CudaBackendImpl : public CudaBackend {
   SequenceTable table_;
   CudaMlaAttention attention_;
   DeviceBuffer activations_;  // of a product, quantized
+  CudaLogitSummarizer summarizer_;
   const std::unique_ptr<CudaExpertFfn> ffn_;
   CudaGraphs graphs_;
   bool is_repeating_ = false;
@@ -186,16 +195,19 @@ absl::StatusOr<std::unique_ptr<CudaBackendImpl>> Make(const CudaStream& stream,
   CARAVAN_ASSIGN_OR_RETURN(
       DeviceBuffer activations,
       DeviceBuffer::Create(device, ActivationBytes(limits.ffn.max_rows, limits.max_cols)));
+  CARAVAN_ASSIGN_OR_RETURN(
+      CudaLogitSummarizer summarizer,
+      CudaLogitSummarizer::Create(stream, limits.max_logit_rows, limits.max_vocab));
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<CudaExpertFfn> ffn,
                            CudaExpertFfn::Create(stream, limits.ffn));
   return std::make_unique<CudaBackendImpl>(stream, limits, budget_bytes, std::move(table),
                                            std::move(attention), std::move(activations),
-                                           std::move(ffn));
+                                           std::move(summarizer), std::move(ffn));
 }
 
 }  // namespace
 
-absl::Status CheckCudaSizes(const MlaShape& mla, const RouterShape& router) {
+absl::Status CheckCudaSizes(const MlaShape& mla, const RouterShape& router, int64_t vocab_size) {
   // What lies in registers and shared memory; the kernels check it too.
   struct Size {
     absl::string_view name;
@@ -207,7 +219,8 @@ absl::Status CheckCudaSizes(const MlaShape& mla, const RouterShape& router) {
         Size{"qk_rope_head_dim", mla.qk_rope_head_dim, 128},
         Size{"qk_nope_head_dim", mla.qk_nope_head_dim, 256},
         Size{"n_routed_experts", router.n_routed_experts, 2048},
-        Size{"num_experts_per_tok", router.num_experts_per_tok, kMaxChosenExperts}}) {
+        Size{"num_experts_per_tok", router.num_experts_per_tok, kMaxChosenExperts},
+        Size{"vocab_size", vocab_size, int64_t{kMaxLogitChunks} * kLogitChunk}}) {
     if (size.value <= size.most) continue;
     return absl::InvalidArgumentError(absl::StrCat("the CUDA backend takes models of ", size.name,
                                                    " up to ", size.most, ", not ", size.value));

@@ -32,7 +32,7 @@ namespace caravan {
 
 /// Whether the kernels have room for a model of these sizes.
 /// Errors: InvalidArgument - names the size, and the largest that they have room for.
-absl::Status CheckCudaSizes(const MlaShape& mla, const RouterShape& router);
+absl::Status CheckCudaSizes(const MlaShape& mla, const RouterShape& router, int64_t vocab_size);
 
 class CudaBackend : public Backend {
  public:

@@ -4,6 +4,7 @@
 
 #include "kernels/cuda/activations.h"
 #include "kernels/cuda/expert_routing.h"
+#include "kernels/cuda/logit_summary.h"
 #include "kernels/cuda/mla_attention.h"
 #include "kernels/cuda/sequence_table.h"
 #include "kernels/expert_batches.h"
@@ -41,6 +42,7 @@ int64_t CudaScratchBytes(const CudaBackendLimits& limits) {
          ActivationBytes(limits.ffn.max_rows, limits.max_cols) +
          limits.ffn.max_rows * static_cast<int64_t>(sizeof(RowPlace)) +
          limits.max_kv_blocks * static_cast<int64_t>(sizeof(std::byte*)) +
+         LogitScratchBytes(limits.max_logit_rows, limits.max_vocab) +
          limits.attention_scratch_bytes + kCudaGraphBytes;
 }
 

@@ -20,9 +20,11 @@ struct CudaFfnLimits {
 
 /// What the scratch has room for. REQUIRES of every call: no more than that.
 struct CudaBackendLimits {
-  CudaFfnLimits ffn;          // its max_rows are those of every operation
-  int64_t max_cols = 0;       // of any matrix that MatMul takes
-  int64_t max_kv_blocks = 0;  // of all sequences of a call
+  CudaFfnLimits ffn;           // its max_rows are those of every operation
+  int64_t max_cols = 0;        // of any matrix that MatMul takes
+  int64_t max_kv_blocks = 0;   // of all sequences of a call
+  int64_t max_logit_rows = 0;  // of SummarizeLogits
+  int64_t max_vocab = 0;
   int64_t attention_scratch_bytes = int64_t{256} << 20;  // see CudaMlaAttention::Create
 };
 

@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "base/status_macros.h"
 #include "kernels/kv_rows.h"
+#include "kernels/logit_summary.h"
 #include "kernels/quant/dequantize.h"
 #include "kernels/reference/reference_router.h"
 #include "kernels/tiled/tile_layout.h"
@@ -202,6 +203,14 @@ class ReferenceBackend : public Backend {
       for (size_t c = 0; c < sum.size(); ++c) row[c] = static_cast<float>(row[c] + sum[c]);
     }
     return absl::OkStatus();
+  }
+
+  void SummarizeLogits(const float* logits, int64_t num_rows, int64_t vocab,
+                       const LogitQuestion* questions, LogitSummary* summaries) override {
+    for (int64_t t = 0; t < num_rows; ++t) {
+      summaries[t] =
+          SummarizeLogitRow(absl::MakeConstSpan(logits + t * vocab, vocab), questions[t]);
+    }
   }
 
  private:

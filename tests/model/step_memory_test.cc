@@ -34,7 +34,8 @@ TEST(StepMemoryTest, CountsR1OnACard) {
   const StepMemory cpu = ComputeStepMemory(config, 512);
   // Steps wait in the host's memory; ids that are embedded are copied to the card.
   EXPECT_EQ(memory.activations, 0);
-  EXPECT_EQ(memory.head, cpu.head);
+  // Summaries of 16 rows of logits, and what is asked of them.
+  EXPECT_EQ(memory.head, cpu.head + 16 * (1072 + 16));
   EXPECT_EQ(memory.drafting, cpu.drafting + 512 * 4);
   const CudaBackendLimits limits = CudaLimits(config, 512, 64);
   EXPECT_EQ(limits.max_cols, 16384);

@@ -45,6 +45,7 @@ class FakeCardMemory : public Memory {
   absl::Status CopyOut(const void* from, int64_t bytes, void* host) override {
     if (is_lost_) return absl::InternalError("an illegal address was met");
     CARAVAN_CHECK(bytes == 0 || (Has(from, bytes) && !Has(host, 1)));
+    copied_out_bytes_ += bytes;
     if (bytes > 0) std::memcpy(host, from, static_cast<size_t>(bytes));
     return absl::OkStatus();
   }
@@ -63,6 +64,8 @@ class FakeCardMemory : public Memory {
   }
 
   int64_t taken_bytes() const { return taken_bytes_; }
+  /// So far.
+  int64_t copied_out_bytes() const { return copied_out_bytes_; }
   /// Nothing comes back from now on. Any thread.
   void Lose() { is_lost_ = true; }
 
@@ -123,6 +126,7 @@ class FakeCardMemory : public Memory {
   const int64_t budget_bytes_;
   std::atomic<bool> is_lost_ = false;
   int64_t taken_bytes_ = 0;  // by arrays that are gone too
+  int64_t copied_out_bytes_ = 0;
   const std::shared_ptr<Arrays> arrays_ = std::make_shared<Arrays>();
 };
 

@@ -119,6 +119,58 @@ TEST_F(CardStageTest, ExpertsBeyondTheCardAddTheSame) {
   }
 }
 
+TEST_F(CardStageTest, OnlySummariesOfLogitsComeBackForWhatTheyDecide) {
+  const auto host = MustCreate(*MakeCpuBackend({}), Options());
+  auto backend = std::make_unique<FakeCard>(*MakeCpuBackend({}));
+  FakeCardMemory& memory = backend->memory();
+  const auto card = MustCreate(std::move(backend), Options());
+  constexpr auto kSummary = static_cast<int64_t>(sizeof(LogitSummary));
+  constexpr int64_t kRow = PackedToy::kVocab * static_cast<int64_t>(sizeof(float));
+  /// Expects the host's results, and how many bytes came back.
+  const auto expect = [&](const v1::Step& step, int64_t bytes) {
+    const int64_t before = memory.copied_out_bytes();
+    const v1::Step on_card = card->Run(step);
+    EXPECT_FALSE(on_card.has_error()) << on_card.error().message();
+    EXPECT_EQ(memory.copied_out_bytes() - before, bytes);
+    EXPECT_EQ(on_card.DebugString(), host->Run(step).DebugString());
+  };
+
+  v1::Step step = MakeToyStep(0, 20, {0});
+  v1::SequenceSlice& slice = *step.mutable_slices(0);
+  slice.clear_next_token_id();
+  slice.set_output(v1::SLICE_OUTPUT_SAMPLE);
+  // The token, and the draft after it.
+  v1::SamplingParams& sampling = *slice.mutable_sampling();
+  expect(step, 2 * kSummary);
+  sampling.set_num_alternatives(20);
+  sampling.set_seed(4);
+  for (const float temperature : {0.1f, 0.7f, 1.0f, 2.5f}) {
+    sampling.set_temperature(temperature);
+    expect(step, 2 * kSummary);
+  }
+  sampling.set_top_k(40);
+  sampling.set_top_p(0.9f);
+  expect(step, 2 * kSummary);
+  slice.add_scored_token_ids(5);
+  slice.add_scored_token_ids(511);
+  expect(step, 4 * kSummary);
+  slice.clear_scored_token_ids();
+  // Two drafts: a row each, and the draft's own.
+  slice.set_num_draft_tokens(2);
+  expect(step, 4 * kSummary);
+  slice.set_num_draft_tokens(0);
+  // Of the random model's even logits, a nucleus is no short list; nor are the 200 likeliest.
+  sampling.clear_top_k();
+  expect(step, 2 * (kSummary + kRow));
+  sampling.clear_top_p();
+  sampling.set_top_k(200);
+  expect(step, 2 * (kSummary + kRow));
+  // More rows than the head takes at once.
+  slice.set_output(v1::SLICE_OUTPUT_LOGITS);
+  slice.set_draft(false);
+  expect(step, 20 * (kSummary + kRow));
+}
+
 TEST_F(CardStageTest, TakesNoMoreOfTheCardThanPlansCount) {
   // But for the scratch of CUDA's backend and the rounding of its driver, which this one has not,
   // and what only a stage takes whose experts are not all there.

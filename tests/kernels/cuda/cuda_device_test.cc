@@ -41,13 +41,15 @@ TEST(CudaSizesTest, AModelThatTheKernelsHaveNoRoomForIsRefusedByName) {
                        .kv_lora_rank = 512,
                        .softmax_scale = 1};
   const RouterShape router = {.n_routed_experts = 256, .num_experts_per_tok = 8};
-  EXPECT_TRUE(CheckCudaSizes(r1, router).ok());
+  EXPECT_TRUE(CheckCudaSizes(r1, router, 129280).ok());
   MlaShape wide = r1;
   wide.kv_lora_rank = 1024;
-  EXPECT_EQ(CheckCudaSizes(wide, router).message(),
+  EXPECT_EQ(CheckCudaSizes(wide, router, 129280).message(),
             "the CUDA backend takes models of kv_lora_rank up to 512, not 1024");
   const RouterShape many = {.n_routed_experts = 4096, .num_experts_per_tok = 8};
-  EXPECT_THAT(std::string(CheckCudaSizes(r1, many).message()), HasSubstr("n_routed_experts"));
+  EXPECT_THAT(std::string(CheckCudaSizes(r1, many, 129280).message()),
+              HasSubstr("n_routed_experts"));
+  EXPECT_THAT(std::string(CheckCudaSizes(r1, router, 2000000).message()), HasSubstr("vocab_size"));
 }
 
 TEST_F(CudaDeviceTest, BytesComeBackAsTheyWent) {

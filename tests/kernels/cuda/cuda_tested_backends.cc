@@ -21,6 +21,8 @@ constexpr CudaBackendLimits kLimits = {
             .dense_inter = 1024},
     .max_cols = 7168,
     .max_kv_blocks = 1024,
+    .max_logit_rows = 64,
+    .max_vocab = 300000,
     .attention_scratch_bytes = int64_t{64} << 20,
 };
 constexpr int64_t kArenaBytes = int64_t{1} << 30;
@@ -80,6 +82,10 @@ class Borrowed : public Backend {
                              const int32_t* expert_ids, const float* weights, int64_t k,
                              float* out) override {
     return SharedBackend().RoutedExperts(experts, x, num_rows, expert_ids, weights, k, out);
+  }
+  void SummarizeLogits(const float* logits, int64_t num_rows, int64_t vocab,
+                       const LogitQuestion* questions, LogitSummary* summaries) override {
+    SharedBackend().SummarizeLogits(logits, num_rows, vocab, questions, summaries);
   }
 };
 

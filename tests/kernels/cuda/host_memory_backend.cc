@@ -12,6 +12,7 @@
 #include "gtest/gtest.h"
 #include "kernels/cuda/device_buffer.h"
 #include "kernels/kv_rows.h"
+#include "kernels/logit_summary.h"
 #include "kernels/tiled/tile_layout.h"
 
 namespace caravan {
@@ -275,6 +276,17 @@ class HostMemoryBackend : public Backend {
     float* const device_weights = arena_.Out(weights, chosen);
     arena_.Upload();
     backend_->Route(shape, device_logits, device_bias, num_rows, device_ids, device_weights);
+    Finish();
+  }
+
+  void SummarizeLogits(const float* logits, int64_t num_rows, int64_t vocab,
+                       const LogitQuestion* questions, LogitSummary* summaries) override {
+    arena_.Clear();
+    const float* const device_logits = arena_.In(logits, num_rows * vocab);
+    const LogitQuestion* const device_questions = arena_.In(questions, num_rows);
+    LogitSummary* const device_summaries = arena_.Out(summaries, num_rows);
+    arena_.Upload();
+    backend_->SummarizeLogits(device_logits, num_rows, vocab, device_questions, device_summaries);
     Finish();
   }
 
