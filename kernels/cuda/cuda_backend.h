@@ -3,8 +3,9 @@
 
 // Backend on a CUDA device. The contract is kernels/backend.h's, with memory in another place:
 // every float*, Matrix::data and scale_inv, RopeTable::inv_freq, the ids (of Embed and of Route's
-// and RoutedExperts' choices) and the blocks of the cache are device memory. Spans of sequences,
-// and the lists of blocks within them, are host memory and may go when a call returns.
+// and RoutedExperts' choices), the blocks of the cache, questions and summaries of logits are
+// device memory. Spans of sequences, and the lists of blocks within them, are host memory and may
+// go when a call returns.
 //
 // Operations are queued on the stream and their results are there when it comes to them: whoever
 // wants them on the host synchronizes or copies in the stream's order. A batch of experts may be

@@ -48,6 +48,10 @@ class NotingBackend : public Backend {
     Note("RoutedExperts");
     return absl::DataLossError("its own");
   }
+  void SummarizeLogits(const float*, int64_t, int64_t, const LogitQuestion*,
+                       LogitSummary*) override {
+    Note("SummarizeLogits");
+  }
 
  private:
   void Note(const std::string& operation) { asked_.push_back(operation); }
@@ -104,8 +108,9 @@ TEST(MadeUpRoutingBackendTest, EverythingElseIsTheOtherBackends) {
   ResidentExperts none({}, {});
   EXPECT_EQ(backend.RoutedExperts(none, nullptr, 0, nullptr, nullptr, 0, nullptr),
             absl::DataLossError("its own"));
+  backend.SummarizeLogits(nullptr, 0, 1, nullptr, nullptr);
   EXPECT_THAT(asked, ElementsAre("Embed", "RmsNorm", "MatMul", "Add", "RotateQueries", "WriteKv",
-                                 "MlaAttention", "Ffn", "RoutedExperts"));
+                                 "MlaAttention", "Ffn", "RoutedExperts", "SummarizeLogits"));
 }
 
 }  // namespace
