@@ -38,9 +38,17 @@ struct Flags {
 };
 
 struct Totals {
-  std::vector<double> seconds;  // of a step
+  // Of a step: all of it, its experts, and what the costs foretold of those.
+  std::vector<double> seconds;
+  std::vector<double> experts_seconds;
+  std::vector<double> foretold_seconds;
   CardExperts::Counters experts;
 };
+
+double Median(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
 
 CardExperts::Counters Since(const CardExperts::Counters& now, const CardExperts::Counters& then) {
   CardExperts::Counters since;
@@ -86,18 +94,24 @@ class Bench {
     if (const CardExperts* const experts = stage_->card_experts(); experts != nullptr) {
       std::printf("%d of %d experts have slots on the card, %d in memory\n", experts->num_slots(),
                   static_cast<int>(cost.num_experts), stage_->experts()->num_slots());
-      std::printf("an expert's copy: %.3f ms; rows, ms on the CPU, ms on the card:",
-                  1e3 * experts->costs().copy_seconds);
-      for (const ExpertCosts::Point& point : experts->costs().points) {
-        std::printf(" %d %.3f %.4f;", static_cast<int>(point.rows), 1e3 * point.cpu_seconds,
-                    1e3 * point.card_seconds);
+      const ExpertCosts& costs = experts->costs();
+      std::printf(
+          "an expert's copy: %.3f ms; a visit %.3f, a row of it %.5f\n"
+          "| rows | ms on the CPU | beside copies | a copy's then | on the card |\n"
+          "|---|---|---|---|---|\n",
+          1e3 * costs.copy_seconds, 1e3 * costs.visit_seconds, 1e3 * costs.visit_row_seconds);
+      for (const ExpertCosts::Point& point : costs.points) {
+        std::printf("| %d | %.3f | %.3f | %.3f | %.4f |\n", static_cast<int>(point.rows),
+                    1e3 * point.cpu_seconds, 1e3 * point.cpu_beside_seconds,
+                    1e3 * point.copy_beside_seconds, 1e3 * point.card_seconds);
       }
       std::printf("\n");
     }
     std::printf(
         "| step | ms a layer | tokens/s of a layer | experts a layer: on the card | copied | by "
         "the "
-        "CPU | promoted | their ms | foretold |\n|---|---|---|---|---|---|---|---|---|\n");
+        "CPU | promoted | their ms | foretold | of it "
+        "|\n|---|---|---|---|---|---|---|---|---|---|\n");
   }
 
   void Run() {
@@ -152,11 +166,16 @@ class Bench {
     for (int i = -2; i < flags_.steps; ++i) {  // two to warm up
       if (i == 0) before = Counters();
       v1::Step step = make_step();
+      const CardExperts::Counters before_step = Counters();
       const absl::Duration begin = SteadyClock().Now();
       step = stage_->Run(std::move(step));
       const absl::Duration took = SteadyClock().Now() - begin;
       if (step.has_error()) MustBe(absl::InternalError(step.error().message()));
-      if (i >= 0) totals.seconds.push_back(absl::ToDoubleSeconds(took));
+      if (i < 0) continue;
+      const CardExperts::Counters experts = Since(Counters(), before_step);
+      totals.seconds.push_back(absl::ToDoubleSeconds(took));
+      totals.experts_seconds.push_back(absl::ToDoubleSeconds(experts.took));
+      totals.foretold_seconds.push_back(absl::ToDoubleSeconds(experts.foretold));
     }
     totals.experts = Since(Counters(), before);
     return totals;
@@ -167,19 +186,19 @@ class Bench {
                                              : stage_->card_experts()->counters();
   }
 
-  void Print(const std::string& what, int64_t rows, Totals totals) {
-    std::sort(totals.seconds.begin(), totals.seconds.end());
-    const double layer =
-        totals.seconds[totals.seconds.size() / 2] / static_cast<double>(spec_.num_layers());
+  void Print(const std::string& what, int64_t rows, const Totals& totals) {
+    const auto layers = static_cast<double>(spec_.num_layers());
+    const double layer = Median(totals.seconds) / layers;
+    const double theirs = Median(totals.experts_seconds) / layers;
+    const double foretold = Median(totals.foretold_seconds) / layers;
     const auto visits = static_cast<double>(flags_.steps * spec_.num_layers());
     const CardExperts::Counters& experts = totals.experts;
     std::printf(
-        "| %s | %.3f | %.0f | %.1f | %.1f | %.1f | %.1f | %.3f | %.3f |\n", what.c_str(),
+        "| %s | %.3f | %.0f | %.1f | %.1f | %.1f | %.1f | %.3f | %.3f | %.2f |\n", what.c_str(),
         1e3 * layer, static_cast<double>(rows) / layer, static_cast<double>(experts.hits) / visits,
         static_cast<double>(experts.copies) / visits, static_cast<double>(experts.on_cpu) / visits,
-        static_cast<double>(experts.promotions) / visits,
-        1e3 * absl::ToDoubleSeconds(experts.took) / visits,
-        1e3 * absl::ToDoubleSeconds(experts.foretold) / visits);
+        static_cast<double>(experts.promotions) / visits, 1e3 * theirs, 1e3 * foretold,
+        theirs > 0 ? foretold / theirs : 1);
     std::fflush(stdout);
   }
 

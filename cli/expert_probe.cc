@@ -9,6 +9,7 @@
 #include "base/byte_size.h"
 #include "base/status_macros.h"
 #include "worker/experts/card_experts.h"
+#include "worker/experts/expert_cost_file.h"
 
 namespace caravan {
 namespace {
@@ -42,7 +43,8 @@ absl::StatusOr<ExpertProbe> ProbeExperts(const StoredModel& model, const Compute
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> cpu, device.MakeCpu());
   CardExperts::Options options;
   // Slots are rounded up by less than a page.
-  options.budget_bytes = std::max<int64_t>(k, 2) * (files->max_run_bytes() + 4096);
+  options.budget_bytes =
+      std::max<int64_t>(k, CardExperts::kLeastSlots) * (files->max_run_bytes() + 4096);
   options.max_rows = max_rows;
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<CardExperts> experts,
                            CardExperts::Create(config, *store, *card, *cpu, options));
@@ -54,29 +56,28 @@ absl::StatusOr<ExpertProbe> ProbeExperts(const StoredModel& model, const Compute
 }
 
 std::string ExpertProbeTable(const ExpertProbe& probe) {
+  const ExpertCosts& costs = probe.costs;
   std::string table = absl::StrFormat(
       "an expert of %s, one of as many as a token chooses, in ms; %s\n"
-      "its copy to the card takes %.3f\n\n%8s%12s%12s%12s\n",
-      FormatByteSize(probe.expert_bytes), probe.device, 1e3 * probe.costs.copy_seconds, "rows",
-      "on the CPU", "on the card", "copied too");
-  for (const ExpertCosts::Point& point : probe.costs.points) {
-    absl::StrAppendFormat(&table, "%8d%12.3f%12.3f%12.3f\n", point.rows, 1e3 * point.cpu_seconds,
-                          1e3 * point.card_seconds,
-                          1e3 * (point.card_seconds + probe.costs.copy_seconds));
+      "its copy to the card takes %.3f; a visit of n rows takes %.3f + %.5f n beside its "
+      "experts\n\n"
+      "%8s%12s%12s%14s%12s\n",
+      FormatByteSize(probe.expert_bytes), probe.device, 1e3 * costs.copy_seconds,
+      1e3 * costs.visit_seconds, 1e3 * costs.visit_row_seconds, "rows", "on the CPU", "with copies",
+      "a copy's then", "on the card");
+  for (const ExpertCosts::Point& point : costs.points) {
+    absl::StrAppendFormat(&table, "%8d%12.3f%12.3f%14.3f%12.3f\n", point.rows,
+                          1e3 * point.cpu_seconds, 1e3 * point.cpu_beside_seconds,
+                          1e3 * point.copy_beside_seconds, 1e3 * point.card_seconds);
   }
   return table;
 }
 
 nlohmann::json ExpertProbeJson(const ExpertProbe& probe) {
-  nlohmann::json points = nlohmann::json::array();
-  for (const ExpertCosts::Point& point : probe.costs.points) {
-    points.push_back(
-        {{"rows", point.rows}, {"cpu_s", point.cpu_seconds}, {"card_s", point.card_seconds}});
-  }
-  return {{"device", probe.device},
-          {"expert_bytes", probe.expert_bytes},
-          {"copy_s", probe.costs.copy_seconds},
-          {"points", points}};
+  nlohmann::json json = ExpertCostsJson(probe.costs);
+  json["device"] = probe.device;
+  json["expert_bytes"] = probe.expert_bytes;
+  return json;
 }
 
 }  // namespace caravan

@@ -16,6 +16,7 @@
 #include "kernels/kv_rows.h"
 #include "model/pack/pack_manifest.h"
 #include "model/step_memory.h"
+#include "worker/experts/expert_cost_file.h"
 #include "worker/step_check.h"
 
 namespace caravan {
@@ -24,15 +25,32 @@ namespace {
 // All layers of a stage, as a RepeatKey's part: others are the layers' own numbers.
 constexpr int64_t kAllLayers = -1;
 
+/// Where it is kept what a stage learned about its experts. REQUIRES: it is (options.expert_heat).
+std::string ExpertDirectory(const Stage::Options& options, const TensorSource& source,
+                            const ExpertCache::Shape& shape) {
+  if (!options.expert_heat->empty()) return *options.expert_heat;
+  return std::filesystem::path(source.FindExperts(shape.first_layer)->path).parent_path();
+}
+
+absl::Status SetCosts(const Stage::Options& options, const TensorSource& source,
+                      CardExperts& experts) {
+  std::string path;
+  if (options.expert_heat.has_value()) {
+    const ExpertCache::Shape& shape = experts.cache().shape();
+    path = ExpertCostPath(ExpertDirectory(options, source, shape), shape);
+  }
+  CARAVAN_ASSIGN_OR_RETURN(ExpertCosts costs,
+                           KeptExpertCosts(path, experts.CostsDependOn(),
+                                           [&experts] { return experts.MeasureCosts(); }));
+  experts.SetCosts(std::move(costs));
+  return absl::OkStatus();
+}
+
 std::unique_ptr<HeatKeeper> MakeHeatKeeper(const Stage::Options& options,
                                            const TensorSource& source,
                                            const ExpertCache::Shape& shape) {
-  std::string directory = *options.expert_heat;
-  if (directory.empty()) {
-    directory = std::filesystem::path(source.FindExperts(shape.first_layer)->path).parent_path();
-  }
   HeatKeeper::Options heat;
-  heat.path = HeatKeeper::PathOf(directory, shape);
+  heat.path = HeatKeeper::PathOf(ExpertDirectory(options, source, shape), shape);
   heat.model_fingerprint = options.model_fingerprint;
   return std::make_unique<HeatKeeper>(std::move(heat));
 }
@@ -86,8 +104,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
     card_options.max_rows = options.max_step_tokens;
     CARAVAN_ASSIGN_OR_RETURN(
         card_experts, CardExperts::Create(config, *experts, *backend, *options.cpu, card_options));
-    CARAVAN_ASSIGN_OR_RETURN(ExpertCosts costs, card_experts->MeasureCosts());
-    card_experts->SetCosts(std::move(costs));
+    CARAVAN_RETURN_IF_ERROR(SetCosts(options, source, *card_experts));
   }
   std::unique_ptr<HeatKeeper> heat;
   if (experts != nullptr && options.expert_heat.has_value()) {

@@ -69,8 +69,9 @@ class Stage {
     // both are set then (SplitExpertBudget).
     int64_t card_expert_bytes = 0;
     std::shared_ptr<Backend> cpu;
-    // Directory of the file of what is learned about those on disk (HeatKeeper); empty: where they
-    // lie themselves. nullopt: nothing is kept, and the stage begins cold.
+    // Directory of the files of what is learned about those on disk (HeatKeeper) and of what they
+    // cost here (expert_cost_file.h); empty: where they lie themselves. nullopt: nothing is kept,
+    // and the stage begins cold.
     std::optional<std::string> expert_heat;
     uint64_t model_fingerprint = 0;  // for that file
     // Is shown what the routers choose, by whoever calls Run; null: nobody. Let go by Finish.

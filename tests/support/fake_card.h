@@ -3,7 +3,8 @@
 
 // A backend whose memory is not the host's, for tests on machines without a card: it is the CPU's
 // arithmetic, on memory that only arrays of its own may be. What is not copied there or back is
-// noticed, and copies beside its work are done as late as their contract allows.
+// noticed, copies beside its work are done as late as their contract allows, and one to what its
+// work may still read is noticed too.
 
 #include <atomic>
 #include <cstddef>
@@ -47,6 +48,7 @@ class FakeCardMemory : public Memory {
     CARAVAN_CHECK(bytes == 0 || (Has(from, bytes) && !Has(host, 1)));
     copied_out_bytes_ += bytes;
     if (bytes > 0) std::memcpy(host, from, static_cast<size_t>(bytes));
+    read_.clear();
     return absl::OkStatus();
   }
   absl::Status Copy(const void* from, int64_t bytes, void* to) override {
@@ -66,6 +68,8 @@ class FakeCardMemory : public Memory {
   int64_t taken_bytes() const { return taken_bytes_; }
   /// So far.
   int64_t copied_out_bytes() const { return copied_out_bytes_; }
+  /// An operation was asked for that reads this, and is not known to be done.
+  void Reads(const std::byte* data) { read_.push_back(data); }
   /// Nothing comes back from now on. Any thread.
   void Lose() { is_lost_ = true; }
 
@@ -91,12 +95,17 @@ class FakeCardMemory : public Memory {
     absl::Status Pin(std::byte*, int64_t) override { return absl::OkStatus(); }
     absl::Status Begin(const std::byte* host, int64_t bytes, std::byte* to) override {
       CARAVAN_CHECK(memory_.Has(to, bytes));
+      for (const std::byte* const data : memory_.read_)
+        CARAVAN_CHECK(data < to || data >= to + bytes);
       std::memset(to, 0xff, static_cast<size_t>(bytes));  // of no use until it is there
       begun_.push_back({host, bytes, to});
       return absl::OkStatus();
     }
     absl::Status Precede() override { return Wait(); }
-    absl::Status Follow() override { return absl::OkStatus(); }
+    absl::Status Follow() override {
+      memory_.read_.clear();
+      return absl::OkStatus();
+    }
     absl::Status Wait() override {
       for (const Begun& copy : std::exchange(begun_, {})) {
         std::memcpy(copy.to, copy.host, static_cast<size_t>(copy.bytes));
@@ -127,6 +136,7 @@ class FakeCardMemory : public Memory {
   std::atomic<bool> is_lost_ = false;
   int64_t taken_bytes_ = 0;  // by arrays that are gone too
   int64_t copied_out_bytes_ = 0;
+  std::vector<const std::byte*> read_;
   const std::shared_ptr<Arrays> arrays_ = std::make_shared<Arrays>();
 };
 
@@ -136,8 +146,36 @@ class FakeCard : public ForwardingBackend {
       : ForwardingBackend(std::move(cpu)), memory_(budget_bytes) {}
   std::string Name() const override { return "fake card"; }
   FakeCardMemory& memory() override { return memory_; }
+  absl::Status RoutedExperts(ExpertBatches& experts, const float* x, int64_t num_rows,
+                             const int32_t* expert_ids, const float* weights, int64_t k,
+                             float* out) override {
+    WatchedBatches watched(experts, memory_);
+    return backend().RoutedExperts(watched, x, num_rows, expert_ids, weights, k, out);
+  }
 
  private:
+  /// A card asks for a batch's work before it asks for the next batch.
+  class WatchedBatches : public ExpertBatches {
+   public:
+    WatchedBatches(ExpertBatches& batches, FakeCardMemory& memory)
+        : batches_(batches), memory_(memory) {}
+    absl::StatusOr<absl::Span<const LoadedExpert>> Next() override {
+      absl::StatusOr<absl::Span<const LoadedExpert>> batch = batches_.Next();
+      if (!batch.ok()) return batch;
+      for (const LoadedExpert& expert : *batch) {
+        for (const Matrix* w : {&expert.weights.gate, &expert.weights.up, &expert.weights.down}) {
+          memory_.Reads(w->data);
+        }
+      }
+      return batch;
+    }
+    bool ascending() const override { return batches_.ascending(); }
+
+   private:
+    ExpertBatches& batches_;
+    FakeCardMemory& memory_;
+  };
+
   FakeCardMemory memory_;
 };
 

@@ -1,14 +1,19 @@
 // A stage whose memory is a card's computes what one in the host's does.
 
+#include <filesystem>
 #include <set>
 
+#include "absl/strings/match.h"
+#include "base/json.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "model/step_memory.h"
 #include "tests/support/fake_card.h"
 #include "tests/support/golden.h"
+#include "tests/support/temp_dir.h"
 #include "tests/worker/experts/expert_testing.h"
+#include "worker/experts/expert_cost_file.h"
 #include "worker/stage.h"
 
 namespace caravan {
@@ -169,6 +174,34 @@ TEST_F(CardStageTest, OnlySummariesOfLogitsComeBackForWhatTheyDecide) {
   slice.set_output(v1::SLICE_OUTPUT_LOGITS);
   slice.set_draft(false);
   expect(step, 20 * (kSummary + kRow));
+}
+
+TEST_F(CardStageTest, WhatExpertsCostIsMeasuredOnceABox) {
+  const TempDir dir;
+  Stage::Options options = Options();
+  options.expert_budget_bytes = 20 * toy_->run_bytes();
+  options.card_expert_bytes = 16 * (toy_->run_bytes() + 256);
+  options.cpu = *MakeCpuBackend({});
+  options.expert_heat = dir.path();
+  const auto costs_of_stage = [&] {
+    const auto stage = MustCreate(std::make_unique<FakeCard>(*MakeCpuBackend({})), options);
+    return stage->card_experts()->costs();
+  };
+  ExpertCosts costs = costs_of_stage();
+  std::string path;
+  std::string measured_for;
+  for (const auto& entry : std::filesystem::directory_iterator(dir.path())) {
+    if (!absl::StrContains(entry.path().string(), "expert-costs-")) continue;
+    path = entry.path();
+    measured_for = (*ReadJsonFile(path))["measured_for"];
+  }
+  ASSERT_FALSE(path.empty());
+  // What nothing here would measure.
+  costs.copy_seconds = 1234;
+  ASSERT_TRUE(WriteExpertCosts(path, measured_for, costs).ok());
+  EXPECT_EQ(costs_of_stage().copy_seconds, 1234);
+  options.max_step_tokens = kMaxRows / 2;
+  EXPECT_LT(costs_of_stage().copy_seconds, 1234);
 }
 
 TEST_F(CardStageTest, TakesNoMoreOfTheCardThanPlansCount) {

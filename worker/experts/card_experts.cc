@@ -2,66 +2,25 @@
 
 #include <algorithm>
 #include <limits>
-#include <numeric>
 #include <optional>
 #include <utility>
 
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "base/byte_size.h"
-#include "base/check.h"
 #include "base/clock.h"
-#include "base/int_math.h"
+#include "base/cpu_model.h"
 #include "base/log.h"
 #include "base/status_macros.h"
-#include "kernels/tiled/tile_layout.h"
+#include "worker/experts/expert_cost_meter.h"
 
 namespace caravan {
 namespace {
 
-constexpr int64_t kSlotAlignment = 256;  // of a card's loads
-
-// Sets of experts that costs are measured with: R1's are 200 MB each at four bits.
-constexpr int64_t kMeasuredSets = 4;
-// No more rows are measured after that.
-constexpr absl::Duration kEnoughMeasured = absl::Seconds(2);
-
-/// Slots through which experts pass, of `slots` in all: a few experts' copies are under way while
-/// those before them are computed.
-int NumPassed(int64_t slots) { return static_cast<int>(std::clamp<int64_t>(slots / 8, 1, 32)); }
-
-/// Where the matrices of an expert lie: [first, first + bytes).
-struct Extent {
-  const std::byte* first = nullptr;
-  int64_t bytes = 0;
-};
-
-Extent ExtentOf(const FfnWeights& weights) {
-  const std::byte* first = nullptr;
-  const std::byte* end = nullptr;
-  const auto cover = [&](const std::byte* data, int64_t bytes) {
-    if (data == nullptr) return;
-    if (first == nullptr || data < first) first = data;
-    if (end == nullptr || data + bytes > end) end = data + bytes;
-  };
-  for (const Matrix* w : {&weights.gate, &weights.up, &weights.down}) {
-    cover(w->data, MatrixBytes(*w));
-    cover(reinterpret_cast<const std::byte*>(w->scale_inv),
-          Fp8Blocks(w->rows) * Fp8Blocks(w->cols) * static_cast<int64_t>(sizeof(float)));
-  }
-  return {first, end - first};
-}
-
-/// The same matrices where their bytes were copied to.
-FfnWeights MovedTo(FfnWeights weights, const std::byte* from, const std::byte* to) {
-  for (Matrix* w : {&weights.gate, &weights.up, &weights.down}) {
-    w->data = to + (w->data - from);
-    if (w->scale_inv != nullptr) {
-      w->scale_inv = reinterpret_cast<const float*>(
-          to + (reinterpret_cast<const std::byte*>(w->scale_inv) - from));
-    }
-  }
-  return weights;
+/// Slots through which experts pass, of `slots` in all, in two halves: a few experts' copies are
+/// under way while those before them are computed.
+int NumPassed(int64_t slots) {
+  return static_cast<int>(std::clamp<int64_t>(slots / 8, 2, 32)) & ~1;
 }
 
 }  // namespace
@@ -70,26 +29,23 @@ absl::StatusOr<std::unique_ptr<CardExperts>> CardExperts::Create(const ModelConf
                                                                  ExpertStore& store, Backend& card,
                                                                  Backend& cpu,
                                                                  const Options& options) {
-  const int64_t slot_bytes = RoundUp(store.files().max_run_bytes(), kSlotAlignment);
+  const int64_t slot_bytes = CardSlots::BytesFor(store.files().max_run_bytes());
   const int64_t slots = std::min(options.budget_bytes / slot_bytes, store.files().num_experts());
-  if (slots < 2) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("routed experts get ", FormatByteSize(options.budget_bytes),
-                     " of the card's memory, but two take ", FormatByteSize(2 * slot_bytes)));
+  if (slots < kLeastSlots) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "routed experts get ", FormatByteSize(options.budget_bytes), " of the card's memory, but ",
+        kLeastSlots, " take ", FormatByteSize(kLeastSlots * slot_bytes)));
   }
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<CachePolicy> policy, MakeCachePolicy(options.policy));
-  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<CopyQueue> copies, card.memory().MakeCopyQueue());
   const int num_passed = NumPassed(slots);
   ExpertCache::Shape shape = store.cache().shape();
   shape.num_slots = static_cast<int>(slots) - num_passed;
-  auto experts =
-      absl::WrapUnique(new CardExperts(config, store, card, cpu, shape, num_passed,
-                                       std::move(policy), slot_bytes, std::move(copies)));
-  CARAVAN_RETURN_IF_ERROR(experts->TakeMemory(options));
-  if (const absl::Status pinned = experts->copies_->Pin(store.memory(), store.num_bytes());
-      !pinned.ok()) {
-    LogWarning("experts_not_pinned", {{"why", pinned.message()}});
-  }
+  auto experts = absl::WrapUnique(new CardExperts(config, store, card, cpu, shape, num_passed,
+                                                  std::move(policy), options.max_rows));
+  CARAVAN_ASSIGN_OR_RETURN(experts->slots_,
+                           CardSlots::Create(card.memory(), static_cast<int>(slots), slot_bytes));
+  CARAVAN_RETURN_IF_ERROR(experts->TakeMemory());
+  experts->slots_->Pin(store.memory(), store.num_bytes());
   store.SetUpperTier(experts->cache_);
   LogInfo("experts_on_card",
           {{"slots", slots}, {"experts", store.files().num_experts()}, {"slot_bytes", slot_bytes}});
@@ -98,126 +54,56 @@ absl::StatusOr<std::unique_ptr<CardExperts>> CardExperts::Create(const ModelConf
 
 CardExperts::CardExperts(const ModelConfig& config, ExpertStore& store, Backend& card, Backend& cpu,
                          const ExpertCache::Shape& shape, int num_passed,
-                         std::unique_ptr<CachePolicy> policy, int64_t slot_bytes,
-                         std::unique_ptr<CopyQueue> copies)
+                         std::unique_ptr<CachePolicy> policy, int64_t max_rows)
     : config_(config),
       store_(store),
       card_(card),
       cpu_(cpu),
-      slot_bytes_(slot_bytes),
+      max_rows_(max_rows),
       num_cached_(shape.num_slots),
       num_passed_(num_passed),
       cache_(shape, std::move(policy)),
-      weights_of_(static_cast<size_t>(num_slots())),
-      copies_(std::move(copies)),
       need_of_(static_cast<size_t>(shape.experts_per_layer), -1) {}
 
-absl::Status CardExperts::TakeMemory(const Options& options) {
+absl::Status CardExperts::TakeMemory() {
   Memory& memory = card_.memory();
-  const int64_t choices = options.max_rows * config_.router.num_experts_per_tok;
-  const int64_t floats = options.max_rows * config_.hidden_size;
-  CARAVAN_ASSIGN_OR_RETURN(slots_, memory.Allocate(num_slots() * slot_bytes_, Memory::Use::kWhole));
-  CARAVAN_ASSIGN_OR_RETURN(hit_ids_, AllocateValues<int32_t>(memory, choices));
-  CARAVAN_ASSIGN_OR_RETURN(copied_ids_, AllocateValues<int32_t>(memory, choices));
+  const int64_t choices = max_rows_ * config_.router.num_experts_per_tok;
+  const int64_t floats = max_rows_ * config_.hidden_size;
+  CARAVAN_ASSIGN_OR_RETURN(card_ids_, AllocateValues<int32_t>(memory, 2 * choices));
   CARAVAN_ASSIGN_OR_RETURN(card_cpu_sum_, AllocateValues<float>(memory, floats));
-  for (std::vector<int32_t>* ids : {&ids_, &cpu_ids_, &scratch_ids_}) {
-    ids->reserve(static_cast<size_t>(choices));
-  }
+  for (std::vector<int32_t>* ids : {&ids_, &cpu_ids_}) ids->reserve(static_cast<size_t>(choices));
+  masks_.reserve(static_cast<size_t>(2 * choices));
   host_weights_.reserve(static_cast<size_t>(choices));
-  cpu_sum_.resize(static_cast<size_t>(floats));
+  // As large as their bytes go to and fro.
+  for (std::vector<float>* rows : {&x_copy_, &cpu_sum_}) {
+    rows->resize(static_cast<size_t>(floats));
+    slots_->Pin(reinterpret_cast<std::byte*>(rows->data()),
+                floats * static_cast<int64_t>(sizeof(float)));
+  }
   return absl::OkStatus();
 }
 
 absl::StatusOr<ExpertCosts> CardExperts::MeasureCosts() {
+  return ExpertCostMeter(config_, {.store = store_,
+                                   .slots = *slots_,
+                                   .card = card_,
+                                   .cpu = cpu_,
+                                   .card_ids = card_ids_,
+                                   .card_sum = card_cpu_sum_,
+                                   .host_sum = absl::MakeSpan(cpu_sum_),
+                                   .max_rows = max_rows_})
+      .Measure();
+}
+
+std::string CardExperts::CostsDependOn() const {
   const int layer = store_.files().layers().front();
-  // As stay in memory from one visit to the next.
-  const int64_t in_memory =
-      std::min<int64_t>(store_.cache().shape().num_slots, store_.files().experts_per_layer());
-  const int64_t k = std::min<int64_t>({config_.router.num_experts_per_tok, num_slots(), in_memory});
-  // So many sets of k experts, one after another, that no cache of the CPU holds them.
-  const int64_t sets = std::clamp<int64_t>(in_memory / k, 1, kMeasuredSets);
-  const int64_t max_rows = std::ssize(cpu_sum_) / config_.hidden_size;
-
-  std::vector<ExpertKey> keys;
-  for (int32_t expert = 0; expert < sets * k; ++expert) keys.push_back({layer, expert});
-  std::vector<LoadedExpert> on_card;
-  double copy_seconds = std::numeric_limits<double>::infinity();
-  CARAVAN_RETURN_IF_ERROR(store_.Read(
-      keys, true,
-      [&](ExpertKey key, const FfnWeights& weights) {
-        const int slot = static_cast<int>(key.expert % k);
-        const absl::Duration start = SteadyClock().Now();
-        CARAVAN_RETURN_IF_ERROR(BeginCopy(weights, slot));
-        CARAVAN_RETURN_IF_ERROR(WaitForCopies());
-        // The least: the first ones find nothing ready, and others may be interrupted.
-        copy_seconds = std::min(copy_seconds, absl::ToDoubleSeconds(SteadyClock().Now() - start));
-        if (key.expert < k) on_card.push_back({key.expert, {}});
-        on_card[static_cast<size_t>(slot)].weights = weights_of_[static_cast<size_t>(slot)];
-        return absl::OkStatus();
-      },
-      [](int64_t, int64_t) { return true; }));
-
-  // Of an expert, over one pass through the sets; a pass before that finds everything ready.
-  const auto timed = [&](const auto& run) -> absl::StatusOr<double> {
-    absl::Duration start;
-    for (int pass = 0; pass < 2; ++pass) {
-      start = SteadyClock().Now();
-      for (int64_t set = 0; set < sets; ++set) CARAVAN_RETURN_IF_ERROR(run(set));
-    }
-    return absl::ToDoubleSeconds(SteadyClock().Now() - start) / static_cast<double>(sets * k);
-  };
-  Memory& memory = card_.memory();
-  CARAVAN_ASSIGN_OR_RETURN(const Array x,
-                           AllocateValues<float>(memory, max_rows * config_.hidden_size));
-  CARAVAN_ASSIGN_OR_RETURN(const Array weights, AllocateValues<float>(memory, max_rows * k));
-  ExpertCosts costs;
-  costs.copy_seconds = copy_seconds;
-  const absl::Duration begin = SteadyClock().Now();
-  for (int64_t rows = 1; rows <= max_rows; rows *= 4) {
-    // Rows that all choose the same k experts, so that each has as many. What the values are is no
-    // matter to the time.
-    std::vector<int32_t> ids(static_cast<size_t>(rows * k));
-    const std::vector<float> host_weights(ids.size(), 1.0f);
-    const std::vector<float> host_x(static_cast<size_t>(rows * config_.hidden_size), 1.0f);
-    const auto choose = [&](int64_t set) {
-      for (size_t i = 0; i < ids.size(); ++i) {
-        ids[i] = static_cast<int32_t>(set * k + static_cast<int64_t>(i) % k);
-      }
-    };
-    ExpertCosts::Point point;
-    point.rows = rows;
-    CARAVAN_ASSIGN_OR_RETURN(point.cpu_seconds, timed([&](int64_t set) {
-                               choose(set);
-                               ExpertBatches& batches = store_.Visit(layer, ids, host_weights);
-                               return cpu_.RoutedExperts(batches, host_x.data(), rows, ids.data(),
-                                                         host_weights.data(), k, cpu_sum_.data());
-                             }));
-    choose(0);
-    CARAVAN_RETURN_IF_ERROR(memory.CopyIn(
-        ids.data(), static_cast<int64_t>(ids.size() * sizeof(int32_t)), hit_ids_.data()));
-    CARAVAN_RETURN_IF_ERROR(memory.CopyIn(
-        host_x.data(), static_cast<int64_t>(host_x.size() * sizeof(float)), x.data()));
-    CARAVAN_ASSIGN_OR_RETURN(point.card_seconds, timed([&](int64_t) {
-                               ResidentExperts resident(on_card);
-                               CARAVAN_RETURN_IF_ERROR(card_.RoutedExperts(
-                                   resident, x.floats(), rows, hit_ids_.as<int32_t>(),
-                                   weights.floats(), k, card_cpu_sum_.floats()));
-                               float done = 0;
-                               return memory.CopyOut(card_cpu_sum_.data(), sizeof(done), &done);
-                             }));
-    costs.points.push_back(point);
-    // Two points tell what a row more costs.
-    if (costs.points.size() > 1 && SteadyClock().Now() - begin > kEnoughMeasured) break;
-  }
-  // Nobody wanted them.
-  for (const ExpertKey key : keys) store_.cache().SetScore(key, kNoScore);
-  LogInfo("expert_costs", {{"copy_ms", 1e3 * costs.copy_seconds},
-                           {"cpu_ms", 1e3 * costs.CpuSeconds(1)},
-                           {"card_ms", 1e3 * costs.CardSeconds(1)},
-                           {"rows", costs.points.back().rows},
-                           {"cpu_ms_at_rows", 1e3 * costs.points.back().cpu_seconds},
-                           {"card_ms_at_rows", 1e3 * costs.points.back().card_seconds}});
-  return costs;
+  const FfnWeights expert = store_.files().WeightsAt({layer, 0}, nullptr);
+  return absl::StrCat("caravan ", CARAVAN_VERSION, "; ", card_.Name(), "; ", cpu_.Name(), ", ",
+                      CpuModel(), "; experts of ", store_.files().run_bytes(layer), " bytes, ",
+                      expert.gate.rows, " x ", expert.gate.cols, " in ",
+                      DTypeName(expert.gate.dtype), ", ", DTypeName(expert.up.dtype), ", ",
+                      DTypeName(expert.down.dtype), "; ", config_.router.num_experts_per_tok,
+                      " a token; ", max_rows_, " rows");
 }
 
 int64_t CardExperts::warm_bytes() const {
@@ -240,9 +126,9 @@ absl::Status CardExperts::Warm(const ExpertStore::Progress& progress) {
       keys, false,
       [this](ExpertKey key, const FfnWeights& weights) {
         const int slot = *cache_.Take(key);
-        CARAVAN_RETURN_IF_ERROR(BeginCopy(weights, slot));
+        CARAVAN_RETURN_IF_ERROR(slots_->Begin(weights, slot));
         cache_.Release(slot);
-        return WaitForCopies();
+        return slots_->Wait();
       },
       progress);
 }
@@ -253,24 +139,21 @@ absl::Status CardExperts::Begin(int layer, absl::Span<const int32_t> expert_ids,
   if (layer <= layer_ || step_ < 0) ++step_;
   layer_ = layer;
   num_rows_ = num_rows;
-  CountNeeds(expert_ids, weights);
-  PlaceNeeds();
-
-  // The store reads and gives what is not here.
   ids_.assign(expert_ids.begin(), expert_ids.end());
-  scratch_ids_.clear();
-  host_weights_.clear();
-  for (size_t i = 0; i < ids_.size(); ++i) {
-    if (NeedOf(ids_[i]).is_hit) continue;
-    scratch_ids_.push_back(ids_[i]);
-    host_weights_.push_back(weights[i]);
-  }
-  missing_ = scratch_ids_.empty() ? nullptr : &store_.Visit(layer, scratch_ids_, host_weights_);
+  CountNeeds(expert_ids, weights);
+  VisitMissing(expert_ids, weights);
+  masks_.clear();
+  AppendMask([](const Need& need) { return need.is_hit; }, masks_);
+  if (missing_ == nullptr) return MaskToCard(masks_, card_ids_.as<int32_t>());
 
-  CARAVAN_RETURN_IF_ERROR(MaskIds([](const Need& need) { return need.is_hit; }, hit_ids_));
-  if (missing_ == nullptr) return absl::OkStatus();
-  MaskIds([](const Need& need) { return !need.is_hit && need.place == ExpertPlace::kCpu; },
-          cpu_ids_);
+  PlaceMissing();
+  const auto is_ours = [](ExpertPlace place) {
+    return [place](const Need& need) { return !need.is_hit && need.place == place; };
+  };
+  AppendMask(is_ours(ExpertPlace::kCopy), masks_);
+  CARAVAN_RETURN_IF_ERROR(MaskToCard(masks_, card_ids_.as<int32_t>()));
+  cpu_ids_.clear();
+  AppendMask(is_ours(ExpertPlace::kCpu), cpu_ids_);
   host_weights_.assign(weights.begin(), weights.end());
   CARAVAN_ASSIGN_OR_RETURN(host_x_,
                            OnHost(card_.memory(), x, num_rows * config_.hidden_size, x_copy_));
@@ -295,60 +178,70 @@ void CardExperts::CountNeeds(absl::Span<const int32_t> expert_ids,
   cache_.BeginVisit(step_, static_cast<int>(needs_.size()));
   for (Need& need : needs_) {
     need.score = cache_.Use({layer_, need.expert}, {step_, need.rows, need.weight});
+    const std::optional<int> slot = cache_.Find({layer_, need.expert});
+    if (!slot.has_value()) continue;
+    need.is_hit = true;
+    need.slot = *slot;
+    cache_.Hold(*slot);
   }
 }
 
-void CardExperts::PlaceNeeds() {
+void CardExperts::VisitMissing(absl::Span<const int32_t> expert_ids,
+                               absl::Span<const float> weights) {
+  num_missing_ = static_cast<size_t>(
+      std::count_if(needs_.begin(), needs_.end(), [](const Need& need) { return !need.is_hit; }));
+  if (num_missing_ == 0) return;
+  std::vector<int32_t>& ids = cpu_ids_;  // neither is of use before PlaceMissing
+  ids.clear();
+  host_weights_.clear();
+  for (size_t i = 0; i < expert_ids.size(); ++i) {
+    if (NeedOf(expert_ids[i]).is_hit) continue;
+    ids.push_back(expert_ids[i]);
+    host_weights_.push_back(weights[i]);
+  }
+  missing_ = &store_.Visit(layer_, ids, host_weights_);
+  is_ordered_ = missing_->ascending();
+}
+
+void CardExperts::PlaceMissing() {
   double busy = 0;
   std::vector<int64_t> rows;
   std::vector<Need*> missing;
   for (Need& need : needs_) {
-    const std::optional<int> slot = cache_.Find({layer_, need.expert});
-    if (slot.has_value()) {
-      need.is_hit = true;
-      need.slot = *slot;
-      cache_.Hold(*slot);
-      busy += costs_.CardSeconds(need.rows);
+    if (need.is_hit) {
+      busy += costs_.At(static_cast<double>(need.rows), &ExpertCosts::Point::card_seconds);
     } else {
       rows.push_back(need.rows);
       missing.push_back(&need);
     }
   }
-  // In order of id, as they come past kMaxUnorderedShares, slots can be used again.
-  const bool ascending =
-      std::accumulate(rows.begin(), rows.end(), int64_t{0}) > kMaxUnorderedShares;
-  split_ = SplitExperts(costs_, rows, busy,
-                        ascending ? std::numeric_limits<int64_t>::max() : num_passed_);
-  next_passed_ = num_cached_;
+  // Slots are used again within a visit where they can be computed from in order.
+  const ExpertSplit split = SplitExperts(
+      costs_, rows, busy, is_ordered_ ? std::numeric_limits<int64_t>::max() : num_passed_);
+  int next_passed = num_cached_;
   for (size_t i = 0; i < missing.size(); ++i) {
     Need& need = *missing[i];
-    need.place = split_.places[i];
+    need.place = split.places[i];
     if (need.place == ExpertPlace::kCpu) continue;
+    ++num_copied_;
     need.slot = cache_.Take({layer_, need.expert}, WorthOf(need)).value_or(-1);
-    if (need.slot < 0) {
-      need.slot = next_passed_++;
-      if (next_passed_ == num_slots()) next_passed_ = num_cached_;
-    }
+    if (need.slot < 0 && !is_ordered_) need.slot = next_passed++;
   }
-  Promote();
+  Promote(split);
+  foretold_seconds_ = Foretell();
 }
 
 // While the CPU computes, the way to the card is free for as long.
-void CardExperts::Promote() {
-  double left = split_.cpu_seconds;
+void CardExperts::Promote(const ExpertSplit& split) {
+  double left = split.cpu_seconds - static_cast<double>(num_copied_) * split.copy_seconds;
   std::vector<Need*> candidates;
   for (Need& need : needs_) {
-    if (need.is_hit) continue;
-    if (need.place == ExpertPlace::kCpu) {
-      candidates.push_back(&need);
-    } else {
-      left -= costs_.copy_seconds;
-    }
+    if (!need.is_hit && need.place == ExpertPlace::kCpu) candidates.push_back(&need);
   }
   std::stable_sort(candidates.begin(), candidates.end(),
                    [this](const Need* a, const Need* b) { return WorthOf(*a) > WorthOf(*b); });
   for (Need* const need : candidates) {
-    left -= costs_.copy_seconds;
+    left -= split.copy_seconds;
     if (left < 0) return;
     const std::optional<int> slot = cache_.Take({layer_, need->expert}, WorthOf(*need));
     if (!slot.has_value()) return;
@@ -356,16 +249,37 @@ void CardExperts::Promote() {
   }
 }
 
-void CardExperts::MaskIds(IsOurs is_ours, std::vector<int32_t>& masked) {
-  masked.clear();
-  for (const int32_t id : ids_) masked.push_back(is_ours(NeedOf(id)) ? id : kNotHere);
+double CardExperts::Foretell() const {
+  SharedVisit visit;
+  visit.rows = num_rows_;
+  double copied = 0;
+  for (const Need& need : needs_) {
+    const double on_card =
+        costs_.At(static_cast<double>(need.rows), &ExpertCosts::Point::card_seconds);
+    if (need.is_hit) {
+      visit.card_busy_seconds += on_card;
+    } else if (need.place == ExpertPlace::kCpu) {
+      visit.cpu_rows.push_back(need.rows);
+      visit.copies += need.slot >= 0 ? 1 : 0;
+    } else {
+      copied += on_card;
+      ++visit.copies;
+    }
+  }
+  // The last group's; at the end of the visit, all.
+  const double groups = is_ordered_ ? 2.0 * static_cast<double>(num_copied_) / num_passed_ : 1;
+  visit.copied_card_seconds = copied / std::max(groups, 1.0);
+  return ForetellSeconds(costs_, visit);
 }
 
-absl::Status CardExperts::MaskIds(IsOurs is_ours, const Array& masked) {
-  MaskIds(is_ours, scratch_ids_);
-  return card_.memory().CopyIn(scratch_ids_.data(),
-                               static_cast<int64_t>(scratch_ids_.size() * sizeof(int32_t)),
-                               masked.data());
+void CardExperts::AppendMask(absl::FunctionRef<bool(const Need& need)> is_ours,
+                             std::vector<int32_t>& masks) {
+  for (const int32_t id : ids_) masks.push_back(is_ours(NeedOf(id)) ? id : kNotHere);
+}
+
+absl::Status CardExperts::MaskToCard(absl::Span<const int32_t> masks, int32_t* to) {
+  return card_.memory().CopyIn(masks.data(), static_cast<int64_t>(masks.size() * sizeof(int32_t)),
+                               to);
 }
 
 absl::Status CardExperts::Run(const float* x, const float* weights, float* out) {
@@ -373,122 +287,159 @@ absl::Status CardExperts::Run(const float* x, const float* weights, float* out) 
   weights_ = weights;
   out_ = out;
   const absl::Duration start = SteadyClock().Now();
-  Counters counted;
+  CARAVAN_RETURN_IF_ERROR(RunHits());
+  if (missing_ != nullptr) CARAVAN_RETURN_IF_ERROR(RunMissing());
+  Count(SteadyClock().Now() - start);
+  EndVisit();
+  return absl::OkStatus();
+}
+
+absl::Status CardExperts::RunHits() {
   std::vector<LoadedExpert> hits;
   for (const Need& need : needs_) {
-    if (!need.is_hit) continue;
-    hits.push_back({need.expert, weights_of_[static_cast<size_t>(need.slot)]});
+    if (need.is_hit) hits.push_back({need.expert, slots_->At(need.slot)});
   }
-  counted.hits = static_cast<int64_t>(hits.size());
-  CARAVAN_RETURN_IF_ERROR(RunOnCard(std::move(hits), hit_ids_));
-  if (missing_ != nullptr) {
-    const int64_t count = num_rows_ * config_.hidden_size;
-    const auto bytes = count * static_cast<int64_t>(sizeof(float));
-    std::fill_n(cpu_sum_.begin(), count, 0.0f);
-    CpuBatches batches(*this);
-    CARAVAN_RETURN_IF_ERROR(cpu_.RoutedExperts(
-        batches, host_x_.data(), num_rows_, cpu_ids_.data(), host_weights_.data(),
-        config_.router.num_experts_per_tok, cpu_sum_.data()));
-    CARAVAN_RETURN_IF_ERROR(RunCopied());
-    for (const Need& need : needs_) {
-      if (need.is_hit) continue;
-      counted.copied_bytes += need.copied ? store_.files().run_bytes(layer_) : 0;
-      if (need.place == ExpertPlace::kCopy) {
-        ++counted.copies;
-      } else {
-        ++counted.on_cpu;
-        counted.promotions += need.copied ? 1 : 0;
-      }
+  if (hits.empty()) return absl::OkStatus();
+  ResidentExperts resident(std::move(hits));
+  return RunOnCard(resident, card_ids_.as<int32_t>());
+}
+
+absl::Status CardExperts::RunMissing() {
+  // What it copies is under way while the host has this and that to do.
+  CARAVAN_RETURN_IF_ERROR(FillCpuBatch());
+  has_batch_ = true;
+  std::fill_n(cpu_sum_.begin(), num_rows_ * config_.hidden_size, 0.0f);
+  CpuBatches batches(*this);
+  CARAVAN_RETURN_IF_ERROR(cpu_.RoutedExperts(batches, host_x_.data(), num_rows_, cpu_ids_.data(),
+                                             host_weights_.data(),
+                                             config_.router.num_experts_per_tok, cpu_sum_.data()));
+  CARAVAN_RETURN_IF_ERROR(RunDue());
+  if (num_copied_ < num_missing_) CARAVAN_RETURN_IF_ERROR(AddCpuSum());
+  CARAVAN_RETURN_IF_ERROR(slots_->Wait());
+  // The store takes back what it gave last.
+  return missing_->Next().status();
+}
+
+absl::Status CardExperts::AddCpuSum() {
+  const int64_t count = num_rows_ * config_.hidden_size;
+  CARAVAN_RETURN_IF_ERROR(card_.memory().CopyIn(
+      cpu_sum_.data(), count * static_cast<int64_t>(sizeof(float)), card_cpu_sum_.data()));
+  card_.Add(card_cpu_sum_.floats(), count, out_);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<absl::Span<const LoadedExpert>> CardExperts::NextForCpu() {
+  if (!std::exchange(has_batch_, false)) CARAVAN_RETURN_IF_ERROR(FillCpuBatch());
+  return absl::MakeConstSpan(cpu_batch_);
+}
+
+absl::Status CardExperts::FillCpuBatch() {
+  cpu_batch_.clear();
+  while (cpu_batch_.empty() && num_given_ < num_missing_) {
+    // What the store gave last goes with its next batch.
+    CARAVAN_RETURN_IF_ERROR(slots_->Wait());
+    CARAVAN_ASSIGN_OR_RETURN(const absl::Span<const LoadedExpert> given, missing_->Next());
+    num_given_ += given.size();
+    CARAVAN_RETURN_IF_ERROR(TakeGiven(given));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CardExperts::TakeGiven(absl::Span<const LoadedExpert> given) {
+  for (const LoadedExpert& expert : given) {
+    Need& need = NeedOf(expert.id);
+    if (need.place == ExpertPlace::kCpu) {
+      cpu_batch_.push_back(expert);
+      continue;
     }
-    if (counted.on_cpu > 0) {
-      CARAVAN_RETURN_IF_ERROR(card_.memory().CopyIn(cpu_sum_.data(), bytes, card_cpu_sum_.data()));
-      card_.Add(card_cpu_sum_.floats(), count, out);
-      counted.took = SteadyClock().Now() - start;
-      counted.foretold = absl::Seconds(split_.seconds());
+    due_.push_back(expert);
+    need.is_due = true;
+    if (is_ordered_) continue;
+    CARAVAN_RETURN_IF_ERROR(slots_->Begin(expert.weights, need.slot));
+    need.copied = true;
+  }
+  if (is_ordered_) CARAVAN_RETURN_IF_ERROR(RunDue());
+  // After what the visit waits for.
+  for (const LoadedExpert& expert : cpu_batch_) {
+    Need& need = NeedOf(expert.id);
+    if (need.slot < 0) continue;
+    CARAVAN_RETURN_IF_ERROR(slots_->Begin(expert.weights, need.slot));
+    need.copied = true;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CardExperts::RunDue() {
+  if (due_.empty()) return absl::OkStatus();
+  int32_t* const ids = card_ids_.as<int32_t>() + ids_.size();
+  if (due_.size() < num_copied_) {
+    // Begin wrote those of all that are copied.
+    masks_.clear();
+    AppendMask([](const Need& need) { return need.is_due; }, masks_);
+    CARAVAN_RETURN_IF_ERROR(MaskToCard(masks_, ids));
+  }
+  std::sort(due_.begin(), due_.end(),
+            [](const LoadedExpert& a, const LoadedExpert& b) { return a.id < b.id; });
+  num_begun_ = 0;
+  CopiedBatches copied(*this);
+  CARAVAN_RETURN_IF_ERROR(RunOnCard(copied, ids));
+  for (const LoadedExpert& expert : due_) NeedOf(expert.id).is_due = false;
+  due_.clear();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<absl::Span<const LoadedExpert>> CardExperts::NextCopied() {
+  group_.clear();
+  const int half = num_passed_ / 2;
+  int passed = num_cached_ + next_half_ * half;
+  for (int count = 0; count < half && num_begun_ < due_.size(); ++count, ++num_begun_) {
+    const LoadedExpert& expert = due_[num_begun_];
+    Need& need = NeedOf(expert.id);
+    if (!need.copied) {
+      if (need.slot < 0) need.slot = passed++;
+      CARAVAN_RETURN_IF_ERROR(slots_->Begin(expert.weights, need.slot));
+      need.copied = true;
+    }
+    group_.push_back({expert.id, slots_->At(need.slot)});
+  }
+  if (group_.empty()) return absl::Span<const LoadedExpert>();
+  // The next group comes to the other half, from which the group before this one was computed. The
+  // card was asked for that one, and not yet for this.
+  CARAVAN_RETURN_IF_ERROR(slots_->Follow());
+  CARAVAN_RETURN_IF_ERROR(slots_->Precede());
+  next_half_ = 1 - next_half_;
+  return absl::MakeConstSpan(group_);
+}
+
+absl::Status CardExperts::RunOnCard(ExpertBatches& experts, const int32_t* ids) {
+  return card_.RoutedExperts(experts, x_, num_rows_, ids, weights_,
+                             config_.router.num_experts_per_tok, out_);
+}
+
+void CardExperts::Count(absl::Duration took) {
+  Counters counted;
+  for (const Need& need : needs_) {
+    if (need.is_hit) {
+      ++counted.hits;
+      continue;
+    }
+    counted.copied_bytes += need.copied ? store_.files().run_bytes(layer_) : 0;
+    if (need.place == ExpertPlace::kCopy) {
+      ++counted.copies;
+    } else {
+      ++counted.on_cpu;
+      counted.promotions += need.copied ? 1 : 0;
     }
   }
-  EndVisit();
   MutexLock lock(&mu_);
   counters_.hits += counted.hits;
   counters_.copies += counted.copies;
   counters_.on_cpu += counted.on_cpu;
   counters_.promotions += counted.promotions;
   counters_.copied_bytes += counted.copied_bytes;
-  counters_.took += counted.took;
-  counters_.foretold += counted.foretold;
-  return absl::OkStatus();
-}
-
-absl::StatusOr<absl::Span<const LoadedExpert>> CardExperts::NextForCpu() {
-  cpu_batch_.clear();
-  while (cpu_batch_.empty()) {
-    if (given_.empty()) {
-      // What the store gave last may go with its next batch.
-      CARAVAN_RETURN_IF_ERROR(WaitForCopies());
-      CARAVAN_ASSIGN_OR_RETURN(given_, missing_->Next());
-      if (given_.empty()) break;
-    }
-    for (; !given_.empty(); given_.remove_prefix(1)) {
-      const LoadedExpert& expert = given_.front();
-      Need& need = NeedOf(expert.id);
-      const bool is_taken =
-          need.slot >= 0 &&
-          std::any_of(copied_.begin(), copied_.end(), [&](const LoadedExpert& waiting) {
-            return NeedOf(waiting.id).slot == need.slot;
-          });
-      if (is_taken) {
-        // While they are copied the CPU has something to do.
-        if (!cpu_batch_.empty()) break;
-        CARAVAN_RETURN_IF_ERROR(RunCopied());
-      }
-      if (need.place == ExpertPlace::kCpu) cpu_batch_.push_back(expert);
-      if (need.slot < 0) continue;
-      CARAVAN_RETURN_IF_ERROR(BeginCopy(expert.weights, need.slot));
-      need.copied = true;
-      if (need.place == ExpertPlace::kCopy) {
-        need.in_round = true;
-        copied_.push_back({expert.id, weights_of_[static_cast<size_t>(need.slot)]});
-      }
-    }
-  }
-  return absl::MakeConstSpan(cpu_batch_);
-}
-
-absl::Status CardExperts::BeginCopy(const FfnWeights& weights, int slot) {
-  const Extent extent = ExtentOf(weights);
-  CARAVAN_CHECK(extent.bytes <= slot_bytes_);
-  CARAVAN_RETURN_IF_ERROR(copies_->Begin(extent.first, extent.bytes, MemoryOf(slot)));
-  weights_of_[static_cast<size_t>(slot)] = MovedTo(weights, extent.first, MemoryOf(slot));
-  copying_ = true;
-  return absl::OkStatus();
-}
-
-absl::Status CardExperts::WaitForCopies() {
-  if (!std::exchange(copying_, false)) return absl::OkStatus();
-  return copies_->Wait();
-}
-
-absl::Status CardExperts::RunCopied() {
-  // Those for later visits, too.
-  if (copying_) CARAVAN_RETURN_IF_ERROR(copies_->Precede());
-  if (!copied_.empty()) {
-    CARAVAN_RETURN_IF_ERROR(MaskIds([](const Need& need) { return need.in_round; }, copied_ids_));
-    for (const LoadedExpert& expert : copied_) NeedOf(expert.id).in_round = false;
-    std::sort(copied_.begin(), copied_.end(),
-              [](const LoadedExpert& a, const LoadedExpert& b) { return a.id < b.id; });
-    CARAVAN_RETURN_IF_ERROR(RunOnCard(std::exchange(copied_, {}), copied_ids_));
-    // Before Follow, or it would wait for what the card computes.
-    CARAVAN_RETURN_IF_ERROR(WaitForCopies());
-    CARAVAN_RETURN_IF_ERROR(copies_->Follow());
-  }
-  return WaitForCopies();
-}
-
-absl::Status CardExperts::RunOnCard(std::vector<LoadedExpert> experts, const Array& ids) {
-  if (experts.empty()) return absl::OkStatus();
-  ResidentExperts resident(std::move(experts));
-  return card_.RoutedExperts(resident, x_, num_rows_, ids.as<int32_t>(), weights_,
-                             config_.router.num_experts_per_tok, out_);
+  if (counted.on_cpu == 0) return;
+  counters_.took += took;
+  counters_.foretold += absl::Seconds(foretold_seconds_);
 }
 
 void CardExperts::EndVisit() {
@@ -501,9 +452,13 @@ void CardExperts::EndVisit() {
     }
   }
   needs_.clear();
-  given_ = {};
-  copied_.clear();
+  due_.clear();
+  cpu_batch_.clear();
   missing_ = nullptr;
+  num_missing_ = 0;
+  num_copied_ = 0;
+  num_given_ = 0;
+  has_batch_ = false;
 }
 
 CardExperts::Counters CardExperts::counters() const {

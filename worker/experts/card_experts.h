@@ -8,7 +8,9 @@
 // this box (ExpertCosts), while the card computes its own.
 //
 // Most slots are a cache's, by the store's policy (ExpertCache). What the CPU computes is copied
-// there meanwhile, if it is worth more than what it puts out. Through the other slots experts pass.
+// there meanwhile, if it is worth more than what it puts out. Through the other slots experts pass,
+// in two halves: while those in one are computed, those of the other are copied. The card is asked
+// for all of that before the CPU begins, and the host waits for none of it until the CPU is done.
 //
 // Three sums come together in this order: the card's own experts, those copied for this visit, the
 // CPU's; each in ascending order of expert. So results depend on where experts lie, in their last
@@ -16,6 +18,8 @@
 //
 // Used by one thread, but for counters(). Of a visit's two halves, Begin waits for what the card
 // was asked for before, Run for the copies, the CPU and, where that had something to do, the card.
+// Where experts come from disk by and by, in whatever order, those that are copied are computed at
+// the end of the visit, so that their order is kept.
 
 #include <algorithm>
 #include <cstddef>
@@ -33,10 +37,10 @@
 #include "absl/types/span.h"
 #include "base/mutex.h"
 #include "kernels/backend.h"
-#include "kernels/copy_queue.h"
 #include "kernels/expert_batches.h"
 #include "kernels/memory.h"
 #include "model/model_config.h"
+#include "worker/experts/card_slots.h"
 #include "worker/experts/expert_cache.h"
 #include "worker/experts/expert_costs.h"
 #include "worker/experts/expert_key.h"
@@ -52,6 +56,9 @@ class CardExperts {
     int64_t max_rows = 0;  // of a visit
   };
 
+  /// One that is kept, and two through which experts pass.
+  static constexpr int kLeastSlots = 3;
+
   /// Of experts that visits needed.
   struct Counters {
     int64_t hits = 0;        // computed where they lay, in the card's memory
@@ -59,22 +66,23 @@ class CardExperts {
     int64_t on_cpu = 0;      // computed by the CPU
     int64_t promotions = 0;  // of those: copied meanwhile, for later visits
     int64_t copied_bytes = 0;
-    // Of visits that the CPU shared: how long Run took until its sum was on the card, and what the
-    // costs foretold.
+    // Of visits that the CPU shared: how long Run took, and what the costs foretold.
     absl::Duration took;
     absl::Duration foretold;
   };
 
   /// All are borrowed; `store` then neither warms nor guesses what has a slot here.
-  /// Errors: FailedPrecondition - the budget holds no two experts; as MakeCachePolicy,
-  ///         Memory::Allocate and MakeCopyQueue.
+  /// Errors: FailedPrecondition - the budget does not hold kLeastSlots experts; as MakeCachePolicy
+  ///         and CardSlots::Create.
   static absl::StatusOr<std::unique_ptr<CardExperts>> Create(const ModelConfig& config,
                                                              ExpertStore& store, Backend& card,
                                                              Backend& cpu, const Options& options);
 
-  /// Measures the costs, of experts of the first layer, which takes a second or two. Errors: as
-  /// ExpertStore::Visit and of the backends.
+  /// Measures the costs, of experts of the first layer; before Warm, as it overwrites slots.
+  /// Errors: as ExpertCostMeter.
   absl::StatusOr<ExpertCosts> MeasureCosts();
+  /// All that they depend on, in words.
+  std::string CostsDependOn() const;
   /// What visits are split by. Until then the CPU computes what is not on the card.
   void SetCosts(ExpertCosts costs) { costs_ = std::move(costs); }
   const ExpertCosts& costs() const { return costs_; }
@@ -110,19 +118,30 @@ class CardExperts {
     int64_t rows = 0;
     float weight = 0;  // summed over them
     double score = 0;  // as ExpertCache::Use says
-    int slot = -1;     // where it lies, or is copied to; -1: nowhere
+    int slot = -1;     // where it lies, or is copied to; -1: nowhere, or not yet known
     bool is_hit = false;
     ExpertPlace place = ExpertPlace::kCpu;  // if it is no hit
-    bool copied = false;
-    bool in_round = false;  // of copies that the card computes together
+    bool copied = false;                    // or being copied
+    bool is_due = false;                    // among due_
   };
 
-  /// Gives the CPU its experts as the store has them, and copies what is to be copied.
+  /// Gives the CPU its experts as the store has them, and has the card told of what is copied.
   class CpuBatches : public ExpertBatches {
    public:
     explicit CpuBatches(CardExperts& experts) : experts_(experts) {}
     absl::StatusOr<absl::Span<const LoadedExpert>> Next() override { return experts_.NextForCpu(); }
-    bool ascending() const override { return experts_.missing_->ascending(); }
+    bool ascending() const override { return experts_.is_ordered_; }
+
+   private:
+    CardExperts& experts_;
+  };
+
+  /// Gives the card what is due, as it is copied.
+  class CopiedBatches : public ExpertBatches {
+   public:
+    explicit CopiedBatches(CardExperts& experts) : experts_(experts) {}
+    absl::StatusOr<absl::Span<const LoadedExpert>> Next() override { return experts_.NextCopied(); }
+    bool ascending() const override { return true; }
 
    private:
     CardExperts& experts_;
@@ -130,74 +149,87 @@ class CardExperts {
 
   CardExperts(const ModelConfig& config, ExpertStore& store, Backend& card, Backend& cpu,
               const ExpertCache::Shape& shape, int num_passed, std::unique_ptr<CachePolicy> policy,
-              int64_t slot_bytes, std::unique_ptr<CopyQueue> copies);
+              int64_t max_rows);
 
-  absl::Status TakeMemory(const Options& options);
-  std::byte* MemoryOf(int slot) const { return slots_.data() + slot * slot_bytes_; }
+  absl::Status TakeMemory();
   bool IsPassed(int slot) const { return slot >= num_cached_; }
-  /// Lets go of all that the visit holds.
-  void EndVisit();
+  Need& NeedOf(int32_t expert) {
+    return needs_[static_cast<size_t>(need_of_[static_cast<size_t>(expert)])];
+  }
+
+  // Begin.
+  /// needs_, and which of them are hits.
   void CountNeeds(absl::Span<const int32_t> expert_ids, absl::Span<const float> weights);
-  /// Where each need is computed, and what is copied for later.
-  void PlaceNeeds();
-  void Promote();
+  /// Begins a visit of the store's with all others.
+  void VisitMissing(absl::Span<const int32_t> expert_ids, absl::Span<const float> weights);
+  /// Where each of those is computed, and what is copied for later.
+  void PlaceMissing();
+  void Promote(const ExpertSplit& split);
+  double Foretell() const;
   /// For a slot of the cache: no more than its score, and of a scan what ExpertCache::Use says.
   double WorthOf(const Need& need) const {
     return std::min(need.score, cache_.score({layer_, need.expert}));
   }
-  Need& NeedOf(int32_t expert) {
-    return needs_[static_cast<size_t>(need_of_[static_cast<size_t>(expert)])];
-  }
-  using IsOurs = absl::FunctionRef<bool(const Need& need)>;
-  /// masked: ids_, those of other needs than `is_ours` takes kNotHere.
-  void MaskIds(IsOurs is_ours, std::vector<int32_t>& masked);
-  /// The same on the card.
-  absl::Status MaskIds(IsOurs is_ours, const Array& masked);
+  /// Appends ids_, with kNotHere for those of other needs than `is_ours` takes.
+  void AppendMask(absl::FunctionRef<bool(const Need& need)> is_ours, std::vector<int32_t>& masks);
+  absl::Status MaskToCard(absl::Span<const int32_t> masks, int32_t* to);
 
+  // Run.
+  absl::Status RunHits();
+  absl::Status RunMissing();
   absl::StatusOr<absl::Span<const LoadedExpert>> NextForCpu();
-  absl::Status BeginCopy(const FfnWeights& weights, int slot);
-  absl::Status WaitForCopies();
-  /// Has the card compute what was copied since the last call.
-  absl::Status RunCopied();
-  absl::Status RunOnCard(std::vector<LoadedExpert> experts, const Array& ids);
+  /// cpu_batch_: the CPU's part of what the store gives next; empty: that was all. The rest is
+  /// copied.
+  absl::Status FillCpuBatch();
+  absl::Status TakeGiven(absl::Span<const LoadedExpert> given);
+  /// Asks the card for what is due.
+  absl::Status RunDue();
+  absl::StatusOr<absl::Span<const LoadedExpert>> NextCopied();
+  absl::Status RunOnCard(ExpertBatches& experts, const int32_t* ids);
+  absl::Status AddCpuSum();
+  void Count(absl::Duration took);
+  /// Lets go of all that the visit holds.
+  void EndVisit();
 
   const ModelConfig& config_;
   ExpertStore& store_;
   Backend& card_;
   Backend& cpu_;
-  const int64_t slot_bytes_;
+  const int64_t max_rows_;
   const int num_cached_;
-  const int num_passed_;
+  const int num_passed_;  // even
   ExpertCache cache_;
   ExpertCosts costs_ = {.points = {{.rows = 1}}, .copy_seconds = 1};
-  Array slots_;                         // [num_slots] of slot_bytes_
-  std::vector<FfnWeights> weights_of_;  // by slot: what lies there
-  const std::unique_ptr<CopyQueue> copies_;
+  std::vector<float> x_copy_;         // [max_rows, hidden_size]
+  std::vector<float> cpu_sum_;        // [max_rows, hidden_size]
+  std::unique_ptr<CardSlots> slots_;  // those of the cache first; after what it pins
 
   // The visit.
   int layer_ = -1;
   int64_t step_ = -1;
   int64_t num_rows_ = 0;
-  std::vector<Need> needs_;   // ascending
-  std::vector<int> need_of_;  // by expert; -1: none
-  ExpertSplit split_;
-  ExpertBatches* missing_ = nullptr;      // the store's; null: nothing is missing
-  bool copying_ = false;                  // and not waited for
-  absl::Span<const LoadedExpert> given_;  // by the store, and not looked at
+  std::vector<Need> needs_;           // ascending
+  std::vector<int> need_of_;          // by expert; -1: none
+  ExpertBatches* missing_ = nullptr;  // the store's; null: nothing is missing
+  size_t num_missing_ = 0;
+  size_t num_copied_ = 0;    // of those: computed on the card
+  bool is_ordered_ = false;  // the store gives them in order of id
+  double foretold_seconds_ = 0;
+  size_t num_given_ = 0;    // by the store
+  bool has_batch_ = false;  // cpu_batch_ waits to be given
   std::vector<LoadedExpert> cpu_batch_;
-  std::vector<LoadedExpert> copied_;  // and not computed
-  int next_passed_ = 0;               // slot
-  std::vector<int32_t> ids_;          // [rows, k]
-  std::vector<int32_t> cpu_ids_;      // [rows, k]
-  std::vector<int32_t> scratch_ids_;  // [rows, k]
-  std::vector<float> host_weights_;   // [rows, k]
-  std::vector<float> x_copy_;         // [rows, hidden_size], where the host cannot read the card's
+  std::vector<LoadedExpert> due_;    // to be copied, or that are, and to be computed on the card
+  size_t num_begun_ = 0;             // of due_
+  std::vector<LoadedExpert> group_;  // of due_: those that are copied and computed together
+  int next_half_ = 0;                // of the slots through which experts pass
+  std::vector<int32_t> ids_;         // [rows, k]
+  std::vector<int32_t> cpu_ids_;     // [rows, k]
+  std::vector<int32_t> masks_;       // [2, rows, k]
+  std::vector<float> host_weights_;  // [rows, k]
   absl::Span<const float> host_x_;
-  std::vector<float> cpu_sum_;  // [rows, hidden_size]
-  Array hit_ids_;               // i32 [rows, k]
-  Array copied_ids_;            // i32 [rows, k]
-  Array card_cpu_sum_;          // f32 [rows, hidden_size]
-  const float* x_ = nullptr;    // of Run
+  Array card_ids_;            // i32 [2, rows, k]: of hits, of what is copied
+  Array card_cpu_sum_;        // f32 [rows, hidden_size]
+  const float* x_ = nullptr;  // of Run
   const float* weights_ = nullptr;
   float* out_ = nullptr;
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <numeric>
 
+#include "base/cpu_model.h"
 #include "base/status_macros.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "tests/support/fake_card.h"
@@ -23,7 +24,12 @@ constexpr int kMaxRows = 600;
 constexpr double kTolerance = 1e-6;
 
 ExpertCosts CostsOf(double cpu_seconds, double copy_seconds) {
-  return {{{1, cpu_seconds, 0.1}}, copy_seconds};
+  return {.points = {{.rows = 1,
+                      .cpu_seconds = cpu_seconds,
+                      .cpu_beside_seconds = cpu_seconds,
+                      .copy_beside_seconds = copy_seconds,
+                      .card_seconds = 0.1}},
+          .copy_seconds = copy_seconds};
 }
 
 class CardExpertsTest : public ExpertStoreTest {
@@ -97,7 +103,7 @@ class CardExpertsTest : public ExpertStoreTest {
 TEST_F(CardExpertsTest, GiveTheSumOfTheCpuWhereverTheyLie) {
   Rng rng(1);
   for (const int host_slots : {PackedToy::kChosen, 20, PackedToy::kAllExperts}) {
-    for (const int card_slots : {2, 9, 30, PackedToy::kAllExperts}) {
+    for (const int card_slots : {3, 9, 30, PackedToy::kAllExperts}) {
       for (const auto& [cpu, copy] :
            {std::pair{1.0, 0.5}, std::pair{1.0, 5.0}, std::pair{1.0, 0.01}, std::pair{0.01, 1.0}}) {
         SCOPED_TRACE(
@@ -186,6 +192,42 @@ TEST_F(CardExpertsTest, AVisitThatIsLeftHoldsNothing) {
   EXPECT_GT(experts_->counters().hits, 0);
 }
 
+TEST_F(CardExpertsTest, MoreThanPassAtATimeAreCopiedInAVisit) {
+  Rng rng(3);
+  const Choice choice(rng, 20);
+  ASSERT_GT(choice.needed.size(), 8u);
+  std::vector<float> first;
+  for (int run = 0; run < 2; ++run) {
+    Make(PackedToy::kAllExperts, CardExperts::kLeastSlots);
+    ASSERT_TRUE(store_->Warm([](int64_t, int64_t) { return true; }).ok());
+    experts_->SetCosts(CostsOf(1, 0.001));
+    std::vector<float> sum;
+    ASSERT_TRUE(Visit(kLayer, choice, 20, sum).ok());
+    EXPECT_LE(RelativeError(sum, Expected(kLayer, choice, 20)), kTolerance);
+    EXPECT_GT(experts_->counters().copies, 6);
+    EXPECT_GT(experts_->counters().on_cpu, 0);
+    EXPECT_GT(experts_->counters().took, absl::ZeroDuration());
+    // And for the same places the same bits.
+    if (run == 0) first = sum;
+    EXPECT_TRUE(sum == first);
+  }
+}
+
+TEST_F(CardExpertsTest, ForetellsByTheCosts) {
+  Make(PackedToy::kAllExperts, 16);
+  ASSERT_TRUE(experts_->Warm([](int64_t, int64_t) { return true; }).ok());
+  ExpertCosts costs = CostsOf(1, 100);
+  costs.visit_seconds = 7;
+  costs.visit_row_seconds = 0.5;
+  experts_->SetCosts(costs);
+  // Two of the four lie on the card; nothing is copied.
+  ExpectRight(kLayer, Choice({12, 13, 14, 15}), 1);
+  EXPECT_EQ(experts_->counters().foretold, absl::Seconds(9.5));
+  // All lie there: the CPU shares nothing.
+  ExpectRight(kLayer, Choice({0, 1, 2, 3}), 1);
+  EXPECT_EQ(experts_->counters().foretold, absl::Seconds(9.5));
+}
+
 TEST_F(CardExpertsTest, MeasuredCostsAreThoseOfThisMachine) {
   Make(PackedToy::kAllExperts, 16);
   const absl::StatusOr<ExpertCosts> costs = experts_->MeasureCosts();
@@ -197,19 +239,35 @@ TEST_F(CardExpertsTest, MeasuredCostsAreThoseOfThisMachine) {
     EXPECT_GT(point.cpu_seconds, 0);
     EXPECT_GT(point.card_seconds, 0);
     EXPECT_LE(point.rows, kMaxRows);
+    EXPECT_GE(point.cpu_beside_seconds, point.cpu_seconds);
+    EXPECT_GE(point.copy_beside_seconds, costs->copy_seconds);
   }
+  EXPECT_GE(costs->visit_seconds, 0);
+  EXPECT_GE(costs->visit_row_seconds, 0);
+  // Nobody used what was measured with.
+  EXPECT_EQ(store_->cache().score({kLayer, 0}), kNoScore);
   experts_->SetCosts(*costs);
   ExpectRight(kLayer, Choice({0, 5, 13, 14}), 1);
 }
 
-TEST_F(CardExpertsTest, ABudgetOfOneExpertIsRefusedInNumbers) {
+TEST_F(CardExpertsTest, CostsDependOnCardCpuAndExperts) {
+  Make(PackedToy::kAllExperts, 16);
+  const std::string all = experts_->CostsDependOn();
+  for (const std::string& part :
+       {card_.Name(), cpu_->Name(), CpuModel(), absl::StrCat(toy_->run_bytes(), " bytes"),
+        std::string("4 a token"), absl::StrCat(kMaxRows, " rows")}) {
+    EXPECT_THAT(all, HasSubstr(part));
+  }
+}
+
+TEST_F(CardExpertsTest, ABudgetOfTwoExpertsIsRefusedInNumbers) {
   store_ = MakeStore(PackedToy::kAllExperts, Options());
   CardExperts::Options options;
-  options.budget_bytes = toy_->run_bytes() + 256;
+  options.budget_bytes = 2 * (toy_->run_bytes() + 256);
   options.max_rows = 1;
   const auto experts = CardExperts::Create(toy_->config(), *store_, card_, *cpu_, options);
   EXPECT_EQ(experts.status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(experts.status().message(), HasSubstr("but two take"));
+  EXPECT_THAT(experts.status().message(), HasSubstr("but 3 take"));
 }
 
 }  // namespace
