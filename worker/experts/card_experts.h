@@ -161,7 +161,7 @@ class CardExperts {
   absl::Status RunCopied();
   absl::Status RunOnCard(std::vector<LoadedExpert> experts, const Array& ids);
 
-  const ModelConfig& config_;
+  const ModelConfig config_;  // a copy: the one that Create was given may be gone by now
   ExpertStore& store_;
   Backend& card_;
   Backend& cpu_;
