@@ -9,7 +9,8 @@
 
 namespace caravan {
 
-/// What serves, and a line for each worker: its stage, memory and KV cache.
+/// What serves, and a line for each worker: its stage, memory and KV cache. Where there are cards,
+/// also what has their memory, where experts were computed, and by what each hop goes.
 std::string FormatStatus(const v1::GetStatusResponse& status);
 
 }  // namespace caravan

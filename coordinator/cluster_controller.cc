@@ -105,17 +105,19 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
         std::all_of(active_->stages.begin(), active_->stages.end(),
                     [](const StageState& each) { return each.ready.has_value(); });
     if (all_ready && !active_->serving) StartServing();
-  } else if (report.has_hop_invitation() && stage > 0 &&
+  } else if (report.has_hop_invitation() && stage + 1 < std::ssize(active_->stages) &&
              report.hop_invitation().plan_version() == version) {
     v1::WorkerOrder order;
     order.mutable_join_hop()->set_plan_version(version);
     order.mutable_join_hop()->set_nccl_unique_id(report.hop_invitation().nccl_unique_id());
-    SendOrder(active_->plan.stages[static_cast<size_t>(stage) - 1].worker, std::move(order));
+    SendOrder(active_->plan.stages[static_cast<size_t>(stage) + 1].worker, std::move(order));
   } else if (report.has_failure() && report.failure().plan_version() == version) {
     const absl::Status why = absl::UnavailableError(report.failure().message());
     const auto code = static_cast<absl::StatusCode>(report.failure().code());
     // Once loaded, a stage fails by its next hop.
-    if (!state.ready.has_value() && IsPermanent(code)) {
+    if (!state.ready.has_value() && report.failure().unjoined() != v1::HOP_END_UNSPECIFIED) {
+      GoWithoutNccl(stage, report.failure().unjoined(), why);
+    } else if (!state.ready.has_value() && IsPermanent(code)) {
       LeaveOut(worker, why, code);
     } else {
       PipelineBroken(version, why);
@@ -142,6 +144,9 @@ void ClusterController::Lose(const Member& member, const std::string& why) {
   left_out_.erase(member.id);
   no_offloading_.erase(member.id);
   loads_.erase(member.id);
+  std::erase_if(unjoined_, [&member](const auto& hop) {
+    return hop.first.first == member.id || hop.first.second == member.id;
+  });
   // Now it is known why a link broke, if one did: nothing is gained by waiting.
   plan_is_due_ = true;
   plan_not_before_ = -absl::InfiniteDuration();
@@ -161,6 +166,22 @@ void ClusterController::LeaveOut(WorkerId worker, const absl::Status& why, absl:
              {{"worker", DescribeWorker(*membership_.Find(worker))}, {"why", why.message()}});
   no_offloading_.erase(worker);
   (only_offloading ? no_offloading_ : left_out_)[worker] = std::string(why.message());
+  EndPlan(why);
+  plan_is_due_ = true;
+  plan_not_before_ = -absl::InfiniteDuration();
+  Tick();
+}
+
+void ClusterController::GoWithoutNccl(int stage, v1::HopEnd end, const absl::Status& why) {
+  const int first = end == v1::HOP_END_NEXT ? stage : stage - 1;
+  const std::vector<StagePlan>& stages = active_->plan.stages;
+  if (first < 0 || first + 1 >= std::ssize(stages)) {
+    PipelineBroken(active_->plan.version, why);
+    return;
+  }
+  unjoined_[std::minmax(
+      {stages[static_cast<size_t>(first)].worker, stages[static_cast<size_t>(first) + 1].worker})] =
+      std::string(why.message());
   EndPlan(why);
   plan_is_due_ = true;
   plan_not_before_ = -absl::InfiniteDuration();
@@ -357,6 +378,11 @@ v1::Hop ClusterController::MakeHop(const Member& worker, const Member& neighbour
                              registration.on_card() ? " offers no NCCL" : " has no card"));
     return hop;
   }
+  const auto unjoined = unjoined_.find(std::minmax({worker.id, neighbour.id}));
+  if (unjoined != unjoined_.end()) {
+    hop.set_why(unjoined->second);
+    return hop;
+  }
   const std::string& version = worker.registration.nccl_version();
   const std::string& other_version = neighbour.registration.nccl_version();
   hop.set_by_nccl(version == other_version &&
@@ -422,6 +448,7 @@ void ClusterController::DescribeStageOf(const StagePlan& plan, const StageState&
     worker.set_expert_bytes(static_cast<uint64_t>(plan.expert_bytes));
   }
   if (!state.ready.has_value()) return;
+  worker.set_card_bytes(state.ready->card_bytes());
   worker.set_kv_blocks(state.ready->kv_blocks());
   worker.set_kv_block_tokens(state.ready->kv_block_tokens());
   const int num_layers = plan.stage.num_kv_layers();
@@ -449,14 +476,20 @@ v1::GetStatusResponse ClusterController::Status() const {
     worker.set_address(member.registration.address());
     worker.set_device(member.registration.device());
     worker.set_memory_budget_bytes(member.registration.memory_budget_bytes());
+    worker.set_on_card(member.registration.on_card());
     worker.set_state(v1::WORKER_STATE_SPARE);
     if (const auto load = loads_.find(member.id); load != loads_.end()) {
       *worker.mutable_load() = load->second;
     }
     const int stage = StageOf(member.id);
     if (stage < 0) continue;
-    DescribeStageOf(active_->plan.stages[static_cast<size_t>(stage)],
-                    active_->stages[static_cast<size_t>(stage)], member, worker);
+    const std::vector<StagePlan>& stages = active_->plan.stages;
+    DescribeStageOf(stages[static_cast<size_t>(stage)], active_->stages[static_cast<size_t>(stage)],
+                    member, worker);
+    if (stage + 1 < std::ssize(stages)) {
+      const WorkerId next = stages[static_cast<size_t>(stage) + 1].worker;
+      *worker.mutable_next() = MakeHop(member, *membership_.Find(next));
+    }
   }
   return response;
 }

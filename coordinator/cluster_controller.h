@@ -17,6 +17,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -104,6 +105,9 @@ class ClusterController {
   /// The stage that `worker` was to load cannot be had there, and trying again would not help: it
   /// gets none any more. If only its experts did not fit there, the next may be one that does.
   void LeaveOut(WorkerId worker, const absl::Status& why, absl::StatusCode code);
+  /// The hop of the present plan at that end of stage `stage` could not be joined by NCCL: the plan
+  /// ends, and the next one has it go over TCP.
+  void GoWithoutNccl(int stage, v1::HopEnd end, const absl::Status& why);
   /// The workers that plans may use, in order of joining.
   std::vector<Member> Usable() const;
   /// Makes the plan that the present members call for, unless they have it.
@@ -133,6 +137,9 @@ class ClusterController {
   std::map<WorkerId, std::string> left_out_;       // members that plans do not use, and why
   std::map<WorkerId, std::string> no_offloading_;  // that plans keep no experts on the disk of
   std::map<WorkerId, v1::WorkerLoad> loads_;       // of the last heartbeat that came
+  // Neighbours that could not be joined by NCCL, and why; the lower id first. Until one of them
+  // joins anew: what was in the way mostly stays there, and a try may take minutes.
+  std::map<std::pair<WorkerId, WorkerId>, std::string> unjoined_;
   std::optional<ActivePlan> active_;
   uint64_t last_version_ = 0;
   bool leaving_ = false;

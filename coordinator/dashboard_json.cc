@@ -31,7 +31,8 @@ json StageJson(const v1::WorkerStatus& worker) {
           {"has_head", stage.has_head()}};
 }
 
-json RamJson(const v1::WorkerStatus& worker, const PipelineStats& pipeline) {
+/// The memory that the stage computes in.
+json MemoryJson(const v1::WorkerStatus& worker, const PipelineStats& pipeline) {
   json parts = json::array();
   const bool ready = worker.state() == v1::WORKER_STATE_READY;
   const uint64_t expert_bytes = ready ? worker.expert_bytes() : 0;
@@ -52,11 +53,41 @@ json RamJson(const v1::WorkerStatus& worker, const PipelineStats& pipeline) {
     }
     parts.push_back({{"what", "KV free"}, {"bytes", free_bytes}});
   }
-  return {
-      {"tier", "RAM"}, {"total_bytes", worker.memory_budget_bytes()}, {"parts", std::move(parts)}};
+  // What running steps takes is said for cards only.
+  const uint64_t counted = worker.loaded_bytes() + worker.kv_bytes();
+  if (worker.card_bytes() > counted) {
+    parts.push_back({{"what", "steps"}, {"bytes", worker.card_bytes() - counted}});
+  }
+  return {{"tier", worker.on_card() ? "VRAM" : "RAM"},
+          {"total_bytes", worker.memory_budget_bytes()},
+          {"parts", std::move(parts)}};
 }
 
-/// Of the experts that steps chose since the worker joined; null: none yet, or none is on disk.
+/// Where the experts were computed that steps chose since the worker joined; null: none yet, or it
+/// has none out of its card's memory.
+json CardExpertsJson(const v1::WorkerStatus& worker) {
+  const v1::CardExpertLoad& load = worker.load().card_experts();
+  const uint64_t chosen = load.hits() + load.copies() + load.on_cpu();
+  if (worker.expert_slots() == 0 || chosen == 0) return nullptr;
+  const auto share = [chosen](uint64_t part) {
+    return static_cast<double>(part) / static_cast<double>(chosen);
+  };
+  return {{"hit_share", share(load.hits())},
+          {"copied_share", share(load.copies())},
+          {"on_cpu_share", share(load.on_cpu())},
+          {"promotions", load.promotions()},
+          {"copied_bytes", load.copied_bytes()}};
+}
+
+json NextHopJson(const v1::WorkerStatus& worker) {
+  if (!worker.has_next()) return nullptr;
+  return {{"to", worker.next().neighbour()},
+          {"transport", worker.next().by_nccl() ? "NCCL" : "TCP"},
+          {"why", worker.next().why()}};
+}
+
+/// Of the experts that steps chose since the worker joined, and that its card did not have; null:
+/// none yet, or none is on disk.
 json ExpertHitShare(const v1::WorkerStatus& worker) {
   const v1::ExpertLoad& load = worker.load().experts();
   const uint64_t chosen = load.hits() + load.misses();
@@ -92,7 +123,10 @@ json BoxesJson(const DashboardInputs& inputs) {
          {"experts", worker->experts()},
          {"expert_slots", worker->expert_slots()},
          {"expert_hit_share", ExpertHitShare(*worker)},
-         {"tiers", json::array({RamJson(*worker, inputs.pipeline)})},
+         {"on_card", worker->on_card()},
+         {"card_experts", CardExpertsJson(*worker)},
+         {"next_hop", NextHopJson(*worker)},
+         {"tiers", json::array({MemoryJson(*worker, inputs.pipeline)})},
          {"busy_share",
           busy == busy_shares.end() || !worker->has_stage() ? json(nullptr) : json(busy->second)}});
   }

@@ -136,6 +136,10 @@ std::string StageLabel(const v1::GetStatusResponse& cluster, const v1::WorkerSta
   return absl::StrCat(before);
 }
 
+Labels WorkerLabels(const v1::GetStatusResponse& cluster, const v1::WorkerStatus& worker) {
+  return {{"stage", StageLabel(cluster, worker)}, {"worker", WorkerLabel(cluster, worker)}};
+}
+
 /// Of workers whose stages left experts on disk.
 void AppendExperts(const v1::GetStatusResponse& cluster, std::vector<MetricFamily>& out) {
   struct Counter {
@@ -183,12 +187,60 @@ void AppendExperts(const v1::GetStatusResponse& cluster, std::vector<MetricFamil
     Numbers numbers(MetricType::Counter, counter.name, counter.help);
     for (const v1::WorkerStatus& worker : cluster.workers()) {
       if (!worker.load().has_experts()) continue;
-      numbers.Add(
-          counter.value(worker.load().experts()),
-          {{"stage", StageLabel(cluster, worker)}, {"worker", WorkerLabel(cluster, worker)}});
+      numbers.Add(counter.value(worker.load().experts()), WorkerLabels(cluster, worker));
     }
     out.push_back(numbers.Take());
   }
+}
+
+/// Of workers with cards: what they take of them, and where experts were computed that they have no
+/// room for.
+void AppendCards(const v1::GetStatusResponse& cluster, std::vector<MetricFamily>& out) {
+  Numbers taken(MetricType::Gauge, "caravan_worker_card_bytes",
+                "What a worker's stage takes of its card.");
+  for (const v1::WorkerStatus& worker : cluster.workers()) {
+    if (!worker.on_card()) continue;
+    taken.Add(static_cast<int64_t>(worker.card_bytes()), WorkerLabels(cluster, worker));
+  }
+  out.push_back(taken.Take());
+
+  struct Counter {
+    const char* name;
+    const char* help;
+    uint64_t (*value)(const v1::CardExpertLoad& load);
+  };
+  static constexpr Counter kCounters[] = {
+      {"caravan_worker_card_expert_hits_total",
+       "Experts that a step chose for a layer and found in the memory of a worker's card.",
+       [](const v1::CardExpertLoad& load) { return load.hits(); }},
+      {"caravan_worker_card_expert_copies_total",
+       "Experts that a step chose for a layer and that were copied to the card for it.",
+       [](const v1::CardExpertLoad& load) { return load.copies(); }},
+      {"caravan_worker_card_expert_on_cpu_total",
+       "Experts that a step chose for a layer and that the CPU computed.",
+       [](const v1::CardExpertLoad& load) { return load.on_cpu(); }},
+      {"caravan_worker_card_expert_promotions_total",
+       "Experts that were copied to the card for later steps while the CPU computed them.",
+       [](const v1::CardExpertLoad& load) { return load.promotions(); }},
+      {"caravan_worker_card_expert_copied_bytes_total",
+       "Bytes of experts that were copied to a worker's card in steps.",
+       [](const v1::CardExpertLoad& load) { return load.copied_bytes(); }},
+  };
+  for (const Counter& counter : kCounters) {
+    Numbers numbers(MetricType::Counter, counter.name, counter.help);
+    for (const v1::WorkerStatus& worker : cluster.workers()) {
+      if (!worker.load().has_card_experts()) continue;
+      numbers.Add(static_cast<int64_t>(counter.value(worker.load().card_experts())),
+                  WorkerLabels(cluster, worker));
+    }
+    out.push_back(numbers.Take());
+  }
+}
+
+/// By what a worker's steps go on to the next one.
+const char* NextHopLabel(const v1::WorkerStatus& worker) {
+  if (!worker.has_next()) return "none";
+  return worker.next().by_nccl() ? "nccl" : "tcp";
 }
 
 void AppendCluster(const Metrics::Snapshot& snapshot, std::vector<MetricFamily>& out) {
@@ -221,9 +273,14 @@ void AppendCluster(const Metrics::Snapshot& snapshot, std::vector<MetricFamily>&
                   "What KV blocks take of a worker's disk.");
   Numbers budget(MetricType::Gauge, "caravan_worker_memory_budget_bytes",
                  "What a worker's weights and KV blocks may take together.");
+  Numbers info(MetricType::Gauge, "caravan_worker_info",
+               "1: what a worker computes with, and by what its steps go on to the next one.");
   for (const v1::WorkerStatus& worker : cluster.workers()) {
-    const Labels labels = {{"stage", StageLabel(cluster, worker)},
-                           {"worker", WorkerLabel(cluster, worker)}};
+    const Labels labels = WorkerLabels(cluster, worker);
+    Labels what = labels;
+    what.push_back({"device", worker.device()});
+    what.push_back({"next_hop", NextHopLabel(worker)});
+    info.Add(int64_t{1}, std::move(what));
     busy.Add(worker.load().busy_s(), labels);
     ready.Add(worker.load().total_s(), labels);
     rows.Add(static_cast<int64_t>(worker.load().rows()), labels);
@@ -235,10 +292,12 @@ void AppendCluster(const Metrics::Snapshot& snapshot, std::vector<MetricFamily>&
     kv_disk.Add(static_cast<int64_t>(worker.kv_disk_bytes()), labels);
     budget.Add(static_cast<int64_t>(worker.memory_budget_bytes()), labels);
   }
-  for (Numbers* numbers : {&busy, &ready, &rows, &idle, &weights, &slots, &kv, &kv_disk, &budget}) {
+  for (Numbers* numbers :
+       {&busy, &ready, &rows, &idle, &weights, &slots, &kv, &kv_disk, &budget, &info}) {
     out.push_back(numbers->Take());
   }
   AppendExperts(cluster, out);
+  AppendCards(cluster, out);
 }
 
 }  // namespace

@@ -57,6 +57,9 @@ class Memory {
   /// Whether the host reads and writes it like any memory of its own.
   virtual bool is_host() const = 0;
 
+  /// What its arrays have; 0: nobody counts (the host's). Any thread.
+  virtual int64_t taken_bytes() const { return 0; }
+
   /// Zeroed. REQUIRES: bytes >= 0.
   /// Errors: ResourceExhausted - there is not so much, or not in the budget (says whose).
   virtual absl::StatusOr<Array> Allocate(int64_t bytes, Use use = Use::kByAndBy) = 0;

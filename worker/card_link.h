@@ -50,7 +50,7 @@ class CardTransport {
   virtual absl::StatusOr<std::string> NewLinkId() const = 0;
 
   struct JoinOptions {
-    std::string link_id;  // from the NewLinkId of the end that receives
+    std::string link_id;  // from the NewLinkId of one end
     bool sends = false;   // else receives
     std::string name;     // for messages
     absl::Duration timeout;

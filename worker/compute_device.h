@@ -37,6 +37,9 @@ class ComputeDevice {
                                                                int64_t max_rows) const = 0;
   /// The CPU's, for what a card leaves to it. Errors: as MakeCpuBackend.
   virtual absl::StatusOr<std::unique_ptr<Backend>> MakeCpu() const = 0;
+  /// Whether it can compute at all. Errors: Internal - a card that failed for good, so that no more
+  /// can be had of it in this process.
+  virtual absl::Status Check() const { return absl::OkStatus(); }
   /// What carries activations from this card to others.
   /// Errors: Unimplemented - it is no card; as OpenNcclTransport.
   virtual absl::StatusOr<std::unique_ptr<CardTransport>> OpenCardTransport() const {

@@ -30,6 +30,8 @@ class CudaCard : public ComputeDevice {
   }
 
   absl::StatusOr<std::unique_ptr<Backend>> MakeCpu() const override { return MakeCpuBackend(cpu_); }
+  // Whatever is asked of a card that failed for good fails of the same.
+  absl::Status Check() const override { return device_.Memory().status(); }
   absl::StatusOr<std::unique_ptr<CardTransport>> OpenCardTransport() const override {
     return OpenNcclTransport(device_);
   }

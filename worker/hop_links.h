@@ -4,13 +4,15 @@
 // The links from card to card of one stage, and how its ends find one another when a plan is
 // loaded:
 //
-//   this worker            coordinator            the one before
+//   this worker            coordinator            the one after
 //      |--HopInvitation(id)---->|--JoinHop(id)---------->|
 //      |<===================== joins ===================>|
 //
-// Each worker first joins its hop from the worker before, then the one to the worker after: the
-// first stage has none before, so there is always one that can go on. This comes before the weights
-// are read, so that a hop that cannot be had is told at once.
+// Each worker first joins its hop from the worker before, then invites to the one after: the first
+// stage has none before, so there is always one that can go on, and both ends of a hop are at it
+// when its deadline begins. This comes before the weights are read, so that a hop that cannot be
+// had is told at once. One that need not go by NCCL is planned anew then, over TCP: the plan that
+// failed of it ends, so neither end waits for the other or for what that takes the hop to be.
 
 #include <functional>
 #include <memory>
@@ -40,12 +42,13 @@ struct HopLinksOptions {
 };
 
 /// Makes the links that `order` calls for. Gives up, and closes the invitation, when `stop` is
-/// requested.
+/// requested. `unjoined`: where an error comes of a hop that could not be joined and needs no link,
+/// which one it is; unspecified else.
 /// Errors: InvalidArgument - a hop that has to have a link has none, or its ends do not fit
 ///         together; DeadlineExceeded - a neighbour did not come; as CardTransport::Join else. They
 ///         name the neighbour.
 absl::StatusOr<HopLinks> JoinHops(const v1::LoadStage& order, const HopLinksOptions& options,
-                                  const std::stop_token& stop);
+                                  const std::stop_token& stop, v1::HopEnd& unjoined);
 
 }  // namespace caravan
 

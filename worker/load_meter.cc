@@ -36,6 +36,15 @@ void AddLoad(const v1::WorkerLoad& load, v1::WorkerLoad& sum) {
   sum.set_total_s(sum.total_s() + load.total_s());
   sum.set_steps(sum.steps() + load.steps());
   sum.set_rows(sum.rows() + load.rows());
+  if (load.has_card_experts()) {
+    const v1::CardExpertLoad& more = load.card_experts();
+    v1::CardExpertLoad& on_card = *sum.mutable_card_experts();
+    on_card.set_hits(on_card.hits() + more.hits());
+    on_card.set_copies(on_card.copies() + more.copies());
+    on_card.set_on_cpu(on_card.on_cpu() + more.on_cpu());
+    on_card.set_promotions(on_card.promotions() + more.promotions());
+    on_card.set_copied_bytes(on_card.copied_bytes() + more.copied_bytes());
+  }
   if (!load.has_experts()) return;
   const v1::ExpertLoad& more = load.experts();
   v1::ExpertLoad& experts = *sum.mutable_experts();

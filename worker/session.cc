@@ -72,6 +72,7 @@ class Session {
     };
     environment.card_ram_bytes = options_.memory_budget_bytes - ProcessBytes(options_.num_threads);
     environment.make_cpu = [this] { return options_.device->MakeCpu(); };
+    environment.check_device = [this] { return options_.device->Check(); };
     environment.card_transport = options_.card_transport;
     environment.requires_card_transport = options_.requires_card_transport;
     environment.show_progress = options_.show_progress;

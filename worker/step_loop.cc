@@ -45,6 +45,15 @@ void StepLoop::Stop() {
 
 v1::WorkerLoad StepLoop::load() const {
   v1::WorkerLoad load = meter_.Read();
+  if (stage_->card_experts() != nullptr) {
+    const CardExperts::Counters counters = stage_->card_experts()->counters();
+    v1::CardExpertLoad& on_card = *load.mutable_card_experts();
+    on_card.set_hits(static_cast<uint64_t>(counters.hits));
+    on_card.set_copies(static_cast<uint64_t>(counters.copies));
+    on_card.set_on_cpu(static_cast<uint64_t>(counters.on_cpu));
+    on_card.set_promotions(static_cast<uint64_t>(counters.promotions));
+    on_card.set_copied_bytes(static_cast<uint64_t>(counters.copied_bytes));
+  }
   if (stage_->experts() == nullptr) return load;
   const ExpertStore::Counters counters = stage_->experts()->counters();
   v1::ExpertLoad& experts = *load.mutable_experts();

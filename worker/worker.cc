@@ -75,9 +75,16 @@ v1::WorkerLoad Worker::load() const {
 void Worker::Load(const v1::LoadStage& order, const std::stop_token& stop) {
   const TellFailure tell_failure = MakeTellFailure(order.plan_version());
   v1::StageReady ready;
-  absl::StatusOr<std::shared_ptr<StepLoop>> loop = TryLoad(order, stop, tell_failure, ready);
+  v1::HopEnd unjoined = v1::HOP_END_UNSPECIFIED;
+  absl::StatusOr<std::shared_ptr<StepLoop>> loop =
+      TryLoad(order, stop, tell_failure, ready, unjoined);
   if (!loop.ok()) {
-    if (!stop.stop_requested()) tell_failure(loop.status());
+    if (stop.stop_requested()) return;
+    // Trying again would fail again, for ever.
+    const bool lost = absl::IsInternal(loop.status()) && !environment_.check_device().ok();
+    tell_failure(lost ? Annotate(loop.status(), "the card is lost") : loop.status(),
+                 lost ? v1::HOP_END_UNSPECIFIED : unjoined);
+    if (lost) environment_.on_card_lost(loop.status());
     return;
   }
   {
@@ -94,14 +101,14 @@ void Worker::Load(const v1::LoadStage& order, const std::stop_token& stop) {
   environment_.report(std::move(report));
 }
 
-absl::StatusOr<HopLinks> Worker::MakeLinks(const v1::LoadStage& order,
-                                           const std::stop_token& stop) {
+absl::StatusOr<HopLinks> Worker::MakeLinks(const v1::LoadStage& order, const std::stop_token& stop,
+                                           v1::HopEnd& unjoined) {
   HopLinksOptions options;
   options.transport = environment_.card_transport.get();
   options.required = environment_.requires_card_transport;
   options.report = environment_.report;
   options.invitation = &*invitation_;
-  CARAVAN_ASSIGN_OR_RETURN(HopLinks links, JoinHops(order, options, stop));
+  CARAVAN_ASSIGN_OR_RETURN(HopLinks links, JoinHops(order, options, stop, unjoined));
   if (order.has_next()) {
     const v1::Hop& next = order.next();
     LogInfo("next_hop", {{"plan", order.plan_version()},
@@ -115,12 +122,13 @@ absl::StatusOr<HopLinks> Worker::MakeLinks(const v1::LoadStage& order,
 absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& order,
                                                           const std::stop_token& stop,
                                                           const TellFailure& tell_failure,
-                                                          v1::StageReady& ready) {
+                                                          v1::StageReady& ready,
+                                                          v1::HopEnd& unjoined) {
   CARAVAN_ASSIGN_OR_RETURN(
       const ModelConfig config,
       ParseModelConfig(order.model().config_json(), "the coordinator's config.json"));
   CARAVAN_ASSIGN_OR_RETURN(const StageSpec spec, StageFromProto(order.stage()));
-  CARAVAN_ASSIGN_OR_RETURN(HopLinks links, MakeLinks(order, stop));
+  CARAVAN_ASSIGN_OR_RETURN(HopLinks links, MakeLinks(order, stop, unjoined));
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TensorSource> source,
                            environment_.open_model(order, stop));
 
@@ -158,6 +166,7 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
     CARAVAN_RETURN_IF_ERROR(
         SplitExpertBudget(config, spec, environment_.card_ram_bytes, std::move(cpu), options));
   }
+  const Memory& memory = backend->memory();  // the stage's then
   CARAVAN_ASSIGN_OR_RETURN(
       std::unique_ptr<Stage> stage,
       Stage::Create(config, spec, *source, std::move(backend), options, progress));
@@ -167,14 +176,15 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
   ready.set_kv_blocks_on_disk(
       static_cast<uint32_t>(std::min<int64_t>(stage->kv_cache().blocks_on_disk(), UINT32_MAX)));
   ready.set_kv_block_tokens(static_cast<uint32_t>(stage->kv_cache().block_tokens()));
+  ready.set_card_bytes(static_cast<uint64_t>(memory.taken_bytes()));
 
   const auto on_broken = [tell_failure](const absl::Status& status) {
-    tell_failure(Annotate(status, "the next hop is lost"));
+    tell_failure(Annotate(status, "the next hop is lost"), v1::HOP_END_UNSPECIFIED);
   };
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<ActivationChannel> next,
                            environment_.open_next_hop(order, on_broken, stop));
   const auto on_card_lost = [this, tell_failure](const absl::Status& status) {
-    tell_failure(Annotate(status, "the card is lost"));
+    tell_failure(Annotate(status, "the card is lost"), v1::HOP_END_UNSPECIFIED);
     environment_.on_card_lost(status);
   };
   return std::make_shared<StepLoop>(order.plan_version(), std::move(stage), std::move(next),
@@ -194,7 +204,7 @@ std::shared_ptr<RoutingObserver> Worker::Record(const v1::LoadStage& order,
 
 Worker::TellFailure Worker::MakeTellFailure(uint64_t plan_version) const {
   const auto told = std::make_shared<std::atomic<bool>>(false);
-  return [this, plan_version, told](const absl::Status& status) {
+  return [this, plan_version, told](const absl::Status& status, v1::HopEnd unjoined) {
     if (told->exchange(true)) return;
     LogWarning("stage_failed", {{"plan", plan_version}, {"error", status.message()}});
     v1::WorkerReport report;
@@ -202,6 +212,7 @@ Worker::TellFailure Worker::MakeTellFailure(uint64_t plan_version) const {
     failure.set_plan_version(plan_version);
     failure.set_code(static_cast<int32_t>(status.code()));
     failure.set_message(absl::StrCat(environment_.name, ": ", status.message()));
+    failure.set_unjoined(unjoined);
     environment_.report(std::move(report));
   };
 }

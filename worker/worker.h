@@ -71,8 +71,11 @@ class Worker {
         const v1::LoadStage& order, std::function<void(absl::Status)> on_broken,
         std::stop_token stop)>
         open_next_hop;
+    /// As ComputeDevice::Check: asked when a stage could not be loaded of an error that may be the
+    /// card's.
+    std::function<absl::Status()> check_device = [] { return absl::OkStatus(); };
     /// A stage's card failed for good: no stage of this process can compute on it. Its failure was
-    /// reported. Called once a stage, by its thread; must not block.
+    /// reported. Called once a stage, by its thread or the loading one; must not block.
     std::function<void(const absl::Status& why)> on_card_lost = [](const absl::Status&) {};
     /// Progress of loading, for people.
     std::function<void(int64_t loaded_bytes, int64_t total_bytes)> show_progress;
@@ -99,15 +102,18 @@ class Worker {
   v1::WorkerLoad load() const;
 
  private:
-  /// Reports that a stage cannot go on, once: a lost link can show in several places.
-  using TellFailure = std::function<void(const absl::Status&)>;
+  /// Reports that a stage cannot go on, once: a lost link can show in several places. `unjoined`:
+  /// as in StageFailure.
+  using TellFailure = std::function<void(const absl::Status&, v1::HopEnd unjoined)>;
 
   void Load(const v1::LoadStage& order, const std::stop_token& stop);
-  absl::StatusOr<HopLinks> MakeLinks(const v1::LoadStage& order, const std::stop_token& stop);
+  absl::StatusOr<HopLinks> MakeLinks(const v1::LoadStage& order, const std::stop_token& stop,
+                                     v1::HopEnd& unjoined);
+  /// `unjoined`: with an error, as JoinHops.
   absl::StatusOr<std::shared_ptr<StepLoop>> TryLoad(const v1::LoadStage& order,
                                                     const std::stop_token& stop,
                                                     const TellFailure& tell_failure,
-                                                    v1::StageReady& ready);
+                                                    v1::StageReady& ready, v1::HopEnd& unjoined);
   TellFailure MakeTellFailure(uint64_t plan_version) const;
   /// Null, with a warning, where the stage's routing cannot be recorded: it serves all the same.
   std::shared_ptr<RoutingObserver> Record(const v1::LoadStage& order, const ModelConfig& config,

@@ -12,12 +12,29 @@ function stageText(box) {
   return [embeds ? 'embedding' : '', layers, head ? 'head' : ''].filter(Boolean).join(', ');
 }
 
-/** Of a stage that leaves experts on its disk; '' of another one. */
+/** Of a stage that leaves experts on its disk, or out of its card's memory; '' of another one. */
 function expertsText(box) {
   if (box.expert_slots === 0) return '';
   const memory = `memory for ${box.expert_slots} of ${box.experts} experts`;
+  if (box.card_experts) {
+    const { hit_share: hits, copied_share: copied, on_cpu_share: cpu } = box.card_experts;
+    return `${memory}, ${format.percent(hits)} hits, ${format.percent(copied)} copied, ${format.percent(cpu)} on the CPU`;
+  }
   if (box.expert_hit_share === null) return memory;
   return `${memory}, ${format.percent(box.expert_hit_share)} hits`;
+}
+
+/** What the text has no room for. */
+function expertsTitle(box) {
+  if (!box.card_experts) return '';
+  const { promotions, copied_bytes: bytes } = box.card_experts;
+  const below = box.expert_hit_share === null ? '' : `; of the others ${format.percent(box.expert_hit_share)} were in the host's memory`;
+  return `${format.count(promotions)} promoted, ${format.bytes(bytes)} copied to the card${below}`;
+}
+
+/** Between CPUs there is only one way, which goes without saying. */
+function hopText(box) {
+  return box.on_card && box.next_hop ? `sends on over ${box.next_hop.transport}` : '';
 }
 
 function stateText(box) {
@@ -53,6 +70,7 @@ function createBox() {
     make('p', { className: 'box-stage' }),
     make('p', { className: 'box-address note' }),
     make('p', { className: 'box-experts note', hidden: true }),
+    make('p', { className: 'box-hop note', hidden: true }),
     make('div', { className: 'tiers' }),
     make('div', { className: 'busy' }, make('span', {}, 'Busy'), make('b'),
       make('div', { className: 'fill', ariaHidden: 'true' }, make('i', { className: 'busy-bar' }))));
@@ -60,7 +78,7 @@ function createBox() {
 
 function updateBox(element, box, index) {
   element.dataset.state = box.state;
-  const [head, stage, address, experts, tiers, busy] = element.children;
+  const [head, stage, address, experts, hop, tiers, busy] = element.children;
   setText(head.children[0], box.stage ? String(index) : '');
   setText(head.children[1], box.name);
   setText(head.children[2], stateText(box));
@@ -68,6 +86,10 @@ function updateBox(element, box, index) {
   setText(address, `${box.device} · ${box.address}`);
   setText(experts, expertsText(box));
   experts.hidden = box.expert_slots === 0;
+  experts.title = expertsTitle(box);
+  setText(hop, hopText(box));
+  hop.hidden = hop.textContent === '';
+  hop.title = box.next_hop ? `to ${box.next_hop.to}: ${box.next_hop.why}` : '';
   head.children[1].title = box.name;
   address.title = address.textContent;
   keyed(tiers, box.tiers, (tier) => tier.tier, createTier, updateTier);

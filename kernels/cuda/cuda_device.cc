@@ -3,13 +3,22 @@
 #include <cuda_runtime_api.h>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/cuda/cuda_driver.h"
 #include "kernels/cuda/cuda_error.h"
 #include "kernels/cuda/device_code.h"
 
 namespace caravan {
+
 absl::StatusOr<int> CountCudaDevices() {
   int count = 0;
-  CARAVAN_CUDA_RETURN_IF_ERROR(cudaGetDeviceCount(&count));
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error == cudaErrorInsufficientDriver) {
+    int driver_version = 0;
+    static_cast<void>(cudaDriverGetVersion(&driver_version));
+    static_cast<void>(cudaGetLastError());
+    return InsufficientDriver(driver_version, CUDART_VERSION);
+  }
+  CARAVAN_RETURN_IF_ERROR(CudaStatus(error, "cudaGetDeviceCount"));
   if (count == 0) return CudaStatus(cudaErrorNoDevice, "cudaGetDeviceCount");
   return count;
 }

@@ -15,6 +15,8 @@ absl::StatusCode CodeOf(cudaError_t error) {
       return absl::StatusCode::kResourceExhausted;
     case cudaErrorNoDevice:
     case cudaErrorInsufficientDriver:
+    case cudaErrorCallRequiresNewerDriver:
+    case cudaErrorUnsupportedPtxVersion:
     case cudaErrorSystemDriverMismatch:
     case cudaErrorSystemNotReady:
     case cudaErrorCompatNotSupportedOnDevice:

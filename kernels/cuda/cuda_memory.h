@@ -26,6 +26,7 @@ class CudaMemory : public Memory {
       : stream_(stream), budget_bytes_(budget_bytes), check_(std::move(check)) {}
 
   bool is_host() const override { return false; }
+  int64_t taken_bytes() const override { return *taken_bytes_; }
   absl::StatusOr<Array> Allocate(int64_t bytes, Use use) override;
   absl::Status CopyIn(const void* host, int64_t bytes, void* to) override;
   absl::Status CopyOut(const void* from, int64_t bytes, void* host) override;

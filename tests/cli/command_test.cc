@@ -171,6 +171,9 @@ TEST(CommandTest, WrongFlagsGetASentenceThatNamesThem) {
       {{"probe", "experts", "--model", kModel, "--device", "cpu"}, 2, "shared with a card"},
       {{"probe", "experts", "--model", kModel, "--device", "gpu"}, 2, "\"gpu\" is no device"},
       {{"worker", "--coordinator", "a:1", "--device", "cuda:x"}, 2, "\"cuda:x\" is no device"},
+      {{"worker", "--coordinator", "a:1", "--transport", "nccl"},
+       2,
+       "--transport nccl: cpu is no card"},
       {{"worker", "--coordinator", "a:1", "--vram", "1GiB"}, 2, "--vram: the CPU has none"},
       {{"worker", "--coordinator", "a:1", "--vram", "0"}, 2, "--vram: must be more than 0"},
       {{"probe", "disk"}, 2, "path is required"},
@@ -185,6 +188,16 @@ TEST(CommandTest, WrongFlagsGetASentenceThatNamesThem) {
       {{"plan", "--model", kModel, "--target", "nan"}, 2, "--target: nan is not a number"},
   };
   for (const Refusal& refusal : refusals) ExpectRefusal(cluster, refusal);
+}
+
+TEST(CommandTest, ACardThatIsNotThereIsSaidWithTheFlagThatNamesIt) {
+  TestCluster cluster;
+  TestProcess& worker =
+      cluster.Launch("worker", {"worker", "--coordinator", "a:1", "--device", "cuda:4096"});
+  // Without a driver or a card a later try may do better; not so where there are other cards, or
+  // the program was built without CUDA.
+  EXPECT_THAT(worker.Wait(), ::testing::AnyOf(2, 3)) << worker.Transcript();
+  EXPECT_THAT(worker.Err(), HasSubstr("--device cuda:4096: "));
 }
 
 TEST(CommandTest, NobodyThereIsSaidWithTheAddress) {

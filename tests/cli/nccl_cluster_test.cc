@@ -2,6 +2,7 @@
 // over TCP. Skipped without a card, by the driver's words, and without NCCL, by the linker's.
 
 #include <csignal>
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <utility>
@@ -153,6 +154,22 @@ TEST_F(NcclClusterTest, OnOneCardOfOneHostAndBesideACpuHopsGoOverTcp) {
   cluster.WaitForStatus("serving");
   EXPECT_THAT(cluster.worker("box-0").Err(), HasSubstr("transport=tcp why=\"they share a card\""));
   EXPECT_THAT(cluster.worker("box-1").Err(), HasSubstr("worker 3 (box-2) has no card"));
+  ExpectReplies(cluster, Questions(2));
+}
+
+TEST_F(NcclClusterTest, AHopThatCannotBeJoinedGoesOverTcp) {
+  TestCluster cluster;
+  cluster.StartCoordinator({"--workers", "2"});
+  StartCardWorker(cluster, "box-0");
+  BeNcclHost("box-1");
+  ::setenv("NCCL_SOCKET_IFNAME", "=nowhere0", 1);
+  cluster.StartWorker("box-1", {"--device", "cuda:0", "--vram", "2GiB"}).WaitForErr("joined");
+  cluster.WaitForStatus("serving (plan 2)");
+  EXPECT_THAT(cluster.coordinator().Err(),
+              ::testing::ContainsRegex("hop_planned plan=1 .*transport=nccl"));
+  EXPECT_THAT(cluster.coordinator().Err(),
+              ::testing::ContainsRegex("hop_planned plan=2 .*transport=tcp why=\"worker box-[01]: "
+                                       "the hop (to|from) worker"));
   ExpectReplies(cluster, Questions(2));
 }
 

@@ -76,5 +76,57 @@ TEST(PlanTableTest, ShowsWhatOfTheWeightsIsInMemory) {
   EXPECT_THAT(text, ContainsRegex("box-b .* loading 50% .* - +312 of 7168 experts\n"));
 }
 
+TEST(PlanTableTest, NothingIsSaidOfHopsBetweenCpus) {
+  v1::GetStatusResponse status = Serving();
+  status.mutable_workers(0)->mutable_next()->set_neighbour("worker 2 (box-b)");
+  EXPECT_THAT(FormatStatus(status), Not(HasSubstr("worker 2 (box-b)")));
+}
+
+TEST(PlanTableTest, ShowsWhatHasACardsMemoryAndHowItsHopsGo) {
+  v1::GetStatusResponse status = Serving();
+  status.mutable_workers(0)->mutable_next()->set_neighbour("worker 2 (box-b)");
+  status.mutable_workers(0)->mutable_next()->set_why("worker 1 (box-a) has no card");
+  v1::WorkerStatus& card = *status.add_workers();
+  card = status.workers(0);
+  card.set_worker_id(2);
+  card.set_name("box-b");
+  card.set_device("cuda:0 (NVIDIA GeForce RTX 3060)");
+  card.set_on_card(true);
+  card.set_memory_budget_bytes(11 * kGiB);
+  card.set_card_bytes(10 * kGiB);
+  card.set_loaded_bytes(7 * kGiB);
+  card.set_expert_bytes(4 * kGiB);
+  card.set_expert_slots(312);
+  card.set_kv_bytes(2 * kGiB);
+  card.mutable_next()->set_neighbour("worker 3 (box-c)");
+  card.mutable_next()->set_by_nccl(true);
+  card.mutable_next()->set_why("both have NCCL 2.28.9");
+  card.mutable_load()->mutable_experts()->set_hits(9);
+  card.mutable_load()->mutable_experts()->set_misses(1);
+  std::string text = FormatStatus(status);
+  EXPECT_THAT(text, ContainsRegex("box-b +10.0.0.1:7071 +cuda:0 +ready"));
+  EXPECT_THAT(text, ContainsRegex("7.00 GiB, 312 of 7168 experts\n"));
+  EXPECT_THAT(text, ContainsRegex("\n2 +cuda:0 .NVIDIA GeForce RTX 3060. +11.0 GiB +10.0 GiB "
+                                  "+3.00 GiB +4.00 GiB +2.00 GiB +1.00 GiB +none yet\n"));
+  EXPECT_THAT(text, ContainsRegex("\n1 +worker 2 .box-b. +TCP +worker 1 .box-a. has no card\n"));
+  EXPECT_THAT(text, ContainsRegex("\n2 +worker 3 .box-c. +NCCL +both have NCCL 2.28.9\n"));
+
+  v1::CardExpertLoad& load = *status.mutable_workers(1)->mutable_load()->mutable_card_experts();
+  load.set_hits(60);
+  load.set_copies(15);
+  load.set_on_cpu(25);
+  load.set_promotions(7);
+  load.set_copied_bytes(3 * kGiB);
+  EXPECT_THAT(FormatStatus(status),
+              HasSubstr("60.0% on the card, 15.0% copied there, 25.0% by the CPU, 90.0% of those "
+                        "two in memory, 7 promoted, 3.00 GiB copied\n"));
+
+  status.mutable_workers(1)->set_expert_slots(0);
+  status.mutable_workers(1)->mutable_load()->Clear();
+  EXPECT_THAT(FormatStatus(status), HasSubstr(" all on the card\n"));
+  status.mutable_workers(1)->set_state(v1::WORKER_STATE_LOADING);
+  EXPECT_THAT(FormatStatus(status), ContainsRegex("RTX 3060. +11.0 GiB +- +- +- +- +- +-\n"));
+}
+
 }  // namespace
 }  // namespace caravan

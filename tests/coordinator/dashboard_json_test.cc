@@ -102,6 +102,38 @@ TEST(DashboardJsonTest, HitsAreOfWorkersThatLeaveExpertsOnDisk) {
   EXPECT_EQ(DashboardJson(inputs)["boxes"][0]["expert_hit_share"], 0.75);
 }
 
+TEST(DashboardJsonTest, ACardShowsWhatStepsTakeAndWhereExpertsWereComputed) {
+  DashboardInputs inputs;
+  v1::WorkerStatus* const worker = AddWorker(inputs, 1, "box");
+  GiveStage(worker, 0, 9);
+  EXPECT_EQ(DashboardJson(inputs)["boxes"][0]["on_card"], false);
+  EXPECT_EQ(DashboardJson(inputs)["boxes"][0]["card_experts"], nullptr);
+  EXPECT_EQ(DashboardJson(inputs)["boxes"][0]["next_hop"], nullptr);
+  worker->set_on_card(true);
+  worker->set_card_bytes(750);  // of which 400 are weights and 300 the KV cache
+  worker->set_expert_slots(3);
+  worker->mutable_next()->set_neighbour("worker 2 (box-b)");
+  worker->mutable_next()->set_by_nccl(true);
+  worker->mutable_next()->set_why("both have NCCL 2.28.9");
+  v1::CardExpertLoad& load = *worker->mutable_load()->mutable_card_experts();
+  EXPECT_EQ(DashboardJson(inputs)["boxes"][0]["card_experts"], nullptr);
+  load.set_hits(5);
+  load.set_copies(1);
+  load.set_on_cpu(2);
+  load.set_promotions(1);
+  load.set_copied_bytes(4096);
+  const json box = DashboardJson(inputs)["boxes"][0];
+  EXPECT_EQ(box["on_card"], true);
+  EXPECT_EQ(box["tiers"][0]["tier"], "VRAM");
+  EXPECT_EQ(box["tiers"][0]["parts"].back(), json::parse(R"({"what": "steps", "bytes": 50})"));
+  EXPECT_EQ(box["card_experts"],
+            json::parse(R"({"hit_share": 0.625, "copied_share": 0.125, "on_cpu_share": 0.25,
+                            "promotions": 1, "copied_bytes": 4096})"));
+  EXPECT_EQ(box["next_hop"]["to"], "worker 2 (box-b)");
+  EXPECT_EQ(box["next_hop"]["transport"], "NCCL");
+  EXPECT_EQ(box["next_hop"]["why"], "both have NCCL 2.28.9");
+}
+
 TEST(DashboardJsonTest, LoadingIsOfWhatLoadingReads) {
   DashboardInputs inputs;
   v1::WorkerStatus* const worker = AddWorker(inputs, 1, "box");

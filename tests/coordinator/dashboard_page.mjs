@@ -38,8 +38,15 @@ const checks = {
     assert.deepEqual(await page.locator('.box-stage').allTextContents(),
       ['embedding, layers 0–4', 'layers 5–9, head', 'no stage']);
     assert.deepEqual(await page.locator('.box-experts:visible').allTextContents(),
-      ['memory for 25 of 100 experts, 75 % hits']);
-    assert.equal(await text(page, '.tier-text'), '10.0 GiB of 16.0 GiB');
+      ['memory for 25 of 100 experts, 60 % hits, 15 % copied, 25 % on the CPU',
+        'memory for 25 of 100 experts, 75 % hits']);
+    assert.equal(await page.locator('.box-experts').first().getAttribute('title'),
+      '7 promoted, 3.00 GiB copied to the card');
+    assert.deepEqual(await page.locator('.box-hop:visible').allTextContents(), ['sends on over NCCL']);
+    assert.equal(await page.locator('.box-hop').first().getAttribute('title'),
+      'to worker 2 (box-2): both have NCCL 2.28.9');
+    assert.deepEqual(await page.locator('.tier-name').allTextContents(), ['VRAM', 'RAM', 'RAM']);
+    assert.equal(await text(page, '.tier-text'), '10.5 GiB of 16.0 GiB');
     assert.equal(await text(page, '.busy b'), '75 %');
     assert.equal(await page.locator('#plot-tokens path.line-0').count(), 1);
     assert.equal(await text(page, '#plot-tokens b'), '95.5');

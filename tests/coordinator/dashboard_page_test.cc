@@ -98,8 +98,8 @@ class DashboardPageTest : public ::testing::Test {
     responder->Finish();
   }
 
-  /// Two boxes that serve, one of which has experts on its disk, one that is spare, and some
-  /// minutes of load.
+  /// Two boxes that serve, one with a card and one with experts on its disk, one that is spare, and
+  /// some minutes of load.
   void FillCluster() {
     v1::GetStatusResponse cluster;
     cluster.set_serving(true);
@@ -123,9 +123,23 @@ class DashboardPageTest : public ::testing::Test {
       worker.set_loaded_bytes(uint64_t{8} << 30);
       worker.set_kv_blocks(100);
       worker.set_kv_bytes(uint64_t{2} << 30);
-      if (id == 1) continue;
       worker.set_experts(100);
       worker.set_expert_slots(25);
+      if (id == 1) {
+        worker.set_device("cuda:0 (NVIDIA GeForce RTX 3060)");
+        worker.set_on_card(true);
+        worker.set_card_bytes(uint64_t{21} << 29);
+        worker.mutable_next()->set_neighbour("worker 2 (box-2)");
+        worker.mutable_next()->set_by_nccl(true);
+        worker.mutable_next()->set_why("both have NCCL 2.28.9");
+        v1::CardExpertLoad& load = *worker.mutable_load()->mutable_card_experts();
+        load.set_hits(60);
+        load.set_copies(15);
+        load.set_on_cpu(25);
+        load.set_promotions(7);
+        load.set_copied_bytes(uint64_t{3} << 30);
+        continue;
+      }
       worker.mutable_load()->mutable_experts()->set_hits(3);
       worker.mutable_load()->mutable_experts()->set_misses(1);
     }

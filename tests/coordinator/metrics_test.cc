@@ -39,7 +39,10 @@ Metrics::Snapshot FullSnapshot() {
   snapshot.cluster.set_serving(true);
   *snapshot.cluster.add_workers() = Worker(1, "box-a", 0, 5);
   *snapshot.cluster.add_workers() = Worker(2, "box-b", 5, 9);
-  snapshot.cluster.mutable_workers(1)->mutable_load()->mutable_experts();
+  v1::WorkerStatus& card = *snapshot.cluster.mutable_workers(1);
+  card.set_on_card(true);
+  card.mutable_load()->mutable_experts();
+  card.mutable_load()->mutable_card_experts();
   snapshot.busy_shares = {{1, 0.75}, {2, 0.5}};
   return snapshot;
 }
@@ -183,6 +186,18 @@ TEST(MetricsTest, RendersWhatTheSnapshotSays) {
   experts.set_guessable(30);
   experts.set_wasted_bytes(31);
   experts.set_failovers(32);
+  v1::WorkerStatus& first = *snapshot.cluster.mutable_workers(0);
+  first.set_device("cpu");
+  first.mutable_next()->set_neighbour("worker 2 (box-b)");
+  v1::WorkerStatus& card = *snapshot.cluster.mutable_workers(1);
+  card.set_device("cuda:0 (a card)");
+  card.set_card_bytes(33);
+  v1::CardExpertLoad& on_card = *card.mutable_load()->mutable_card_experts();
+  on_card.set_hits(34);
+  on_card.set_copies(35);
+  on_card.set_on_cpu(36);
+  on_card.set_promotions(37);
+  on_card.set_copied_bytes(38);
   const std::string text = Metrics().Render(snapshot);
   for (const char* line : {
            "caravan_generated_tokens_total 12345678901",
@@ -205,11 +220,21 @@ TEST(MetricsTest, RendersWhatTheSnapshotSays) {
            "caravan_worker_expert_guessable_total{stage=\"1\",worker=\"box-b\"} 30",
            "caravan_worker_expert_wasted_bytes_total{stage=\"1\",worker=\"box-b\"} 31",
            "caravan_worker_expert_failovers_total{stage=\"1\",worker=\"box-b\"} 32",
+           "caravan_worker_card_bytes{stage=\"1\",worker=\"box-b\"} 33",
+           "caravan_worker_card_expert_hits_total{stage=\"1\",worker=\"box-b\"} 34",
+           "caravan_worker_card_expert_copies_total{stage=\"1\",worker=\"box-b\"} 35",
+           "caravan_worker_card_expert_on_cpu_total{stage=\"1\",worker=\"box-b\"} 36",
+           "caravan_worker_card_expert_promotions_total{stage=\"1\",worker=\"box-b\"} 37",
+           "caravan_worker_card_expert_copied_bytes_total{stage=\"1\",worker=\"box-b\"} 38",
+           "caravan_worker_info{stage=\"0\",worker=\"box-a\",device=\"cpu\",next_hop=\"tcp\"} 1",
+           "caravan_worker_info{stage=\"1\",worker=\"box-b\",device=\"cuda:0 (a card)\","
+           "next_hop=\"none\"} 1",
        }) {
     EXPECT_THAT(text, HasSubstr(std::string(line) + "\n"));
   }
-  // All of its experts are in memory.
+  // All of its experts are in memory, and it has no card.
   EXPECT_THAT(text, Not(HasSubstr("expert_hits_total{stage=\"0\"")));
+  EXPECT_THAT(text, Not(HasSubstr("card_bytes{stage=\"0\"")));
 }
 
 TEST(MetricsTest, WorkersOfOneNameAreTold) {

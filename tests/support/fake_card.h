@@ -44,7 +44,9 @@ class FakeCardMemory : public Memory {
     return absl::OkStatus();
   }
   absl::Status CopyOut(const void* from, int64_t bytes, void* host) override {
-    if (is_lost_) return absl::InternalError("an illegal address was met");
+    if (const absl::StatusCode code = fails_; code != absl::StatusCode::kOk) {
+      return absl::Status(code, "the card says no");
+    }
     CARAVAN_CHECK(bytes == 0 || (Has(from, bytes) && !Has(host, 1)));
     copied_out_bytes_ += bytes;
     if (bytes > 0) std::memcpy(host, from, static_cast<size_t>(bytes));
@@ -65,13 +67,13 @@ class FakeCardMemory : public Memory {
     return std::make_unique<LateCopies>(*this);
   }
 
-  int64_t taken_bytes() const { return taken_bytes_; }
+  int64_t taken_bytes() const override { return taken_bytes_; }
   /// So far.
   int64_t copied_out_bytes() const { return copied_out_bytes_; }
   /// An operation was asked for that reads this, and is not known to be done.
   void Reads(const std::byte* data) { read_.push_back(data); }
-  /// Nothing comes back from now on. Any thread.
-  void Lose() { is_lost_ = true; }
+  /// What is copied out fails with `code` from now on; kOk: no more. Any thread.
+  void Fail(absl::StatusCode code) { fails_ = code; }
 
  private:
   using Arrays = std::map<const std::byte*, int64_t>;  // the bytes of each
@@ -133,7 +135,7 @@ class FakeCardMemory : public Memory {
   }
 
   const int64_t budget_bytes_;
-  std::atomic<bool> is_lost_ = false;
+  std::atomic<absl::StatusCode> fails_ = absl::StatusCode::kOk;
   int64_t taken_bytes_ = 0;  // by arrays that are gone too
   int64_t copied_out_bytes_ = 0;
   std::vector<const std::byte*> read_;

@@ -17,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/mutex.h"
+#include "base/status_macros.h"
 #include "worker/card_link.h"
 #include "worker/hop_links.h"
 
@@ -30,6 +31,7 @@ class FakeCardTransport : public CardTransport {
 
   absl::StatusOr<std::string> NewLinkId() const override {
     MutexLock lock(&mu_);
+    if (!no_ids_.ok()) return no_ids_;
     const std::string id = absl::StrCat("link ", links_.size());
     links_[id] = std::make_shared<State>();
     return id;
@@ -38,6 +40,11 @@ class FakeCardTransport : public CardTransport {
   absl::StatusOr<std::unique_ptr<CardLink>> Join(const JoinOptions& options) const override {
     const std::shared_ptr<State> state = Find(options.link_id);
     if (state == nullptr) return absl::FailedPreconditionError(absl::StrCat(options.name, ": no"));
+    {
+      MutexLock lock(&mu_);
+      const absl::Status& refusal = no_joins_[options.sends];
+      if (!refusal.ok()) return Annotate(refusal, options.name);
+    }
     const std::stop_callback give_up(options.stop, [&state] {
       MutexLock lock(&state->mu);
       state->changed.SignalAll();
@@ -53,6 +60,17 @@ class FakeCardTransport : public CardTransport {
       state->changed.WaitWithTimeout(&state->mu, left);
     }
     return std::make_unique<Link>(state, options.sends);
+  }
+
+  /// From now on there are no ids; with `why` OK there are again.
+  void RefuseIds(const absl::Status& why) {
+    MutexLock lock(&mu_);
+    no_ids_ = why;
+  }
+  /// From now on the ends that send, or receive, do not join; with `why` OK they do again.
+  void RefuseJoins(bool sends, const absl::Status& why) {
+    MutexLock lock(&mu_);
+    no_joins_[sends] = why;
   }
 
   /// Both ends of a new link.
@@ -143,6 +161,8 @@ class FakeCardTransport : public CardTransport {
 
   mutable Mutex mu_;
   mutable std::map<std::string, std::shared_ptr<State>> links_ ABSL_GUARDED_BY(mu_);
+  absl::Status no_ids_ ABSL_GUARDED_BY(mu_);
+  std::array<absl::Status, 2> no_joins_ ABSL_GUARDED_BY(mu_);  // by end, as in State
 };
 
 }  // namespace caravan

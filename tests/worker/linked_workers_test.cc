@@ -88,9 +88,9 @@ class LinkedWorkersTest : public ::testing::Test {
     return order;
   }
 
-  /// What the coordinator makes of the second worker's invitation.
+  /// What the coordinator makes of the first worker's invitation.
   v1::WorkerOrder PassOnInvitation(uint64_t plan) {
-    const v1::WorkerReport report = second_->NextReport();
+    const v1::WorkerReport report = first_->NextReport();
     EXPECT_TRUE(report.has_hop_invitation()) << report.failure().message();
     EXPECT_EQ(report.hop_invitation().plan_version(), plan);
     v1::WorkerOrder order;
@@ -102,7 +102,13 @@ class LinkedWorkersTest : public ::testing::Test {
   void LoadBoth(uint64_t plan) {
     first_->worker->Handle(LoadOrder(plan, true));
     second_->worker->Handle(LoadOrder(plan, false));
-    first_->worker->Handle(PassOnInvitation(plan));
+    second_->worker->Handle(PassOnInvitation(plan));
+    first_->ExpectReady();
+    second_->ExpectReady();
+  }
+  void LoadBothOverTcp(uint64_t plan) {
+    first_->worker->Handle(LoadOrder(plan, true, false));
+    second_->worker->Handle(LoadOrder(plan, false, false));
     first_->ExpectReady();
     second_->ExpectReady();
   }
@@ -134,10 +140,7 @@ class LinkedWorkersTest : public ::testing::Test {
 TEST_F(LinkedWorkersTest, JoinTheirHopAndUseIt) {
   LoadBoth(7);
   const v1::Step by_link = RunStep(7, 1);
-  first_->worker->Handle(LoadOrder(8, true, false));
-  second_->worker->Handle(LoadOrder(8, false, false));
-  first_->ExpectReady();
-  second_->ExpectReady();
+  LoadBothOverTcp(8);
   EXPECT_EQ(RunStep(8, 1).results(0).logits(), by_link.results(0).logits());
 }
 
@@ -150,9 +153,9 @@ TEST_F(LinkedWorkersTest, ANewPlanJoinsAnewAfterOneIsLost) {
 }
 
 TEST_F(LinkedWorkersTest, DropStopsALoadThatWaitsForItsNeighbour) {
-  first_->worker->Handle(LoadOrder(7, true));  // for the invitation
-  second_->worker->Handle(LoadOrder(7, false));
-  EXPECT_TRUE(second_->NextReport().has_hop_invitation());  // for the other end
+  second_->worker->Handle(LoadOrder(7, false));  // for the invitation
+  first_->worker->Handle(LoadOrder(7, true));
+  EXPECT_TRUE(first_->NextReport().has_hop_invitation());  // for the other end
   first_->worker->Drop();
   second_->worker->Drop();
   EXPECT_FALSE(first_->reports.PopWithTimeout(absl::ZeroDuration()).has_value());
@@ -160,16 +163,56 @@ TEST_F(LinkedWorkersTest, DropStopsALoadThatWaitsForItsNeighbour) {
   LoadBoth(8);
 }
 
-TEST_F(LinkedWorkersTest, AnEndThatDoesNotFitFailsByName) {
+TEST_F(LinkedWorkersTest, TheSendersFailureIsToldAndBothGoOnOverTcp) {
+  LoadBoth(7);
+  const v1::Step by_link = RunStep(7, 1);
+  transport_->RefuseJoins(/*sends=*/true, absl::UnavailableError("the network is down"));
+  second_->worker->Handle(LoadOrder(8, false));
+  first_->worker->Handle(LoadOrder(8, true));
+  second_->worker->Handle(PassOnInvitation(8));  // it waits for the first one, which fails
+  const v1::StageFailure failure = first_->NextReport().failure();
+  EXPECT_EQ(failure.unjoined(), v1::HOP_END_NEXT);
+  EXPECT_EQ(failure.code(), static_cast<int>(absl::StatusCode::kUnavailable));
+  EXPECT_EQ(failure.message(),
+            "worker box-a: the hop to worker 2 (box-b) by NCCL: the network is down");
+  LoadBothOverTcp(9);
+  EXPECT_EQ(RunStep(9, 1).results(0).logits(), by_link.results(0).logits());
+}
+
+TEST_F(LinkedWorkersTest, TheReceiversFailureIsToldAndBothGoOnOverTcp) {
+  transport_->RefuseJoins(/*sends=*/false, absl::DeadlineExceededError("nobody came"));
   first_->worker->Handle(LoadOrder(7, true));
+  second_->worker->Handle(LoadOrder(7, false));
+  second_->worker->Handle(PassOnInvitation(7));
+  const v1::StageFailure failure = second_->NextReport().failure();
+  EXPECT_EQ(failure.unjoined(), v1::HOP_END_PREVIOUS);
+  EXPECT_EQ(failure.message(), "worker box-b: the hop from worker 1 (box-a) by NCCL: nobody came");
+  LoadBothOverTcp(8);
+  RunStep(8, 1);
+}
+
+TEST_F(LinkedWorkersTest, AnEndWithoutANetworkInvitesNobody) {
+  transport_->RefuseIds(absl::UnavailableError("no interface"));
+  first_->worker->Handle(LoadOrder(7, true));
+  second_->worker->Handle(LoadOrder(7, false));
+  const v1::StageFailure failure = first_->NextReport().failure();
+  EXPECT_EQ(failure.unjoined(), v1::HOP_END_NEXT);
+  EXPECT_EQ(failure.message(), "worker box-a: the hop to worker 2 (box-b) by NCCL: no interface");
+  LoadBothOverTcp(8);
+}
+
+TEST_F(LinkedWorkersTest, WhoRequiresALinkFailsByNameWhereItCannotBeJoined) {
+  second_ = MakeBox("worker box-b", /*requires_transport=*/true);
+  second_->worker->Handle(LoadOrder(7, false));
   v1::WorkerOrder order;
   order.mutable_join_hop()->set_nccl_unique_id("of nobody");
-  first_->worker->Handle(order);
-  const v1::StageFailure failure = first_->NextReport().failure();
+  second_->worker->Handle(order);
+  const v1::StageFailure failure = second_->NextReport().failure();
+  EXPECT_EQ(failure.unjoined(), v1::HOP_END_UNSPECIFIED);
   // To the coordinator FailedPrecondition would mean another thing.
   EXPECT_EQ(failure.code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
-  EXPECT_THAT(failure.message(), AllOf(HasSubstr("the hop to worker 2 (box-b) by NCCL"),
-                                       HasSubstr("--transport tcp")));
+  EXPECT_THAT(failure.message(), AllOf(HasSubstr("the hop from worker 1 (box-a) by NCCL"),
+                                       HasSubstr("--transport nccl")));
 }
 
 TEST_F(LinkedWorkersTest, WhoRequiresALinkTakesNoOtherHop) {
@@ -186,10 +229,10 @@ TEST_F(LinkedWorkersTest, WhoRequiresALinkTakesNoOtherHop) {
 TEST_F(LinkedWorkersTest, AJoinHopThatNobodyWaitsForIsNoMatter) {
   v1::WorkerOrder order;
   order.mutable_join_hop()->set_nccl_unique_id("of nobody");
-  first_->worker->Handle(order);
+  second_->worker->Handle(order);
   LoadBoth(7);
-  first_->worker->Handle(order);
-  first_->worker->Handle(order);
+  second_->worker->Handle(order);
+  second_->worker->Handle(order);
   RunStep(7, 1);
 }
 

@@ -57,6 +57,12 @@ TEST(LoadMeterTest, LoadsAddUp) {
   experts.set_guessable(14);
   experts.set_wasted_bytes(15);
   experts.set_failovers(16);
+  v1::CardExpertLoad& on_card = *load.mutable_card_experts();
+  on_card.set_hits(17);
+  on_card.set_copies(18);
+  on_card.set_on_cpu(19);
+  on_card.set_promotions(20);
+  on_card.set_copied_bytes(21);
   v1::WorkerLoad sum = load;
   AddLoad(load, sum);
   EXPECT_EQ(sum.busy_s(), 2);
@@ -76,12 +82,21 @@ TEST(LoadMeterTest, LoadsAddUp) {
   EXPECT_EQ(sum.experts().wasted_bytes(), 30u);
   EXPECT_EQ(sum.experts().failovers(), 32u);
 
+  EXPECT_EQ(sum.card_experts().hits(), 34u);
+  EXPECT_EQ(sum.card_experts().copies(), 36u);
+  EXPECT_EQ(sum.card_experts().on_cpu(), 38u);
+  EXPECT_EQ(sum.card_experts().promotions(), 40u);
+  EXPECT_EQ(sum.card_experts().copied_bytes(), 42u);
+
   load.clear_experts();
+  load.clear_card_experts();
   AddLoad(load, sum);
   EXPECT_EQ(sum.experts().hits(), 10u);
+  EXPECT_EQ(sum.card_experts().hits(), 34u);
   v1::WorkerLoad resident = load;
   AddLoad(load, resident);
   EXPECT_FALSE(resident.has_experts());
+  EXPECT_FALSE(resident.has_card_experts());
 }
 
 }  // namespace

@@ -39,6 +39,7 @@ class WorkerTest : public ::testing::Test {
     Worker::Environment environment;
     environment.name = "worker box-a";
     environment.make_backend = make_backend_;
+    environment.check_device = [this] { return device_; };
     environment.on_card_lost = [this](const absl::Status& why) {
       EXPECT_TRUE(cards_lost_.TryPush(why));
     };
@@ -54,6 +55,7 @@ class WorkerTest : public ::testing::Test {
 
   std::function<absl::StatusOr<std::unique_ptr<Backend>>(const ModelConfig&, int64_t)>
       make_backend_ = [](const ModelConfig&, int64_t) { return MakeCpuBackend({}); };
+  absl::Status device_;  // what Check says of it
   BoundedQueue<absl::Status> cards_lost_{4};
 
   v1::WorkerOrder LoadOrder(uint64_t plan) const {
@@ -302,14 +304,73 @@ TEST_F(WorkerTest, ACardThatFailsForGoodIsReportedAndTold) {
   slice.add_token_ids(3);
   slice.add_kv_blocks(0);
   slice.set_output(v1::SLICE_OUTPUT_NONE);
-  memory->Lose();
+  memory->Fail(absl::StatusCode::kInternal);
   ASSERT_TRUE(worker().Receive(step).ok());
   const v1::WorkerReport report = NextReport();
   ASSERT_TRUE(report.has_failure());
   EXPECT_EQ(report.failure().code(), static_cast<int32_t>(absl::StatusCode::kInternal));
   EXPECT_THAT(report.failure().message(), HasSubstr("the card is lost"));
-  EXPECT_THAT(report.failure().message(), HasSubstr("an illegal address was met"));
+  EXPECT_THAT(report.failure().message(), HasSubstr("the card says no"));
   EXPECT_EQ(cards_lost_.Pop()->code(), absl::StatusCode::kInternal);
+}
+
+TEST_F(WorkerTest, ACardThatIsLostWhenAStageIsLoadedIsToldToo) {
+  make_backend_ = [](const ModelConfig&, int64_t) -> absl::StatusOr<std::unique_ptr<Backend>> {
+    return absl::InternalError("an illegal address was met");
+  };
+  device_ = absl::InternalError("an illegal address was met");
+  worker().Handle(LoadOrder(7));
+  EXPECT_EQ(NextReport().failure().message(),
+            "worker box-a: the card is lost: an illegal address was met");
+  EXPECT_EQ(cards_lost_.Pop()->code(), absl::StatusCode::kInternal);
+}
+
+TEST_F(WorkerTest, AnErrorThatLeavesTheCardOfUseIsNoLoss) {
+  make_backend_ = [](const ModelConfig&, int64_t) -> absl::StatusOr<std::unique_ptr<Backend>> {
+    return absl::InternalError("something else");
+  };
+  worker().Handle(LoadOrder(7));
+  EXPECT_EQ(NextReport().failure().message(), "worker box-a: something else");
+  worker().Drop();
+  EXPECT_FALSE(cards_lost_.PopWithTimeout(absl::ZeroDuration()).has_value());
+}
+
+TEST_F(WorkerTest, ACardWithoutMemoryForAStageIsRefusedByName) {
+  make_backend_ = [](const ModelConfig&, int64_t) -> absl::StatusOr<std::unique_ptr<Backend>> {
+    return std::make_unique<FakeCard>(*MakeCpuBackend({}), /*budget_bytes=*/1 << 20);
+  };
+  worker().Handle(LoadOrder(7));
+  const v1::StageFailure failure = NextReport().failure();
+  EXPECT_EQ(failure.code(), static_cast<int32_t>(absl::StatusCode::kResourceExhausted));
+  EXPECT_THAT(failure.message(), HasSubstr("worker box-a: "));
+  EXPECT_THAT(failure.message(), HasSubstr("the card has no "));
+}
+
+TEST_F(WorkerTest, ACardThatRunsOutOfMemoryFailsTheStepAndGoesOn) {
+  FakeCardMemory* memory = nullptr;
+  make_backend_ = [&](const ModelConfig&, int64_t) -> absl::StatusOr<std::unique_ptr<Backend>> {
+    auto card = std::make_unique<FakeCard>(*MakeCpuBackend({}));
+    memory = &card->memory();
+    return card;
+  };
+  LoadAndWait(7);
+  v1::Step step = MakeStep(7, 1);
+  v1::SequenceSlice& slice = *step.add_slices();
+  slice.add_token_ids(3);
+  slice.add_kv_blocks(0);
+  slice.set_output(v1::SLICE_OUTPUT_NONE);
+  memory->Fail(absl::StatusCode::kResourceExhausted);
+  ASSERT_TRUE(worker().Receive(step).ok());
+  const v1::Step failed = hop_.Take();
+  EXPECT_EQ(failed.error().code(), static_cast<int32_t>(absl::StatusCode::kResourceExhausted));
+  EXPECT_THAT(failed.error().message(), HasSubstr("worker box-a, "));
+  memory->Fail(absl::StatusCode::kOk);
+  step.set_step_id(2);
+  ASSERT_TRUE(worker().Receive(step).ok());
+  EXPECT_FALSE(hop_.Take().has_error());
+  worker().Drop();
+  ExpectNoReport();
+  EXPECT_FALSE(cards_lost_.PopWithTimeout(absl::ZeroDuration()).has_value());
 }
 
 }  // namespace

@@ -191,7 +191,7 @@ class CardExperts {
   /// Lets go of all that the visit holds.
   void EndVisit();
 
-  const ModelConfig& config_;
+  const ModelConfig config_;  // a copy: the one that Create was given may be gone by now
   ExpertStore& store_;
   Backend& card_;
   Backend& cpu_;

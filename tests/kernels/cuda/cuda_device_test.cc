@@ -1,9 +1,13 @@
 #include "kernels/cuda/cuda_device.h"
 
+#include <cuda_runtime_api.h>
+
 #include <numeric>
 
 #include "gmock/gmock.h"
 #include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/cuda_driver.h"
+#include "kernels/cuda/cuda_error.h"
 #include "kernels/cuda/row_ops.h"
 #include "tests/kernels/cuda/cuda_testing.h"
 
@@ -31,6 +35,36 @@ TEST_F(CudaDeviceTest, AnOrdinalThatIsNotThereIsRefusedByNumber) {
   const absl::Status status = CudaDevice::Open(4096).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(status.message()), HasSubstr("no cuda:4096"));
+}
+
+TEST(CudaDriverTest, OneThatIsTooOldIsToldWithBothVersions) {
+  const absl::Status old = InsufficientDriver(11040, 12080);
+  EXPECT_EQ(old.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(old.message(),
+            "the driver is too old: it is made for CUDA 11.4, and this program was built with CUDA "
+            "12.8");
+  const absl::Status none = InsufficientDriver(0, 13000);
+  EXPECT_EQ(none.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(none.message(),
+            "there is no CUDA driver: this program was built with CUDA 13.0 and needs one for it");
+}
+
+TEST(CudaDriverTest, WhatIsMissingIsUnavailable) {
+  const absl::Status status = CudaDevice::Open(0).status();
+  if (status.ok()) GTEST_SKIP() << "nothing is missing";
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+}
+
+TEST(CudaErrorTest, CodesTellWhatIsGoneForGoodFromWhatIsNot) {
+  const auto code_of = [](cudaError_t error) { return CudaStatus(error, "f").code(); };
+  EXPECT_EQ(code_of(cudaErrorNoDevice), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(code_of(cudaErrorInsufficientDriver), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(code_of(cudaErrorUnsupportedPtxVersion), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(code_of(cudaErrorMemoryAllocation), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(code_of(cudaErrorIllegalAddress), absl::StatusCode::kInternal);
+  EXPECT_EQ(code_of(cudaErrorECCUncorrectable), absl::StatusCode::kInternal);
+  EXPECT_EQ(CudaStatus(cudaErrorIllegalAddress, "cudaMemcpyAsync(to, from)").message(),
+            "cudaMemcpyAsync: an illegal memory access was encountered");
 }
 
 TEST(CudaSizesTest, AModelThatTheKernelsHaveNoRoomForIsRefusedByName) {

@@ -9,6 +9,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "tests/support/fake_card.h"
 #include "tests/worker/experts/expert_testing.h"
 #include "tests/worker/fake_hop.h"
 #include "worker/experts/routing_trace.h"
@@ -123,6 +124,29 @@ TEST_F(OffloadingWorkerTest, CountsExpertsOverAllOfItsStages) {
   EXPECT_GE(worker().load().experts().misses(), load.misses());
   EXPECT_GT(worker().load().experts().reads(), load.reads());
   EXPECT_GE(worker().load().experts().hits(), load.hits());
+}
+
+TEST_F(OffloadingWorkerTest, CountsWhereTheExpertsOfACardAreComputed) {
+  FakeCardMemory* memory = nullptr;
+  environment_.make_backend = [&](const ModelConfig&,
+                                  int64_t) -> absl::StatusOr<std::unique_ptr<Backend>> {
+    auto card = std::make_unique<FakeCard>(*MakeCpuBackend({}));
+    memory = &card->memory();
+    return card;
+  };
+  environment_.make_cpu = [] { return MakeCpuBackend({}); };
+  environment_.card_ram_bytes = int64_t{1} << 30;
+  const v1::WorkerReport report = Load(7, 3);
+  ASSERT_TRUE(report.has_ready()) << report.failure().message();
+  EXPECT_EQ(report.ready().card_bytes(), static_cast<uint64_t>(memory->taken_bytes()));
+  for (uint64_t id = 1; id <= 3; ++id) RunStep(7, id);
+  const v1::CardExpertLoad load = worker().load().card_experts();
+  // Two layers have routed experts, of which a row chooses so many.
+  const uint64_t chosen = 3u * 2u * PackedToy::kChosen;
+  EXPECT_EQ(load.hits() + load.copies() + load.on_cpu(), chosen);
+  EXPECT_GT(load.hits(), 0u);
+  worker().Drop();
+  EXPECT_EQ(worker().load().card_experts().hits(), load.hits());
 }
 
 TEST_F(OffloadingWorkerTest, AnotherStageHasOtherFiles) {
