@@ -1,7 +1,8 @@
 #ifndef CARAVAN_KERNELS_CUDA_CUDA_DRIVER_H_
 #define CARAVAN_KERNELS_CUDA_CUDA_DRIVER_H_
 
-// What CUDA's runtime means where it calls the driver insufficient, which is its word for none, too.
+// What CUDA's runtime means where it calls the driver insufficient, which is its word for none,
+// too.
 
 #include "absl/status/status.h"
 
