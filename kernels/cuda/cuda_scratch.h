@@ -38,7 +38,7 @@ struct CudaFfnSizes {
 CudaFfnSizes SizesFor(const CudaFfnLimits& limits);
 
 /// Of what is kept as CUDA graphs (CudaGraphs), at most: the driver's, beside what is allocated.
-inline constexpr int64_t kCudaGraphBytes = int64_t{64} << 20;
+inline constexpr int64_t kCudaGraphBytes = int64_t{32} << 20;
 
 /// Of attention for one row at the last of `positions`, at most.
 int64_t CudaAttentionRowBytes(const MlaShape& shape, int64_t positions);
