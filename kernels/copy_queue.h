@@ -20,9 +20,8 @@ class CopyQueue {
   /// copies from there are slower.
   virtual absl::Status Pin(std::byte* host, int64_t bytes) = 0;
 
-  /// Begins a copy. `host` may change after Wait. REQUIRES: what uses `to` of
-  /// what the backend was asked for is done, or was asked for before the last Follow. Errors:
-  /// Internal - the device is lost.
+  /// Begins a copy. `host` may change after Wait. REQUIRES: the backend is done with `to`, or was
+  /// asked for what uses it before the last Follow. Errors: Internal - the device is lost.
   virtual absl::Status Begin(const std::byte* host, int64_t bytes, std::byte* to) = 0;
   /// What the backend is asked for from now on comes after the copies begun so far. Errors: the
   /// same.

@@ -45,8 +45,9 @@ struct HopLinksOptions {
 /// requested. `unjoined`: where an error comes of a hop that could not be joined and needs no link,
 /// which one it is; unspecified else.
 /// Errors: InvalidArgument - a hop that has to have a link has none, or its ends do not fit
-///         together; DeadlineExceeded - a neighbour did not come; as CardTransport::Join else. They
-///         name the neighbour.
+///         together; DeadlineExceeded - a neighbour did not come to a hop that both ends knew of
+///         (an invitation to it is waited for until `stop`); as CardTransport::Join else. They name
+///         the neighbour.
 absl::StatusOr<HopLinks> JoinHops(const v1::LoadStage& order, const HopLinksOptions& options,
                                   const std::stop_token& stop, v1::HopEnd& unjoined);
 

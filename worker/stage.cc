@@ -332,7 +332,10 @@ absl::Status Stage::Rehearse(absl::FunctionRef<bool()> go_on) {
       const absl::Duration start = SteadyClock().Now();
       v1::Step step = MadeUpStep(std::min(rows, most), /*one_sequence=*/rows == most);
       hidden_ = *slots_->Take();
-      const absl::Status status = Apply(step);
+      absl::Status status = Apply(step);
+      // The slot is free when the card is done with it.
+      const absl::Status done = backend_->memory().CopyOut(hidden_.data(), 0, nullptr);
+      if (status.ok()) status = done;
       hidden_ = Array();
       CARAVAN_RETURN_IF_ERROR(status);
       LogInfo("dry_run", {{"run", ++run},
@@ -349,7 +352,9 @@ absl::Status Stage::Rehearse(absl::FunctionRef<bool()> go_on) {
 v1::Step Stage::MadeUpStep(int64_t num_rows, bool one_sequence) const {
   v1::Step step;
   const int64_t blocks = kv_cache_->num_blocks();
-  const int64_t tokens = one_sequence ? std::min(num_rows, blocks * kv_cache_->block_tokens()) : 1;
+  const int64_t tokens = one_sequence ? std::min({num_rows, blocks * kv_cache_->block_tokens(),
+                                                  int64_t{config_.max_position_embeddings}})
+                                      : 1;
   const int64_t sequences = one_sequence ? 1 : std::min(num_rows, blocks);
   for (int64_t i = 0; i < sequences; ++i) {
     v1::SequenceSlice& slice = *step.add_slices();

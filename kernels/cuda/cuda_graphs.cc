@@ -30,7 +30,15 @@ absl::Status CudaGraphs::Run(const Key& key, absl::FunctionRef<absl::StatusOr<bo
   if (const auto found = known_.find(key); found != known_.end()) {
     Known& known = found->second;
     if (!known.repeats) return queue().status();
-    if (known.graph == nullptr) CARAVAN_RETURN_IF_ERROR(Capture(known, queue));
+    if (known.graph == nullptr) {
+      const absl::Status captured = Capture(known, queue);
+      if (absl::IsResourceExhausted(captured)) {
+        // The card has no memory left for it; nothing has run yet.
+        known.repeats = false;
+        return queue().status();
+      }
+      CARAVAN_RETURN_IF_ERROR(captured);
+    }
     return Launch(known);
   }
   CARAVAN_ASSIGN_OR_RETURN(const bool repeats, queue());
@@ -55,7 +63,9 @@ absl::Status CudaGraphs::Capture(Known& known, absl::FunctionRef<absl::StatusOr<
   size_t num_nodes = 0;
   CARAVAN_CUDA_RETURN_IF_ERROR(cudaGraphGetNodes(graph.get(), nullptr, &num_nodes));
   CARAVAN_RETURN_IF_ERROR(MakeRoom(static_cast<int64_t>(num_nodes)));
-  CARAVAN_CUDA_RETURN_IF_ERROR(cudaGraphInstantiate(&known.graph, graph.get(), 0));
+  cudaGraphExec_t executable = nullptr;
+  CARAVAN_CUDA_RETURN_IF_ERROR(cudaGraphInstantiate(&executable, graph.get(), 0));
+  known.graph = executable;
   known.num_nodes = static_cast<int64_t>(num_nodes);
   num_nodes_ += known.num_nodes;
   ++num_graphs_;

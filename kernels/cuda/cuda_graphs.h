@@ -38,7 +38,8 @@ class CudaGraphs {
 
   /// Queues on the stream what `queue` does: the first time that a key comes by calling it, which
   /// also has CUDA load what it launches; the second time it is called once more, for a graph of
-  /// it; from then on by that graph. The least lately used are given up for others.
+  /// it; from then on by that graph. The least lately used are given up for others. What the card
+  /// has no memory left to keep is called each time.
   /// queue: returns whether the same is to be done when the key comes again; if not, it is called
   /// each time. REQUIRES: it waits for nothing, and copies nothing to or from the host.
   /// Errors: those of `queue`; Internal - CUDA's own.

@@ -96,10 +96,10 @@ __global__ void __launch_bounds__(kThreads)
     if (lane == 0) maxima_totals[r] = found;
   }
   __syncthreads();
-  // A thread has four columns of every kThreads / kRowThreads-th row.
-  constexpr int kRowThreads = kMaxLatent / 4;
-  constexpr int kThreadRows = kRows * kRowThreads / kThreads;
-  const int column = tid % kRowThreads * 4;
+  // A thread has four columns of every kThreads / kThreadsARow-th row.
+  constexpr int kThreadsARow = kMaxLatent / 4;
+  constexpr int kThreadRows = kRows * kThreadsARow / kThreads;
+  const int column = tid % kThreadsARow * 4;
   float4 combined[kThreadRows] = {};
   for (int64_t first = 0; first < batch.max_splits; first += kSplits) {
     if (first > 0) __syncthreads();  // the weights before have been read
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < kThreadRows; ++i) {
-      const int r = tid / kRowThreads + i * (kThreads / kRowThreads);
+      const int r = tid / kThreadsARow + i * (kThreads / kThreadsARow);
       if (r >= num_rows || column >= latent) continue;
       const int splits = min(kSplits, splits_of(r) - static_cast<int>(first));
       const float* from = batch.sums + (first_slot_of(r) + first * num_heads) * latent + column;
@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 #pragma unroll
   for (int i = 0; i < kThreadRows; ++i) {
-    const int r = tid / kRowThreads + i * (kThreads / kRowThreads);
+    const int r = tid / kThreadsARow + i * (kThreads / kThreadsARow);
     *reinterpret_cast<float4*>(&latents[r][column]) = combined[i];
   }
   WaitForCopies<0>();

@@ -33,6 +33,9 @@ const std::string kDeploy = CARAVAN_SOURCE_DIR "/deploy";
 const std::string kModel = CARAVAN_SOURCE_DIR "/models/tiny-r1";
 const char kSystemdAnalyze[] = "/usr/bin/systemd-analyze";
 
+// Bookworm's; older ones lack options and words.
+constexpr int kOldestSystemd = 252;
+
 // Of 100: what systemd calls "OK" ends at 40.
 constexpr int kMostExposure = 20;
 
@@ -41,6 +44,14 @@ class UnitsTest : public ::testing::Test {
  protected:
   void SetUp() override {
     if (!std::filesystem::exists(kSystemdAnalyze)) GTEST_SKIP() << "no " << kSystemdAnalyze;
+    ASSERT_EQ(Analyze({"--version"}), 0) << printed_;
+    std::smatch found;  // "systemd 252 (252.39-1~deb12u1)"
+    ASSERT_TRUE(std::regex_search(printed_, found, std::regex("^systemd ([0-9]+)"))) << printed_;
+    const int version = std::stoi(found[1]);
+    if (version < kOldestSystemd) {
+      GTEST_SKIP() << "systemd " << version << " is older than " << kOldestSystemd
+                   << ", which knows all of the units' words";
+    }
     const std::string worker = Unit("caravan-worker.service");
     paths_ = {dir_.Write("caravan-coordinator.service", Unit("caravan-coordinator.service")),
               dir_.Write("caravan-worker.service", worker)};

@@ -103,7 +103,8 @@ std::string CardExperts::CostsDependOn() const {
                       expert.gate.rows, " x ", expert.gate.cols, " in ",
                       DTypeName(expert.gate.dtype), ", ", DTypeName(expert.up.dtype), ", ",
                       DTypeName(expert.down.dtype), "; ", config_.router.num_experts_per_tok,
-                      " a token; ", max_rows_, " rows");
+                      " a token; ", max_rows_, " rows; slots: ", slots_->size(), " on the card, ",
+                      store_.cache().shape().num_slots, " in memory");
 }
 
 int64_t CardExperts::warm_bytes() const {
