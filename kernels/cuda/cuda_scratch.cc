@@ -31,7 +31,7 @@ CudaFfnSizes SizesFor(const CudaFfnLimits& limits) {
 int64_t CudaAttentionRowBytes(const MlaShape& shape, int64_t positions) {
   const int64_t last = positions - 1;
   const int64_t splits =
-      std::max(AttentionSplits(last), AttentionSplits(std::min<int64_t>(last, 2047)));
+      std::max(AttentionSplits(last), AttentionSplits(std::min(last, kShortSequence - 1)));
   return shape.num_heads * (5 * shape.kv_width() + shape.kv_lora_rank * splits) *
          static_cast<int64_t>(sizeof(float));
 }

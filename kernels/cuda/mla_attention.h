@@ -32,10 +32,12 @@
 
 namespace caravan {
 
+/// Positions below this have shorter splits.
+inline constexpr int64_t kShortSequence = 2048;
 /// Positions that one CTA goes through for a row at `position`. More of them make fewer sums to
 /// combine (2 KiB a head), fewer keep more multiprocessors busy with a few sequences: of short ones
 /// there are few sums in any case.
-constexpr int AttentionSplit(int64_t position) { return position < 2048 ? 512 : 1024; }
+constexpr int AttentionSplit(int64_t position) { return position < kShortSequence ? 512 : 1024; }
 /// How many such a row has.
 constexpr int64_t AttentionSplits(int64_t position) {
   return position / AttentionSplit(position) + 1;

@@ -10,7 +10,7 @@
 
 namespace caravan {
 
-/// A checkpoint that the fixture owns, as a source of one load.
+/// A checkpoint or a pack that the fixture owns, as a source of one load.
 class BorrowedSource : public TensorSource {
  public:
   explicit BorrowedSource(const TensorSource& source) : source_(source) {}
@@ -19,6 +19,7 @@ class BorrowedSource : public TensorSource {
                         absl::Span<std::byte> out) const override {
     return source_.ReadPart(name, offset, out);
   }
+  const ExpertFile* FindExperts(int layer) const override { return source_.FindExperts(layer); }
 
  private:
   const TensorSource& source_;

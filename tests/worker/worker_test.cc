@@ -55,7 +55,8 @@ class WorkerTest : public ::testing::Test {
 
   std::function<absl::StatusOr<std::unique_ptr<Backend>>(const ModelConfig&, int64_t)>
       make_backend_ = [](const ModelConfig&, int64_t) { return MakeCpuBackend({}); };
-  absl::Status device_;  // what Check says of it
+  FakeCardMemory* card_memory_ = nullptr;  // of the last LoadOnCardAndWait
+  absl::Status device_;                    // what Check says of it
   BoundedQueue<absl::Status> cards_lost_{4};
 
   v1::WorkerOrder LoadOrder(uint64_t plan) const {
@@ -85,11 +86,31 @@ class WorkerTest : public ::testing::Test {
     ASSERT_TRUE(report.has_ready()) << report.failure().message();
     EXPECT_EQ(report.ready().plan_version(), plan);
   }
+  /// The same on a fake card, whose memory is returned.
+  FakeCardMemory& LoadOnCardAndWait(uint64_t plan) {
+    make_backend_ = [this](const ModelConfig&,
+                           int64_t) -> absl::StatusOr<std::unique_ptr<Backend>> {
+      auto card = std::make_unique<FakeCard>(*MakeCpuBackend({}));
+      card_memory_ = &card->memory();
+      return card;
+    };
+    LoadAndWait(plan);
+    return *card_memory_;
+  }
 
   static v1::Step MakeStep(uint64_t plan, uint64_t id) {
     v1::Step step;
     step.set_plan_version(plan);
     step.set_step_id(id);
+    return step;
+  }
+  static v1::Step MakeStepOfOneToken(uint64_t plan, uint64_t id) {
+    v1::Step step = MakeStep(plan, id);
+    v1::SequenceSlice& slice = *step.add_slices();
+    slice.set_sequence_id(1);
+    slice.add_token_ids(3);
+    slice.add_kv_blocks(0);
+    slice.set_output(v1::SLICE_OUTPUT_NONE);
     return step;
   }
 
@@ -291,20 +312,9 @@ TEST_F(WorkerTest, DropReleasesWhoeverWaitsToBringAStep) {
 }
 
 TEST_F(WorkerTest, ACardThatFailsForGoodIsReportedAndTold) {
-  FakeCardMemory* memory = nullptr;
-  make_backend_ = [&](const ModelConfig&, int64_t) -> absl::StatusOr<std::unique_ptr<Backend>> {
-    auto card = std::make_unique<FakeCard>(*MakeCpuBackend({}));
-    memory = &card->memory();
-    return card;
-  };
-  LoadAndWait(7);
-  v1::Step step = MakeStep(7, 1);
-  v1::SequenceSlice& slice = *step.add_slices();
-  slice.set_sequence_id(1);
-  slice.add_token_ids(3);
-  slice.add_kv_blocks(0);
-  slice.set_output(v1::SLICE_OUTPUT_NONE);
-  memory->Fail(absl::StatusCode::kInternal);
+  FakeCardMemory& memory = LoadOnCardAndWait(7);
+  const v1::Step step = MakeStepOfOneToken(7, 1);
+  memory.Fail(absl::StatusCode::kInternal);
   ASSERT_TRUE(worker().Receive(step).ok());
   const v1::WorkerReport report = NextReport();
   ASSERT_TRUE(report.has_failure());
@@ -347,24 +357,14 @@ TEST_F(WorkerTest, ACardWithoutMemoryForAStageIsRefusedByName) {
 }
 
 TEST_F(WorkerTest, ACardThatRunsOutOfMemoryFailsTheStepAndGoesOn) {
-  FakeCardMemory* memory = nullptr;
-  make_backend_ = [&](const ModelConfig&, int64_t) -> absl::StatusOr<std::unique_ptr<Backend>> {
-    auto card = std::make_unique<FakeCard>(*MakeCpuBackend({}));
-    memory = &card->memory();
-    return card;
-  };
-  LoadAndWait(7);
-  v1::Step step = MakeStep(7, 1);
-  v1::SequenceSlice& slice = *step.add_slices();
-  slice.add_token_ids(3);
-  slice.add_kv_blocks(0);
-  slice.set_output(v1::SLICE_OUTPUT_NONE);
-  memory->Fail(absl::StatusCode::kResourceExhausted);
+  FakeCardMemory& memory = LoadOnCardAndWait(7);
+  v1::Step step = MakeStepOfOneToken(7, 1);
+  memory.Fail(absl::StatusCode::kResourceExhausted);
   ASSERT_TRUE(worker().Receive(step).ok());
   const v1::Step failed = hop_.Take();
   EXPECT_EQ(failed.error().code(), static_cast<int32_t>(absl::StatusCode::kResourceExhausted));
   EXPECT_THAT(failed.error().message(), HasSubstr("worker box-a, "));
-  memory->Fail(absl::StatusCode::kOk);
+  memory.Fail(absl::StatusCode::kOk);
   step.set_step_id(2);
   ASSERT_TRUE(worker().Receive(step).ok());
   EXPECT_FALSE(hop_.Take().has_error());

@@ -10,6 +10,7 @@
 #include "gtest/gtest.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "tests/support/fake_card.h"
+#include "tests/worker/borrowed_source.h"
 #include "tests/worker/experts/expert_testing.h"
 #include "tests/worker/fake_hop.h"
 #include "worker/experts/routing_trace.h"
@@ -23,21 +24,6 @@ using ::testing::HasSubstr;
 
 constexpr int kSlots = 24;
 
-/// The fixture's pack, as a source of one load.
-class BorrowedPack : public TensorSource {
- public:
-  explicit BorrowedPack(const TensorSource& source) : source_(source) {}
-  const TensorInfo* Find(absl::string_view name) const override { return source_.Find(name); }
-  absl::Status ReadPart(absl::string_view name, int64_t offset,
-                        absl::Span<std::byte> out) const override {
-    return source_.ReadPart(name, offset, out);
-  }
-  const ExpertFile* FindExperts(int layer) const override { return source_.FindExperts(layer); }
-
- private:
-  const TensorSource& source_;
-};
-
 class OffloadingWorkerTest : public ::testing::Test {
  protected:
   static void SetUpTestSuite() { toy_ = new PackedToy; }
@@ -47,7 +33,7 @@ class OffloadingWorkerTest : public ::testing::Test {
     environment_.name = "worker box-a";
     environment_.make_backend = [](const ModelConfig&, int64_t) { return MakeCpuBackend({}); };
     environment_.open_model = [](const v1::LoadStage&, std::stop_token) {
-      return std::make_unique<BorrowedPack>(toy_->model());
+      return std::make_unique<BorrowedSource>(toy_->model());
     };
     environment_.open_next_hop = [this](const v1::LoadStage&, std::function<void(absl::Status)>,
                                         std::stop_token) { return hops_.emplace_back().Connect(); };
