@@ -146,7 +146,13 @@ class Needs {
  private:
   int64_t StepBytes(int w, int begin, int end) const {
     const StepMemory& steps = worker(w).on_card ? options_.card_step_memory : options_.step_memory;
-    return steps.Of(costs_.Stage(begin, end), num_workers());
+    return steps.Of(costs_.Stage(begin, end), num_workers()) +
+           (HopsByNccl(w) ? kNcclProcessBytes : 0);
+  }
+  /// Whether a neighbour may be joined by NCCL.
+  bool HopsByNccl(int w) const {
+    return worker(w).has_nccl &&
+           ((w > 0 && worker(w - 1).has_nccl) || (w + 1 < num_workers() && worker(w + 1).has_nccl));
   }
 
   const StageCosts& costs_;

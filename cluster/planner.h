@@ -25,6 +25,7 @@ struct PlannerWorker {
   int64_t process_bytes = 0;        // of the budget, what an offloading stage leaves to the process
   int64_t kv_disk_bytes = 0;        // for KV blocks that memory has no room for
   bool on_card = false;             // the budget is a card's memory, and all that a stage takes
+  bool has_nccl = false;            // it passes activations from there by NCCL where it can
 };
 
 struct PlannerOptions {

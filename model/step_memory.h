@@ -33,6 +33,9 @@ inline constexpr int kHiddenSlots = 4;
 /// What NCCL takes of a card for a hop, at either end: its buffers and what the driver rounds up.
 inline constexpr int64_t kNcclHopBytes = int64_t{18} << 20;
 
+/// What NCCL's kernels take of it besides, with a process's first hop: 440 MiB of an H100.
+inline constexpr int64_t kNcclProcessBytes = int64_t{448} << 20;
+
 /// In bytes.
 struct StepMemory {
   int64_t layers =

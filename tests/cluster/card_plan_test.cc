@@ -72,5 +72,25 @@ TEST(CardPlanTest, ACardAndACpuShareALine) {
           .ok());
 }
 
+TEST(CardPlanTest, NcclTakesOfACardThatHasANeighbourToJoin) {
+  constexpr int64_t kRoom = kNcclProcessBytes + 1000;
+  const ModelCost cost = MakeCost(2);
+  PlannerOptions options = kOptions;
+  options.kv_tokens = kRoom;  // as many as fit
+  PlannerWorker a = MakeWorker(1, kRoom, true);
+  PlannerWorker b = MakeWorker(2, kRoom, true);
+  a.has_nccl = true;
+  const auto alone = PlanStages(cost, {a, b}, options);
+  ASSERT_TRUE(alone.ok()) << alone.status();
+  EXPECT_EQ(alone->stages[0].kv_bytes, kRoom - 58 - 7);
+  b.has_nccl = true;
+  const auto joined = PlanStages(cost, {a, b}, options);
+  ASSERT_TRUE(joined.ok()) << joined.status();
+  for (const StagePlan& stage : joined->stages) EXPECT_EQ(stage.kv_bytes, 1000 - 58 - 7);
+  const auto single = PlanStages(MakeCost(1), {a}, options);
+  ASSERT_TRUE(single.ok()) << single.status();
+  EXPECT_EQ(single->stages[0].kv_bytes, kRoom - 58 - 7);
+}
+
 }  // namespace
 }  // namespace caravan
