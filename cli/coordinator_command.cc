@@ -19,7 +19,7 @@ struct CoordinatorFlags {
   std::string address_file;
   std::string http_address_file;
   double worker_timeout_s = 60;
-  double heartbeat_timeout_s = 10;
+  double heartbeat_timeout_s = 5;
 };
 
 /// A reader never sees half an address.

@@ -114,8 +114,11 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
   } else if (report.has_failure() && report.failure().plan_version() == version) {
     const absl::Status why = absl::UnavailableError(report.failure().message());
     const auto code = static_cast<absl::StatusCode>(report.failure().code());
-    // Once loaded, a stage fails by its next hop.
-    if (!state.ready.has_value() && report.failure().unjoined() != v1::HOP_END_UNSPECIFIED) {
+    // Once loaded, a stage fails by its next hop, its card or its disk. Where nobody takes over
+    // from the last, it goes on: only steps that want what cannot be read fail.
+    if (state.ready.has_value() && absl::IsDataLoss(absl::Status(code, ""))) {
+      if (MakePlan(/*without=*/worker).ok()) LeaveOut(worker, why, code);
+    } else if (!state.ready.has_value() && report.failure().unjoined() != v1::HOP_END_UNSPECIFIED) {
       GoWithoutNccl(stage, report.failure().unjoined(), why);
     } else if (!state.ready.has_value() && IsPermanent(code)) {
       LeaveOut(worker, why, code);
@@ -234,27 +237,26 @@ void ClusterController::MaybePlan() {
   }
   if (!plan.ok() || SameStages(*plan, active_->plan)) {
     plan_is_due_ = false;
-    driver_->ResumeAdmission();
     return;
   }
-  // Another split is better now: let the running jobs end, start no other, then switch.
-  driver_->PauseAdmission();
-  if (active_->serving && !driver_->Idle()) return;
+  // Another split is better now. Jobs that run go on over it.
   plan_is_due_ = false;
   EndPlan(absl::UnavailableError("the pipeline is being planned anew"));
   StartLoading(*std::move(plan));
 }
 
-absl::StatusOr<PipelinePlan> ClusterController::MakePlan() const {
+absl::StatusOr<PipelinePlan> ClusterController::MakePlan(
+    const std::optional<WorkerId>& without) const {
   std::vector<PlannerWorker> workers;
   for (const Member& member : Usable()) {
+    if (member.id == without) continue;
     workers.push_back({member.id, DescribeWorker(member),
                        static_cast<int64_t>(member.registration.memory_budget_bytes()),
                        KvDTypeOf(member.registration),
                        member.registration.offloads() && !no_offloading_.contains(member.id),
                        static_cast<int64_t>(member.registration.process_bytes()),
                        static_cast<int64_t>(member.registration.kv_disk_bytes()),
-                       member.registration.on_card()});
+                       member.registration.on_card(), !member.registration.nccl_version().empty()});
   }
   PlannerOptions planner;
   planner.version = last_version_ + 1;
@@ -342,7 +344,6 @@ void ClusterController::StartServing() {
                                {"kv_tokens", pipeline.kv_blocks * kKvBlockTokens}});
   active_->serving = true;
   driver_->Attach(std::move(pipeline));
-  driver_->ResumeAdmission();
 }
 
 void ClusterController::EndPlan(const absl::Status& why) {

@@ -9,7 +9,6 @@
 //    waiting ------------------------------------------> loading --------------------> serving
 //       ^        a worker is lost, or a stage fails         |   a worker or a link is    |
 //       +---------------------------------------------------+   lost; more boxes came ---+
-//                                                               and no job runs
 
 #include <cstdint>
 #include <functional>
@@ -44,8 +43,8 @@ class ClusterController {
     int64_t context_tokens = 0;     // longest sequence
     int64_t kv_tokens = 0;          // the KV caches are to hold, if memory allows
     int64_t max_step_tokens = 512;  // rows that one step may carry
-    absl::Duration heartbeat_interval = absl::Seconds(1);
-    absl::Duration heartbeat_timeout = absl::Seconds(10);
+    absl::Duration heartbeat_interval = absl::Seconds(2.5);
+    absl::Duration heartbeat_timeout = absl::Seconds(5);
     absl::Duration retry_delay = absl::Seconds(5);  // after a plan that failed to load
     uint64_t incarnation = 0;                       // the coordinator's
     const Clock* clock = &SteadyClock();
@@ -112,7 +111,8 @@ class ClusterController {
   std::vector<Member> Usable() const;
   /// Makes the plan that the present members call for, unless they have it.
   void MaybePlan();
-  absl::StatusOr<PipelinePlan> MakePlan() const;
+  absl::StatusOr<PipelinePlan> MakePlan(
+      const std::optional<WorkerId>& without = std::nullopt) const;
   void StartLoading(PipelinePlan plan);
   void StartServing();
   /// Ends the present plan: its jobs fail with `why`, its workers drop their stages.

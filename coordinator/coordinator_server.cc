@@ -266,7 +266,7 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
       options.kv_tokens == 0 ? kDefaultContexts * controller.context_tokens : options.kv_tokens);
   controller.max_step_tokens = options.prefill_chunk;
   controller.heartbeat_timeout = options.heartbeat_timeout;
-  controller.heartbeat_interval = std::min(absl::Seconds(1), options.heartbeat_timeout / 4);
+  controller.heartbeat_interval = options.heartbeat_timeout / 2;
   controller.incarnation = NewIncarnation();
 
   absl::StatusOr<State> state = OpenState(options.state, model_files->fingerprint());

@@ -27,8 +27,8 @@ struct CoordinatorOptions {
   int64_t prefill_chunk = 512;
   int64_t max_queued_jobs = 1024;
   bool speculate = false;  // the model's layer of multi-token prediction drafts
-  absl::Duration worker_timeout = absl::Seconds(60);     // how long a job waits for a pipeline
-  absl::Duration heartbeat_timeout = absl::Seconds(10);  // a silent worker is lost after this
+  absl::Duration worker_timeout = absl::Seconds(60);    // how long a job waits for a pipeline
+  absl::Duration heartbeat_timeout = absl::Seconds(5);  // two heartbeats: a silent worker is lost
 };
 
 /// Serves from Start until Stop.

@@ -89,6 +89,10 @@ void AppendPipeline(const PipelineStats& stats, std::vector<MetricFamily>& out) 
                     "Sequences that gave their KV blocks back, to be prefilled again.",
                     stats.preemptions));
   out.push_back(
+      One(kCounter, "caravan_interruptions_total",
+          "Running jobs that were queued again, as their pipeline went or a step of theirs failed.",
+          stats.interruptions));
+  out.push_back(
       One(kCounter, "caravan_steps_total", "Steps that went round the ring.", stats.steps));
   out.push_back(One(kCounter, "caravan_draft_tokens_total",
                     "Tokens that were drafted and then verified.", stats.draft_tokens));

@@ -120,7 +120,8 @@ void PipelineDriver::Shutdown() {
     MutexLock lock(&mu_);
     stopping_ = true;
     first_hop = DetachLocked(why, news);
-    FailJobsLocked(/*queued_too=*/true, why, news);
+    for (const auto& [id, job] : jobs_) news.push_back(MakeNewsLocked(job, why));
+    jobs_.clear();
     changed_.SignalAll();
   }
   Tell(std::move(news));
@@ -190,23 +191,28 @@ std::shared_ptr<ActivationChannel> PipelineDriver::DetachLocked(const absl::Stat
   if (!pipeline_.has_value()) return nullptr;
   std::shared_ptr<ActivationChannel> first_hop = std::move(pipeline_->first_hop);
   past_counters_ += pipeline_->scheduler.counters();
+  for (const Sequence* const sequence : pipeline_->scheduler.Release()) {
+    InterruptLocked(*sequence, why, news);
+  }
   pipeline_.reset();
   without_pipeline_since_ = options_.clock->Now();
-  FailJobsLocked(/*queued_too=*/false, why, news);
   changed_.SignalAll();
   return first_hop;
 }
 
-void PipelineDriver::FailJobsLocked(bool queued_too, const absl::Status& why,
-                                    std::vector<News>& news) {
-  for (auto it = jobs_.begin(); it != jobs_.end();) {
-    if (queued_too || it->second.sequence.running()) {
-      news.push_back(MakeNewsLocked(it->second, why));
-      it = jobs_.erase(it);
-    } else {
-      ++it;
-    }
-  }
+void PipelineDriver::InterruptLocked(const Sequence& sequence, const absl::Status& why,
+                                     std::vector<News>& news) {
+  ++interruptions_;
+  const auto it = jobs_.find(sequence.id());
+  Job& job = it->second;
+  const bool hopeless = absl::IsInvalidArgument(why);
+  if (++job.interruptions < kMostInterruptions && !hopeless) return;
+  news.push_back(MakeNewsLocked(
+      job, hopeless ? why
+                    : Annotate(why, absl::StrCat("interrupted ", job.interruptions,
+                                                 " times without a token between"))));
+  pipeline_->scheduler.Cancel(&job.sequence);
+  jobs_.erase(it);
 }
 
 absl::Status PipelineDriver::Receive(v1::Step step) {
@@ -228,7 +234,11 @@ absl::Status PipelineDriver::Receive(v1::Step step) {
     auto returned = pipeline_->scheduler.TakeIn(step, round_trip);
     if (returned.ok()) {
       for (const Scheduler::ReturnedSlice& slice : *returned) {
-        news.push_back(TakeInLocked(step, slice));
+        if (slice.result == nullptr) {
+          InterruptLocked(*slice.sequence, ToStatus(step.error()), news);
+        } else {
+          news.push_back(TakeInLocked(slice));
+        }
       }
       pipeline_->sent_at.pop_front();
       changed_.SignalAll();
@@ -249,41 +259,53 @@ absl::Status PipelineDriver::Receive(v1::Step step) {
   return absl::OkStatus();
 }
 
-PipelineDriver::News PipelineDriver::TakeInLocked(const v1::Step& step,
-                                                  const Scheduler::ReturnedSlice& returned) {
+void PipelineDriver::AddPromptYield(const Scheduler::ReturnedSlice& returned, int64_t vocab_size,
+                                    Job& job, JobUpdate& update) {
+  const v1::SliceResult& result = *returned.result;
+  const auto rows_to_skip = [&](int64_t rows) {
+    const int64_t told = std::clamp<int64_t>(job.told_rows - returned.first_position, 0, rows);
+    job.told_rows = std::max(job.told_rows, returned.first_position + rows);
+    return told;
+  };
+  if (job.sequence.spec().prompt_logits) {
+    update.logits = DecodeLogits(result.logits());
+    const auto rows = static_cast<int64_t>(update.logits.size()) / vocab_size;
+    const int64_t told = rows_to_skip(rows);
+    update.first_logits_position = returned.first_position + told;
+    update.logits.erase(update.logits.begin(), update.logits.begin() + told * vocab_size);
+  }
+  if (result.scored_size() > 0) {
+    for (int64_t i = rows_to_skip(result.scored_size()); i < result.scored_size(); ++i) {
+      update.prompt_scores.push_back(FromProto(result.scored(static_cast<int>(i))));
+    }
+  }
+}
+
+PipelineDriver::News PipelineDriver::TakeInLocked(const Scheduler::ReturnedSlice& returned) {
   const Sequence& sequence = *returned.sequence;
   const auto it = jobs_.find(sequence.id());
   Job& job = it->second;
   News news = MakeNewsLocked(job, JobUpdate{});
-  if (returned.result == nullptr) {
-    news.update = ToStatus(step.error());
-  } else {
-    JobUpdate& update = *news.update;
-    update.cached_prompt_tokens = sequence.reused_tokens();
-    if (sequence.spec().prompt_logits) {
-      update.first_logits_position = returned.first_position;
-      update.logits = DecodeLogits(returned.result->logits());
+  JobUpdate& update = *news.update;
+  update.cached_prompt_tokens = sequence.reused_tokens();
+  AddPromptYield(returned, options_.vocab_size, job, update);
+  for (int i = 0; i < returned.num_tokens; ++i) {
+    update.tokens.push_back(FromProto(returned.result->sampled(i)));
+  }
+  if (sequence.state() == SequenceState::kFinished) {
+    update.finished = true;
+    update.reason = sequence.finish_reason();
+  }
+  if (!update.empty()) job.interruptions = 0;
+  if (!update.tokens.empty()) {
+    const absl::Duration now = options_.clock->Now();
+    if (job.last_token_at.has_value()) {
+      news.gap = now - *job.last_token_at;
+    } else {
+      prompt_tokens_ += sequence.prompt_tokens();
     }
-    for (const v1::TokenScore& score : returned.result->scored()) {
-      update.prompt_scores.push_back(FromProto(score));
-    }
-    for (int i = 0; i < returned.num_tokens; ++i) {
-      update.tokens.push_back(FromProto(returned.result->sampled(i)));
-    }
-    if (sequence.state() == SequenceState::kFinished) {
-      update.finished = true;
-      update.reason = sequence.finish_reason();
-    }
-    if (!update.tokens.empty()) {
-      const absl::Duration now = options_.clock->Now();
-      if (job.last_token_at.has_value()) {
-        news.gap = now - *job.last_token_at;
-      } else {
-        prompt_tokens_ += sequence.prompt_tokens();
-      }
-      job.last_token_at = now;
-      generated_tokens_ += static_cast<int64_t>(update.tokens.size());
-    }
+    job.last_token_at = now;
+    generated_tokens_ += static_cast<int64_t>(update.tokens.size());
   }
   if (!sequence.running()) jobs_.erase(it);
   return news;
@@ -388,6 +410,7 @@ PipelineStats PipelineDriver::stats() const {
   stats.prefix_cache_query_tokens = counters.prefix_query_tokens;
   stats.prefix_cache_hit_tokens = counters.prefix_hit_tokens;
   stats.preemptions = counters.preemptions;
+  stats.interruptions = interruptions_;
   stats.steps = counters.steps;
   stats.draft_tokens = counters.draft_tokens;
   stats.draft_accepted_tokens = counters.draft_accepted_tokens;

@@ -5,9 +5,9 @@
 // home. Knows no worker, no plan but its version, and no wire but the first hop's sending end.
 //
 //                    Attach
-//   without pipeline ------> serving      A job that runs when its pipeline goes fails; one that is
-//                    <------              queued waits for the next, for pipeline_timeout.
-//       Detach, or a pipeline that broke
+//   without pipeline ------> serving      Jobs outlive pipelines: one that runs when its pipeline
+//                    <------              goes is queued again, and goes on from the tokens that it
+//       Detach, or a pipeline that broke  has. All wait for the next one, for pipeline_timeout.
 
 #include <cstdint>
 #include <deque>
@@ -60,8 +60,9 @@ class JobHandle {
   /// Waits for news; when `timeout` passes first, an update with nothing in it. After the end the
   /// same end again. What was generated is read before an error.
   /// Errors: Cancelled - Cancel; Unavailable - no pipeline came to be in time, or the coordinator
-  ///         is leaving; OutOfRange - a new plan's KV cache is too small for it; what Detach
-  ///         said; what a stage's StepError said; Internal - the workers' answer made no sense.
+  /// is
+  ///         leaving; OutOfRange - a new plan's KV cache is too small for it; what the last Detach,
+  ///         breakage or StepError said, after kMostInterruptions of these.
   absl::StatusOr<JobUpdate> Next(absl::Duration timeout = absl::InfiniteDuration());
 
   /// See JobStream::SetListener. For readers that do not wait in Next.
@@ -75,6 +76,10 @@ class JobHandle {
   const std::shared_ptr<JobStream> stream_;
   const std::shared_ptr<DriverLink> link_;
 };
+
+/// How often in a row a job's pipeline may go, or a step of it fail, before it has yielded anything
+/// more. It may be the job itself that is the cause, and others run beside it.
+inline constexpr int kMostInterruptions = 5;
 
 /// Thread-safe. on_pipeline_broken is called by the driver's own thread, without a lock held, and
 /// may call anything but the destructor. The observer and the listeners of job streams are called
@@ -116,7 +121,7 @@ class PipelineDriver {
   /// REQUIRES: no pipeline is attached; plan_version was not used before.
   void Attach(Pipeline pipeline);
 
-  /// Running jobs fail with `why`; the first hop closes. Nothing happens without a pipeline.
+  /// Running jobs are queued again; the first hop closes. Nothing happens without a pipeline.
   /// REQUIRES: !why.ok().
   void Detach(const absl::Status& why);
 
@@ -170,6 +175,8 @@ class PipelineDriver {
     Sequence sequence;
     const std::shared_ptr<JobStream> stream = std::make_shared<JobStream>();
     std::optional<absl::Duration> last_token_at;
+    int64_t told_rows = 0;  // of the prompt, those whose logits or scores its reader has
+    int interruptions = 0;  // since it yielded something
   };
   struct ServingPipeline {
     uint64_t plan_version;
@@ -207,13 +214,17 @@ class PipelineDriver {
   static void Report(const News& news, PipelineObserver& observer);
   News MakeNewsLocked(const Job& job, absl::StatusOr<JobUpdate> update) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  News TakeInLocked(const v1::Step& step, const Scheduler::ReturnedSlice& returned)
+  /// The job's sequence was queued again of `why`; it gives up after kMostInterruptions, and at
+  /// once of what never succeeds.
+  void InterruptLocked(const Sequence& sequence, const absl::Status& why, std::vector<News>& news)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  /// What a slice of a prompt yields of it, but for what its reader has from an earlier run.
+  static void AddPromptYield(const Scheduler::ReturnedSlice& returned, int64_t vocab_size, Job& job,
+                             JobUpdate& update);
+  News TakeInLocked(const Scheduler::ReturnedSlice& returned) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Duration TimeToExpiryLocked(const Job& job) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   /// Fails what has waited too long for a pipeline; returns how long the next one may wait yet.
   absl::Duration ExpireLocked(std::vector<News>& news) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void FailJobsLocked(bool queued_too, const absl::Status& why, std::vector<News>& news)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const Options options_;
   const std::shared_ptr<DriverLink> link_ = std::make_shared<DriverLink>();
@@ -226,6 +237,7 @@ class PipelineDriver {
   Scheduler::Counters past_counters_ ABSL_GUARDED_BY(mu_);  // of the plans before
   int64_t prompt_tokens_ ABSL_GUARDED_BY(mu_) = 0;          // of jobs that gave their first token
   int64_t generated_tokens_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t interruptions_ ABSL_GUARDED_BY(mu_) = 0;
   absl::Duration without_pipeline_since_ ABSL_GUARDED_BY(mu_);
   std::string waiting_reason_ ABSL_GUARDED_BY(mu_);
   std::vector<Breakage> breakages_ ABSL_GUARDED_BY(mu_);  // to be told

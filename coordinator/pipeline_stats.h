@@ -21,6 +21,7 @@ struct PipelineStats {
   int64_t prefix_cache_query_tokens = 0;
   int64_t prefix_cache_hit_tokens = 0;
   int64_t preemptions = 0;            // sequences that gave their blocks back
+  int64_t interruptions = 0;          // of running jobs, whose pipeline went or step failed
   int64_t steps = 0;                  // that came home
   int64_t draft_tokens = 0;           // that were verified
   int64_t draft_accepted_tokens = 0;  // of these, taken over

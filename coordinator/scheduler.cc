@@ -64,6 +64,16 @@ void Scheduler::Cancel(Sequence* sequence) {
   sequence->Cancel(blocks_);
 }
 
+std::vector<Sequence*> Scheduler::Release() {
+  std::vector<Sequence*> interrupted;
+  for (const ByRank* running : {&running_interactive_, &running_bulk_}) {
+    for (const auto& [rank, sequence] : *running) interrupted.push_back(sequence);
+  }
+  for (Sequence* const sequence : interrupted) Requeue(sequence);
+  queue_.clear();
+  return interrupted;
+}
+
 void Scheduler::Forget(Sequence* sequence) {
   if (running_.erase(sequence->id()) == 0) return;
   if (sequence->state() == SequenceState::kDecoding) --num_decoding_;
@@ -92,10 +102,14 @@ Sequence* Scheduler::Victim() const {
   return nullptr;
 }
 
-void Scheduler::Preempt(Sequence* sequence) {
+void Scheduler::Requeue(Sequence* sequence) {
   Forget(sequence);
   sequence->Preempt(blocks_);
   queue_[sequence->rank()] = sequence;
+}
+
+void Scheduler::Preempt(Sequence* sequence) {
+  Requeue(sequence);
   ++counters_.preemptions;
 }
 
@@ -319,8 +333,7 @@ absl::StatusOr<std::vector<Scheduler::ReturnedSlice>> Scheduler::TakeIn(const v1
     if (it == running_.end() || it->second->run() != slice.run) continue;
     Sequence* const sequence = it->second;
     if (step.has_error()) {
-      Forget(sequence);
-      sequence->Fail(blocks_);
+      Requeue(sequence);
       returned.push_back({sequence, slice.first_position, nullptr, 0});
       continue;
     }

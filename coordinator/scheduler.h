@@ -90,13 +90,17 @@ class Scheduler {
   /// Its blocks are free at once.
   void Cancel(Sequence* sequence);
 
+  /// The plan is over: those that run are queued, as by a preemption, and none is borrowed any
+  /// more. Returns the former.
+  std::vector<Sequence*> Release();
+
   /// The next step to send, in flight from now on; nullopt while none is due. `admit` lets queued
   /// sequences in first.
   std::optional<v1::Step> NextStep(bool admit);
 
   /// One slice that came home, of a sequence that still waited for it.
   struct ReturnedSlice {
-    Sequence* sequence;             // now advanced, or failed; no longer borrowed if at an end
+    Sequence* sequence;             // now advanced, or queued again; not borrowed if at an end
     int64_t first_position;         // of the slice
     const v1::SliceResult* result;  // null when the step failed
     int num_tokens;  // of the sampled ones, those that belong to the reply: the first
@@ -142,6 +146,7 @@ class Scheduler {
   void Admit();
   /// Who gives its blocks back first; null if nobody can.
   Sequence* Victim() const;
+  void Requeue(Sequence* sequence);
   void Preempt(Sequence* sequence);
   /// Makes room for one more token. False if the sequence itself had to give way.
   bool MakeRoom(Sequence* sequence);

@@ -39,7 +39,7 @@ Sequence::Sequence(uint64_t id, JobSpec spec, absl::Duration submitted_at)
 bool Sequence::Admit(BlockManager& blocks, int64_t reserve) {
   CARAVAN_CHECK(state_ == SequenceState::kQueued);
   // What is to be had from every row of the prompt cannot be had from a cache.
-  const int64_t reused = YieldsFromPrompt() && run_ == 0 ? 0 : blocks.Adopt(token_ids_, table_);
+  const int64_t reused = awaits_prompt() ? 0 : blocks.Adopt(token_ids_, table_);
   const int64_t missing =
       blocks.BlocksFor(known_tokens()) - static_cast<int64_t>(table_.blocks.size());
   if (missing + reserve > blocks.free_blocks()) {
@@ -141,7 +141,7 @@ void Sequence::TakeDrafts(const v1::SliceResult& result) {
 }
 
 void Sequence::Preempt(BlockManager& blocks) {
-  CARAVAN_CHECK(preemptible());
+  CARAVAN_CHECK(running());
   End(SequenceState::kQueued, blocks);
   cached_tokens_ = 0;
   sent_tokens_ = 0;

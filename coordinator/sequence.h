@@ -22,8 +22,8 @@ namespace caravan {
 //        |  <-------------------+  |                  |  |     (nothing to generate: straight
 //        |       Preempt           |                  |  |      from kPrefilling)
 //        |  <----------------------+------------------+  |
-//        +-------------------------+---------------------+----> kFailed, kCancelled
-enum class SequenceState { kQueued, kPrefilling, kDecoding, kFinished, kFailed, kCancelled };
+//        +-------------------------+---------------------+----> kCancelled
+enum class SequenceState { kQueued, kPrefilling, kDecoding, kFinished, kCancelled };
 
 /// Not thread-safe.
 class Sequence {
@@ -45,9 +45,12 @@ class Sequence {
 
   /// Bulk jobs queue as if submitted later, so interactive ones overtake them, but not forever.
   Rank rank() const { return rank_; }
-  /// May be preempted: what it yields once only does not depend on its present run.
-  bool preemptible() const {
-    return running() && (state_ == SequenceState::kDecoding || !YieldsFromPrompt());
+  /// May be preempted and lose nothing but time: it has yielded what it yields once only, from its
+  /// prompt.
+  bool preemptible() const { return running() && !awaits_prompt(); }
+  /// It still yields logits or scores of its prompt.
+  bool awaits_prompt() const {
+    return (spec_.prompt_logits || spec_.score_prompt) && generated_tokens() == 0;
   }
   /// Counts its admissions: tells a slice of this run from one of a run before.
   uint64_t run() const { return run_; }
@@ -84,16 +87,15 @@ class Sequence {
   /// the token ids are within the vocabulary.
   int CompleteSlice(int64_t num_tokens, const v1::SliceResult& result, BlockManager& blocks);
   /// Back to the queue, without blocks; what was generated stays. Slices in flight no longer count.
-  /// REQUIRES: preemptible().
+  /// What is wanted of the prompt comes from its beginning again, if it awaits that.
+  /// REQUIRES: running.
   void Preempt(BlockManager& blocks);
   /// Gives its blocks back. REQUIRES: not at an end yet.
-  void Fail(BlockManager& blocks) { End(SequenceState::kFailed, blocks); }
   void Cancel(BlockManager& blocks) { End(SequenceState::kCancelled, blocks); }
 
   BlockTable& table() { return table_; }
 
  private:
-  bool YieldsFromPrompt() const { return spec_.prompt_logits || spec_.score_prompt; }
   absl::Span<const int32_t> CachedTokens() const {
     return absl::MakeConstSpan(token_ids_).first(static_cast<size_t>(cached_tokens_));
   }

@@ -9,16 +9,25 @@
 #include "worker/step_check.h"
 
 namespace caravan {
+namespace {
+
+absl::Status ErrorOf(const v1::Step& step) {
+  return absl::Status(static_cast<absl::StatusCode>(step.error().code()), step.error().message());
+}
+
+}  // namespace
 
 StepLoop::StepLoop(uint64_t plan_version, std::unique_ptr<Stage> stage,
                    std::unique_ptr<ActivationChannel> next,
                    std::function<void(const absl::Status&)> on_broken, HopLinks links,
-                   std::function<void(const absl::Status&)> on_card_lost)
+                   std::function<void(const absl::Status&)> on_card_lost,
+                   std::function<void(const absl::Status&)> on_data_lost)
     : plan_version_(plan_version),
       stage_(std::move(stage)),
       next_(std::move(next)),
       on_broken_(std::move(on_broken)),
       on_card_lost_(std::move(on_card_lost)),
+      on_data_lost_(std::move(on_data_lost)),
       links_(std::move(links)),
       queue_(kQueuedSteps),
       outgoing_(kQueuedSteps),
@@ -124,12 +133,14 @@ void StepLoop::Run() {
       if (!slot.has_value()) return;
       step->hidden = *std::move(slot);
     }
+    const bool failed_before = step->step.has_error();
     meter_.BeginStep();
     HopStep done = stage_->Run(*std::move(step));
     meter_.EndStep(done.step.has_error() ? 0 : CountRows(done.step));
-    const absl::Status lost = stage_->card_is_lost()
-                                  ? absl::InternalError(done.step.error().message())
-                                  : absl::OkStatus();
+    const absl::Status lost = stage_->card_is_lost() ? ErrorOf(done.step) : absl::OkStatus();
+    if (!failed_before && absl::IsDataLoss(ErrorOf(done.step)) && on_data_lost_) {
+      on_data_lost_(ErrorOf(done.step));
+    }
     if (!Send(std::move(done)).ok()) return;
     if (!lost.ok()) return Break(lost, on_card_lost_);
     stage_->AfterStep();

@@ -36,13 +36,15 @@ class StepLoop {
   static constexpr size_t kQueuedSteps = 64;
 
   /// `on_broken` is called at most once, by a thread of the loop's, when the next hop is lost, and
-  /// so is `on_card_lost` (null: nobody asks) when Stage::card_is_lost; never once Stop has
-  /// returned. They must not call Stop. With links the stage has several slots, and leaves hidden
+  /// so is `on_card_lost` (null: nobody asks) when Stage::card_is_lost, and `on_data_lost` (the
+  /// same) with each step that the stage fails with DataLoss; never once Stop has returned. They
+  /// must not call Stop. With links the stage has several slots, and leaves hidden
   /// states in them if there is one to the next hop.
   StepLoop(uint64_t plan_version, std::unique_ptr<Stage> stage,
            std::unique_ptr<ActivationChannel> next,
            std::function<void(const absl::Status&)> on_broken, HopLinks links = {},
-           std::function<void(const absl::Status&)> on_card_lost = nullptr);
+           std::function<void(const absl::Status&)> on_card_lost = nullptr,
+           std::function<void(const absl::Status&)> on_data_lost = nullptr);
 
   ~StepLoop();
 
@@ -77,6 +79,7 @@ class StepLoop {
   const std::unique_ptr<ActivationChannel> next_;  // own synchronisation
   const std::function<void(const absl::Status&)> on_broken_;
   const std::function<void(const absl::Status&)> on_card_lost_;  // null: nobody asks
+  const std::function<void(const absl::Status&)> on_data_lost_;  // the same
   const HopLinks links_;                                         // own synchronisation
 
   BoundedQueue<HopStep> queue_;     // own synchronisation

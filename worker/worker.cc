@@ -187,8 +187,13 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
     tell_failure(Annotate(status, "the card is lost"), v1::HOP_END_UNSPECIFIED);
     environment_.on_card_lost(status);
   };
+  // Once a stage, apart from what ends it: it goes on if nobody can take over.
+  const auto on_data_lost =
+      [tell = MakeTellFailure(order.plan_version())](const absl::Status& status) {
+        tell(status, v1::HOP_END_UNSPECIFIED);
+      };
   return std::make_shared<StepLoop>(order.plan_version(), std::move(stage), std::move(next),
-                                    on_broken, std::move(links), on_card_lost);
+                                    on_broken, std::move(links), on_card_lost, on_data_lost);
 }
 
 std::shared_ptr<RoutingObserver> Worker::Record(const v1::LoadStage& order,

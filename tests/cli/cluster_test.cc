@@ -92,18 +92,20 @@ TEST(ClusterTest, StatusShowsWorkersLayersAndTheRunningJob) {
   cluster.WaitForStatus("no jobs\n");
 }
 
-TEST(ClusterTest, AThirdWorkerJoinsWhileJobsRunAndIsUsedOnceTheyEnded) {
+TEST(ClusterTest, AThirdWorkerThatJoinsTakesLayersAndRunningJobsGoOn) {
   TestCluster cluster;
   cluster.Start(2);
-  TestProcess& run = cluster.StartLongRun();
+  const std::vector<std::string> to_the_end = {"--max-tokens", kSanitized ? "300" : "2000"};
+  TestProcess& undisturbed = cluster.StartLongRun(to_the_end);
+  EXPECT_EQ(undisturbed.Wait(), 0) << undisturbed.Transcript();
+  TestProcess& run = cluster.StartLongRun(to_the_end);
   cluster.StartWorker("late");
-  cluster.WaitForStatus("late");
-  EXPECT_THAT(cluster.Status(), ContainsRegex("late .* spare "));
-  run.Signal(SIGINT);
-  EXPECT_EQ(run.Wait(), 130);
   cluster.WaitForStatus(
       [](const std::string& status) { return absl::StrContains(status, "serving (plan 2)"); });
   EXPECT_THAT(cluster.Status(), ContainsRegex("late .* ready .*head"));
+  EXPECT_FALSE(run.Ended()) << "it was over before the plan changed";
+  EXPECT_EQ(run.Wait(), 0) << run.Transcript();
+  EXPECT_EQ(run.Out(), undisturbed.Out());
   ExpectReplies(cluster, Questions(2));
 }
 

@@ -2,6 +2,7 @@
 
 #include <csignal>
 #include <filesystem>
+#include <fstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -154,6 +155,32 @@ TEST(PackedModelTest, AWorkerShowsItsHitsAndBeginsWithWhatItsLastRunLearned) {
       "bench", {"bench", "cache", "--trace", trace + "-1-2", "--policy", "lru", "--share", "0.5"});
   EXPECT_EQ(bench.Wait(), 0) << bench.Transcript();
   EXPECT_THAT(bench.Out(), ContainsRegex("\\| 64 \\| 50.0% \\| \\*\\*lru\\*\\* \\|"));
+}
+
+TEST(PackedModelTest, WhatRunsGoesOnWithoutAWorkerWhoseDiskLosesData) {
+  TestCluster cluster;
+  const std::string pack = MakeModelOfManyExperts(cluster);
+  const std::string copy = cluster.dir().File("copy");
+  std::filesystem::copy(pack, copy);
+  cluster.StartCoordinator({"--workers", "2", "--tokenizer", CARAVAN_SOURCE_DIR "/models/tiny-r1"},
+                           pack);
+  cluster.StartWorker("good", {"--ram", "90MiB"}).WaitForErr("joined");
+  cluster.StartWorker("bad", {"--ram", "90MiB", "--model", copy, "--verify-experts", "every"});
+  cluster.WaitForStatus("serving");
+  EXPECT_THAT(cluster.Status(), ContainsRegex("bad .* of 128 experts\n"));
+  const std::vector<std::string> length = {"--max-tokens", "200"};
+  TestProcess& undisturbed = cluster.StartLongRun(length);
+  ASSERT_EQ(undisturbed.Wait(), 0) << undisturbed.Transcript();
+  for (const auto& file : std::filesystem::directory_iterator(copy)) {
+    if (file.file_size() < (1 << 20)) continue;
+    std::ofstream(file.path(), std::ios::in | std::ios::out | std::ios::binary)
+        << std::string(file.file_size(), 'x');
+  }
+  TestProcess& run = cluster.StartLongRun(length);
+  EXPECT_EQ(run.Wait(), 0) << run.Transcript();
+  EXPECT_EQ(run.Out(), undisturbed.Out());
+  cluster.WaitForStatus("serving; left out: worker bad: ");
+  EXPECT_THAT(cluster.Status(), HasSubstr("layer 1, expert"));
 }
 
 TEST(PackedModelTest, AWorkerThatIsToldToKeepsAllExpertsInMemory) {

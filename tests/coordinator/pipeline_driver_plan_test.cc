@@ -13,6 +13,7 @@
 namespace caravan {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -39,7 +40,7 @@ TEST(PipelineDriverPlanTest, ShutdownEndsAllJobsAndRefusesNewOnes) {
   EXPECT_EQ(driver.Submit(ToyJob(3, 10)).status().code(), absl::StatusCode::kUnavailable);
 }
 
-TEST(PipelineDriverPlanTest, DetachFailsRunningJobsAndKeepsQueuedOnes) {
+TEST(PipelineDriverPlanTest, RunningAndQueuedJobsGoOnOverTheNextPipeline) {
   FakePipeline first(Stages(1, 1));
   FakePipeline second(Stages(2, 2));
   PipelineDriver driver(SmallDriver());
@@ -56,18 +57,70 @@ TEST(PipelineDriverPlanTest, DetachFailsRunningJobsAndKeepsQueuedOnes) {
   driver.Detach(why);
   driver.Detach(why);
   first.WaitUntilClosed();
-  const Outcome outcome = ReadToEnd(running.get());
-  EXPECT_EQ(outcome.status, why);
-  EXPECT_EQ(outcome.token_ids.size(), 1u) << "what was generated before is read";
-  ASSERT_EQ(driver.List().size(), 1u);
-  EXPECT_EQ(driver.List()[0].state(), v1::JOB_STATE_QUEUED);
+  ASSERT_EQ(driver.List().size(), 2u);
+  for (const v1::JobSummary& job : driver.List()) EXPECT_EQ(job.state(), v1::JOB_STATE_QUEUED);
+  EXPECT_EQ(driver.List()[0].completion_tokens(), 1u);
+  EXPECT_EQ(driver.stats().interruptions, 1);
   EXPECT_EQ(first.Deliver(&driver, lost).code(), absl::StatusCode::kAborted);
 
   driver.Attach(second.Connect());
   driver.ResumeAdmission();
   EXPECT_EQ(driver.Receive(lost).code(), absl::StatusCode::kAborted) << "another plan's step";
   FakePipeline::Player player(&second, &driver);
+  EXPECT_EQ(ReadToEnd(running.get()).token_ids, kModel.Reply(running_spec));
   EXPECT_EQ(ReadToEnd(queued.get()).token_ids, kModel.Reply(queued_spec));
+}
+
+TEST(PipelineDriverPlanTest, WhatAPromptYieldsComesOnceWhereItsPipelineWentInItsMidst) {
+  FakePipeline first(Stages(1, 1));
+  FakePipeline::Options other_chunks = Stages(1, 2);
+  other_chunks.max_step_tokens = 7;
+  FakePipeline second(other_chunks);
+  PipelineDriver driver(SmallDriver());
+  driver.Attach(first.Connect());
+  JobSpec logits_spec = ToyJob(21, 0);
+  logits_spec.prompt_logits = true;
+  JobSpec scores_spec = ToyJob(22, 3, 1);
+  scores_spec.score_prompt = true;
+  auto logits = MustSubmit(&driver, logits_spec);
+  ASSERT_TRUE(first.Deliver(&driver, first.Take()).ok());  // 8 rows
+  auto scores = MustSubmit(&driver, scores_spec);
+  ASSERT_TRUE(first.Deliver(&driver, first.Take()).ok());
+  ASSERT_TRUE(first.Deliver(&driver, first.Take()).ok());
+  driver.Detach(absl::UnavailableError("worker b is gone"));
+  driver.Attach(second.Connect());
+  FakePipeline::Player player(&second, &driver);
+  EXPECT_EQ(ReadToEnd(logits.get()).logits, kModel.PromptLogits(logits_spec));
+  const Outcome scored = ReadToEnd(scores.get());
+  EXPECT_EQ(scored.prompt_scores, kModel.PromptScores(scores_spec));
+  EXPECT_EQ(scored.token_ids, kModel.Reply(scores_spec));
+}
+
+TEST(PipelineDriverPlanTest, AJobThatLosesEveryPipelineGivesUp) {
+  PipelineDriver driver(SmallDriver());
+  const JobSpec spec = ToyJob(3, 9);
+  auto job = MustSubmit(&driver, spec);
+  const absl::Status why = absl::UnavailableError("worker b is gone");
+  std::vector<std::unique_ptr<FakePipeline>> pipelines;
+  const auto lose_one = [&](bool yields) {
+    pipelines.push_back(std::make_unique<FakePipeline>(Stages(1, pipelines.size() + 1)));
+    driver.Attach(pipelines.back()->Connect());
+    const v1::Step step = pipelines.back()->Take();
+    if (yields) {
+      ASSERT_TRUE(pipelines.back()->Deliver(&driver, step).ok());
+    }
+    driver.Detach(why);
+  };
+  for (int i = 1; i < kMostInterruptions; ++i) lose_one(false);
+  lose_one(true);  // A token between, and it may be patient again.
+  EXPECT_EQ(job->Next()->tokens.size(), 1u);
+  for (int i = 2; i < kMostInterruptions; ++i) lose_one(false);
+  EXPECT_EQ(driver.List().size(), 1u);
+  lose_one(false);
+  const absl::Status lost = job->Next().status();
+  EXPECT_EQ(lost.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(lost.message()), AllOf(HasSubstr("5 times"), HasSubstr("worker b")));
+  EXPECT_TRUE(driver.List().empty());
 }
 
 TEST(PipelineDriverPlanTest, QueuedJobsGiveUpWhenNoPipelineComes) {
@@ -120,21 +173,51 @@ TEST(PipelineDriverPlanTest, LooksAtTheRealClockByItself) {
   EXPECT_EQ(handle->Next().status().code(), absl::StatusCode::kUnavailable);
 }
 
-TEST(PipelineDriverPlanTest, AStepErrorFailsThatStepsJobsOnly) {
+/// What a stage says that cannot run the step.
+v1::Step Failed(v1::Step step, absl::StatusCode code, const std::string& message) {
+  step.clear_results();
+  step.mutable_error()->set_code(static_cast<int32_t>(code));
+  step.mutable_error()->set_message(message);
+  return step;
+}
+
+TEST(PipelineDriverPlanTest, JobsOfAStepThatFailsAreTriedAgainAFewTimes) {
   FakePipeline workers(Stages(2));
   PipelineDriver driver(SmallDriver());
   driver.Attach(workers.Connect());
-  auto failing = MustSubmit(&driver, ToyJob(3, 3));
-  v1::Step step = workers.Take();
+  const JobSpec failing_spec = ToyJob(3, 3);
   const JobSpec other_spec = ToyJob(3, 3, 1);
+  auto failing = MustSubmit(&driver, failing_spec);
+  const std::string why = "stage 1 on worker b: short read";
+  const auto fail_once = [&](v1::Step step) {
+    ASSERT_TRUE(
+        workers.Deliver(&driver, Failed(std::move(step), absl::StatusCode::kDataLoss, why)).ok());
+  };
+  for (int i = 1; i < kMostInterruptions; ++i) fail_once(workers.Take());
+  ASSERT_TRUE(workers.Deliver(&driver, workers.Take()).ok());
+  EXPECT_EQ(failing->Next()->tokens.size(), 1u);
+  for (int i = 1; i < kMostInterruptions; ++i) fail_once(workers.Take());
+  v1::Step last = workers.Take();
   auto other = MustSubmit(&driver, other_spec);
-  step.clear_results();
-  step.mutable_error()->set_code(15);
-  step.mutable_error()->set_message("stage 1 on worker b: short read");
-  ASSERT_TRUE(workers.Deliver(&driver, step).ok());
-  EXPECT_EQ(failing->Next().status(), absl::DataLossError("stage 1 on worker b: short read"));
+  fail_once(std::move(last));
+  const absl::Status failed = failing->Next().status();
+  EXPECT_EQ(failed.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(failed.message()), AllOf(HasSubstr("5 times"), HasSubstr(why)));
   FakePipeline::Player player(&workers, &driver);
   EXPECT_EQ(ReadToEnd(other.get()).token_ids, kModel.Reply(other_spec));
+}
+
+TEST(PipelineDriverPlanTest, AStepThatNeverSucceedsFailsItsJobsAtOnce) {
+  FakePipeline workers;
+  PipelineDriver driver(SmallDriver());
+  driver.Attach(workers.Connect());
+  auto handle = MustSubmit(&driver, ToyJob(3, 3));
+  ASSERT_TRUE(workers
+                  .Deliver(&driver, Failed(workers.Take(), absl::StatusCode::kInvalidArgument,
+                                           "slices that overlap"))
+                  .ok());
+  EXPECT_EQ(handle->Next().status(), absl::InvalidArgumentError("slices that overlap"));
+  Drain(&driver, &workers);
 }
 
 TEST(PipelineDriverPlanTest, AStepErrorWithoutACodeIsInternal) {
@@ -142,10 +225,13 @@ TEST(PipelineDriverPlanTest, AStepErrorWithoutACodeIsInternal) {
   PipelineDriver driver(SmallDriver());
   driver.Attach(workers.Connect());
   auto handle = MustSubmit(&driver, ToyJob(3, 3));
-  v1::Step step = workers.Take();
-  step.mutable_error()->set_message("what");
-  ASSERT_TRUE(workers.Deliver(&driver, step).ok());
-  EXPECT_EQ(handle->Next().status(), absl::InternalError("what"));
+  for (int i = 0; i < kMostInterruptions; ++i) {
+    ASSERT_TRUE(
+        workers.Deliver(&driver, Failed(workers.Take(), absl::StatusCode::kOk, "what")).ok());
+  }
+  const absl::Status failed = handle->Next().status();
+  EXPECT_EQ(failed.code(), absl::StatusCode::kInternal);
+  EXPECT_THAT(std::string(failed.message()), HasSubstr("what"));
   Drain(&driver, &workers);
 }
 
@@ -169,7 +255,6 @@ TEST(PipelineDriverPlanTest, AnswersThatMakeNoSenseBreakThePipeline) {
   step.mutable_results(0)->mutable_sampled(0)->set_token_id(97);
   const absl::Status refused = workers.Deliver(&driver, step);
   EXPECT_EQ(refused.code(), absl::StatusCode::kInternal);
-  EXPECT_EQ(handle->Next().status(), refused);
   const std::optional<Broken> broken = told.Pop();
   EXPECT_EQ(broken->plan_version, 7u);
   EXPECT_EQ(broken->why, refused);
@@ -177,7 +262,7 @@ TEST(PipelineDriverPlanTest, AnswersThatMakeNoSenseBreakThePipeline) {
 
   driver.Attach(next.Connect());
   FakePipeline::Player player(&next, &driver);
-  EXPECT_TRUE(ReadToEnd(MustSubmit(&driver, ToyJob(3, 3)).get()).status.ok());
+  EXPECT_EQ(ReadToEnd(handle.get()).token_ids, kModel.Reply(ToyJob(3, 3)));
 }
 
 TEST(PipelineDriverPlanTest, ALostStepBreaksThePipeline) {
@@ -188,8 +273,12 @@ TEST(PipelineDriverPlanTest, ALostStepBreaksThePipeline) {
   workers.Take();
   auto second = MustSubmit(&driver, ToyJob(3, 3));
   EXPECT_EQ(workers.Deliver(&driver, workers.Take()).code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_FALSE(first->Next().ok());
-  EXPECT_FALSE(second->Next().ok());
+  EXPECT_EQ(driver.CheckServing().code(), absl::StatusCode::kUnavailable);
+  FakePipeline next(Stages(1, 2));
+  driver.Attach(next.Connect());
+  FakePipeline::Player player(&next, &driver);
+  EXPECT_EQ(ReadToEnd(first.get()).token_ids, kModel.Reply(ToyJob(3, 3)));
+  EXPECT_EQ(ReadToEnd(second.get()).token_ids, kModel.Reply(ToyJob(3, 3)));
 }
 
 TEST(PipelineDriverPlanTest, AFirstHopThatFailsBreaksThePipeline) {
@@ -209,12 +298,12 @@ TEST(PipelineDriverPlanTest, AFirstHopThatFailsBreaksThePipeline) {
   workers.BreakFirstHop(absl::UnavailableError("connection reset"));
   driver.Attach(workers.Connect());
   auto handle = MustSubmit(&driver, ToyJob(3, 3));
-  const absl::Status failed = handle->Next().status();
-  EXPECT_EQ(failed.code(), absl::StatusCode::kUnavailable);
-  EXPECT_THAT(std::string(failed.message()), HasSubstr("first stage: connection reset"));
-  EXPECT_EQ(told.Pop()->plan_version, 7u);
+  const std::optional<Broken> broken = told.Pop();
+  EXPECT_EQ(broken->plan_version, 7u);
+  EXPECT_EQ(broken->why.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(broken->why.message()), HasSubstr("first stage: connection reset"));
   FakePipeline::Player player(&next, &driver);
-  EXPECT_TRUE(ReadToEnd(MustSubmit(&driver, ToyJob(3, 3)).get()).status.ok());
+  EXPECT_EQ(ReadToEnd(handle.get()).token_ids, kModel.Reply(ToyJob(3, 3)));
 }
 
 TEST(PipelineDriverPlanTest, PausedAdmissionLetsThePipelineRunDry) {

@@ -291,7 +291,7 @@ TEST(SchedulerTest, RefusesWhatCanNeverFit) {
               HasSubstr("41 tokens, that is 11 KV blocks of 4; the cluster has 10"));
 }
 
-TEST(SchedulerTest, FailsAndFreesTheSequencesOfAFailedStep) {
+TEST(SchedulerTest, QueuesTheSequencesOfAFailedStepAgain) {
   Scheduler::Options options = SmallOptions();
   options.num_stages = 2;
   Bench bench(options);
@@ -306,10 +306,27 @@ TEST(SchedulerTest, FailsAndFreesTheSequencesOfAFailedStep) {
   ASSERT_EQ(returned->size(), 1u);
   EXPECT_EQ(returned->front().sequence, failing);
   EXPECT_EQ(returned->front().result, nullptr);
-  EXPECT_EQ(failing->state(), SequenceState::kFailed);
+  EXPECT_EQ(failing->state(), SequenceState::kQueued);
   bench.Drain();
+  EXPECT_EQ(failing->state(), SequenceState::kFinished);
   EXPECT_EQ(other->state(), SequenceState::kFinished);
   EXPECT_EQ(bench.scheduler().blocks().free_blocks(), 64);
+}
+
+TEST(SchedulerTest, ReleasesWhoRunsAndWhoWaits) {
+  Scheduler::Options options = SmallOptions();
+  options.kv_blocks = 4;
+  Bench bench(options);
+  Sequence* const running = bench.Add(ToyJob(8, 4));
+  bench.Home(bench.Next());
+  Sequence* const waiting = bench.Add(ToyJob(8, 4, 1));
+  EXPECT_THAT(bench.scheduler().Release(), ElementsAre(running));
+  EXPECT_EQ(running->state(), SequenceState::kQueued);
+  EXPECT_EQ(running->generated_tokens(), 1);
+  EXPECT_EQ(waiting->state(), SequenceState::kQueued);
+  EXPECT_EQ(bench.scheduler().num_queued(), 0);
+  EXPECT_EQ(bench.scheduler().num_running(), 0);
+  EXPECT_EQ(bench.scheduler().blocks().free_blocks(), 4);
 }
 
 TEST(SchedulerTest, BoundsTheLogitsOfASlice) {
