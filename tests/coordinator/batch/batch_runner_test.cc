@@ -341,6 +341,18 @@ TEST_F(BatchRunnerTest, GoesOnAfterTheLossOfAWorker) {
   EXPECT_EQ(ended.counts.failed, 0);
 }
 
+TEST_F(BatchRunnerTest, ALineWhoseJobLosesOnePipelineAfterTheOtherIsBegunAgain) {
+  Life life(store_.get(), &book_);
+  const Batch batch = Submit({Body("a", {{"max_tokens", 4}})});
+  const std::vector<json> expected = ExpectedOf(WaitForLines(batch));
+  for (int i = 0; i < kMostInterruptions; ++i) {
+    life.Attach(/*plays=*/false).Take();
+    life.driver().Detach(absl::UnavailableError("a worker is lost"));
+  }
+  life.Attach();
+  ExpectReplies(WaitForEnd(batch), expected);
+}
+
 TEST_F(BatchRunnerTest, ALineWhoseJobFailsHasFailed) {
   Life life(store_.get(), &book_);
   const Batch batch = Submit({Body("a", {{"n", 2}}), Body("b")});
@@ -351,7 +363,7 @@ TEST_F(BatchRunnerTest, ALineWhoseJobFailsHasFailed) {
   v1::Step step = pipeline.Take();
   const int64_t hit = step.slices_size();
   step.clear_results();
-  step.mutable_error()->set_code(13);  // INTERNAL
+  step.mutable_error()->set_code(3);  // INVALID_ARGUMENT
   step.mutable_error()->set_message("stage 0: out of luck");
   ASSERT_TRUE(pipeline.Deliver(&life.driver(), std::move(step)).ok());
   FakePipeline::Player player(&pipeline, &life.driver());
@@ -359,7 +371,7 @@ TEST_F(BatchRunnerTest, ALineWhoseJobFailsHasFailed) {
   EXPECT_EQ(ended.counts.failed, hit > 2 ? 2 : 1);
   const json error = Lines(ended.error_file_id)[0];
   EXPECT_EQ(error["custom_id"], "line-1");
-  EXPECT_EQ(error["response"]["status_code"], 500);
+  EXPECT_EQ(error["response"]["status_code"], 400);
   EXPECT_THAT(error["response"]["body"]["error"]["message"].get<std::string>(),
               HasSubstr("out of luck"));
 }

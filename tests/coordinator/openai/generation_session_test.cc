@@ -260,25 +260,25 @@ TEST_F(GenerationSessionTest, AStopStringFreesItsJobAtOnce) {
 TEST_F(GenerationSessionTest, AFailureIsTheAnswer) {
   Start({{"max_tokens", 100}, {"n", 2}});
   DeliverOne();
-  driver_.Detach(absl::UnavailableError("worker box-1 is lost"));
+  driver_.Shutdown();
   responder_->RunUntilAnswered();
   const std::optional<HttpResponse> response = responder_->response();
   ASSERT_TRUE(response.has_value());
   EXPECT_EQ(response->status, 503);
-  EXPECT_EQ(json::parse(response->body)["error"]["message"], "worker box-1 is lost");
+  EXPECT_EQ(json::parse(response->body)["error"]["message"], "the coordinator is shutting down");
 }
 
 TEST_F(GenerationSessionTest, AFailureInAStreamIsItsLastEvent) {
   Start({{"max_tokens", 100}, {"stream", true}, {"logprobs", 0}});
   DeliverOne();
   responder_->RunOne();
-  driver_.Detach(absl::UnavailableError("worker box-1 is lost"));
+  driver_.Shutdown();
   responder_->RunUntilAnswered();
   const std::string written = responder_->written();
   EXPECT_EQ(NumChunks(), 2);  // what was generated comes before
   EXPECT_THAT(written.substr(written.rfind("data: ")),
-              ::testing::AllOf(StartsWith("data: {\"error\":"), HasSubstr("worker box-1 is lost"),
-                               EndsWith("}\n\n")));
+              ::testing::AllOf(StartsWith("data: {\"error\":"),
+                               HasSubstr("the coordinator is shutting down"), EndsWith("}\n\n")));
   EXPECT_THAT(written, Not(HasSubstr("[DONE]")));
 }
 
