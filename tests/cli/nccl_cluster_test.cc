@@ -89,9 +89,9 @@ TEST_P(KilledNcclWorkerTest, ItsNeighbourGoesOnAloneAndByNcclWithTheNextOne) {
   StartPair(cluster);
   TestProcess& run = cluster.StartLongRun({"--max-tokens", "200"});
   cluster.worker(GetParam()).Signal(SIGKILL);
-  // In the midst of it the run breaks off, and goes on over who is left.
+  // In the midst of it the run goes on over who is left.
   EXPECT_EQ(run.Wait(), 0) << run.Transcript();
-  EXPECT_THAT(run.Err(), HasSubstr("The reply broke off"));
+  EXPECT_THAT(run.Err(), Not(HasSubstr("broke off")));
   ExpectReplies(cluster, Questions(1));
   StartCardWorker(cluster, "box-2");
   cluster.WaitForStatus([](const std::string& status) {
@@ -108,12 +108,12 @@ INSTANTIATE_TEST_SUITE_P(FirstLast, KilledNcclWorkerTest, ::testing::Values("box
 
 TEST_F(NcclClusterTest, AWorkerThatHangsIsFoundByItsSilenceAndJoinsAnew) {
   TestCluster cluster;
-  StartPair(cluster, {}, {"--heartbeat-timeout", "1"});
+  StartPair(cluster, {}, {"--heartbeat-timeout", "2"});
   TestProcess& run = cluster.StartLongRun({"--max-tokens", "200"});
   TestProcess& hung = cluster.worker("box-1");
   hung.Signal(SIGSTOP);
   EXPECT_EQ(run.Wait(), 0) << run.Transcript();
-  EXPECT_THAT(run.Err(), HasSubstr("not heard of for "));
+  EXPECT_THAT(cluster.coordinator().Err(), HasSubstr("not heard of for "));
   hung.Signal(SIGCONT);
   cluster.WaitForStatus([](const std::string& status) {
     return absl::StrContains(status, "serving (plan 3)") && absl::StrContains(status, "box-1");
@@ -137,7 +137,7 @@ TEST_F(NcclClusterTest, TwoCardsOfOneHostAreJoinedToo) {
   ExpectRepliesTogether(cluster, Questions(8));
   TestProcess& run = cluster.StartLongRun();
   cluster.worker("box-1").Signal(SIGKILL);
-  run.WaitForErr("The reply broke off");
+  cluster.WaitForStatus("serving (plan 2)");
   run.Signal(SIGINT);
   EXPECT_EQ(run.Wait(), 130);
   // Who takes no hop but by NCCL needs none when it is alone.
