@@ -208,6 +208,18 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
       ->capture_default_str();
   AddKvOption(*command, options.kv_dtype);
   flags->kv_disk.AddTo(*command);
+  CLI::Option* const archive = AddByteSizeOption(
+      *command, "--kv-archive", options.kv_archive_bytes,
+      "Disk for keys and values of prompts and replies, such as 50GiB: what begins like one of "
+      "them "
+      "is not computed again, in this run or a later one. Only where all workers have it");
+  command
+      ->add_option("--kv-archive-dir", options.kv_archive_directory,
+                   "Where --kv-archive is; made if it is not there")
+      ->type_name("DIRECTORY")
+      ->check(NotEmpty())
+      ->needs(archive)
+      ->capture_default_str();
   CLI::Option* const model = command->add_option(
       "--model", options.model_directory,
       "Local copy of the model; if not given, the coordinator's directory where it "

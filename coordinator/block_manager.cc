@@ -22,8 +22,12 @@ int64_t CommonPrefix(absl::Span<const int32_t> a, absl::Span<const int32_t> b) {
 
 }  // namespace
 
-BlockManager::BlockManager(int64_t num_blocks, int64_t num_near, int64_t block_tokens)
-    : num_near_(num_near), block_tokens_(block_tokens), blocks_(static_cast<size_t>(num_blocks)) {
+BlockManager::BlockManager(int64_t num_blocks, int64_t num_near, int64_t block_tokens,
+                           const ArchiveContents& archive)
+    : num_near_(num_near),
+      block_tokens_(block_tokens),
+      blocks_(static_cast<size_t>(num_blocks)),
+      archive_(archive) {
   CARAVAN_CHECK(num_blocks >= 0 && num_blocks <= UINT32_MAX && block_tokens >= 1);
   CARAVAN_CHECK(num_near >= 0 && num_near <= num_blocks);
   // Ascending, so a heap already.
@@ -51,6 +55,7 @@ std::optional<uint32_t> BlockManager::FindFull(uint64_t parent,
 int64_t BlockManager::Adopt(absl::Span<const int32_t> tokens, BlockTable& table) {
   CARAVAN_CHECK(table.blocks.empty() && !tokens.empty());
   tokens.remove_suffix(1);
+  table.last_name = archive_.root();
   while (true) {
     const absl::Span<const int32_t> wanted = BlockOf(tokens, table.num_published);
     if (static_cast<int64_t>(wanted.size()) < block_tokens_) break;
@@ -59,7 +64,15 @@ int64_t BlockManager::Adopt(absl::Span<const int32_t> tokens, BlockTable& table)
     Use(*found);
     table.blocks.push_back(*found);
     table.last_content = blocks_[*found].content;
+    if (archive_.active()) {
+      table.last_name = NameKvBlock(table.last_name, wanted);
+      archive_.Use(table.last_name);
+    }
     ++table.num_published;
+  }
+  if (archive_.active()) AdoptArchived(tokens, table);
+  if (!table.pending_restores.empty()) {
+    return static_cast<int64_t>(table.blocks.size()) * block_tokens_;
   }
   const int64_t shared_tokens = table.num_published * block_tokens_;
 
@@ -91,6 +104,23 @@ int64_t BlockManager::Adopt(absl::Span<const int32_t> tokens, BlockTable& table)
   return shared_tokens + copied_tokens;
 }
 
+void BlockManager::AdoptArchived(absl::Span<const int32_t> tokens, BlockTable& table) {
+  // Who would have to wait for room must not put out for that what others may find.
+  if (free_blocks() < BlocksFor(static_cast<int64_t>(tokens.size()) + 1) - table.num_published) {
+    return;
+  }
+  KvBlockName name = table.last_name;
+  for (int64_t index = table.num_published;; ++index) {
+    const absl::Span<const int32_t> wanted = BlockOf(tokens, index);
+    if (static_cast<int64_t>(wanted.size()) < block_tokens_) return;
+    name = NameKvBlock(name, wanted);
+    if (!archive_.Use(name)) return;
+    const uint32_t block = *Take();
+    table.blocks.push_back(block);
+    table.pending_restores.push_back({block, name});
+  }
+}
+
 bool BlockManager::Grow(int64_t num_tokens, BlockTable& table) {
   const int64_t needed = BlocksFor(num_tokens) - static_cast<int64_t>(table.blocks.size());
   if (needed > free_blocks()) return false;
@@ -99,6 +129,7 @@ bool BlockManager::Grow(int64_t num_tokens, BlockTable& table) {
 }
 
 void BlockManager::CopySent(BlockTable& table) {
+  table.pending_restores.clear();
   if (!table.pending_copy.has_value()) return;
   Release(table.pending_copy->from);
   table.pending_copy.reset();
@@ -112,8 +143,16 @@ void BlockManager::Publish(absl::Span<const int32_t> tokens, BlockTable& table) 
     const uint64_t content = PublishBlock(block, table.last_content, own);
     if (static_cast<int64_t>(own.size()) < block_tokens_) return;
     table.last_content = content;
+    if (archive_.active()) table.last_name = KeepBlock(block, table.last_name, own);
     ++table.num_published;
   }
+}
+
+KvBlockName BlockManager::KeepBlock(uint32_t block, const KvBlockName& before,
+                                    absl::Span<const int32_t> tokens) {
+  const KvBlockName name = NameKvBlock(before, tokens);
+  if (archive_.Add(name)) kept_.push_back({block, name});
+  return name;
 }
 
 uint64_t BlockManager::PublishBlock(uint32_t block, uint64_t parent,

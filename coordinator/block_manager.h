@@ -11,19 +11,31 @@
 // tokens are equal beginnings (as in vLLM, arXiv:2309.06180, section 4.4; its hash alone may
 // collide, here the tokens are compared).
 //
+// Where the stages have archives, full blocks that were computed are also named by their tokens
+// (cluster/kv_block_name.h) and kept there, and what is not found among the blocks may be found
+// there: a sequence then takes a block for it, which its first step fills.
+//
 // Blocks with high numbers may lie on the disks of stages (cluster/kv_tiers.h): far ones. So low
 // ones are taken first, and a far one only where no near one is free, findable ones included.
 
 #include <cstdint>
 #include <list>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/types/span.h"
 #include "base/int_math.h"
+#include "cluster/kv_block_name.h"
+#include "coordinator/archive_index.h"
 
 namespace caravan {
+
+struct ArchivedKvBlock {
+  uint32_t block = 0;
+  KvBlockName name;
+};
 
 /// The blocks of one sequence in order of position. Only BlockManager changes it.
 struct BlockTable {
@@ -34,9 +46,12 @@ struct BlockTable {
   std::vector<uint32_t> blocks;
   /// To be made before the sequence's first rows; `from` is kept until CopySent.
   std::optional<Copy> pending_copy;
+  /// Blocks that are to be filled from the archives before the sequence's first rows.
+  std::vector<ArchivedKvBlock> pending_restores;
 
   int64_t num_published = 0;  // blocks at the front that are full and findable
   uint64_t last_content = 0;  // of the last of these; 0: none
+  KvBlockName last_name;      // likewise, for the archives; none: the root
 };
 
 /// Not thread-safe.
@@ -44,7 +59,8 @@ class BlockManager {
  public:
   /// num_near: blocks with numbers below this are near. REQUIRES: 0 <= num_near <= num_blocks,
   /// block_tokens >= 1.
-  BlockManager(int64_t num_blocks, int64_t num_near, int64_t block_tokens);
+  BlockManager(int64_t num_blocks, int64_t num_near, int64_t block_tokens,
+               const ArchiveContents& archive = {});
   /// Of near blocks only.
   BlockManager(int64_t num_blocks, int64_t block_tokens)
       : BlockManager(num_blocks, num_blocks, block_tokens) {}
@@ -65,8 +81,14 @@ class BlockManager {
   /// Grows the table to hold `num_tokens`. False, and nothing changes, if blocks are lacking.
   bool Grow(int64_t num_tokens, BlockTable& table);
 
-  /// The pending copy is on its way, in a step before any later one.
+  /// The pending copy is on its way, in a step before any later one. So are the restores.
   void CopySent(BlockTable& table);
+
+  /// Blocks to be archived by the next step, before it does anything else to them.
+  std::vector<ArchivedKvBlock> TakeKept() { return std::exchange(kept_, {}); }
+
+  /// The archives lack something that they were taken to have.
+  void ForgetArchive() { archive_.Clear(); }
 
   /// The keys and values of `tokens`, the sequence's first ones, are in its blocks now: others may
   /// find them.
@@ -89,6 +111,8 @@ class BlockManager {
   };
 
   absl::Span<const int32_t> BlockOf(absl::Span<const int32_t> tokens, int64_t index) const;
+  /// Adopt, of full blocks behind those that are published.
+  void AdoptArchived(absl::Span<const int32_t> tokens, BlockTable& table);
   std::optional<uint32_t> FindFull(uint64_t parent, absl::Span<const int32_t> tokens) const;
   void Use(uint32_t block);
   bool IsNear(uint32_t block) const { return block < num_near_; }
@@ -97,6 +121,9 @@ class BlockManager {
   void Release(uint32_t block);
   /// Returns the name of the content, which may be another block's that holds the same.
   uint64_t PublishBlock(uint32_t block, uint64_t parent, absl::Span<const int32_t> tokens);
+  /// `block` is full and published, behind what has the name `before`. Returns its own.
+  KvBlockName KeepBlock(uint32_t block, const KvBlockName& before,
+                        absl::Span<const int32_t> tokens);
   void Unpublish(uint32_t block);
 
   const int64_t num_near_;
@@ -106,6 +133,8 @@ class BlockManager {
   std::list<uint32_t> unused_;      // near, no user, findable; the first is taken next
   std::list<uint32_t> far_unused_;  // likewise, far
   uint64_t last_content_ = 0;
+  ArchiveIndex archive_;
+  std::vector<ArchivedKvBlock> kept_;                              // for TakeKept
   absl::flat_hash_map<uint64_t, uint32_t> full_blocks_;            // by a hash of parent and tokens
   absl::flat_hash_map<uint64_t, std::vector<uint32_t>> children_;  // findable blocks by parent
 };

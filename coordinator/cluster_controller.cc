@@ -37,6 +37,20 @@ bool IsPermanent(absl::StatusCode code) {
   }
 }
 
+/// Names that are none are left out.
+ArchiveContents ArchiveOf(const v1::KvArchive& archive) {
+  ArchiveContents contents;
+  contents.capacity = static_cast<int64_t>(std::min<uint64_t>(archive.capacity(), INT64_MAX));
+  absl::string_view names = archive.names();
+  while (!names.empty()) {
+    const std::optional<KvBlockName> name =
+        KvBlockNameFromWire(names.substr(0, KvBlockName::kBytes));
+    if (name.has_value()) contents.names.push_back(*name);
+    names.remove_prefix(std::min(names.size(), KvBlockName::kBytes));
+  }
+  return contents;
+}
+
 }  // namespace
 
 ClusterController::ClusterController(Options options, PipelineDriver* driver,
@@ -338,10 +352,17 @@ void ClusterController::StartServing() {
   }
   pipeline.max_step_tokens = options_.max_step_tokens;
   pipeline.drafts = active_->plan.stages.back().stage.drafts;
+  std::vector<ArchiveContents> archives;
+  for (const StageState& stage : active_->stages) {
+    archives.push_back(ArchiveOf(stage.ready->kv_archive()));
+  }
+  pipeline.archive = CommonArchive(NameKvRoot(options_.model_identity), archives);
   pipeline.first_hop = *std::move(first_hop);
-  LogInfo("pipeline_serving", {{"plan", version},
-                               {"stages", pipeline.num_stages},
-                               {"kv_tokens", pipeline.kv_blocks * kKvBlockTokens}});
+  LogInfo("pipeline_serving",
+          {{"plan", version},
+           {"stages", pipeline.num_stages},
+           {"kv_tokens", pipeline.kv_blocks * kKvBlockTokens},
+           {"archived_tokens", std::ssize(pipeline.archive.names) * kKvBlockTokens}});
   active_->serving = true;
   driver_->Attach(std::move(pipeline));
 }

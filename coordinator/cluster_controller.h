@@ -37,6 +37,7 @@ class ClusterController {
  public:
   struct Options {
     v1::ModelReference model;
+    std::string model_identity;  // as ModelIdentity, for archives of KV blocks
     ModelConfig config;
     ModelCost cost;                 // with `mtp`: the pipelines speculate
     int min_workers = 1;            // the first plan waits for this many

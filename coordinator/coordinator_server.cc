@@ -26,6 +26,7 @@
 #include "coordinator/pipeline_driver.h"
 #include "coordinator/store/job_ids.h"
 #include "coordinator/store/job_store.h"
+#include "model/model_identity.h"
 #include "model/stored_model.h"
 #include "model/stored_model_cost.h"
 #include "model/text_model.h"
@@ -252,6 +253,8 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
   controller.model.set_fingerprint(model_files->fingerprint());
   controller.model.set_config_json(model_files->config_json());
   controller.config = model_files->config();
+  CARAVAN_ASSIGN_OR_RETURN(controller.model_identity,
+                           ModelIdentity(*model_files, options.model_directory));
   CARAVAN_ASSIGN_OR_RETURN(controller.cost, CostOfStoredModel(*model_files, options.speculate));
   controller.min_workers = options.min_workers;
   const int64_t model_context = model_files->config().max_position_embeddings;

@@ -144,6 +144,7 @@ void PipelineDriver::Attach(Pipeline pipeline) {
     scheduling.prefill_chunk = options_.prefill_chunk;
     scheduling.vocab_size = options_.vocab_size;
     scheduling.drafts = pipeline.drafts;
+    scheduling.archive = std::move(pipeline.archive);
     pipeline_.emplace(ServingPipeline{
         pipeline.plan_version, Scheduler(scheduling), std::move(pipeline.first_hop), {}});
     for (auto it = jobs_.begin(); it != jobs_.end();) {

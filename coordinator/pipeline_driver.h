@@ -106,7 +106,8 @@ class PipelineDriver {
     int64_t near_kv_blocks = 0;  // those with the lowest numbers, which no stage has on its disk
     int64_t kv_block_tokens = 1;
     int64_t max_step_tokens = 1;
-    bool drafts = false;  // the last stage has the layer of multi-token prediction
+    bool drafts = false;           // the last stage has the layer of multi-token prediction
+    ArchiveContents archive = {};  // of KV blocks, on the stages' disks
     std::unique_ptr<ActivationChannel> first_hop;
   };
 

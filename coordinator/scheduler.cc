@@ -21,6 +21,11 @@ int64_t LogitsBytes(int64_t num_rows, int64_t vocab_size) {
   return num_rows * vocab_size * static_cast<int64_t>(sizeof(float));
 }
 
+void AddArchived(const ArchivedKvBlock& block, v1::ArchivedBlock& added) {
+  added.set_block(block.block);
+  added.set_name(std::string(block.name.view()));
+}
+
 template <typename T>
 void EraseOne(std::deque<T>& items, T item) {
   const auto it = std::find(items.begin(), items.end(), item);
@@ -32,7 +37,7 @@ void EraseOne(std::deque<T>& items, T item) {
 Scheduler::Scheduler(const Options& options)
     : options_(options),
       blocks_(options.kv_blocks, std::min(options.near_kv_blocks, options.kv_blocks),
-              options.kv_block_tokens) {
+              options.kv_block_tokens, options.archive) {
   CARAVAN_CHECK(options.num_stages >= 1);
   CARAVAN_CHECK(options.max_step_tokens >= 1 && options.prefill_chunk >= 1);
   CARAVAN_CHECK(options.vocab_size >= 1);
@@ -156,6 +161,10 @@ std::optional<v1::Step> Scheduler::NextStep(bool admit) {
     in_flight_.pop_back();
     return std::nullopt;
   }
+  // What is kept was there before this step, whoever has the block by now.
+  for (const ArchivedKvBlock& kept : blocks_.TakeKept()) {
+    AddArchived(kept, *step.add_kept_blocks());
+  }
   ++last_step_id_;
   ++counters_.steps;
   return step;
@@ -219,8 +228,11 @@ int64_t Scheduler::AddSlice(Sequence* sequence, int64_t max_rows, bool draft, v1
     v1::BlockCopy& copy = *step->add_block_copies();
     copy.set_from(table.pending_copy->from);
     copy.set_to(table.pending_copy->to);
-    blocks_.CopySent(table);
   }
+  for (const ArchivedKvBlock& restore : table.pending_restores) {
+    AddArchived(restore, *step->add_restored_blocks());
+  }
+  blocks_.CopySent(table);
   v1::SequenceSlice& slice = *step->add_slices();
   slice = sequence->TakeSlice(max_rows, draft);
   counters_.rows += slice.token_ids_size();
@@ -323,6 +335,9 @@ absl::StatusOr<std::vector<Scheduler::ReturnedSlice>> Scheduler::TakeIn(const v1
   if (!step.has_error()) CARAVAN_RETURN_IF_ERROR(CheckResults(in_flight_.front(), step));
   const SentStep sent = std::move(in_flight_.front());
   in_flight_.pop_front();
+  if (step.has_error() && step.error().code() == static_cast<int>(absl::StatusCode::kNotFound)) {
+    blocks_.ForgetArchive();
+  }
   if (gate_.has_value() && !step.has_error()) TellGate(sent, step, round_trip);
 
   std::vector<ReturnedSlice> returned;

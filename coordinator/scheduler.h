@@ -55,7 +55,8 @@ class Scheduler {
     int64_t max_step_tokens = 1;
     int64_t prefill_chunk = 1;  // tokens
     int64_t vocab_size = 1;
-    bool drafts = false;  // the last stage has the layer of multi-token prediction
+    bool drafts = false;           // the last stage has the layer of multi-token prediction
+    ArchiveContents archive = {};  // of KV blocks, on the stages' disks
   };
   /// What was done since the beginning; grows only.
   struct Counters {

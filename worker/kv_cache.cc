@@ -98,4 +98,23 @@ absl::Status KvCache::CopyBlock(int64_t from, int64_t to) {
   return absl::OkStatus();
 }
 
+absl::Status KvCache::ReadLayer(int64_t block, int layer, absl::Span<std::byte> to) {
+  if (!IsOnDisk(block)) {
+    return options_.memory->CopyOut(LayerOfBlock(block, layer), std::ssize(to), to.data());
+  }
+  disk_->BeginStep({});
+  CARAVAN_RETURN_IF_ERROR(disk_->ReadLayer(block - tiers_.in_memory, layer));
+  std::memcpy(to.data(), LayerOfBlock(block, layer), to.size());
+  return absl::OkStatus();
+}
+
+absl::Status KvCache::WriteLayer(int64_t block, int layer, absl::Span<const std::byte> from) {
+  if (!IsOnDisk(block)) {
+    return options_.memory->CopyIn(from.data(), std::ssize(from), LayerOfBlock(block, layer));
+  }
+  disk_->BeginStep({});
+  std::memcpy(LayerOfBlock(block, layer), from.data(), from.size());
+  return disk_->WriteLayer(block - tiers_.in_memory, layer);
+}
+
 }  // namespace caravan

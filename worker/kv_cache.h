@@ -71,6 +71,12 @@ class KvCache {
   /// Errors: those of KvDisk, and as Memory::Copy.
   absl::Status CopyBlock(int64_t from, int64_t to);
 
+  /// One layer of a block between steps, in whatever memory or on the disk that it lies:
+  /// layer_bytes of the host's memory. Errors: as CopyBlock.
+  absl::Status ReadLayer(int64_t block, int layer, absl::Span<std::byte> to);
+  absl::Status WriteLayer(int64_t block, int layer, absl::Span<const std::byte> from);
+  int64_t layer_bytes() const { return layer_bytes_; }
+
  private:
   KvCache(const Options& options, const KvTiers& tiers, Array blocks, std::unique_ptr<KvDisk> disk);
 

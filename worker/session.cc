@@ -64,6 +64,8 @@ class Session {
     environment.name = absl::StrCat("worker ", options_.name);
     environment.kv_dtype = options_.kv_dtype;
     environment.kv_disk_directory = options_.kv_disk_directory;
+    environment.kv_archive_bytes = options_.kv_archive_bytes;
+    environment.kv_archive_directory = options_.kv_archive_directory;
     environment.experts = options_.experts;
     environment.expert_heat = options_.expert_heat;
     environment.record_routing = options_.record_routing;

@@ -36,7 +36,9 @@ struct WorkerSessionOptions {
   DType kv_dtype = DType::kF32;      // of the KV cache
   int64_t kv_disk_bytes = 0;         // for KV blocks beyond what memory holds
   std::string kv_disk_directory;     // where they lie
-  ExpertStore::Options experts;      // of those on disk
+  int64_t kv_archive_bytes = 0;      // for full KV blocks that outlive the session
+  std::string kv_archive_directory = "kv-archive";
+  ExpertStore::Options experts;                 // of those on disk
   std::optional<std::string> expert_heat = "";  // as Stage::Options
   std::string record_routing;                   // as Worker::Environment
   int num_threads = 1;

@@ -13,6 +13,7 @@
 #include "base/int_math.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "cluster/kv_block_name.h"
 #include "kernels/kv_rows.h"
 #include "model/pack/pack_manifest.h"
 #include "model/step_memory.h"
@@ -139,6 +140,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
                                           std::move(experts), std::move(card_experts),
                                           std::move(heat), std::move(kv_cache), options));
   CARAVAN_RETURN_IF_ERROR(stage->TakeMemory());
+  stage->OpenArchive();
   if (!stage->backend_->memory().is_host()) {
     CARAVAN_RETURN_IF_ERROR(stage->Rehearse([&] { return progress(total, total); }));
   }
@@ -229,9 +231,7 @@ HopStep Stage::Run(HopStep in) {
 
 absl::Status Stage::Apply(v1::Step& step) {
   CARAVAN_RETURN_IF_ERROR(Check(step));
-  for (const v1::BlockCopy& copy : step.block_copies()) {
-    CARAVAN_RETURN_IF_ERROR(kv_cache_->CopyBlock(copy.from(), copy.to()));
-  }
+  CARAVAN_RETURN_IF_ERROR(MoveBlocks(step));
   if (step.slices().empty()) return absl::OkStatus();
   CARAVAN_RETURN_IF_ERROR(TakeInput(step));
   CARAVAN_RETURN_IF_ERROR(RunLayers(step));
@@ -249,6 +249,45 @@ absl::Status Stage::Apply(v1::Step& step) {
   CARAVAN_RETURN_IF_ERROR(head_->Run(hidden_.floats(), step));
   if (drafter_ == nullptr) return absl::OkStatus();
   return drafter_->Run(hidden_.floats(), *kv_cache_, spec_.num_layers(), step);
+}
+
+void Stage::OpenArchive() {
+  if (options_.kv_archive_bytes == 0) return;
+  KvArchive::Options archive;
+  archive.directory = options_.kv_archive_directory;
+  archive.budget_bytes = options_.kv_archive_bytes;
+  archive.format = absl::StrCat(DTypeName(options_.kv_dtype), "-", kKvBlockTokens, "x",
+                                config_.Mla().kv_width());
+  archive.first_layer = spec_.first_layer;
+  archive.num_layers = spec_.num_kv_layers();
+  archive.layer_bytes = kv_cache_->layer_bytes();
+  absl::StatusOr<std::unique_ptr<KvArchive>> opened = KvArchive::Open(archive);
+  if (opened.ok()) {
+    kv_archive_ = *std::move(opened);
+  } else {
+    LogWarning("no_kv_archive", {{"why", opened.status().message()}});
+  }
+}
+
+absl::Status Stage::MoveBlocks(const v1::Step& step) {
+  for (const v1::ArchivedBlock& kept : step.kept_blocks()) {
+    if (kv_archive_ == nullptr) break;
+    CARAVAN_RETURN_IF_ERROR(kv_archive_->Keep(
+        *KvBlockNameFromWire(kept.name()), [&](int layer, absl::Span<std::byte> to) {
+          return kv_cache_->ReadLayer(kept.block(), layer, to);
+        }));
+  }
+  for (const v1::ArchivedBlock& restored : step.restored_blocks()) {
+    if (kv_archive_ == nullptr) return absl::NotFoundError("no KV blocks are archived here");
+    CARAVAN_RETURN_IF_ERROR(kv_archive_->Restore(
+        *KvBlockNameFromWire(restored.name()), [&](int layer, absl::Span<const std::byte> from) {
+          return kv_cache_->WriteLayer(restored.block(), layer, from);
+        }));
+  }
+  for (const v1::BlockCopy& copy : step.block_copies()) {
+    CARAVAN_RETURN_IF_ERROR(kv_cache_->CopyBlock(copy.from(), copy.to()));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Stage::Check(const v1::Step& step) const {

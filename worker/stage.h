@@ -27,6 +27,7 @@
 #include "worker/experts/heat_keeper.h"
 #include "worker/experts/routing_observer.h"
 #include "worker/hidden_slots.h"
+#include "worker/kv_archive.h"
 #include "worker/kv_cache.h"
 #include "worker/layer.h"
 #include "worker/mtp_drafter.h"
@@ -53,6 +54,9 @@ class Stage {
     // host's.
     int64_t kv_disk_bytes = 0;
     std::string kv_disk_directory;
+    // For full blocks that outlive the stage, in kv_archive_directory; 0: none do.
+    int64_t kv_archive_bytes = 0;
+    std::string kv_archive_directory;
     DType kv_dtype = DType::kF32;
     int64_t max_step_tokens = 0;  // rows that one step may carry
     // Where others than the stage put hidden states into slots, or take them from there: how many
@@ -91,11 +95,12 @@ class Stage {
   /// As Finish.
   ~Stage();
 
-  /// Copies the blocks that the step says, then runs its slices: from token ids or activations to
-  /// activations or results. A step that cannot be run (see CheckStep) touches no block and comes
-  /// back with `error` set, and with neither; one that comes with `error` passes untouched. A
-  /// step whose experts cannot be read comes back with `error` too, but has written its rows into
-  /// the blocks of some layers.
+  /// Archives, restores and copies the blocks that the step says, then runs its slices: from token
+  /// ids or activations to activations or results. A step that cannot be run (see CheckStep)
+  /// touches no block and comes back with `error` set, and with neither; one that comes with
+  /// `error` passes untouched. A step whose experts cannot be read comes back with `error` too, but
+  /// has written its rows into the blocks of some layers; and one whose blocks cannot be restored
+  /// (NotFound), with some of these filled.
   ///
   /// With several slots nothing that was asked of the backend is under way when this returns.
   /// REQUIRES: in.hidden is a slot, unless the step has an error or no slices.
@@ -122,6 +127,8 @@ class Stage {
 
   const StageSpec& spec() const { return spec_; }
   const KvCache& kv_cache() const { return *kv_cache_; }
+  /// Null: no block outlives the stage.
+  const KvArchive* kv_archive() const { return kv_archive_.get(); }
   const StageWeights& weights() const { return *weights_; }
   /// Null: the routed experts are resident, or there are none. Its counters may be read by any
   /// thread.
@@ -137,7 +144,10 @@ class Stage {
 
   /// What running steps takes, beside weights and KV cache.
   absl::Status TakeMemory();
+  /// Without an archive, with a warning, where it cannot be opened.
+  void OpenArchive();
   absl::Status Apply(v1::Step& step);
+  absl::Status MoveBlocks(const v1::Step& step);
   absl::Status Check(const v1::Step& step) const;
   /// Fills hidden_ [num_rows, hidden_size] from the step.
   absl::Status TakeInput(const v1::Step& step);
@@ -161,6 +171,7 @@ class Stage {
   const std::unique_ptr<CardExperts> card_experts_;
   const std::unique_ptr<HeatKeeper> heat_;  // null: nothing is kept
   const std::unique_ptr<KvCache> kv_cache_;
+  std::unique_ptr<KvArchive> kv_archive_;  // null: there is none
   bool card_is_lost_ = false;
   bool is_rehearsal_ = false;
   std::unique_ptr<LayerRunner> layer_runner_;

@@ -3,6 +3,7 @@
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "cluster/kv_block_name.h"
 #include "model/sampler.h"
 
 namespace caravan {
@@ -83,6 +84,15 @@ absl::Status CheckStep(const v1::Step& step, const StepLimits& limits) {
     if (copy.from() < limits.kv_blocks && copy.to() < limits.kv_blocks) continue;
     return absl::InvalidArgumentError(absl::StrCat("a copy of KV block ", copy.from(), " to ",
                                                    copy.to(), "; there are ", limits.kv_blocks));
+  }
+  for (const auto* blocks : {&step.kept_blocks(), &step.restored_blocks()}) {
+    for (const v1::ArchivedBlock& block : *blocks) {
+      if (block.block() < limits.kv_blocks && KvBlockNameFromWire(block.name()).has_value())
+        continue;
+      return absl::InvalidArgumentError(absl::StrCat("an archived KV block ", block.block(), " of ",
+                                                     limits.kv_blocks, ", with a name of ",
+                                                     block.name().size(), " bytes"));
+    }
   }
   absl::flat_hash_set<uint64_t> sequences;
   absl::flat_hash_set<uint32_t> written;

@@ -14,6 +14,9 @@
 namespace caravan {
 namespace {
 
+// What one report takes well: 1.6 MB, for some 6 million tokens.
+constexpr size_t kMostArchivedNames = 100'000;
+
 // Reports of progress for one stage: enough for a smooth bar, few enough to cost nothing.
 constexpr int64_t kProgressReports = 100;
 
@@ -138,6 +141,8 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
   options.kv_budget_bytes = static_cast<int64_t>(order.kv_budget_bytes());
   options.kv_disk_bytes = static_cast<int64_t>(order.kv_disk_bytes());
   options.kv_disk_directory = environment_.kv_disk_directory;
+  options.kv_archive_bytes = environment_.kv_archive_bytes;
+  options.kv_archive_directory = environment_.kv_archive_directory;
   options.max_step_tokens = order.max_step_tokens();
   if (links.any()) options.hidden_slots = kHiddenSlots;
   options.leaves_hidden = links.next != nullptr;
@@ -177,6 +182,13 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
       static_cast<uint32_t>(std::min<int64_t>(stage->kv_cache().blocks_on_disk(), UINT32_MAX)));
   ready.set_kv_block_tokens(static_cast<uint32_t>(stage->kv_cache().block_tokens()));
   ready.set_card_bytes(static_cast<uint64_t>(memory.taken_bytes()));
+  if (stage->kv_archive() != nullptr) {
+    v1::KvArchive& archive = *ready.mutable_kv_archive();
+    archive.set_capacity(static_cast<uint64_t>(stage->kv_archive()->capacity()));
+    for (const KvBlockName& name : stage->kv_archive()->Names(kMostArchivedNames)) {
+      absl::StrAppend(archive.mutable_names(), name.view());
+    }
+  }
 
   const auto on_broken = [tell_failure](const absl::Status& status) {
     tell_failure(Annotate(status, "the next hop is lost"), v1::HOP_END_UNSPECIFIED);

@@ -42,9 +42,11 @@ class Worker {
   /// The outside world. Everything but `report` is called by the loading thread. What opens
   /// something gives up soon after `stop` is requested.
   struct Environment {
-    std::string name;                        // for errors and logs
-    DType kv_dtype = DType::kF32;            // of the stages' KV caches
-    std::string kv_disk_directory;           // as Stage::Options
+    std::string name;               // for errors and logs
+    DType kv_dtype = DType::kF32;   // of the stages' KV caches
+    std::string kv_disk_directory;  // as Stage::Options
+    int64_t kv_archive_bytes = 0;   // likewise
+    std::string kv_archive_directory;
     ExpertStore::Options experts;            // of the stages' experts on disk
     std::optional<std::string> expert_heat;  // as Stage::Options
     // Routing is recorded in files of this prefix (RecordStage); empty: it is not.

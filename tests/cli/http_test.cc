@@ -68,6 +68,40 @@ TEST(HttpTest, ServesModelsDashboardAndMetrics) {
                               "1\n")));
 }
 
+TEST(HttpTest, AnArchivedPromptIsNotComputedAgainAfterAllWorkersWereKilled) {
+  TestCluster cluster;
+  cluster.StartCoordinator({"--workers", "2"});
+  const auto start_workers = [&cluster](const std::string& life) {
+    for (const char* box : {"box-0", "box-1"}) {
+      cluster
+          .StartWorker(absl::StrCat(box, life),
+                       {"--kv-archive", "64MiB", "--kv-archive-dir", cluster.dir().File(box)})
+          .WaitForErr("joined");
+    }
+    cluster.WaitForStatus("serving");
+  };
+  start_workers("");
+  std::string content;
+  for (int i = 0; i < 30; ++i) absl::StrAppend(&content, "What is ", i, " + 4050? ");
+  const std::string question =
+      nlohmann::json({{"messages", {{{"role", "user"}, {"content", content}}}}, {"max_tokens", 40}})
+          .dump();
+  const auto ask = [&cluster, &question] {
+    const std::string answer = Post(cluster, "/v1/chat/completions", question);
+    return nlohmann::json::parse(answer.substr(answer.find("\r\n\r\n")));
+  };
+  const nlohmann::json first = ask();
+  EXPECT_EQ(first["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+  for (const char* box : {"box-0", "box-1"}) cluster.worker(box).Signal(SIGKILL);
+  cluster.WaitForStatus("waiting for 1 more worker");
+  start_workers("-again");
+  const nlohmann::json second = ask();
+  EXPECT_EQ(second["choices"][0]["message"], first["choices"][0]["message"]);
+  const int prompt = first["usage"]["prompt_tokens"];
+  EXPECT_EQ(second["usage"]["prompt_tokens_details"]["cached_tokens"], (prompt - 1) / 64 * 64);
+  EXPECT_GT(prompt, 256);
+}
+
 TEST(HttpTest, CountsDrafts) {
   TestCluster cluster;
   cluster.Start(1, {"--speculate", "mtp"});

@@ -17,6 +17,14 @@ class FakePipeline::Channel : public ActivationChannel {
   FakePipeline* const pipeline_;
 };
 
+ArchiveContents FakeArchive::Contents() const {
+  ArchiveContents contents;
+  contents.root = NameKvRoot("toy");
+  contents.capacity = 1000;
+  for (const std::string& name : names) contents.names.push_back(*KvBlockNameFromWire(name));
+  return contents;
+}
+
 PipelineDriver::Pipeline FakePipeline::Connect() {
   PipelineDriver::Pipeline pipeline;
   pipeline.plan_version = options_.plan_version;
@@ -25,6 +33,7 @@ PipelineDriver::Pipeline FakePipeline::Connect() {
   pipeline.kv_block_tokens = options_.kv_block_tokens;
   pipeline.max_step_tokens = options_.max_step_tokens;
   pipeline.drafts = options_.drafts != Drafts::kNone;
+  if (options_.archive != nullptr) pipeline.archive = options_.archive->Contents();
   pipeline.first_hop = std::make_unique<Channel>(this);
   return pipeline;
 }
@@ -40,6 +49,7 @@ v1::Step FakePipeline::AnswerLocked(v1::Step step) {
   last_step_id_ = step.step_id();
   EXPECT_LE(++steps_in_flight_, options_.num_stages);
   EXPECT_GT(step.slices_size(), 0) << "a step for nothing";
+  if (!MoveArchived(step)) return step;
   for (const v1::BlockCopy& copy : step.block_copies()) {
     blocks_[copy.to()] = blocks_[copy.from()];
     drafting_seen_[copy.to()] = drafting_seen_[copy.from()];
@@ -60,6 +70,32 @@ v1::Step FakePipeline::AnswerLocked(v1::Step step) {
   sequences_seen_.insert(sequences.begin(), sequences.end());
   max_slices_in_a_step_ = std::max(max_slices_in_a_step_, step.slices_size());
   return step;
+}
+
+bool FakePipeline::MoveArchived(v1::Step& step) {
+  FakeArchive* const archive = options_.archive;
+  EXPECT_TRUE(archive != nullptr || step.kept_blocks_size() + step.restored_blocks_size() == 0);
+  for (const v1::ArchivedBlock& kept : step.kept_blocks()) {
+    EXPECT_EQ(std::ssize(blocks_[kept.block()]), options_.kv_block_tokens);
+    if (archive->blocks.count(kept.name()) > 0) {
+      EXPECT_EQ(archive->blocks[kept.name()].tokens, blocks_[kept.block()]);
+      continue;
+    }
+    archive->blocks[kept.name()] = {blocks_[kept.block()], drafting_seen_[kept.block()]};
+    archive->names.push_back(kept.name());
+  }
+  for (const v1::ArchivedBlock& restored : step.restored_blocks()) {
+    const auto found = archive->blocks.find(restored.name());
+    if (archive->loses_all || found == archive->blocks.end()) {
+      step.mutable_error()->set_code(static_cast<int>(absl::StatusCode::kNotFound));
+      step.mutable_error()->set_message("no such block is archived");
+      return false;
+    }
+    blocks_[restored.block()] = found->second.tokens;
+    drafting_seen_[restored.block()] = found->second.drafting_seen;
+    ++archive->restored;
+  }
+  return true;
 }
 
 void FakePipeline::Write(const v1::SequenceSlice& slice, std::set<uint32_t>& written) {

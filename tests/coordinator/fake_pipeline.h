@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <set>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -22,6 +23,21 @@
 #include "tests/coordinator/toy_model.h"
 
 namespace caravan {
+
+/// What archives of KV blocks hold, for longer than a pipeline lives.
+struct FakeArchive {
+  struct Block {
+    std::map<int64_t, int32_t> tokens;  // by place
+    std::set<int64_t> drafting_seen;
+  };
+  std::map<std::string, Block> blocks;  // by name, as on the wire
+  std::vector<std::string> names;       // in order of coming
+  int64_t restored = 0;                 // blocks, since the beginning
+  bool loses_all = false;               // whatever is asked for is NotFound
+
+  /// What the next pipeline is told of it.
+  ArchiveContents Contents() const;
+};
 
 /// Thread-safe. Outlives the driver that it is attached to. A breach of protocol fails the test.
 class FakePipeline {
@@ -36,8 +52,9 @@ class FakePipeline {
     int64_t kv_block_tokens = 4;
     int64_t max_step_tokens = 32;
     ToyModel model;
-    Drafts drafts = Drafts::kNone;  // not kNone: the pipeline drafts
-    int num_drafts = 1;             // that a result brings
+    Drafts drafts = Drafts::kNone;   // not kNone: the pipeline drafts
+    int num_drafts = 1;              // that a result brings
+    FakeArchive* archive = nullptr;  // outlives the pipeline; null: none
   };
   explicit FakePipeline(const Options& options) : options_(options) {}
   FakePipeline() : FakePipeline(Options{}) {}
@@ -94,6 +111,8 @@ class FakePipeline {
   void Close();
   v1::Step AnswerLocked(v1::Step step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   /// Puts the slice's tokens into its blocks, which are added to `written`.
+  /// Keeps and restores archived blocks. False: one is not there, which the step now says.
+  bool MoveArchived(v1::Step& step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Write(const v1::SequenceSlice& slice, std::set<uint32_t>& written)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   /// The first `length` tokens of the slice's sequence, read from its blocks.

@@ -96,6 +96,62 @@ TEST(PipelineDriverPlanTest, WhatAPromptYieldsComesOnceWhereItsPipelineWentInIts
   EXPECT_EQ(scored.token_ids, kModel.Reply(scores_spec));
 }
 
+TEST(PipelineDriverPlanTest, WhatIsArchivedIsNotComputedAgainOverTheNextPipeline) {
+  FakeArchive archive;
+  FakePipeline::Options options = Stages(1, 1);
+  options.archive = &archive;
+  FakePipeline first(options);
+  options.plan_version = 2;
+  FakePipeline second(options);
+  PipelineDriver driver(SmallDriver());
+  driver.Attach(first.Connect());
+  const JobSpec spec = ToyJob(21, 20);
+  auto job = MustSubmit(&driver, spec);
+  for (int i = 0; i < 3 + 8; ++i) ASSERT_TRUE(first.Deliver(&driver, first.Take()).ok());
+  // The step on its way keeps the last block that is full: of prompt and 9 tokens, but for the
+  // newest.
+  first.Take();
+  EXPECT_EQ(archive.blocks.size(), 7u);
+  driver.Detach(absl::UnavailableError("worker b is gone"));
+  driver.Attach(second.Connect());
+  const v1::Step step = second.Take();
+  EXPECT_EQ(step.restored_blocks_size(), 7);
+  EXPECT_EQ(step.slices(0).first_position(), 28u);
+  ASSERT_TRUE(second.Deliver(&driver, step).ok());
+  FakePipeline::Player player(&second, &driver);
+  EXPECT_EQ(ReadToEnd(job.get()).token_ids, kModel.Reply(spec));
+  // Others find it among the blocks.
+  const Outcome alike = ReadToEnd(MustSubmit(&driver, spec).get());
+  EXPECT_EQ(alike.token_ids, kModel.Reply(spec));
+  EXPECT_EQ(alike.cached_prompt_tokens, 20);
+  EXPECT_EQ(archive.restored, 7);
+}
+
+TEST(PipelineDriverPlanTest, AnArchiveThatLacksWhatItHadCostsAStep) {
+  FakeArchive archive;
+  FakePipeline::Options options = Stages(2, 1);
+  options.archive = &archive;
+  FakePipeline first(options);
+  options.plan_version = 2;
+  FakePipeline second(options);
+  PipelineDriver driver(SmallDriver());
+  const JobSpec spec = ToyJob(21, 20);
+  driver.Attach(first.Connect());
+  {
+    FakePipeline::Player player(&first, &driver);
+    EXPECT_EQ(ReadToEnd(MustSubmit(&driver, spec).get()).token_ids, kModel.Reply(spec));
+  }
+  EXPECT_GE(archive.blocks.size(), 9u);
+  driver.Detach(absl::UnavailableError("worker b is gone"));
+  archive.loses_all = true;
+  driver.Attach(second.Connect());
+  FakePipeline::Player player(&second, &driver);
+  const Outcome outcome = ReadToEnd(MustSubmit(&driver, spec).get());
+  EXPECT_EQ(outcome.token_ids, kModel.Reply(spec));
+  EXPECT_EQ(archive.restored, 0);
+  EXPECT_EQ(driver.stats().interruptions, 1);
+}
+
 TEST(PipelineDriverPlanTest, AJobThatLosesEveryPipelineGivesUp) {
   PipelineDriver driver(SmallDriver());
   const JobSpec spec = ToyJob(3, 9);

@@ -382,6 +382,7 @@ TEST(PipelineDriverTest, RandomJobsAndCancelsLeaveNothingBehind) {
   int64_t hits = 0;
   int64_t accepted = 0;
   int64_t refused = 0;
+  int64_t restored = 0;
   for (uint32_t seed = 1; seed <= 12; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     std::mt19937 random(seed);
@@ -393,10 +394,14 @@ TEST(PipelineDriverTest, RandomJobsAndCancelsLeaveNothingBehind) {
     stages.max_step_tokens = draw(1, 24);
     stages.drafts = static_cast<FakePipeline::Drafts>(seed % 4);
     stages.num_drafts = draw(1, 3);
+    FakeArchive archive;
+    if (seed % 3 > 0) stages.archive = &archive;
+    FakePipeline first(stages);
+    stages.plan_version = 2;
     FakePipeline workers(stages);
     PipelineDriver driver(SmallDriver());
-    driver.Attach(workers.Connect());
-    auto player = std::make_unique<FakePipeline::Player>(&workers, &driver);
+    driver.Attach(first.Connect());
+    auto player = std::make_unique<FakePipeline::Player>(&first, &driver);
 
     struct Submitted {
       JobSpec spec;
@@ -405,6 +410,12 @@ TEST(PipelineDriverTest, RandomJobsAndCancelsLeaveNothingBehind) {
     };
     std::vector<Submitted> jobs;
     for (int i = 0; i < 200; ++i) {
+      if (i == 100) {
+        player.reset();
+        driver.Detach(absl::UnavailableError("a worker is lost"));
+        driver.Attach(workers.Connect());
+        player = std::make_unique<FakePipeline::Player>(&workers, &driver);
+      }
       Submitted& job = jobs.emplace_back();
       job.spec = ToyJob(draw(1, 40), draw(1, 20), draw(0, 9));  // some begin alike
       if (draw(0, 1) == 0) job.spec.priority = JobPriority::kBulk;
@@ -450,12 +461,14 @@ TEST(PipelineDriverTest, RandomJobsAndCancelsLeaveNothingBehind) {
     preemptions += driver.stats().preemptions;
     hits += driver.stats().prefix_cache_hit_tokens;
     accepted += driver.stats().draft_accepted_tokens;
+    restored += archive.restored;
     refused += driver.stats().draft_tokens - driver.stats().draft_accepted_tokens;
   }
   EXPECT_GT(preemptions, 0);
   EXPECT_GT(hits, 0);
   EXPECT_GT(accepted, 0);
   EXPECT_GT(refused, 0);
+  EXPECT_GT(restored, 0);
 }
 
 }  // namespace

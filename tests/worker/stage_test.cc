@@ -17,6 +17,7 @@
 #include "model/sampler.h"
 #include "model/step_memory.h"
 #include "tests/support/golden.h"
+#include "tests/support/temp_dir.h"
 #include "worker/experts/router_lookahead.h"
 
 namespace caravan {
@@ -57,6 +58,10 @@ class StageTest : public ::testing::Test {
     // Four blocks of the 4 layers at most.
     options.kv_budget_bytes = 4 * 4 * 64 * checkpoint_->config().Mla().kv_width() * 4;
     options.max_step_tokens = 8;
+    if (!archive_.empty()) {
+      options.kv_archive_bytes = 1 << 20;
+      options.kv_archive_directory = archive_;
+    }
     return Stage::Create(checkpoint_->config(), spec, source, *MakeCpuBackend({}), options,
                          progress);
   }
@@ -107,6 +112,7 @@ class StageTest : public ::testing::Test {
     EXPECT_TRUE(step.activations().empty());
   }
 
+  std::string archive_;  // a directory; empty: none
   const std::unique_ptr<Checkpoint> checkpoint_ =
       MustOpenCheckpoint(SmallGoldenModel("v3-like").directory);
 };
@@ -187,6 +193,44 @@ TEST_F(StageTest, ACopiedBlockGoesOnByItself) {
   EXPECT_NE(step.results(0).logits(), last_row);
   EXPECT_EQ(step.results(0).sequence_id(), 3u);
   EXPECT_EQ(step.results(1).sequence_id(), 2u);
+}
+
+TEST_F(StageTest, AnArchivedBlockGoesOnInTheNextStage) {
+  const TempDir dir;
+  archive_ = dir.File("kv");
+  const std::string name(16, 'n');
+  v1::Step next = MakeStep(1, 64, 6, 2);
+  next.mutable_slices(0)->clear_kv_blocks();
+  for (const uint32_t block : {1, 2}) next.mutable_slices(0)->add_kv_blocks(block);
+  std::vector<float> expected;
+  {
+    const auto stage = *Create(*checkpoint_, {0, 4, true, true});
+    for (uint32_t position = 0; position < 64; position += 8) {
+      ASSERT_FALSE(stage->Run(MakeStep(1, position, 8, 1)).has_error());
+    }
+    v1::Step keeps = next;
+    v1::ArchivedBlock& kept = *keeps.add_kept_blocks();
+    kept.set_block(1);
+    kept.set_name(name);
+    expected = LogitsOf(*stage, keeps);
+  }
+  const auto stage = *Create(*checkpoint_, {0, 4, true, true});
+  ASSERT_EQ(stage->kv_archive()->Names(9).size(), 1u);
+  next.mutable_slices(0)->set_kv_blocks(0, 3);
+  v1::ArchivedBlock& restored = *next.add_restored_blocks();
+  restored.set_block(3);
+  restored.set_name(name);
+  EXPECT_EQ(LogitsOf(*stage, next), expected);
+
+  next.mutable_restored_blocks(0)->set_name(std::string(16, 'o'));
+  const v1::Step missing = stage->Run(next);
+  EXPECT_EQ(missing.error().code(), static_cast<int>(absl::StatusCode::kNotFound));
+  ExpectError(missing, "no KV block 6f6f6f6f6f6f6f6f6f6f6f6f6f6f6f6f is archived here");
+  for (const auto& [block, bytes] : {std::pair{99u, 16}, std::pair{1u, 15}}) {
+    next.mutable_restored_blocks(0)->set_block(block);
+    next.mutable_restored_blocks(0)->set_name(std::string(static_cast<size_t>(bytes), 'n'));
+    ExpectError(stage->Run(next), "an archived KV block");
+  }
 }
 
 TEST_F(StageTest, AStepMayOnlyCopy) {

@@ -1,0 +1,56 @@
+#ifndef CARAVAN_COORDINATOR_ARCHIVE_INDEX_H_
+#define CARAVAN_COORDINATOR_ARCHIVE_INDEX_H_
+
+// Which KV blocks all stages of a pipeline have in their archives (worker/kv_archive.h). Stages are
+// told alike what to keep and what to use, so that what one of them has, all have; each forgets
+// what was used least recently, and here that happens for the smallest of them. Where they differ
+// all the same, because a disk was full or broke, a stage answers NotFound, and the index is
+// cleared.
+
+#include <cstdint>
+#include <list>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "cluster/kv_block_name.h"
+
+namespace caravan {
+
+/// What a pipeline's archives hold when it begins to serve.
+struct ArchiveContents {
+  KvBlockName root;                // as NameKvRoot: what the first blocks of sequences follow
+  int64_t capacity = 0;            // blocks; 0: there are no archives
+  std::vector<KvBlockName> names;  // the least recently used first
+};
+
+/// Not thread-safe.
+class ArchiveIndex {
+ public:
+  explicit ArchiveIndex(const ArchiveContents& contents);
+
+  bool active() const { return capacity_ > 0; }
+  const KvBlockName& root() const { return root_; }
+  int64_t size() const { return static_cast<int64_t>(names_.size()); }
+
+  /// Whether it is there; it is used now if so.
+  bool Use(const KvBlockName& name);
+  /// It will be there, in place of what was used least recently if all is full. False: it was.
+  /// REQUIRES: active.
+  bool Add(const KvBlockName& name);
+  /// Nothing is there any more, as far as is known.
+  void Clear();
+
+ private:
+  const KvBlockName root_;
+  const int64_t capacity_;
+  std::list<KvBlockName> names_;  // the least recently used first
+  absl::flat_hash_map<KvBlockName, std::list<KvBlockName>::iterator> by_name_;
+};
+
+/// Of what all of `stages` have; the order is that of the first. An empty list, or one with a stage
+/// without archive (capacity 0), has none.
+ArchiveContents CommonArchive(const KvBlockName& root, const std::vector<ArchiveContents>& stages);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_COORDINATOR_ARCHIVE_INDEX_H_

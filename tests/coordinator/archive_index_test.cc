@@ -1,0 +1,56 @@
+#include "coordinator/archive_index.h"
+
+#include <string>
+#include <vector>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+
+KvBlockName Name(int i) { return NameKvRoot(std::to_string(i)); }
+
+TEST(ArchiveIndexTest, ForgetsWhatWasUsedLeastRecently) {
+  ArchiveIndex index({NameKvRoot("m"), 3, {Name(1), Name(2), Name(3)}});
+  EXPECT_TRUE(index.active());
+  EXPECT_EQ(index.root(), NameKvRoot("m"));
+  EXPECT_TRUE(index.Use(Name(1)));
+  EXPECT_TRUE(index.Add(Name(4)));
+  EXPECT_FALSE(index.Use(Name(2)));
+  EXPECT_TRUE(index.Use(Name(3)));
+  EXPECT_FALSE(index.Add(Name(1))) << "it is there, and used now";
+  EXPECT_TRUE(index.Add(Name(5)));
+  EXPECT_FALSE(index.Use(Name(4)));
+  EXPECT_TRUE(index.Use(Name(1)));
+  EXPECT_EQ(index.size(), 3);
+  index.Clear();
+  EXPECT_FALSE(index.Use(Name(1)));
+  EXPECT_TRUE(index.Add(Name(1)));
+}
+
+TEST(ArchiveIndexTest, MoreThanTheSmallestHoldsIsCutToTheNewest) {
+  ArchiveIndex index({NameKvRoot("m"), 2, {Name(1), Name(2), Name(3)}});
+  EXPECT_FALSE(index.Use(Name(1)));
+  EXPECT_TRUE(index.Use(Name(2)));
+  EXPECT_TRUE(index.Use(Name(3)));
+}
+
+TEST(ArchiveIndexTest, OnlyWhatAllStagesHaveIsCommon) {
+  const KvBlockName root = NameKvRoot("m");
+  const ArchiveContents common = CommonArchive(
+      root, {{{}, 9, {Name(1), Name(2), Name(3)}}, {{}, 5, {Name(3), Name(4), Name(1)}}});
+  EXPECT_EQ(common.root, root);
+  EXPECT_EQ(common.capacity, 5);
+  EXPECT_THAT(common.names, ElementsAre(Name(1), Name(3)));
+  const ArchiveContents with_none = CommonArchive(root, {{{}, 9, {Name(1)}}, {}});
+  EXPECT_EQ(with_none.capacity, 0);
+  EXPECT_THAT(with_none.names, IsEmpty());
+  EXPECT_EQ(CommonArchive(root, {}).capacity, 0);
+}
+
+}  // namespace
+}  // namespace caravan
