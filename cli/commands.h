@@ -19,6 +19,7 @@ void AddCalibrateCommand(CLI::App& app, CommandBody& body);
 void AddCancelCommand(CLI::App& app, CommandBody& body);
 void AddChatCommand(CLI::App& app, CommandBody& body);
 void AddCoordinatorCommand(CLI::App& app, CommandBody& body);
+void AddDrainCommand(CLI::App& app, CommandBody& body);
 void AddEvalCommand(CLI::App& app, CommandBody& body);
 void AddJobsCommand(CLI::App& app, CommandBody& body);
 void AddPackCommand(CLI::App& app, CommandBody& body);

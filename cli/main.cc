@@ -47,6 +47,7 @@ int main(int argc, char** argv) {
   caravan::AddJobsCommand(app, body);
   caravan::AddCancelCommand(app, body);
   caravan::AddStatusCommand(app, body);
+  caravan::AddDrainCommand(app, body);
   caravan::AddVerifyCommand(app, body);
   caravan::AddEvalCommand(app, body);
   caravan::AddTokenizeCommand(app, body);

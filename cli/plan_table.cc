@@ -28,7 +28,7 @@ std::string ShortDevice(const v1::WorkerStatus& worker) {
 std::string DescribeState(const v1::WorkerStatus& worker) {
   switch (worker.state()) {
     case v1::WORKER_STATE_SPARE:
-      return "spare";
+      return worker.drained() ? "drained" : "spare";
     case v1::WORKER_STATE_LOADING:
       return absl::StrFormat("loading %d%%", worker.load_bytes() == 0
                                                  ? 0

@@ -158,6 +158,7 @@ void ClusterController::Lose(const Member& member, const std::string& why) {
     link->second.hang_up();
     links_.erase(link);
   }
+  drained_.erase(member.id);
   left_out_.erase(member.id);
   no_offloading_.erase(member.id);
   loads_.erase(member.id);
@@ -207,7 +208,9 @@ void ClusterController::GoWithoutNccl(int stage, v1::HopEnd end, const absl::Sta
 
 std::vector<Member> ClusterController::Usable() const {
   std::vector<Member> usable = membership_.Members();
-  std::erase_if(usable, [this](const Member& member) { return left_out_.contains(member.id); });
+  std::erase_if(usable, [this](const Member& member) {
+    return left_out_.contains(member.id) || drained_.contains(member.id);
+  });
   return usable;
 }
 
@@ -217,6 +220,38 @@ void ClusterController::PipelineBroken(uint64_t plan_version, const absl::Status
   // Most often a worker died, and its own connection says so in a moment; else try again later.
   plan_is_due_ = true;
   plan_not_before_ = options_.clock->Now() + options_.retry_delay;
+}
+
+absl::StatusOr<WorkerId> ClusterController::FindWorker(const std::string& worker) const {
+  std::vector<WorkerId> found;
+  for (const Member& member : membership_.Members()) {
+    if (absl::StrCat(Number(member.id)) == worker) return member.id;
+    if (member.registration.name() == worker) found.push_back(member.id);
+  }
+  if (found.empty()) return absl::NotFoundError(absl::StrCat("no worker is called ", worker));
+  if (found.size() == 1) return found.front();
+  return absl::InvalidArgumentError(
+      absl::StrCat(found.size(), " workers are called ", worker, ": say its number"));
+}
+
+absl::StatusOr<WorkerId> ClusterController::Drain(const std::string& worker, bool undo) {
+  CARAVAN_ASSIGN_OR_RETURN(const WorkerId id, FindWorker(worker));
+  if (!undo && !drained_.contains(id)) {
+    if (const absl::Status others = MakePlan(/*without=*/id).status(); !others.ok()) {
+      return absl::FailedPreconditionError(absl::StrCat("the others cannot do without ",
+                                                        DescribeWorker(*membership_.Find(id)), ": ",
+                                                        others.message()));
+    }
+    drained_.insert(id);
+  } else if (undo && drained_.erase(id) == 0) {
+    return id;
+  }
+  LogInfo(undo ? "worker_drained_no_more" : "worker_drained",
+          {{"worker", DescribeWorker(*membership_.Find(id))}});
+  plan_is_due_ = true;
+  plan_not_before_ = -absl::InfiniteDuration();
+  Tick();
+  return id;
 }
 
 void ClusterController::Tick() {
@@ -445,6 +480,9 @@ std::string ClusterController::PipelineState() const {
   } else {
     state = waiting_reason_.empty() ? "waiting for workers to join" : waiting_reason_;
   }
+  for (const WorkerId id : drained_) {
+    absl::StrAppend(&state, "; drained: ", DescribeWorker(*membership_.Find(id)));
+  }
   for (const auto& [id, why] : left_out_) absl::StrAppend(&state, "; left out: ", why);
   for (const auto& [id, why] : no_offloading_) {
     absl::StrAppend(&state, StageOf(id) < 0 ? "; left out: " : "; not offloading: ", why);
@@ -500,6 +538,7 @@ v1::GetStatusResponse ClusterController::Status() const {
     worker.set_memory_budget_bytes(member.registration.memory_budget_bytes());
     worker.set_on_card(member.registration.on_card());
     worker.set_state(v1::WORKER_STATE_SPARE);
+    worker.set_drained(drained_.contains(member.id));
     if (const auto load = loads_.find(member.id); load != loads_.end()) {
       *worker.mutable_load() = load->second;
     }

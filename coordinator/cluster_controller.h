@@ -15,6 +15,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -81,6 +82,10 @@ class ClusterController {
   /// The driver or the first hop says that plan `plan_version` cannot go on.
   void PipelineBroken(uint64_t plan_version, const absl::Status& why);
 
+  /// Plans do without this worker from now on, until it joins anew or `undo`: Cluster.Drain.
+  /// Errors: NotFound, InvalidArgument, FailedPrecondition - as there.
+  absl::StatusOr<WorkerId> Drain(const std::string& worker, bool undo);
+
   /// Finds silent workers, makes plans that are due.
   void Tick();
 
@@ -108,6 +113,8 @@ class ClusterController {
   /// The hop of the present plan at that end of stage `stage` could not be joined by NCCL: the plan
   /// ends, and the next one has it go over TCP.
   void GoWithoutNccl(int stage, v1::HopEnd end, const absl::Status& why);
+  /// The member with this name or number. Errors: NotFound, InvalidArgument - as Drain.
+  absl::StatusOr<WorkerId> FindWorker(const std::string& worker) const;
   /// The workers that plans may use, in order of joining.
   std::vector<Member> Usable() const;
   /// Makes the plan that the present members call for, unless they have it.
@@ -135,6 +142,7 @@ class ClusterController {
   const OpenFirstHop open_first_hop_;
   Membership membership_;
   std::map<WorkerId, WorkerLink> links_;
+  std::set<WorkerId> drained_;                     // members that plans do not use any more
   std::map<WorkerId, std::string> left_out_;       // members that plans do not use, and why
   std::map<WorkerId, std::string> no_offloading_;  // that plans keep no experts on the disk of
   std::map<WorkerId, v1::WorkerLoad> loads_;       // of the last heartbeat that came

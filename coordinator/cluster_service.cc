@@ -122,4 +122,12 @@ grpc::Status ClusterService::GetStatus(grpc::ServerContext* /*context*/,
       Leaving()));
 }
 
+grpc::Status ClusterService::Drain(grpc::ServerContext* /*context*/,
+                                   const v1::DrainRequest* request, v1::DrainResponse* response) {
+  const absl::StatusOr<WorkerId> id = loop_->Call<absl::StatusOr<WorkerId>>(
+      [&] { return controller_->Drain(request->worker(), request->undo()); }, Leaving());
+  if (id.ok()) response->set_worker_id(Number(*id));
+  return ToGrpcStatus(id.status());
+}
+
 }  // namespace caravan

@@ -34,6 +34,8 @@ class ClusterService final : public v1::Cluster::Service {
   grpc::Status Attend(grpc::ServerContext* context, AttendStream* stream) override;
   grpc::Status GetStatus(grpc::ServerContext* context, const v1::GetStatusRequest* request,
                          v1::GetStatusResponse* response) override;
+  grpc::Status Drain(grpc::ServerContext* context, const v1::DrainRequest* request,
+                     v1::DrainResponse* response) override;
 
  private:
   struct Link;

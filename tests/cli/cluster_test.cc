@@ -109,6 +109,39 @@ TEST(ClusterTest, AThirdWorkerThatJoinsTakesLayersAndRunningJobsGoOn) {
   ExpectReplies(cluster, Questions(2));
 }
 
+TEST(ClusterTest, AWorkerIsDrainedWhileAJobRuns) {
+  TestCluster cluster;
+  cluster.Start(2);
+  const auto drain = [&cluster](const std::vector<std::string>& arguments) -> TestProcess& {
+    std::vector<std::string> all = {"drain", "--coordinator", cluster.address()};
+    all.insert(all.end(), arguments.begin(), arguments.end());
+    TestProcess& drain = cluster.Launch("drain", all);
+    drain.Wait();
+    return drain;
+  };
+  const std::vector<std::string> to_the_end = {"--max-tokens", kSanitized ? "300" : "2000"};
+  TestProcess& undisturbed = cluster.StartLongRun(to_the_end);
+  EXPECT_EQ(undisturbed.Wait(), 0) << undisturbed.Transcript();
+  TestProcess& run = cluster.StartLongRun(to_the_end);
+  TestProcess& drained = drain({"box-0"});
+  EXPECT_EQ(drained.Wait(), 0) << drained.Transcript();
+  EXPECT_EQ(drained.Out(), "box-0 holds no stage: it can be stopped\n");
+  EXPECT_THAT(cluster.Status(), ContainsRegex("serving; drained: worker 1 .box-0. .plan 2."));
+  EXPECT_THAT(cluster.Status(), ContainsRegex("box-0 .* drained "));
+  EXPECT_FALSE(run.Ended()) << "it was over before the plan changed";
+  EXPECT_EQ(run.Wait(), 0) << run.Transcript();
+  EXPECT_EQ(run.Out(), undisturbed.Out());
+
+  TestProcess& last = drain({"box-1"});
+  EXPECT_EQ(last.Wait(), 1);
+  EXPECT_THAT(last.Err(), HasSubstr("the others cannot do without worker 2 (box-1): "));
+  TestProcess& nobody = drain({"box-7"});
+  EXPECT_EQ(nobody.Wait(), 2);
+  EXPECT_EQ(nobody.Err(), "caravan: no worker is called box-7\n");
+  EXPECT_EQ(drain({"box-0", "--undo"}).Out(), "box-0 may get a stage again\n");
+  cluster.WaitForStatus("serving (plan 3)");
+}
+
 TEST(ClusterTest, AWorkerWithoutTheModelsFilesReadsThemFromTheCoordinator) {
   TestCluster cluster;
   // This path names another directory in each process: the files are the coordinator's alone.

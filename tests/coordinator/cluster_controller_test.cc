@@ -615,6 +615,43 @@ TEST(ClusterControllerTest, AWorkerThatCannotReadItsDiskIsLeftOutWhereTheOthersC
               HasSubstr("serving; left out: worker box-b: layer 3, expert 5"));
 }
 
+TEST(ClusterControllerTest, ADrainedWorkerGetsNoStageUntilItJoinsAnewOrMayAgain) {
+  FakeCluster cluster(2);
+  FakeWorker* const a = cluster.Join("box-a");
+  FakeWorker* const b = cluster.Join("box-b", kHalf);
+  for (FakeWorker* worker : {a, b}) {
+    cluster.Ready(worker, 1);
+    worker->TakeOrders();
+  }
+  const absl::Status alone = cluster.controller().Drain("box-a", false).status();
+  EXPECT_EQ(alone.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(alone.message()), AllOf(HasSubstr("cannot do without worker 1 (box-a)"),
+                                                  HasSubstr("but the worker offers 900 B")));
+  EXPECT_EQ(cluster.controller().Drain("box-z", false).status().code(),
+            absl::StatusCode::kNotFound);
+  EXPECT_TRUE(cluster.Status().serving());
+
+  EXPECT_EQ(*cluster.controller().Drain("2", false), b->id);
+  EXPECT_EQ(a->TakeOrders().size(), 2u);  // DropStage, LoadStage
+  EXPECT_EQ(OnlyDrop(b->TakeOrders()), 1u);
+  cluster.Ready(a, 2);
+  EXPECT_EQ(cluster.Status().pipeline_state(), "serving; drained: worker 2 (box-b)");
+  EXPECT_TRUE(cluster.Status().workers(1).drained());
+  EXPECT_EQ(*cluster.controller().Drain("box-b", false), b->id) << "once more";
+  EXPECT_EQ(cluster.Status().plan_version(), 2u);
+
+  EXPECT_EQ(*cluster.controller().Drain("box-b", true), b->id);
+  EXPECT_EQ(cluster.Status().plan_version(), 3u);
+  EXPECT_EQ(*cluster.controller().Drain("box-b", false), b->id);
+  cluster.Gone(b);
+  cluster.Join("box-b", kHalf);
+  EXPECT_FALSE(cluster.Status().workers(1).drained());
+  EXPECT_EQ(cluster.Status().workers(1).state(), v1::WORKER_STATE_LOADING);
+  cluster.Join("box-b");
+  EXPECT_EQ(cluster.controller().Drain("box-b", false).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
 TEST(ClusterControllerTest, RunningJobsGoOnOverABetterPlan) {
   FakeCluster cluster;
   FakeWorker* const a = cluster.Join("box-a");
