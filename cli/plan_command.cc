@@ -17,6 +17,7 @@
 #include "cli/pack_flags.h"
 #include "cli/xy_chart.h"
 #include "cluster/box.h"
+#include "cluster/known_boxes.h"
 #include "cluster/step_time.h"
 #include "kernels/kv_rows.h"
 #include "model/layer_cost.h"
@@ -82,12 +83,11 @@ std::string PromptCells(const absl::StatusOr<PromptTime>& time) {
 absl::Status Predict(const PlanFlags& flags, const ModelConfig& config, const ModelCost& cost,
                      const Box& box) {
   std::printf("\nbox %s: disk %.1f GB/s, memory %s at %.1f GB/s, %.0f G multiply-adds/s",
-              box.name.c_str(), box.disk_read_bytes / 1e9, FormatByteSize(box.memory_bytes).c_str(),
-              box.memory_read_bytes / 1e9, box.cpu_multiply_adds / 1e9);
-  if (box.vram_bytes > 0) {
-    std::printf("; card %s at %.0f GB/s, %.0f G (counted, but workers do not use cards yet)",
-                FormatByteSize(box.vram_bytes).c_str(), box.vram_read_bytes / 1e9,
-                box.gpu_multiply_adds / 1e9);
+              box.name.c_str(), box.disk.read_bytes / 1e9, FormatByteSize(box.memory.bytes).c_str(),
+              box.memory.read_bytes / 1e9, box.cpu.multiply_adds / 1e9);
+  if (box.card.all_bytes() > 0) {
+    std::printf("; card %s at %.0f GB/s, %.0f G", FormatByteSize(box.card.all_bytes()).c_str(),
+                box.card.read_bytes / 1e9, box.card.multiply_adds / 1e9);
   }
   std::printf("\n\n| boxes | experts in memory |");
   for (const int jobs : flags.jobs) std::printf(" %d job%s |", jobs, jobs == 1 ? "" : "s");

@@ -35,10 +35,10 @@ struct Device {
 };
 
 Device CpuOf(const Box& box) {
-  return {box.memory_read_bytes, box.cpu_multiply_adds, box.cpu_attention_multiply_adds};
+  return {box.memory.read_bytes, box.cpu.multiply_adds, box.cpu.attention_multiply_adds};
 }
 Device CardOf(const Box& box) {
-  return {box.vram_read_bytes, box.gpu_multiply_adds, box.gpu_multiply_adds};
+  return {box.card.read_bytes, box.card.multiply_adds, box.card.multiply_adds};
 }
 
 /// Seconds of both, which overlap: what takes longer counts.
@@ -72,7 +72,7 @@ absl::StatusOr<Placement> Place(const LayerCost& stage, const Box& box, const De
   const int64_t kv_bytes =
       load.jobs * load.context_tokens * KvBytes(load.kv_dtype, stage.kv_values_per_token);
   const int64_t fixed = stage.always_active_bytes() + kv_bytes;
-  const int64_t room = box.vram_bytes + box.memory_bytes - fixed;
+  const int64_t room = box.card.all_bytes() + box.memory.bytes - fixed;
   const int64_t least = stage.least_expert_slots() * placed.expert_bytes;
   if (room < least) {
     return absl::FailedPreconditionError(absl::StrCat(
@@ -82,12 +82,13 @@ absl::StatusOr<Placement> Place(const LayerCost& stage, const Box& box, const De
   }
   if (fixed > 0) {
     placed.always_on_card =
-        std::min(1.0, static_cast<double>(box.vram_bytes) / static_cast<double>(fixed));
+        std::min(1.0, static_cast<double>(box.card.all_bytes()) / static_cast<double>(fixed));
   }
   if (placed.expert_bytes > 0) {
     placed.expert_slots = std::min(stage.num_experts, room / placed.expert_bytes);
-    placed.card_slots = std::min(
-        placed.expert_slots, std::max<int64_t>(0, box.vram_bytes - fixed) / placed.expert_bytes);
+    placed.card_slots =
+        std::min(placed.expert_slots,
+                 std::max<int64_t>(0, box.card.all_bytes() - fixed) / placed.expert_bytes);
   }
   return placed;
 }
@@ -158,7 +159,7 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
       TouchedExperts(per_layer, chosen, std::max(rows, static_cast<double>(load.jobs)));
   const double hits = per_layer == 0 ? 1 : HitRate(time.expert_share, met / per_layer);
   time.bytes_read = expert_layers * touched * (1 - hits) * expert_bytes;
-  time.read_seconds = time.bytes_read == 0 ? 0 : time.bytes_read / box.disk_read_bytes;
+  time.read_seconds = time.bytes_read == 0 ? 0 : time.bytes_read / box.disk.read_bytes;
 
   // What every row passes, the part on the card after the other.
   const double chosen_multiply_adds = ChosenMultiplyAdds(config, expert_layers, chosen);
@@ -213,7 +214,7 @@ absl::StatusOr<Round> PredictRound(const ModelConfig& config, const ModelCost& c
   const int layers = static_cast<int>(cost.layers.size());
   CARAVAN_CHECK(num_boxes >= 1 && num_boxes <= layers && load.jobs >= 1);
   Round round;
-  round.seconds = num_boxes > 1 ? num_boxes * box.hop_seconds : 0;
+  round.seconds = num_boxes > 1 ? num_boxes * box.network.latency_seconds : 0;
   for (int i = 0; i < num_boxes; ++i) {
     StageSpec stage;
     stage.first_layer = layers * i / num_boxes;
@@ -222,7 +223,7 @@ absl::StatusOr<Round> PredictRound(const ModelConfig& config, const ModelCost& c
     stage.has_head = i + 1 == num_boxes;
     Box left = box;
     if (step_rows > 0) {
-      left.memory_bytes -= ComputeStepMemory(config, step_rows).Of(stage, num_boxes);
+      left.memory.bytes -= ComputeStepMemory(config, step_rows).Of(stage, num_boxes);
     }
     absl::StatusOr<StageTime> part = PredictStage(config, cost.Of(stage), left, load, rows);
     if (!part.ok()) return Annotate(part.status(), DescribeStage(stage));
