@@ -53,7 +53,7 @@ struct Box {
     int64_t total_bytes = 0;  // of each
     int64_t bytes = 0;        // of each, that a worker may take (`worker --vram`)
     double read_bytes = 0;
-    double multiply_adds = 0;  // of weights, and of the KV cache, in 16 bits
+    double multiply_adds = 0;  // by our kernels, of packed weights and of the KV cache
     double pcie_bytes = 0;     // from the box's memory; 0: nothing is copied there while it serves
 
     int64_t all_bytes() const { return count * bytes; }

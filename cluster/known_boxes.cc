@@ -29,9 +29,10 @@ constexpr char kAttentionSource[] =
     "half of what the cores' multiply-add units do, as measured with AVX2 (docs/performance.md, "
     "Attention)";
 
-// 16 cores of the virtual machine in which our H100 is: of experts in Q4_K, 64 rows each, 1.96 ms
-// for 44.0 M weights (docs/performance.md, "A stage on a card"). A core's part of that.
-constexpr double kServerCoreMultiplyAdds = 64 * 44.04e6 / 1.96e-3 / 16;
+// 16 cores of the virtual machine in which our H100 is: of experts in Q4_K, 16 rows each, 0.837 ms
+// for 44.0 M weights, and as many a second at 8 rows (docs/performance.md, "A stage on a card"):
+// what steps of some hundred rows find. A core's part of that.
+constexpr double kServerCoreMultiplyAdds = 16 * 44.04e6 / 0.837e-3 / 16;
 // One row reads 23.6 MiB in 0.218 ms.
 constexpr double kServerMemoryBytes = 23.6 * 1024 * 1024 / 0.218e-3;
 constexpr double kServerClock = 2.1e9;  // what /proc/cpuinfo says there
@@ -104,10 +105,22 @@ Box::Disk TwoOf(Box::Disk disk) {
   return disk;
 }
 
+// What our kernels get of an H100: with the bytes' time and the layers' added to it, this gives
+// what four layers of R1 took within 10%, from 64 rows to 512 (docs/performance.md, "A stage on a
+// card"). It is an eighth of what its tensor cores can do.
+constexpr double kH100MultiplyAdds = 57e12;
+constexpr double kH100Cycles = 132 * 1.755e9;  // of all multiprocessors, a second
+
+/// What our kernels may get of another card: as much a multiprocessor and cycle, as unpacking takes
+/// that, but no more than half of what it could multiply at most.
+double KernelMultiplyAdds(int multiprocessors, double clock, double most) {
+  return std::min(kH100MultiplyAdds / kH100Cycles * multiprocessors * clock, most / 2);
+}
+
 struct CardFigures {
   int64_t gib;
   double read_bytes;
-  double multiply_adds;  // half of the dense 16-bit operations a second, sums in 32 bits
+  double multiply_adds;
   double pcie_bytes;
   double price_yuan;  // 0: not known
 };
@@ -123,11 +136,14 @@ Box::Card CardOf(std::string name, const CardFigures& figures, std::string sourc
   card.multiply_adds = figures.multiply_adds;
   card.pcie_bytes = figures.pcie_bytes;
   card.price_yuan = figures.price_yuan;
-  card.sources = {{"total_bytes", source},
-                  {"read_bytes_per_second", source},
-                  {"multiply_adds_per_second",
-                   absl::StrCat(source, ": half of its 16-bit operations a second")},
-                  {"pcie_bytes_per_second", "a slot of x16 of the card's PCIe generation"}};
+  card.sources = {
+      {"total_bytes", source},
+      {"read_bytes_per_second", source},
+      {"multiply_adds_per_second",
+       absl::StrCat("estimated: what our kernels get of an H100, by multiprocessors and "
+                    "clock, at most half of the data sheet's; ",
+                    source)},
+      {"pcie_bytes_per_second", "a slot of x16 of the card's PCIe generation"}};
   if (figures.price_yuan > 0) card.sources["price_yuan"] = std::move(price_source);
   return card;
 }
@@ -246,27 +262,35 @@ const std::vector<KnownPart<Box::Card>>& KnownParts<Box::Card>() {
   constexpr double kPcie4 = 25e9;
   constexpr double kPcie5 = 55e9;
   static const auto& parts = *new std::vector<KnownPart<Box::Card>>{
-      {"1660s", CardOf("NVIDIA GeForce GTX 1660 SUPER", {6, 336e9, 5.0e12, kPcie3, 900},
-                       "Nvidia's Turing white paper and product page: 192 bits of 14 Gbit/s, no "
-                       "tensor cores, 5.0 T operations in 32 bits and twice that in 16",
-                       "the guide")},
-      {"3060", CardOf("NVIDIA GeForce RTX 3060 12GB", {12, 360e9, 12.8e12, kPcie4, 1800},
-                      "Nvidia's Ampere GA102 white paper and product page: 192 bits of 15 Gbit/s, "
-                      "112 tensor cores at 1.78 GHz",
+      {"1660s",
+       CardOf(
+           "NVIDIA GeForce GTX 1660 SUPER",
+           {6, 336e9, KernelMultiplyAdds(22, 1.785e9, 5.0e12), kPcie3, 900},
+           "Nvidia's product page: 6 GB, 192 bits of 14 Gbit/s; 22 multiprocessors at 1.785 GHz, "
+           "no tensor cores",
+           "the guide")},
+      {"3060", CardOf("NVIDIA GeForce RTX 3060 12GB",
+                      {12, 360e9, KernelMultiplyAdds(28, 1.777e9, 12.7e12), kPcie4, 1800},
+                      "Nvidia's product page: 12 GB, 192 bits of 15 Gbit/s; 28 multiprocessors at "
+                      "1.777 GHz",
                       "the guide")},
-      {"4090",
-       CardOf("NVIDIA GeForce RTX 4090", {24, 1008e9, 82.6e12, kPcie4, 12000},
-              "Nvidia's Ada white paper, table 2: 1008 GB/s, 165.2 T operations in 16 bits, "
-              "sums in 32",
-              "the guide")},
-      {"a100-40", CardOf("NVIDIA A100 40GB PCIe", {40, 1555e9, 156e12, kPcie4, 0},
-                         "Nvidia's A100 data sheet: 1,555 GB/s, 312 T operations in 16 bits", "")},
-      {"a100-80", CardOf("NVIDIA A100 80GB PCIe", {80, 1935e9, 156e12, kPcie4, 0},
-                         "Nvidia's A100 data sheet: 1,935 GB/s, 312 T operations in 16 bits", "")},
-      {"h200", CardOf("NVIDIA H200", {140, 4680e9, 494.5e12, kPcie5, 0},
-                      "Nvidia's H200 data sheet: 141 GB, 1,979 T operations in 16 bits with "
-                      "sparsity; reads of 4.68 TB/s and copies of 55 GB/s measured "
-                      "(docs/performance.md, Products on a CUDA card)",
+      {"4090", CardOf("NVIDIA GeForce RTX 4090",
+                      {24, 1008e9, KernelMultiplyAdds(128, 2.52e9, 82.6e12), kPcie4, 12000},
+                      "Nvidia's Ada white paper: 24 GB, 1008 GB/s; 128 multiprocessors at 2.52 GHz",
+                      "the guide")},
+      {"a100-40", CardOf("NVIDIA A100 40GB PCIe",
+                         {40, 1555e9, KernelMultiplyAdds(108, 1.41e9, 156e12), kPcie4, 0},
+                         "Nvidia's A100 data sheet: 40 GB, 1,555 GB/s; 108 multiprocessors at 1.41 "
+                         "GHz",
+                         "")},
+      {"a100-80", CardOf("NVIDIA A100 80GB PCIe",
+                         {80, 1935e9, KernelMultiplyAdds(108, 1.41e9, 156e12), kPcie4, 0},
+                         "Nvidia's A100 data sheet: 80 GB, 1,935 GB/s; 108 multiprocessors at 1.41 "
+                         "GHz",
+                         "")},
+      {"h200", CardOf("NVIDIA H200", {140, 4680e9, kH100MultiplyAdds, kPcie5, 0},
+                      "Nvidia's H200 data sheet: 141 GB; reads of 4.68 TB/s and copies of 55 GB/s "
+                      "measured (docs/performance.md, Products on a CUDA card)",
                       "")},
   };
   return parts;

@@ -33,21 +33,34 @@ struct Device {
   double bytes = 0;
   double multiply_adds = 0;
   double attention_multiply_adds = 0;
+  bool overlaps = false;  // it computes while it reads
 };
 
+// A core reads ahead while it computes. On a card short kernels follow each other, each bound by
+// one or the other: what was measured at 1 to 512 rows is the sum (docs/performance.md, "A stage on
+// a card"; tests/cluster/step_time_measured_test.cc).
 Device CpuOf(const Box& box) {
-  return {box.memory.read_bytes, box.cpu.multiply_adds, box.cpu.attention_multiply_adds};
+  return {box.memory.read_bytes, box.cpu.multiply_adds, box.cpu.attention_multiply_adds, true};
 }
 Device CardOf(const Box& box) {
-  return {box.card.read_bytes, box.card.multiply_adds, box.card.multiply_adds};
+  return {box.card.read_bytes, box.card.multiply_adds, box.card.multiply_adds, false};
 }
 
-/// Seconds of both, which overlap: what takes longer counts.
+// Of a layer on a card, however few rows: launches, and kernels that are too short to read at the
+// card's rate (docs/performance.md, "A stage on a card": 0.36 ms where bytes take 0.15).
+constexpr double kCardLayerSeconds = 0.2e-3;
+// Of a layer's experts that card and CPU share: what a visit takes besides, and each of its rows
+// (measured there).
+constexpr double kSharedVisitSeconds = 0.2e-3;
+constexpr double kSharedRowSeconds = 2e-6;
+
+/// Seconds of both.
 struct Computing {
   double memory = 0;
   double arithmetic = 0;
+  bool overlaps = true;
 
-  double seconds() const { return std::max(memory, arithmetic); }
+  double seconds() const { return overlaps ? std::max(memory, arithmetic) : memory + arithmetic; }
 };
 
 /// Nothing takes no time, on a device that is not there too.
@@ -55,7 +68,8 @@ Computing TimeOf(const Work& work, const Device& device) {
   const auto over = [](double amount, double rate) { return amount == 0 ? 0 : amount / rate; };
   return {over(work.bytes, device.bytes),
           over(work.multiply_adds, device.multiply_adds) +
-              over(work.attention_multiply_adds, device.attention_multiply_adds)};
+              over(work.attention_multiply_adds, device.attention_multiply_adds),
+          device.overlaps};
 }
 
 /// Where a stage lies in a box.
@@ -135,7 +149,9 @@ Computing ShareExperts(const Work& on_card, const Work& others, const Box& box) 
   by_cpu.memory = others.bytes / box.memory.read_bytes;
   Computing by_card = TimeOf(
       {on_card.bytes + rest.bytes, on_card.multiply_adds + rest.multiply_adds, 0}, CardOf(box));
-  by_card.memory = std::max(by_card.memory, (1 - part) * copying);
+  if (const double copies = (1 - part) * copying; copies > by_card.seconds()) {
+    by_card = {copies, 0, true};
+  }
   return slower(by_cpu, by_card);
 }
 
@@ -233,7 +249,10 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
                                    static_cast<double>(load.attended_tokens()));
   const Computing on_cpu = TimeOf(always.Part(1 - placed.always_on_card), CpuOf(box));
   const Computing on_card = TimeOf(always.Part(placed.always_on_card), CardOf(box));
-  time.always_seconds = on_cpu.seconds() + on_card.seconds();
+  const double layers =
+      static_cast<double>(stage.kv_values_per_token) / static_cast<double>(config.Mla().kv_width());
+  time.always_seconds =
+      on_cpu.seconds() + on_card.seconds() + placed.always_on_card * layers * kCardLayerSeconds;
 
   // The experts: those on the card beside the others.
   const Work experts = {expert_layers * touched * expert_bytes, rows * chosen_multiply_adds, 0};
@@ -242,6 +261,9 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
   const Computing shared =
       ShareExperts(experts.Part(card_share), experts.Part(1 - card_share), box);
   time.expert_seconds = shared.seconds();
+  if (box.card.count > 0 && placed.card_slots < stage.num_experts) {
+    time.expert_seconds += expert_layers * (kSharedVisitSeconds + rows * kSharedRowSeconds);
+  }
 
   time.seconds = is_scan ? std::max(time.read_seconds, time.always_seconds + time.expert_seconds)
                          : time.always_seconds + std::max(time.read_seconds, time.expert_seconds);
@@ -279,6 +301,9 @@ struct Round {
   std::vector<StageTime> stages;
   StageTime slowest;
 };
+
+// Times the rate that a chunk twice as long has to give.
+constexpr double kWorthwhile = 1.1;
 
 // Of a sequence's KV cache in a block; what a card's memory of steps is counted with.
 constexpr int64_t kKvBlockTokens = 64;
@@ -356,10 +381,11 @@ absl::StatusOr<PromptTime> PredictPrompts(const ModelConfig& config, const Model
     // A smaller one fits.
     if (!round.ok() && time.chunk_tokens > 0) break;
     CARAVAN_RETURN_IF_ERROR(round.status());
+    const double rate = static_cast<double>(chunk) / round->slowest.busy_seconds();
+    if (rate < kWorthwhile * time.tokens_per_second) break;
     time.chunk_tokens = chunk;
     time.slowest = round->slowest;
-    time.tokens_per_second = static_cast<double>(chunk) / round->slowest.busy_seconds();
-    if (time.slowest.bottleneck == Bottleneck::kArithmetic) break;
+    time.tokens_per_second = rate;
   }
   return time;
 }

@@ -147,12 +147,11 @@ struct PromptTime {
 inline constexpr int64_t kLeastPromptChunk = 64;
 inline constexpr int64_t kMostPromptChunk = 8192;
 
-/// Of the pipeline of PredictPipeline, with the smallest chunk in which its slowest stage computes
-/// for as long as it reads disk and memory: smaller ones leave its cores idle, larger ones gain
-/// nothing, take memory from experts, and hold other jobs up. Among powers of two from
-/// kLeastPromptChunk to kMostPromptChunk, the last one that the context and memory have room for
-/// where reading stays the bottleneck.
-/// REQUIRES, Errors: as PredictPipeline.
+/// Of the pipeline of PredictPipeline, with the smallest chunk on which one twice as long gains
+/// less than a tenth: one in which its slowest stage computes for as long as it reads disk and
+/// memory. Smaller ones leave cores idle, larger ones take memory from experts and hold other jobs
+/// up. Among powers of two from kLeastPromptChunk to kMostPromptChunk that the context and memory
+/// have room for. REQUIRES, Errors: as PredictPipeline.
 absl::StatusOr<PromptTime> PredictPrompts(const ModelConfig& config, const ModelCost& cost,
                                           absl::Span<const BoxStage> stages,
                                           const DecodeLoad& load);

@@ -338,10 +338,10 @@ TEST(StepTime, CpuAndCardShareWhatLiesInMemory) {
   const Box box = CardBox(256 * 20e6 / 4);
   const auto time = PredictStage(R1(), ExpertLayers(1), box, {.jobs = 400}, 400);
   ASSERT_TRUE(time.ok()) << time.status();
-  EXPECT_NEAR(time->expert_seconds, 2, 1e-3);
+  EXPECT_NEAR(time->expert_seconds, 2, 2e-3);
   const auto alone = PredictStage(R1(), ExpertLayers(1), CardBox(0), {.jobs = 400}, 400);
   ASSERT_TRUE(alone.ok()) << alone.status();
-  EXPECT_NEAR(alone->expert_seconds, 4, 1e-3);
+  EXPECT_NEAR(alone->expert_seconds, 4, 2e-3);
 }
 
 TEST(StepTime, CopiesReadTheSameMemoryAsTheCpu) {
@@ -349,7 +349,7 @@ TEST(StepTime, CopiesReadTheSameMemoryAsTheCpu) {
   box.memory.read_bytes = 256 * 20e6 / 3;
   const auto time = PredictStage(R1(), ExpertLayers(1), box, {.jobs = 400}, 400);
   ASSERT_TRUE(time.ok()) << time.status();
-  EXPECT_NEAR(time->expert_seconds, 3, 1e-3);
+  EXPECT_NEAR(time->expert_seconds, 3, 2e-3);
   EXPECT_EQ(time->bottleneck, Bottleneck::kMemory);
 }
 
@@ -359,7 +359,7 @@ TEST(StepTime, TheCardComputesWhatIsCopiedToIt) {
   box.card.multiply_adds = box.cpu.multiply_adds;
   const auto time = PredictStage(R1(), ExpertLayers(1), box, {.jobs = 400}, 400);
   ASSERT_TRUE(time.ok()) << time.status();
-  EXPECT_NEAR(time->expert_seconds, 2, 1e-3);
+  EXPECT_NEAR(time->expert_seconds, 2, 2e-3);
   EXPECT_EQ(time->bottleneck, Bottleneck::kArithmetic);
 }
 
