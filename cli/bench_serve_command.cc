@@ -144,7 +144,7 @@ void PrintPlot(const BenchServeFlags& flags, const std::vector<std::vector<Cell>
     std::vector<double>& line = chart.lines.emplace_back();
     for (const Cell& cell : row) line.push_back(Median(cell.tokens_per_s));
   }
-  PrintXyChart(chart);
+  std::fputs(FormatXyChart(chart).c_str(), stdout);
 }
 
 absl::Status BenchServe(const BenchServeFlags& flags) {

@@ -1,5 +1,6 @@
-// caravan plan: what a row of boxes is predicted to give, before anybody buys it.
+// caravan plan: what boxes in a row are predicted to give, before anybody buys them.
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <memory>
@@ -9,17 +10,16 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
-#include "base/byte_size.h"
+#include "base/output_file.h"
 #include "base/status_macros.h"
 #include "cli/commands.h"
 #include "cli/pack_flags.h"
-#include "cli/xy_chart.h"
-#include "cluster/box.h"
-#include "cluster/step_time.h"
+#include "cli/plan_page.h"
+#include "cli/plan_report.h"
+#include "cluster/known_boxes.h"
 #include "kernels/kv_rows.h"
-#include "model/layer_cost.h"
+#include "model/pack/pack_types.h"
 #include "model/stored_model.h"
 #include "model/stored_model_cost.h"
 #include "model/synth/synthetic_model.h"
@@ -28,159 +28,202 @@ namespace caravan {
 namespace {
 
 constexpr int kCounts[] = {1, 2, 4, 8, 12};
+constexpr int64_t kPromptTokens = 1024;
 
 struct PlanFlags {
   std::string model;
   PackFlags pack;
-  std::vector<std::string> boxes = {"3060"};
-  std::vector<int> counts;  // empty: kCounts, as far as there are layers
+  double bits = 0;                            // 0: not given
+  std::string file;                           // of boxes
+  std::vector<std::string> kinds = {"3060"};  // where there is no file
+  std::vector<int> counts;                    // empty: kCounts, as far as there are layers
+  std::string network = "1gbe";               // between boxes of kinds
   std::vector<int> jobs = {1, 8, 32, 128, 256, 512};
   int64_t context = 2048;
+  int64_t prompt = 0;  // 0: kPromptTokens, or the context where that is less
+  bool interactive = false;
   DType kv_dtype = DType::kF16;
   double target = 0;  // tokens/s
+  std::string html;   // a path
 };
 
 /// The model at --model: a stored one, or the shape of a config.json.
 absl::StatusOr<std::unique_ptr<StoredModel>> OpenModel(const PlanFlags& flags) {
   if (!absl::EndsWith(flags.model, ".json")) {
-    if (flags.pack.preset.empty() && flags.pack.experts.empty() && flags.pack.dense.empty()) {
+    if (flags.bits == 0 && flags.pack.preset.empty() && flags.pack.experts.empty() &&
+        flags.pack.dense.empty()) {
       return OpenStoredModel(flags.model);
     }
-    return absl::InvalidArgumentError(absl::StrCat("--preset, --experts, --dense: ", flags.model,
-                                                   " has its formats; they are for a config.json"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("--bits, --preset, --experts, --dense: ", flags.model,
+                     " has its formats; they are for a config.json"));
   }
   SyntheticModel::Options shape;
   shape.config_path = flags.model;
-  CARAVAN_ASSIGN_OR_RETURN(shape.types, flags.pack.Types());
+  if (flags.bits != 0) {
+    absl::StatusOr<PackTypes> types = PackTypesOfBits(flags.bits);
+    if (!types.ok()) return Annotate(types.status(), "--bits");
+    shape.types = *types;
+  } else {
+    CARAVAN_ASSIGN_OR_RETURN(shape.types, flags.pack.Types());
+  }
   return SyntheticModel::Create(shape);
 }
 
-/// "0.42 disk", or "-" where the boxes have not the memory.
-std::string Cell(const absl::StatusOr<PipelineTime>& time, double target) {
-  if (!time.ok()) return "-";
-  const std::string rate = absl::StrFormat("%.2f", time->tokens_per_second);
-  const bool reached = target > 0 && time->tokens_per_second >= target;
-  return absl::StrCat(reached ? absl::StrCat("**", rate, "**") : rate, " ",
-                      BottleneckName(time->slowest.bottleneck));
+/// "2 boxes 3060, 1 box cpu".
+std::string Sum(const std::vector<BoxCount>& boxes) {
+  return absl::StrJoin(boxes, ", ", [](std::string* out, const BoxCount& kind) {
+    absl::StrAppend(out, kind.count, kind.count == 1 ? " box " : " boxes ", kind.box.name);
+  });
 }
 
-/// "95% to 74%", of the first to the last; "95%" where they are one; "-" where there are none.
-std::string ShareCell(const std::vector<double>& shares) {
-  if (shares.empty()) return "-";
-  const std::string first = absl::StrFormat("%.0f%%", 100 * shares.front());
-  const std::string last = absl::StrFormat("%.0f%%", 100 * shares.back());
-  return first == last ? first : absl::StrCat(first, " to ", last);
+absl::StatusOr<PlanGroup> GroupOfFile(const std::string& path) {
+  CARAVAN_ASSIGN_OR_RETURN(std::vector<BoxCount> boxes, ReadBoxes(path));
+  PlanGroup group;
+  group.title = absl::StrCat(path, ": ", Sum(boxes));
+  int count = 0;
+  for (const BoxCount& kind : boxes) {
+    count += kind.count;
+    group.lines.push_back(absl::StrCat(kind.box.name, ": ", DescribeBox(kind.box)));
+  }
+  group.rows.push_back({absl::StrCat(count), std::move(boxes)});
+  return group;
 }
 
-/// The chunk and its rate with what bounds it.
-std::string PromptCells(const absl::StatusOr<PromptTime>& time) {
-  if (!time.ok()) return "- | -";
-  return absl::StrFormat("%d | %.1f %s", time->chunk_tokens, time->tokens_per_second,
-                         BottleneckName(time->slowest.bottleneck));
+absl::StatusOr<PlanGroup> GroupOfKind(const PlanFlags& flags, const std::string& kind,
+                                      const std::vector<int>& counts) {
+  absl::StatusOr<Box> box = FindBox(kind);
+  if (!box.ok()) return Annotate(box.status(), "--box");
+  absl::StatusOr<Box::Network> network = FindPart<Box::Network>(flags.network);
+  if (!network.ok()) return Annotate(network.status(), "--network");
+  box->network = *std::move(network);
+  PlanGroup group;
+  group.title = absl::StrCat("box ", kind, ": ", DescribeBox(*box));
+  for (const int count : counts) {
+    group.rows.push_back({absl::StrCat(count), std::vector<BoxCount>{{*box, count}}});
+  }
+  return group;
 }
 
-absl::Status Predict(const PlanFlags& flags, const ModelConfig& config, const ModelCost& cost,
-                     const Box& box) {
-  std::printf("\nbox %s: disk %.1f GB/s, memory %s at %.1f GB/s, %.0f G multiply-adds/s",
-              box.name.c_str(), box.disk_read_bytes / 1e9, FormatByteSize(box.memory_bytes).c_str(),
-              box.memory_read_bytes / 1e9, box.cpu_multiply_adds / 1e9);
-  if (box.vram_bytes > 0) {
-    std::printf("; card %s at %.0f GB/s, %.0f G (counted, but workers do not use cards yet)",
-                FormatByteSize(box.vram_bytes).c_str(), box.vram_read_bytes / 1e9,
-                box.gpu_multiply_adds / 1e9);
+absl::StatusOr<std::vector<PlanGroup>> Groups(const PlanFlags& flags, int num_layers) {
+  std::vector<PlanGroup> groups;
+  if (!flags.file.empty()) {
+    CARAVAN_ASSIGN_OR_RETURN(groups.emplace_back(), GroupOfFile(flags.file));
+    return groups;
   }
-  std::printf("\n\n| boxes | experts in memory |");
-  for (const int jobs : flags.jobs) std::printf(" %d job%s |", jobs, jobs == 1 ? "" : "s");
-  std::printf(" prompts: chunk | tokens/s |\n|---|---|---|---|");
-  for (size_t i = 0; i < flags.jobs.size(); ++i) std::printf("---|");
-  std::printf("\n");
-  std::vector<std::vector<double>> rates;
-  absl::Status lacking;
-  for (const int count : flags.counts) {
-    std::vector<std::string> cells;
-    std::vector<double>& line = rates.emplace_back();
-    std::vector<double> shares;
-    for (const int jobs : flags.jobs) {
-      const absl::StatusOr<PipelineTime> time = PredictPipeline(
-          config, cost, box, count,
-          {.jobs = jobs, .context_tokens = flags.context, .kv_dtype = flags.kv_dtype});
-      lacking.Update(time.status());
-      if (time.ok()) shares.push_back(time->slowest.expert_share);
-      line.push_back(time.ok() ? time->tokens_per_second : 0);
-      cells.push_back(Cell(time, flags.target));
-    }
-    cells.push_back(PromptCells(PredictPrompts(config, cost, box, count,
-                                               {.jobs = flags.jobs.front(),
-                                                .context_tokens = flags.context,
-                                                .kv_dtype = flags.kv_dtype})));
-    std::printf("| %d | %s | %s |\n", count, ShareCell(shares).c_str(),
-                absl::StrJoin(cells, " | ").c_str());
-  }
-  if (!lacking.ok()) {
-    std::printf("\n-: not enough memory; the first of them: %s\n",
-                std::string(lacking.message()).c_str());
-  }
-  PrintXyChart({.title = absl::StrCat("predicted tokens/s by jobs at once; lines: ",
-                                      absl::StrJoin(flags.counts, ", "), " boxes"),
-                .x_name = "jobs",
-                .x = flags.jobs,
-                .y_name = "tokens/s",
-                .lines = std::move(rates),
-                .decimals = 2});
-  return absl::OkStatus();
-}
-
-absl::Status Plan(PlanFlags flags) {
-  std::vector<Box> boxes;
-  for (const std::string& name : flags.boxes) {
-    absl::StatusOr<Box> box = FindBox(name);
-    if (!box.ok()) return Annotate(box.status(), "--box");
-    boxes.push_back(*std::move(box));
-  }
-  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model, OpenModel(flags));
-  const ModelConfig& config = model->config();
-  CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost, CostOfStoredModel(*model));
-  if (flags.counts.empty()) {
+  std::vector<int> counts = flags.counts;
+  if (counts.empty()) {
     for (const int count : kCounts) {
-      if (count <= config.num_hidden_layers) flags.counts.push_back(count);
+      if (count <= num_layers) counts.push_back(count);
     }
   }
-  for (const int count : flags.counts) {
-    if (count > config.num_hidden_layers) {
+  for (const int count : counts) {
+    if (count > num_layers) {
       return absl::InvalidArgumentError(
-          absl::StrCat("--boxes: ", count, " boxes for ", config.num_hidden_layers, " layers"));
+          absl::StrCat("--count: ", count, " boxes for ", num_layers, " layers"));
     }
   }
-  if (flags.context > config.max_position_embeddings) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--context: the model has positions up to ", config.max_position_embeddings));
+  for (const std::string& kind : flags.kinds) {
+    CARAVAN_ASSIGN_OR_RETURN(groups.emplace_back(), GroupOfKind(flags, kind, counts));
   }
-  if (absl::Status valid = CheckKvDType(config.Mla(), flags.kv_dtype); !valid.ok()) {
+  return groups;
+}
+
+absl::Status WritePage(const std::string& path, const PlanReport& report) {
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFile> file, OutputFile::Create(path));
+  CARAVAN_RETURN_IF_ERROR(file->Write(PlanPage(report)));
+  return file->Commit();
+}
+
+absl::Status Plan(const PlanFlags& flags) {
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model, OpenModel(flags));
+  PlanQuestion question;
+  question.config = model->config();
+  CARAVAN_ASSIGN_OR_RETURN(question.cost, CostOfStoredModel(*model));
+  question.model = flags.model;
+  CARAVAN_ASSIGN_OR_RETURN(question.groups, Groups(flags, question.config.num_hidden_layers));
+  if (flags.context > question.config.max_position_embeddings) {
+    return absl::InvalidArgumentError(absl::StrCat("--context: the model has positions up to ",
+                                                   question.config.max_position_embeddings));
+  }
+  if (flags.prompt > flags.context) {
+    return absl::InvalidArgumentError("--prompt: more tokens than --context");
+  }
+  if (absl::Status valid = CheckKvDType(question.config.Mla(), flags.kv_dtype); !valid.ok()) {
     return Annotate(valid, "--kv");
   }
-  StageSpec whole;
-  whole.end_layer = config.num_hidden_layers;
-  whole.embeds = whole.has_head = true;
-  const LayerCost sum = cost.Of(whole);
-  std::printf(
-      "a prediction, not a measurement: tokens/s of all jobs together while they decode, and what "
-      "bounds the slowest stage; experts in memory: of that stage, from the first number of jobs "
-      "to the last that fits; prompts: the --prefill-chunk with which reading and computing "
-      "take as long, and tokens/s while every stage has one, for the first number of jobs\n"
-      "model %s: %s, of which %s are always active; contexts of %lld tokens, KV in %s\n",
-      flags.model.c_str(), FormatByteSize(sum.weight_bytes).c_str(),
-      FormatByteSize(sum.always_active_bytes()).c_str(), static_cast<long long>(flags.context),
-      KvOptionName(flags.kv_dtype).c_str());
-  if (flags.target > 0) std::printf("**bold**: at least %g tokens/s\n", flags.target);
-  for (const Box& box : boxes) CARAVAN_RETURN_IF_ERROR(Predict(flags, config, cost, box));
-  return absl::OkStatus();
+  question.jobs = flags.jobs;
+  question.load.decode = {.jobs = 1, .context_tokens = flags.context, .kv_dtype = flags.kv_dtype};
+  question.load.aim = flags.interactive ? PlanAim::kInteractive : PlanAim::kBulk;
+  question.load.prompt_tokens =
+      flags.prompt > 0 ? flags.prompt : std::min(kPromptTokens, flags.context);
+  question.target = flags.target;
+  CARAVAN_ASSIGN_OR_RETURN(const PlanReport report, MakePlanReport(std::move(question)));
+  std::fputs(PlanText(report).c_str(), stdout);
+  if (flags.html.empty()) return absl::OkStatus();
+  absl::Status written = WritePage(flags.html, report);
+  if (!written.ok()) return Annotate(written, "--html");
+  return written;
+}
+
+void AddLoadOptions(CLI::App& command, PlanFlags& flags) {
+  command
+      .add_option("--jobs", flags.jobs,
+                  "How many jobs decode at once. One number for one set of boxes shows all of the "
+                  "plan, and what to buy next; several show a table of rates")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1 << 20))
+      ->capture_default_str();
+  command.add_option("--context", flags.context, "Tokens of each job's context")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+      ->capture_default_str();
+  command
+      .add_option("--prompt", flags.prompt, "Tokens of the prompt whose first token is waited for")
+      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
+      ->default_str(absl::StrCat(kPromptTokens, ", at most the context"));
+  command
+      .add_option_function<std::string>(
+          "--for", [&flags](const std::string& aim) { flags.interactive = aim == "interactive"; },
+          "bulk: most tokens/s of all jobs together; interactive: most of one that decodes alone, "
+          "with room for the others' KV caches")
+      ->check(CLI::IsMember({"interactive", "bulk"}))
+      ->type_name("interactive|bulk")
+      ->default_str("bulk");
+  AddKvOption(command, flags.kv_dtype);
+}
+
+void AddBoxOptions(CLI::App& command, PlanFlags& flags) {
+  CLI::Option* const file = command.add_option(
+      "--boxes", flags.file,
+      "The boxes that there are, as JSON: {\"boxes\": [{\"box\": \"3060\", \"count\": 2}, "
+      "{\"file\": "
+      "\"a.json\"}], \"network\": \"1gbe\"}, or what `caravan probe` writes. Some may stay unused");
+  std::vector<std::string> names;
+  for (const Box& box : KnownBoxes()) names.push_back(box.name);
+  command
+      .add_option("--box", flags.kinds,
+                  absl::StrCat("In place of a file: kinds of box, a table each: ",
+                               absl::StrJoin(names, ", ")))
+      ->delimiter(',')
+      ->excludes(file)
+      ->capture_default_str();
+  command.add_option("--count", flags.counts, "How many of them, a row each, at most one a layer")
+      ->delimiter(',')
+      ->check(CLI::Range(1, 1000))
+      ->excludes(file)
+      ->default_str(absl::StrCat("[", absl::StrJoin(kCounts, ","), "]"));
+  command.add_option("--network", flags.network, "Between them: 1gbe, 2.5gbe or 10gbe")
+      ->excludes(file)
+      ->capture_default_str();
 }
 
 }  // namespace
 
 void AddPlanCommand(CLI::App& app, CommandBody& body) {
   CLI::App* const command = app.add_subcommand(
-      "plan", "Predict what boxes in a row give for a model, from their rates and its sizes");
+      "plan",
+      "Predict what boxes in a row give for a model, from their rates and its sizes: the best "
+      "split of its layers, what bounds it, and what to buy next");
   const auto flags = std::make_shared<PlanFlags>();
   AddConfigOption(*command);
   CLI::Option* const model = command->add_option(
@@ -190,27 +233,22 @@ void AddPlanCommand(CLI::App& app, CommandBody& body) {
   flags->pack.AddFormats(
       *command, model,
       "the formats are the model's, or those of a checkpoint with that config.json");
-  std::vector<std::string> names;
-  for (const Box& box : KnownBoxes()) names.push_back(box.name);
-  command
-      ->add_option("--box", flags->boxes,
-                   absl::StrCat("Kinds of box to ask about: ", absl::StrJoin(names, ", ")))
-      ->delimiter(',')
-      ->capture_default_str();
-  command->add_option("--boxes", flags->counts, "How many of them in a row, at most one a layer")
-      ->delimiter(',')
-      ->check(CLI::Range(1, 1000))
-      ->default_str(absl::StrCat("[", absl::StrJoin(kCounts, ","), "]"));
-  command->add_option("--jobs", flags->jobs, "How many jobs decode at once")
-      ->delimiter(',')
-      ->check(CLI::Range(1, 1 << 20))
-      ->capture_default_str();
-  command->add_option("--context", flags->context, "Tokens of each job's context")
-      ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
-      ->capture_default_str();
-  AddKvOption(*command, flags->kv_dtype);
+  CLI::Option* const bits =
+      command
+          ->add_option("--bits", flags->bits,
+                       "All matrices of that config.json in the format of so many bits a weight: "
+                       "2.6 (q2_K), 3.4 (q3_K), 4.5 (q4_K), 5.5 (q5_K), 6.6 (q6_K), 8 (fp8), 8.5 "
+                       "(q8_0), 16 (bf16)")
+          ->check(CLI::Range(0.1, 64.0));
+  for (const char* const other : {"--preset", "--experts", "--dense"}) {
+    bits->excludes(command->get_option(other));
+  }
+  AddBoxOptions(*command, *flags);
+  AddLoadOptions(*command, *flags);
   command->add_option("--target", flags->target, "Mark what reaches so many tokens/s")
       ->check(CLI::Range(0.0, 1e9));
+  command->add_option("--html", flags->html, "Write all of it, with plots, as a page to this file")
+      ->type_name("FILE");
   command->callback([flags, &body] { body = [flags] { return ReportStatus(Plan(*flags)); }; });
 }
 

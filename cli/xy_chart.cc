@@ -1,23 +1,23 @@
 #include "cli/xy_chart.h"
 
-#include <cstdio>
-
+#include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
 
 namespace caravan {
 
-void PrintXyChart(const XyChart& chart) {
-  std::printf("\n```mermaid\nxychart-beta\n  title \"%s\"\n", chart.title.c_str());
-  std::printf("  x-axis \"%s\" [%s]\n", chart.x_name.c_str(), absl::StrJoin(chart.x, ", ").c_str());
-  std::printf("  y-axis \"%s\"\n", chart.y_name.c_str());
+std::string FormatXyChart(const XyChart& chart) {
+  std::string text = absl::StrFormat("\n```mermaid\nxychart-beta\n  title \"%s\"\n", chart.title);
+  absl::StrAppendFormat(&text, "  x-axis \"%s\" [%s]\n", chart.x_name,
+                        absl::StrJoin(chart.x, ", "));
+  absl::StrAppendFormat(&text, "  y-axis \"%s\"\n", chart.y_name);
   for (const std::vector<double>& line : chart.lines) {
     const auto add = [&](std::string* out, double y) {
       absl::StrAppendFormat(out, "%.*f", chart.decimals, y);
     };
-    std::printf("  line [%s]\n", absl::StrJoin(line, ", ", add).c_str());
+    absl::StrAppendFormat(&text, "  line [%s]\n", absl::StrJoin(line, ", ", add));
   }
-  std::printf("```\n");
+  return absl::StrCat(text, "```\n");
 }
 
 }  // namespace caravan

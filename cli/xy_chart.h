@@ -17,8 +17,8 @@ struct XyChart {
   int decimals = 0;                        // of y
 };
 
-/// Prints it on standard output, in Mermaid, with an empty line before.
-void PrintXyChart(const XyChart& chart);
+/// In Mermaid, with an empty line before.
+std::string FormatXyChart(const XyChart& chart);
 
 }  // namespace caravan
 

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/byte_size.h"
 #include "base/check.h"
+#include "base/int_math.h"
 #include "base/status_macros.h"
 #include "kernels/kv_rows.h"
 #include "model/stage_spec.h"
@@ -32,21 +33,34 @@ struct Device {
   double bytes = 0;
   double multiply_adds = 0;
   double attention_multiply_adds = 0;
+  bool overlaps = false;  // it computes while it reads
 };
 
+// A core reads ahead while it computes. On a card short kernels follow each other, each bound by
+// one or the other: what was measured at 1 to 512 rows is the sum (docs/performance.md, "A stage on
+// a card"; tests/cluster/step_time_measured_test.cc).
 Device CpuOf(const Box& box) {
-  return {box.memory_read_bytes, box.cpu_multiply_adds, box.cpu_attention_multiply_adds};
+  return {box.memory.read_bytes, box.cpu.multiply_adds, box.cpu.attention_multiply_adds, true};
 }
 Device CardOf(const Box& box) {
-  return {box.vram_read_bytes, box.gpu_multiply_adds, box.gpu_multiply_adds};
+  return {box.card.read_bytes, box.card.multiply_adds, box.card.multiply_adds, false};
 }
 
-/// Seconds of both, which overlap: what takes longer counts.
+// Of a layer on a card, however few rows: launches, and kernels that are too short to read at the
+// card's rate (docs/performance.md, "A stage on a card": 0.36 ms where bytes take 0.15).
+constexpr double kCardLayerSeconds = 0.2e-3;
+// Of a layer's experts that card and CPU share: what a visit takes besides, and each of its rows
+// (measured there).
+constexpr double kSharedVisitSeconds = 0.2e-3;
+constexpr double kSharedRowSeconds = 2e-6;
+
+/// Seconds of both.
 struct Computing {
   double memory = 0;
   double arithmetic = 0;
+  bool overlaps = true;
 
-  double seconds() const { return std::max(memory, arithmetic); }
+  double seconds() const { return overlaps ? std::max(memory, arithmetic) : memory + arithmetic; }
 };
 
 /// Nothing takes no time, on a device that is not there too.
@@ -54,7 +68,8 @@ Computing TimeOf(const Work& work, const Device& device) {
   const auto over = [](double amount, double rate) { return amount == 0 ? 0 : amount / rate; };
   return {over(work.bytes, device.bytes),
           over(work.multiply_adds, device.multiply_adds) +
-              over(work.attention_multiply_adds, device.attention_multiply_adds)};
+              over(work.attention_multiply_adds, device.attention_multiply_adds),
+          device.overlaps};
 }
 
 /// Where a stage lies in a box.
@@ -63,33 +78,81 @@ struct Placement {
   int64_t expert_slots = 0;   // in VRAM and memory
   int64_t card_slots = 0;     // of these, in VRAM
   double always_on_card = 0;  // share of what is always active, and of the KV cache
+  StageTiers tiers;
 };
+
+int64_t ExpertBytes(const LayerCost& stage) {
+  return stage.num_experts > 0 ? stage.expert_bytes / stage.num_experts : 0;
+}
+
+int64_t KvCacheBytes(const LayerCost& stage, const DecodeLoad& load) {
+  return load.jobs * load.context_tokens * KvBytes(load.kv_dtype, stage.kv_values_per_token);
+}
 
 /// Errors: as PredictStage.
 absl::StatusOr<Placement> Place(const LayerCost& stage, const Box& box, const DecodeLoad& load) {
-  Placement placed;
-  if (stage.num_experts > 0) placed.expert_bytes = stage.expert_bytes / stage.num_experts;
-  const int64_t kv_bytes =
-      load.jobs * load.context_tokens * KvBytes(load.kv_dtype, stage.kv_values_per_token);
+  const int64_t kv_bytes = KvCacheBytes(stage, load);
   const int64_t fixed = stage.always_active_bytes() + kv_bytes;
-  const int64_t room = box.vram_bytes + box.memory_bytes - fixed;
-  const int64_t least = stage.least_expert_slots() * placed.expert_bytes;
-  if (room < least) {
+  const int64_t vram = box.card.all_bytes();
+  if (const StageLack lack = LackOf(stage, box, load); lack.memory_bytes > 0) {
     return absl::FailedPreconditionError(absl::StrCat(
         FormatByteSize(stage.always_active_bytes()), " of weights that are always active, ",
         FormatByteSize(kv_bytes), " of KV cache and the experts of one row lack ",
-        FormatByteSize(least - room), " of memory on a box \"", box.name, "\""));
+        FormatByteSize(lack.memory_bytes), " of memory on a box \"", box.name, "\""));
+  } else if (lack.disk_bytes > 0) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(FormatByteSize(stage.weight_bytes), " of weights lack ",
+                     FormatByteSize(lack.disk_bytes), " of disk on a box \"", box.name, "\""));
   }
+  Placement placed;
+  placed.expert_bytes = ExpertBytes(stage);
+  placed.tiers.card_fixed_bytes = std::min(vram, fixed);
+  placed.tiers.memory_fixed_bytes = fixed - placed.tiers.card_fixed_bytes;
+  placed.tiers.disk_bytes = stage.weight_bytes;
   if (fixed > 0) {
     placed.always_on_card =
-        std::min(1.0, static_cast<double>(box.vram_bytes) / static_cast<double>(fixed));
+        static_cast<double>(placed.tiers.card_fixed_bytes) / static_cast<double>(fixed);
   }
   if (placed.expert_bytes > 0) {
+    const int64_t room = vram + box.memory.bytes - fixed;
     placed.expert_slots = std::min(stage.num_experts, room / placed.expert_bytes);
-    placed.card_slots = std::min(
-        placed.expert_slots, std::max<int64_t>(0, box.vram_bytes - fixed) / placed.expert_bytes);
+    placed.card_slots =
+        std::min(placed.expert_slots, (vram - placed.tiers.card_fixed_bytes) / placed.expert_bytes);
+    placed.tiers.card_expert_bytes = placed.card_slots * placed.expert_bytes;
+    placed.tiers.memory_expert_bytes =
+        (placed.expert_slots - placed.card_slots) * placed.expert_bytes;
   }
   return placed;
+}
+
+/// Of experts that are not on the card, of which a part is copied there, so that CPU and card,
+/// which first computes those that are there, are done at the same time.
+Computing ShareExperts(const Work& on_card, const Work& others, const Box& box) {
+  const Computing cpu = TimeOf(others, CpuOf(box));
+  const Computing card = TimeOf(on_card, CardOf(box));
+  const auto slower = [](const Computing& a, const Computing& b) {
+    return a.seconds() >= b.seconds() ? a : b;
+  };
+  if (box.card.count == 0 || box.card.pcie_bytes == 0 || others.bytes == 0 || cpu.seconds() == 0) {
+    return slower(cpu, card);
+  }
+  const double copying = others.bytes / box.card.pcie_bytes;
+  const Computing copied = TimeOf(others, CardOf(box));
+  // The part that the CPU takes: it is done when the copies are, or when the card is, whichever is
+  // later.
+  const double part = std::min(
+      1.0, std::max(copying / (cpu.seconds() + copying),
+                    (card.seconds() + copied.seconds()) / (cpu.seconds() + copied.seconds())));
+  const Work rest = others.Part(1 - part);
+  Computing by_cpu = TimeOf(others.Part(part), CpuOf(box));
+  // Copies read memory too.
+  by_cpu.memory = others.bytes / box.memory.read_bytes;
+  Computing by_card = TimeOf(
+      {on_card.bytes + rest.bytes, on_card.multiply_adds + rest.multiply_adds, 0}, CardOf(box));
+  if (const double copies = (1 - part) * copying; copies > by_card.seconds()) {
+    by_card = {copies, 0, true};
+  }
+  return slower(by_cpu, by_card);
 }
 
 /// A row's multiply-adds by the experts that it chooses, of all layers.
@@ -133,8 +196,19 @@ const char* BottleneckName(Bottleneck bottleneck) {
       return "memory";
     case Bottleneck::kArithmetic:
       return "arithmetic";
+    case Bottleneck::kNetwork:
+      return "network";
   }
   return "";
+}
+
+StageLack LackOf(const LayerCost& stage, const Box& box, const DecodeLoad& load) {
+  const int64_t needed = stage.always_active_bytes() + KvCacheBytes(stage, load) +
+                         stage.least_expert_slots() * ExpertBytes(stage);
+  StageLack lack;
+  lack.memory_bytes = std::max<int64_t>(0, needed - box.card.all_bytes() - box.memory.bytes);
+  lack.disk_bytes = std::max<int64_t>(0, stage.weight_bytes - box.disk.bytes);
+  return lack;
 }
 
 absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCost& stage,
@@ -147,6 +221,7 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
   const double expert_bytes = static_cast<double>(placed.expert_bytes);
 
   StageTime time;
+  time.tiers = placed.tiers;
   time.expert_slots = placed.expert_slots;
   time.expert_share = num_experts == 0 ? 1 : static_cast<double>(placed.expert_slots) / num_experts;
 
@@ -155,41 +230,45 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
   const bool is_scan = 2 * touched > per_layer;
   // Between two tokens of a job the cache meets those of all others, or of a whole chunk.
   const double met =
-      TouchedExperts(per_layer, chosen, std::max(rows, static_cast<double>(load.jobs)));
+      TouchedExperts(per_layer, chosen, std::max(rows, static_cast<double>(load.decoding_jobs())));
   const double hits = per_layer == 0 ? 1 : HitRate(time.expert_share, met / per_layer);
   time.bytes_read = expert_layers * touched * (1 - hits) * expert_bytes;
-  time.read_seconds = time.bytes_read == 0 ? 0 : time.bytes_read / box.disk_read_bytes;
+  time.read_seconds = time.bytes_read == 0 ? 0 : time.bytes_read / box.disk.read_bytes;
 
   // What every row passes, the part on the card after the other.
   const double chosen_multiply_adds = ChosenMultiplyAdds(config, expert_layers, chosen);
   Work always;
   always.bytes = static_cast<double>(stage.active_bytes_per_token) -
                  expert_layers * chosen * expert_bytes +
-                 rows * static_cast<double>(load.context_tokens *
+                 rows * static_cast<double>(load.attended_tokens() *
                                             KvBytes(load.kv_dtype, stage.kv_values_per_token));
   always.multiply_adds =
       rows * (static_cast<double>(stage.flops_per_token) / 2 - chosen_multiply_adds);
   always.attention_multiply_adds =
       rows * AttentionMultiplyAdds(config.Mla(), static_cast<double>(stage.kv_values_per_token),
-                                   static_cast<double>(load.context_tokens));
+                                   static_cast<double>(load.attended_tokens()));
   const Computing on_cpu = TimeOf(always.Part(1 - placed.always_on_card), CpuOf(box));
   const Computing on_card = TimeOf(always.Part(placed.always_on_card), CardOf(box));
-  time.always_seconds = on_cpu.seconds() + on_card.seconds();
+  const double layers =
+      static_cast<double>(stage.kv_values_per_token) / static_cast<double>(config.Mla().kv_width());
+  time.always_seconds =
+      on_cpu.seconds() + on_card.seconds() + placed.always_on_card * layers * kCardLayerSeconds;
 
   // The experts: those on the card beside the others.
   const Work experts = {expert_layers * touched * expert_bytes, rows * chosen_multiply_adds, 0};
   const double card_share = hits * static_cast<double>(placed.card_slots) /
                             static_cast<double>(std::max<int64_t>(1, placed.expert_slots));
-  const Computing experts_on_cpu = TimeOf(experts.Part(1 - card_share), CpuOf(box));
-  const Computing experts_on_card = TimeOf(experts.Part(card_share), CardOf(box));
-  const Computing& slower =
-      experts_on_cpu.seconds() >= experts_on_card.seconds() ? experts_on_cpu : experts_on_card;
-  time.expert_seconds = slower.seconds();
+  const Computing shared =
+      ShareExperts(experts.Part(card_share), experts.Part(1 - card_share), box);
+  time.expert_seconds = shared.seconds();
+  if (box.card.count > 0 && placed.card_slots < stage.num_experts) {
+    time.expert_seconds += expert_layers * (kSharedVisitSeconds + rows * kSharedRowSeconds);
+  }
 
   time.seconds = is_scan ? std::max(time.read_seconds, time.always_seconds + time.expert_seconds)
                          : time.always_seconds + std::max(time.read_seconds, time.expert_seconds);
-  const double memory = on_cpu.memory + on_card.memory + slower.memory;
-  const double arithmetic = on_cpu.arithmetic + on_card.arithmetic + slower.arithmetic;
+  const double memory = on_cpu.memory + on_card.memory + shared.memory;
+  const double arithmetic = on_cpu.arithmetic + on_card.arithmetic + shared.arithmetic;
   if (time.read_seconds >= time.always_seconds + time.expert_seconds) {
     time.bottleneck = Bottleneck::kDisk;
   } else {
@@ -198,36 +277,75 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
   return time;
 }
 
+int64_t MicroBatches(int num_stages, const DecodeLoad& load) {
+  return std::min<int64_t>(num_stages, load.decoding_jobs());
+}
+
+double SendSeconds(const ModelConfig& config, const Box& from, const Box& to, double rows) {
+  const double bytes = rows * static_cast<double>(config.hidden_size) * sizeof(float);
+  double seconds = 0;
+  for (const Box* end : {&from, &to}) {
+    if (end->network.bytes > 0) seconds = std::max(seconds, bytes / end->network.bytes);
+  }
+  return seconds;
+}
+
+double HopLatency(const Box& from, const Box& to) {
+  return std::max(from.network.latency_seconds, to.network.latency_seconds);
+}
+
 namespace {
 
 struct Round {
   double seconds = 0;  // of all stages, one after the other, and the hops between them
+  std::vector<StageTime> stages;
   StageTime slowest;
 };
 
-/// A step of `rows` through the pipeline of PredictPipeline. step_rows: what memory of steps is
-/// taken from the boxes for; 0: theirs is what is left beside it.
-absl::StatusOr<Round> PredictRound(const ModelConfig& config, const ModelCost& cost, const Box& box,
-                                   int num_boxes, const DecodeLoad& load, double rows,
-                                   int64_t step_rows) {
-  const int layers = static_cast<int>(cost.layers.size());
-  CARAVAN_CHECK(num_boxes >= 1 && num_boxes <= layers && load.jobs >= 1);
+// Times the rate that a chunk twice as long has to give.
+constexpr double kWorthwhile = 1.1;
+
+// Of a sequence's KV cache in a block; what a card's memory of steps is counted with.
+constexpr int64_t kKvBlockTokens = 64;
+
+/// The box without the memory that steps of so many rows take of it.
+Box WithoutSteps(const ModelConfig& config, const StageSpec& stage, int num_stages, int64_t rows,
+                 Box box) {
+  box.memory.bytes -= ComputeStepMemory(config, rows).Of(stage, num_stages);
+  if (box.card.count > 0) {
+    const StepMemory steps = ComputeCardStepMemory(config, rows, kKvBlockTokens);
+    box.card.bytes = std::max<int64_t>(0, box.card.bytes - steps.Of(stage, num_stages));
+  }
+  return box;
+}
+
+/// A step of `rows` through `stages`. step_rows: what memory of steps is taken from the boxes for;
+/// 0: theirs is what is left beside it.
+absl::StatusOr<Round> PredictRound(const ModelConfig& config, const ModelCost& cost,
+                                   absl::Span<const BoxStage> stages, const DecodeLoad& load,
+                                   double rows, int64_t step_rows) {
+  CARAVAN_CHECK(!stages.empty() && load.jobs >= 1);
+  const auto num_stages = static_cast<int>(stages.size());
   Round round;
-  round.seconds = num_boxes > 1 ? num_boxes * box.hop_seconds : 0;
-  for (int i = 0; i < num_boxes; ++i) {
-    StageSpec stage;
-    stage.first_layer = layers * i / num_boxes;
-    stage.end_layer = layers * (i + 1) / num_boxes;
-    stage.embeds = i == 0;
-    stage.has_head = i + 1 == num_boxes;
-    Box left = box;
-    if (step_rows > 0) {
-      left.memory_bytes -= ComputeStepMemory(config, step_rows).Of(stage, num_boxes);
-    }
-    absl::StatusOr<StageTime> part = PredictStage(config, cost.Of(stage), left, load, rows);
+  for (size_t i = 0; i < stages.size(); ++i) {
+    const StageSpec& stage = stages[i].stage;
+    const Box& box = *stages[i].box;
+    absl::StatusOr<StageTime> part =
+        step_rows == 0
+            ? PredictStage(config, cost.Of(stage), box, load, rows)
+            : PredictStage(config, cost.Of(stage),
+                           WithoutSteps(config, stage, num_stages, step_rows, box), load, rows);
     if (!part.ok()) return Annotate(part.status(), DescribeStage(stage));
     round.seconds += part->seconds;
-    if (part->seconds > round.slowest.seconds) round.slowest = *part;
+    if (i + 1 < stages.size()) {
+      part->send_seconds = SendSeconds(config, box, *stages[i + 1].box, rows);
+      round.seconds += part->send_seconds + HopLatency(box, *stages[i + 1].box);
+      if (part->send_seconds > part->seconds) part->bottleneck = Bottleneck::kNetwork;
+    } else if (i > 0) {
+      round.seconds += box.network.latency_seconds;
+    }
+    if (i == 0 || part->busy_seconds() > round.slowest.busy_seconds()) round.slowest = *part;
+    round.stages.push_back(*std::move(part));
   }
   return round;
 }
@@ -235,36 +353,57 @@ absl::StatusOr<Round> PredictRound(const ModelConfig& config, const ModelCost& c
 }  // namespace
 
 absl::StatusOr<PipelineTime> PredictPipeline(const ModelConfig& config, const ModelCost& cost,
-                                             const Box& box, int num_boxes,
+                                             absl::Span<const BoxStage> stages,
                                              const DecodeLoad& load) {
-  const auto micro_batches = static_cast<double>(std::min<int64_t>(num_boxes, load.jobs));
+  const auto micro_batches =
+      static_cast<double>(MicroBatches(static_cast<int>(stages.size()), load));
+  const auto decoding = static_cast<double>(load.decoding_jobs());
   PipelineTime time;
-  time.rows = static_cast<double>(load.jobs) / micro_batches;
-  CARAVAN_ASSIGN_OR_RETURN(const Round round,
-                           PredictRound(config, cost, box, num_boxes, load, time.rows, 0));
-  time.slowest = round.slowest;
+  time.rows = decoding / micro_batches;
+  CARAVAN_ASSIGN_OR_RETURN(Round round, PredictRound(config, cost, stages, load, time.rows, 0));
+  time.round_seconds = round.seconds;
   // A micro-batch comes round after all stages, and each stage serves all micro-batches in turn.
-  const double cycle = std::max(round.seconds, micro_batches * time.slowest.seconds);
-  time.tokens_per_second = static_cast<double>(load.jobs) / cycle;
+  time.seconds_per_token = std::max(round.seconds, micro_batches * round.slowest.busy_seconds());
+  time.tokens_per_second = decoding / time.seconds_per_token;
+  time.stages = std::move(round.stages);
+  time.slowest = round.slowest;
   return time;
 }
 
 absl::StatusOr<PromptTime> PredictPrompts(const ModelConfig& config, const ModelCost& cost,
-                                          const Box& box, int num_boxes, const DecodeLoad& load) {
+                                          absl::Span<const BoxStage> stages,
+                                          const DecodeLoad& load) {
   PromptTime time;
   const int64_t longest = std::clamp(load.context_tokens, kLeastPromptChunk, kMostPromptChunk);
   for (int64_t chunk = kLeastPromptChunk; chunk <= longest; chunk *= 2) {
     const absl::StatusOr<Round> round =
-        PredictRound(config, cost, box, num_boxes, load, static_cast<double>(chunk), chunk);
+        PredictRound(config, cost, stages, load, static_cast<double>(chunk), chunk);
     // A smaller one fits.
     if (!round.ok() && time.chunk_tokens > 0) break;
     CARAVAN_RETURN_IF_ERROR(round.status());
+    const double rate = static_cast<double>(chunk) / round->slowest.busy_seconds();
+    if (rate < kWorthwhile * time.tokens_per_second) break;
     time.chunk_tokens = chunk;
     time.slowest = round->slowest;
-    time.tokens_per_second = static_cast<double>(chunk) / round->slowest.seconds;
-    if (time.slowest.bottleneck == Bottleneck::kArithmetic) break;
+    time.tokens_per_second = rate;
   }
   return time;
+}
+
+absl::StatusOr<double> PredictFirstToken(const ModelConfig& config, const ModelCost& cost,
+                                         absl::Span<const BoxStage> stages, const DecodeLoad& load,
+                                         int64_t prompt_tokens, int64_t chunk_tokens) {
+  CARAVAN_CHECK(prompt_tokens >= 1 && chunk_tokens >= 1);
+  // Chunks that are alike, none larger than chunk_tokens; their rows look back on half of the
+  // prompt.
+  const int64_t chunks = CeilDiv(prompt_tokens, chunk_tokens);
+  const double rows = static_cast<double>(prompt_tokens) / static_cast<double>(chunks);
+  DecodeLoad prompt = load;
+  prompt.decoding = 1;
+  prompt.attended = CeilDiv<int64_t>(prompt_tokens, 2);
+  CARAVAN_ASSIGN_OR_RETURN(const Round round,
+                           PredictRound(config, cost, stages, prompt, rows, chunk_tokens));
+  return static_cast<double>(chunks) * round.seconds;
 }
 
 }  // namespace caravan

@@ -11,11 +11,17 @@
 //   touched = E (1 - (1 - k/E)^rows)     of E experts, if rows choose k of them evenly
 //   in memory = touched * HitRate(share of all experts that fit, what all jobs' rows touch / E)
 //
+// A box with a card holds what is always active and the KV cache there, as far as there is room,
+// and experts in what is left. Those that are not there are computed by the CPU where they lie, or
+// copied to the card, so that both are done at the same time; both read the box's memory.
+//
 // Reads and computation overlap (docs/architecture.md, "The expert store"): a scan, where more than
 // half of a layer is touched, reads ahead over layers; otherwise each layer's reads run beside its
 // experts only. Real routing is uneven, so that more rows share an expert than this says.
 
+#include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
@@ -23,6 +29,7 @@
 #include "cluster/box.h"
 #include "model/layer_cost.h"
 #include "model/model_config.h"
+#include "model/stage_spec.h"
 
 namespace caravan {
 
@@ -39,8 +46,18 @@ double HitRate(double share, double touched_share);
 
 /// What bounds a step: the disk, where it reads for as long as all that computes takes; else of all
 /// that computes, reading memory (VRAM too) or arithmetic, whichever takes longer.
-enum class Bottleneck { kDisk, kMemory, kArithmetic };
+/// Of a stage in a pipeline the network, where its activations take longer than all that.
+enum class Bottleneck { kDisk, kMemory, kArithmetic, kNetwork };
 const char* BottleneckName(Bottleneck bottleneck);
+
+/// Where a stage's bytes lie. Fixed: what is always active, and the KV cache.
+struct StageTiers {
+  int64_t card_fixed_bytes = 0;
+  int64_t card_expert_bytes = 0;
+  int64_t memory_fixed_bytes = 0;
+  int64_t memory_expert_bytes = 0;
+  int64_t disk_bytes = 0;  // all weights, copies of what is above among them
+};
 
 /// One stage's part of a step. Seconds.
 struct StageTime {
@@ -51,36 +68,74 @@ struct StageTime {
   double always_seconds = 0;  // attention and whatever every token passes
   double expert_seconds = 0;  // the experts' arithmetic and memory
   double seconds = 0;         // with what overlaps
+  double send_seconds = 0;    // of its activations to the next stage of a pipeline, beside that
   Bottleneck bottleneck = Bottleneck::kDisk;
+  StageTiers tiers;
+
+  /// After which it can begin the next micro-batch.
+  double busy_seconds() const { return std::max(seconds, send_seconds); }
 };
 
 struct PipelineTime {
-  double tokens_per_second = 0;  // of all jobs together
-  double rows = 0;               // of a micro-batch
-  StageTime slowest;             // of the stages, for one micro-batch
+  double tokens_per_second = 0;   // of all jobs that decode together
+  double seconds_per_token = 0;   // of each of them
+  double rows = 0;                // of a micro-batch
+  double round_seconds = 0;       // of a micro-batch through all stages
+  std::vector<StageTime> stages;  // for one micro-batch
+  StageTime slowest;              // of these
 };
 
 struct DecodeLoad {
-  int64_t jobs = 1;            // that decode at once
+  int64_t jobs = 1;            // whose KV caches there is room for
   int64_t context_tokens = 0;  // of each
   DType kv_dtype = DType::kF16;
+  int64_t decoding = 0;  // of these jobs, that decode at once; 0: all
+  int64_t attended = 0;  // tokens that a row looks back on; 0: all of its context
+
+  int64_t decoding_jobs() const { return decoding > 0 ? decoding : jobs; }
+  int64_t attended_tokens() const { return attended > 0 ? attended : context_tokens; }
 };
+
+/// What a box has too little of for a stage.
+struct StageLack {
+  int64_t memory_bytes = 0;  // VRAM and memory together, for what is fixed and the experts of a row
+  int64_t disk_bytes = 0;    // for its weights
+
+  int64_t bytes() const { return memory_bytes + disk_bytes; }
+};
+StageLack LackOf(const LayerCost& stage, const Box& box, const DecodeLoad& load);
 
 /// Of a stage, for a micro-batch of `rows` out of the load's jobs, or for more rows than jobs, of
 /// prompts. VRAM and memory take what is always active first, then the KV cache of all jobs, then
 /// experts.
-/// Errors: FailedPrecondition - the box has not the memory for that and the experts of one row;
-///         says how much is missing.
+/// Errors: FailedPrecondition - the box has not the memory for that and the experts of one row, or
+///         not the disk for its weights; says how much is missing.
 absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCost& stage,
                                        const Box& box, const DecodeLoad& load, double rows);
 
-/// Of a pipeline of `num_boxes` such boxes with as many layers each as nearly as can be. The jobs
-/// are split into as many micro-batches as there are stages (docs/architecture.md), if there are
-/// so many jobs.
-/// REQUIRES: 1 <= num_boxes <= layers; jobs >= 1.
+/// A stage and the box that holds it.
+struct BoxStage {
+  const Box* box = nullptr;
+  StageSpec stage;
+};
+
+/// Into how many micro-batches the load's jobs are split: as many as there are stages
+/// (docs/architecture.md), if there are so many jobs.
+int64_t MicroBatches(int num_stages, const DecodeLoad& load);
+
+/// Of `rows` hidden states from one box to another. Such messages of a link do not overlap.
+double SendSeconds(const ModelConfig& config, const Box& from, const Box& to, double rows);
+
+/// Of a message that has just left, until it is there. (What was sampled comes home to the
+/// coordinator with the latency of the last stage's network.)
+double HopLatency(const Box& from, const Box& to);
+
+/// Of a pipeline of such stages, which follow each other.
+/// REQUIRES: `stages` are those of a whole model, in order; jobs >= 1.
 /// Errors: as PredictStage, which names the stage.
 absl::StatusOr<PipelineTime> PredictPipeline(const ModelConfig& config, const ModelCost& cost,
-                                             const Box& box, int num_boxes, const DecodeLoad& load);
+                                             absl::Span<const BoxStage> stages,
+                                             const DecodeLoad& load);
 
 /// Chunks of prompts, which read each expert once for all of their rows.
 struct PromptTime {
@@ -92,14 +147,21 @@ struct PromptTime {
 inline constexpr int64_t kLeastPromptChunk = 64;
 inline constexpr int64_t kMostPromptChunk = 8192;
 
-/// Of the pipeline of PredictPipeline, with the smallest chunk in which its slowest stage computes
-/// for as long as it reads disk and memory: smaller ones leave its cores idle, larger ones gain
-/// nothing, take memory from experts, and hold other jobs up. Among powers of two from
-/// kLeastPromptChunk to kMostPromptChunk, the last one that the context and memory have room for
-/// where reading stays the bottleneck.
-/// REQUIRES, Errors: as PredictPipeline.
+/// Of the pipeline of PredictPipeline, with the smallest chunk on which one twice as long gains
+/// less than a tenth: one in which its slowest stage computes for as long as it reads disk and
+/// memory. Smaller ones leave cores idle, larger ones take memory from experts and hold other jobs
+/// up. Among powers of two from kLeastPromptChunk to kMostPromptChunk that the context and memory
+/// have room for. REQUIRES, Errors: as PredictPipeline.
 absl::StatusOr<PromptTime> PredictPrompts(const ModelConfig& config, const ModelCost& cost,
-                                          const Box& box, int num_boxes, const DecodeLoad& load);
+                                          absl::Span<const BoxStage> stages,
+                                          const DecodeLoad& load);
+
+/// Seconds from when a prompt of so many tokens, alone, is there until its first token is: its
+/// chunks pass all stages, one after the other.
+/// REQUIRES, Errors: as PredictPipeline; chunk_tokens >= 1.
+absl::StatusOr<double> PredictFirstToken(const ModelConfig& config, const ModelCost& cost,
+                                         absl::Span<const BoxStage> stages, const DecodeLoad& load,
+                                         int64_t prompt_tokens, int64_t chunk_tokens);
 
 }  // namespace caravan
 

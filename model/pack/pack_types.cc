@@ -1,11 +1,13 @@
 #include "model/pack/pack_types.h"
 
 #include <array>
+#include <cmath>
 
 #include "absl/algorithm/container.h"
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 
 namespace caravan {
 namespace {
@@ -53,6 +55,18 @@ absl::StatusOr<PackTypes> PackPreset(absl::string_view name) {
   if (name == "2bit") return PackTypes{DType::kQ2_K, DType::kQ8_0};
   return absl::InvalidArgumentError(
       absl::StrCat("\"", name, "\" is no preset; there are 8bit, 4bit and 2bit"));
+}
+
+absl::StatusOr<PackTypes> PackTypesOfBits(double bits) {
+  std::string known;
+  for (const DType each : {DType::kQ2_K, DType::kQ3_K, DType::kQ4_K, DType::kQ5_K, DType::kQ6_K,
+                           DType::kF8E4M3, DType::kQ8_0, DType::kBF16, DType::kF32}) {
+    if (std::abs(BitsOf(each) - bits) < 0.05) return PackTypes{each, each};
+    absl::StrAppendFormat(&known, "%s%.2g (%s)", known.empty() ? "" : ", ", BitsOf(each),
+                          DTypeName(each));
+  }
+  return absl::InvalidArgumentError(
+      absl::StrFormat("no format has %g bits a weight; there are %s", bits, known));
 }
 
 TensorInfo PackedInfo(const PackTypes& types, const TensorSpec& spec, const TensorInfo& source) {

@@ -32,6 +32,12 @@ std::string DescribePackTypes(const PackTypes& types);
 /// "8bit", "4bit" or "2bit". Errors: InvalidArgument - no such preset.
 absl::StatusOr<PackTypes> PackPreset(absl::string_view name);
 
+/// All matrices in the format of so many bits a weight, its blocks' scales among them, within 0.05:
+/// 2.6 (q2_K), 3.4 (q3_K), 4.5 (q4_K, not q4_0, which has as many), 5.5 (q5_K), 6.6 (q6_K), 8
+/// (fp8), 8.5 (q8_0), 16 (bf16, not f16) or 32 (f32). Errors: InvalidArgument - no format has so
+/// many; names those that there are.
+absl::StatusOr<PackTypes> PackTypesOfBits(double bits);
+
 /// How `spec`'s tensor is stored, `source` being what there is of it now: as a stage holds it
 /// (LoadedInfo), in the format that `types` asks for. What departs from `types`: the router stays
 /// as it is; kv_b_proj, whose error every attention score bears, gets 8 bits or more; a matrix

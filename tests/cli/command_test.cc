@@ -159,11 +159,28 @@ TEST(CommandTest, WrongFlagsGetASentenceThatNamesThem) {
       {{"tokenize"}, 2, "--tokenizer is required"},
       {{"plan"}, 2, "--model is required"},
       {{"plan", "--model", "/nonexistent.json"}, 2, "/nonexistent.json: No such file or directory"},
-      {{"plan", "--model", kModel, "--box", "4090"},
+      {{"plan", "--model", kModel, "--box", "5090"},
        2,
-       "--box: no box is called \"4090\"; there are"},
-      {{"plan", "--model", kModel, "--boxes", "1,7"}, 2, "--boxes: 7 boxes for 6 layers"},
-      {{"plan", "--model", kModel, "--boxes", "0"}, 2, "--boxes"},
+       "--box: no box is called \"5090\"; there are"},
+      {{"plan", "--model", kModel, "--count", "1,7"}, 2, "--count: 7 boxes for 6 layers"},
+      {{"plan", "--model", kModel, "--count", "0"}, 2, "--count"},
+      {{"plan", "--model", kModel, "--network", "wifi"},
+       2,
+       "--network: no network is called \"wifi\"; there are 1gbe, 2.5gbe, 10gbe"},
+      {{"plan", "--model", kModel, "--boxes", "/nonexistent.json"}, 2, "No such file"},
+      {{"plan", "--model", kModel, "--boxes", absl::StrCat(kModel, "/config.json")},
+       2,
+       "config.json: field \"architectures\" is not known; there are boxes, network"},
+      {{"plan", "--model", kModel, "--boxes", "x", "--box", "3060"}, 2, "excludes"},
+      {{"plan", "--model", kModel, "--for", "speed"}, 2, "--for"},
+      {{"plan", "--model", kModel, "--context", "512", "--prompt", "513"},
+       2,
+       "--prompt: more tokens than --context"},
+      {{"plan", "--model", kModel, "--bits", "4.5"}, 2, "has its formats; they are for a"},
+      {{"plan", "--model", CARAVAN_SOURCE_DIR "/bench/shapes/deepseek-r1.json", "--bits", "4"},
+       2,
+       "--bits: no format has 4 bits a weight; there are 2.6 (Q2_K)"},
+      {{"plan", "--model", kModel, "--html", "/nonexistent/page.html"}, 2, "--html: /nonexistent"},
       {{"plan", "--model", kModel, "--context", "100000000"}, 2, "--context"},
       {{"plan", "--model", kModel, "--preset", "4bit"}, 2, "has its formats; they are for a"},
       {{"probe"}, 2, "A subcommand is required"},
@@ -421,14 +438,31 @@ TEST(CommandTest, PlanPredictsForAShapeThatIsNotHere) {
   const std::string shape = CARAVAN_SOURCE_DIR "/bench/shapes/deepseek-r1.json";
   TestProcess& plan =
       cluster.Launch("plan", {"plan", "--model", shape, "--experts", "q4_K", "--dense", "q4_K",
-                              "--boxes", "1,12", "--jobs", "1,256", "--target", "5"});
+                              "--count", "1,12", "--jobs", "1,256", "--target", "5"});
   EXPECT_EQ(plan.Wait(), 0) << plan.Transcript();
   EXPECT_THAT(plan.Out(), HasSubstr("a prediction, not a measurement"));
   // One box has not the memory for the KV cache of 256 jobs; of twelve it takes experts' place.
   EXPECT_THAT(plan.Out(), ContainsRegex("\\| 1 \\| [0-9]+% \\| 0\\.[0-9]+ disk \\| - \\|"));
   EXPECT_THAT(plan.Out(),
               ContainsRegex("\\| 12 \\| [0-9]+% to [0-9]+% \\| [0-9.]+ [a-z]+ \\| \\*\\*"));
-  EXPECT_THAT(plan.Out(), HasSubstr("of KV cache and the experts of one row lack "));
+  EXPECT_THAT(plan.Out(), ContainsRegex("stage 1 \\(layers 0..60, box 3060\\) lacks [0-9.]+ GiB of "
+                                        "memory"));
+}
+
+TEST(CommandTest, PlanTakesBoxesFromAFileAndWritesAPage) {
+  TestCluster cluster;
+  const std::string shape = CARAVAN_SOURCE_DIR "/bench/shapes/deepseek-r1.json";
+  const std::string boxes = cluster.dir().File("boxes.json");
+  WriteText(boxes,
+            R"({"boxes": [{"box": "3060", "count": 2}, {"box": "cpu"}], "network": "1gbe"})");
+  const std::string page = cluster.dir().File("page.html");
+  TestProcess& plan =
+      cluster.Launch("plan", {"plan", "--model", shape, "--bits", "4.5", "--boxes", boxes, "--jobs",
+                              "8", "--context", "4096", "--for", "interactive", "--html", page});
+  EXPECT_EQ(plan.Wait(), 0) << plan.Transcript();
+  EXPECT_THAT(plan.Out(), HasSubstr("boxes.json: 2 boxes 3060, 1 box cpu"));
+  EXPECT_THAT(plan.Out(), HasSubstr("| another box 3060 | 4650 | "));
+  EXPECT_THAT(Slurp(page), HasSubstr("<h2>What to buy next</h2>"));
 }
 
 TEST(CommandTest, ProbeDiskMeasuresEachSizeAtEachDepthAndLeavesNothing) {

@@ -3,6 +3,7 @@
 #include "cluster/step_time.h"
 
 #include <cmath>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -44,15 +45,31 @@ LayerCost ExpertLayers(int num_layers) {
   return sum;
 }
 
+/// As many layers of the model on each of `num_boxes` such boxes as nearly as can be.
+std::vector<BoxStage> Even(const Box& box, int num_boxes, const ModelCost& cost) {
+  const auto layers = static_cast<int>(cost.layers.size());
+  std::vector<BoxStage> stages;
+  for (int i = 0; i < num_boxes; ++i) {
+    StageSpec stage;
+    stage.first_layer = layers * i / num_boxes;
+    stage.end_layer = layers * (i + 1) / num_boxes;
+    stage.embeds = i == 0;
+    stage.has_head = i + 1 == num_boxes;
+    stages.push_back({&box, stage});
+  }
+  return stages;
+}
+
 /// A disk of 1 GB/s, and all else as good as free.
 Box DiskBox(int64_t memory_bytes) {
   Box box;
   box.name = "test";
-  box.disk_read_bytes = 1e9;
-  box.memory_bytes = memory_bytes;
-  box.memory_read_bytes = 1e15;
-  box.cpu_multiply_adds = 1e18;
-  box.cpu_attention_multiply_adds = 1e18;
+  box.disk.read_bytes = 1e9;
+  box.disk.bytes = int64_t{1} << 50;
+  box.memory.bytes = memory_bytes;
+  box.memory.read_bytes = 1e15;
+  box.cpu.multiply_adds = 1e18;
+  box.cpu.attention_multiply_adds = 1e18;
   return box;
 }
 
@@ -137,25 +154,25 @@ TEST(StepTime, ChunksOfPromptsGrowUntilComputingTakesAsLongAsReading) {
   Box box = DiskBox(128 * int64_t{20'000'000});
   // A layer with experts takes 256 * 7/8 reads at 50 a second: 4.48 s. A row's 8 experts of
   // 3 * 7168 * 2048 multiply-adds take 1 / 100 s at this rate, so that 448 rows take as long.
-  box.memory_read_bytes = 1e15;
-  box.cpu_multiply_adds = 100.0 * 8 * 3 * 7168 * 2048;
-  const auto time = PredictPrompts(R1(), cost, box, 1, {.context_tokens = 8192});
+  box.memory.read_bytes = 1e15;
+  box.cpu.multiply_adds = 100.0 * 8 * 3 * 7168 * 2048;
+  const auto time = PredictPrompts(R1(), cost, Even(box, 1, cost), {.context_tokens = 8192});
   ASSERT_TRUE(time.ok()) << time.status();
   EXPECT_EQ(time->chunk_tokens, 512);
   EXPECT_EQ(time->slowest.bottleneck, Bottleneck::kArithmetic);
   // Two boxes have a chunk each; twice the slots leave less to read.
-  const auto two = PredictPrompts(R1(), cost, box, 2, {.context_tokens = 8192});
+  const auto two = PredictPrompts(R1(), cost, Even(box, 2, cost), {.context_tokens = 8192});
   ASSERT_TRUE(two.ok()) << two.status();
   EXPECT_EQ(two->chunk_tokens, 512);
   EXPECT_NEAR(two->tokens_per_second / time->tokens_per_second, 2, 0.1);
-  box.cpu_multiply_adds *= 1e6;
-  box.memory_bytes *= 4;  // for the rows of the largest chunk
-  const auto fast = PredictPrompts(R1(), cost, box, 1, {.context_tokens = 8192});
+  box.cpu.multiply_adds *= 1e6;
+  box.memory.bytes *= 4;  // for the rows of the largest chunk
+  const auto fast = PredictPrompts(R1(), cost, Even(box, 1, cost), {.context_tokens = 8192});
   ASSERT_TRUE(fast.ok()) << fast.status();
   EXPECT_EQ(fast->chunk_tokens, kMostPromptChunk);
   EXPECT_EQ(fast->slowest.bottleneck, Bottleneck::kDisk);
-  box.cpu_multiply_adds /= 1e9;
-  const auto slow = PredictPrompts(R1(), cost, box, 1, {.context_tokens = 8192});
+  box.cpu.multiply_adds /= 1e9;
+  const auto slow = PredictPrompts(R1(), cost, Even(box, 1, cost), {.context_tokens = 8192});
   ASSERT_TRUE(slow.ok()) << slow.status();
   EXPECT_EQ(slow->chunk_tokens, kLeastPromptChunk);
 }
@@ -163,8 +180,8 @@ TEST(StepTime, ChunksOfPromptsGrowUntilComputingTakesAsLongAsReading) {
 TEST(StepTime, NoChunkIsLongerThanThePrompts) {
   ModelCost cost;
   cost.layers.assign(4, ExpertLayers(1));
-  const auto time =
-      PredictPrompts(R1(), cost, DiskBox(128 * int64_t{20'000'000}), 1, {.context_tokens = 300});
+  const Box box = DiskBox(128 * int64_t{20'000'000});
+  const auto time = PredictPrompts(R1(), cost, Even(box, 1, cost), {.context_tokens = 300});
   ASSERT_TRUE(time.ok()) << time.status();
   EXPECT_EQ(time->chunk_tokens, 256);
   EXPECT_EQ(time->slowest.bottleneck, Bottleneck::kDisk);
@@ -175,9 +192,9 @@ TEST(StepTime, ChunksOfPromptsGrowPastWhatMemoryBounds) {
   cost.layers.assign(1, ExpertLayers(1));
   Box box = DiskBox(300 * int64_t{20'000'000});
   // All is in memory; to read it takes 1 s, and so does the arithmetic of 100 rows.
-  box.memory_read_bytes = 256 * 20e6;
-  box.cpu_multiply_adds = 100.0 * 8 * 3 * 7168 * 2048;
-  const auto time = PredictPrompts(R1(), cost, box, 1, {.context_tokens = 8192});
+  box.memory.read_bytes = 256 * 20e6;
+  box.cpu.multiply_adds = 100.0 * 8 * 3 * 7168 * 2048;
+  const auto time = PredictPrompts(R1(), cost, Even(box, 1, cost), {.context_tokens = 8192});
   ASSERT_TRUE(time.ok()) << time.status();
   EXPECT_EQ(time->chunk_tokens, 128);
   EXPECT_EQ(time->slowest.bottleneck, Bottleneck::kArithmetic);
@@ -185,7 +202,7 @@ TEST(StepTime, ChunksOfPromptsGrowPastWhatMemoryBounds) {
 
 TEST(StepTime, NothingIsReadWhereAllIsInMemory) {
   Box box = DiskBox(100 * kGiB);
-  box.disk_read_bytes = 1;
+  box.disk.read_bytes = 1;
   for (const double rows : {1.0, 512.0}) {
     const auto time = PredictStage(R1(), ExpertLayers(2), box, {}, rows);
     ASSERT_TRUE(time.ok()) << time.status();
@@ -196,8 +213,8 @@ TEST(StepTime, NothingIsReadWhereAllIsInMemory) {
 
 TEST(StepTime, MemoryBoundsOneRowAndArithmeticMany) {
   Box box = DiskBox(100 * kGiB);
-  box.memory_read_bytes = 10e9;
-  box.cpu_multiply_adds = 100e9;
+  box.memory.read_bytes = 10e9;
+  box.cpu.multiply_adds = 100e9;
   const auto one = PredictStage(R1(), ExpertLayers(1), box, {}, 1);
   ASSERT_TRUE(one.ok()) << one.status();
   EXPECT_EQ(one->bottleneck, Bottleneck::kMemory);
@@ -210,7 +227,7 @@ TEST(StepTime, MemoryBoundsOneRowAndArithmeticMany) {
 
 TEST(StepTime, AttentionHasARateOfItsOwn) {
   Box box = DiskBox(100 * kGiB);
-  box.cpu_attention_multiply_adds = 1e9;
+  box.cpu.attention_multiply_adds = 1e9;
   LayerCost stage = ExpertLayers(1);
   stage.kv_values_per_token = 576;
   const DecodeLoad load = {.jobs = 4, .context_tokens = 1000};
@@ -224,22 +241,23 @@ TEST(StepTime, AttentionHasARateOfItsOwn) {
 // Not by the experts alone: here they wait for memory, for far less time than attention computes.
 TEST(StepTime, TheBottleneckIsThatOfAllThatComputes) {
   Box box = DiskBox(100 * kGiB);
-  box.memory_read_bytes = 100e9;
+  box.memory.read_bytes = 100e9;
   LayerCost stage = ExpertLayers(1);
   stage.kv_values_per_token = 576;
   const DecodeLoad load = {.jobs = 4, .context_tokens = 1000};
   for (const auto& [rate, bottleneck] :
        {std::pair{1e9, Bottleneck::kArithmetic}, {1e15, Bottleneck::kMemory}}) {
-    box.cpu_attention_multiply_adds = rate;
+    box.cpu.attention_multiply_adds = rate;
     const auto time = PredictStage(R1(), stage, box, load, 4);
     ASSERT_TRUE(time.ok()) << time.status();
     EXPECT_EQ(time->bottleneck, bottleneck) << rate;
   }
   // What is on the card counts too.
-  box.cpu_attention_multiply_adds = 1e15;
-  box.vram_bytes = 50 * kGiB;
-  box.vram_read_bytes = 1e15;
-  box.gpu_multiply_adds = 1e9;
+  box.cpu.attention_multiply_adds = 1e15;
+  box.card.count = 1;
+  box.card.bytes = 50 * kGiB;
+  box.card.read_bytes = 1e15;
+  box.card.multiply_adds = 1e9;
   const auto time = PredictStage(R1(), stage, box, load, 4);
   ASSERT_TRUE(time.ok()) << time.status();
   EXPECT_EQ(time->bottleneck, Bottleneck::kArithmetic);
@@ -269,8 +287,8 @@ ModelCost Model(int num_layers) {
 TEST(StepTime, BoxesReadSideBySide) {
   // No slots to speak of, so that more boxes hold no more.
   const Box box = DiskBox(8 * 20'000'000);
-  const auto one = PredictPipeline(R1(), Model(6), box, 1, {.jobs = 512});
-  const auto three = PredictPipeline(R1(), Model(6), box, 3, {.jobs = 3 * 512});
+  const auto one = PredictPipeline(R1(), Model(6), Even(box, 1, Model(6)), {.jobs = 512});
+  const auto three = PredictPipeline(R1(), Model(6), Even(box, 3, Model(6)), {.jobs = 3 * 512});
   ASSERT_TRUE(one.ok() && three.ok()) << one.status() << three.status();
   EXPECT_DOUBLE_EQ(three->rows, 512);
   EXPECT_GT(three->tokens_per_second, 3 * one->tokens_per_second);
@@ -280,9 +298,9 @@ TEST(StepTime, BoxesReadSideBySide) {
 
 TEST(StepTime, OneJobPassesBoxAfterBox) {
   Box box = DiskBox(8 * 20'000'000);
-  box.hop_seconds = 0.5;
-  const auto one = PredictPipeline(R1(), Model(4), box, 1, {});
-  const auto two = PredictPipeline(R1(), Model(4), box, 2, {});
+  box.network.latency_seconds = 0.5;
+  const auto one = PredictPipeline(R1(), Model(4), Even(box, 1, Model(4)), {});
+  const auto two = PredictPipeline(R1(), Model(4), Even(box, 2, Model(4)), {});
   ASSERT_TRUE(one.ok() && two.ok()) << one.status() << two.status();
   const double hops = 2 * 0.5;
   EXPECT_GT(1 / two->tokens_per_second, hops);
@@ -290,15 +308,117 @@ TEST(StepTime, OneJobPassesBoxAfterBox) {
 }
 
 TEST(StepTime, AStageThatDoesNotFitIsNamed) {
-  const auto time = PredictPipeline(R1(), Model(4), DiskBox(0), 2, {});
+  const Box box = DiskBox(0);
+  const auto time = PredictPipeline(R1(), Model(4), Even(box, 2, Model(4)), {});
   EXPECT_THAT(std::string(time.status().message()), HasSubstr("layers 0..1"));
 }
 
-TEST(Box, AnUnknownOneIsRefusedWithTheKnown) {
-  EXPECT_TRUE(FindBox("3060").ok());
-  const auto box = FindBox("4090");
-  EXPECT_EQ(box.status().code(), absl::StatusCode::kNotFound);
-  EXPECT_THAT(std::string(box.status().message()), HasSubstr("1660s, 3060"));
+TEST(StepTime, ADiskThatIsTooSmallSaysWhatItLacks) {
+  Box box = DiskBox(100 * kGiB);
+  box.disk.bytes = 256 * int64_t{20'000'000} - kGiB;
+  const auto time = PredictStage(R1(), ExpertLayers(1), box, {}, 1);
+  EXPECT_EQ(time.status().code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(time.status().message()), HasSubstr("lack 1.00 GiB of disk"));
+}
+
+/// All experts in memory; a CPU that computes 100 rows of a layer a second, a card that computes
+/// as good as at once.
+Box CardBox(double pcie_bytes) {
+  Box box = DiskBox(100 * kGiB);
+  box.cpu.multiply_adds = 100.0 * 8 * 3 * 7168 * 2048;
+  box.card.count = 1;
+  box.card.read_bytes = 1e15;
+  box.card.multiply_adds = 1e18;
+  box.card.pcie_bytes = pcie_bytes;
+  return box;
+}
+
+TEST(StepTime, CpuAndCardShareWhatLiesInMemory) {
+  // The CPU would take 4 s for 400 rows, and so would copying all 256 experts.
+  const Box box = CardBox(256 * 20e6 / 4);
+  const auto time = PredictStage(R1(), ExpertLayers(1), box, {.jobs = 400}, 400);
+  ASSERT_TRUE(time.ok()) << time.status();
+  EXPECT_NEAR(time->expert_seconds, 2, 2e-3);
+  const auto alone = PredictStage(R1(), ExpertLayers(1), CardBox(0), {.jobs = 400}, 400);
+  ASSERT_TRUE(alone.ok()) << alone.status();
+  EXPECT_NEAR(alone->expert_seconds, 4, 2e-3);
+}
+
+TEST(StepTime, CopiesReadTheSameMemoryAsTheCpu) {
+  Box box = CardBox(1e12);
+  box.memory.read_bytes = 256 * 20e6 / 3;
+  const auto time = PredictStage(R1(), ExpertLayers(1), box, {.jobs = 400}, 400);
+  ASSERT_TRUE(time.ok()) << time.status();
+  EXPECT_NEAR(time->expert_seconds, 3, 2e-3);
+  EXPECT_EQ(time->bottleneck, Bottleneck::kMemory);
+}
+
+TEST(StepTime, TheCardComputesWhatIsCopiedToIt) {
+  // Of 400 rows the card, as fast as the CPU, takes half.
+  Box box = CardBox(1e12);
+  box.card.multiply_adds = box.cpu.multiply_adds;
+  const auto time = PredictStage(R1(), ExpertLayers(1), box, {.jobs = 400}, 400);
+  ASSERT_TRUE(time.ok()) << time.status();
+  EXPECT_NEAR(time->expert_seconds, 2, 2e-3);
+  EXPECT_EQ(time->bottleneck, Bottleneck::kArithmetic);
+}
+
+TEST(StepTime, TiersHoldWhatTheyAreSaidTo) {
+  Box box = DiskBox(30 * int64_t{20'000'000} + 10);
+  box.card.count = 2;
+  box.card.bytes = 10 * int64_t{20'000'000};
+  LayerCost stage = ExpertLayers(1);
+  stage.weight_bytes += 5 * int64_t{20'000'000};  // always active
+  const auto time = PredictStage(R1(), stage, box, {}, 1);
+  ASSERT_TRUE(time.ok()) << time.status();
+  EXPECT_EQ(time->tiers.card_fixed_bytes, 5 * int64_t{20'000'000});
+  EXPECT_EQ(time->tiers.card_expert_bytes, 15 * int64_t{20'000'000});
+  EXPECT_EQ(time->tiers.memory_fixed_bytes, 0);
+  EXPECT_EQ(time->tiers.memory_expert_bytes, 30 * int64_t{20'000'000});
+  EXPECT_EQ(time->tiers.disk_bytes, 261 * int64_t{20'000'000});
+}
+
+TEST(StepTime, ASlowNetworkIsTheBottleneck) {
+  Box box = DiskBox(100 * kGiB);
+  box.network.bytes = 1e6;
+  const auto time = PredictPipeline(R1(), Model(4), Even(box, 2, Model(4)), {.jobs = 100});
+  ASSERT_TRUE(time.ok()) << time.status();
+  EXPECT_EQ(time->slowest.bottleneck, Bottleneck::kNetwork);
+  // Two micro-batches of 50 rows of 7168 floats, one after the other.
+  EXPECT_NEAR(time->seconds_per_token, 2 * 50 * 7168 * 4 / 1e6, 1e-6);
+  ASSERT_EQ(time->stages.size(), 2u);
+  EXPECT_EQ(time->stages[1].send_seconds, 0);
+}
+
+TEST(StepTime, OneOfManyJobsMayDecodeAlone) {
+  LayerCost stage = ExpertLayers(1);
+  stage.kv_values_per_token = 576;
+  const DecodeLoad all = {.jobs = 10, .context_tokens = 1000};
+  DecodeLoad one = all;
+  one.decoding = 1;
+  ModelCost cost;
+  cost.layers = {stage};
+  const Box box = DiskBox(50 * int64_t{20'000'000});
+  const auto alone = PredictPipeline(R1(), cost, Even(box, 1, cost), one);
+  const auto together = PredictPipeline(R1(), cost, Even(box, 1, cost), all);
+  ASSERT_TRUE(alone.ok() && together.ok());
+  EXPECT_EQ(alone->slowest.expert_slots, together->slowest.expert_slots);
+  EXPECT_EQ(alone->rows, 1);
+  EXPECT_EQ(together->rows, 10);
+  EXPECT_LT(alone->seconds_per_token, together->seconds_per_token);
+}
+
+TEST(StepTime, TheFirstTokenComesAfterAllChunksHavePassedAllStages) {
+  ModelCost cost;
+  cost.layers.assign(2, ExpertLayers(1));
+  Box box = DiskBox(300 * int64_t{20'000'000});
+  box.network.latency_seconds = 0.125;
+  box.cpu.multiply_adds = 100.0 * 8 * 3 * 7168 * 2048;
+  // Two layers of 250 rows each, four times; a hop and the way home each time.
+  const auto seconds =
+      PredictFirstToken(R1(), cost, Even(box, 2, cost), {.context_tokens = 8192}, 1000, 256);
+  ASSERT_TRUE(seconds.ok()) << seconds.status();
+  EXPECT_NEAR(*seconds, 4 * (2 * 2.5 + 2 * 0.125), 1e-3);
 }
 
 }  // namespace
