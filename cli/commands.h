@@ -24,6 +24,9 @@ void AddJobsCommand(CLI::App& app, CommandBody& body);
 void AddPackCommand(CLI::App& app, CommandBody& body);
 void AddPlanCommand(CLI::App& app, CommandBody& body);
 void AddProbeCommand(CLI::App& app, CommandBody& body);
+/// To `probe` itself.
+void AddProbeLinkCommand(CLI::App& probe, CommandBody& body);
+void AddProbeListenCommand(CLI::App& probe, CommandBody& body);
 void AddRunCommand(CLI::App& app, CommandBody& body);
 void AddStatusCommand(CLI::App& app, CommandBody& body);
 void AddSubmitCommand(CLI::App& app, CommandBody& body);

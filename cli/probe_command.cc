@@ -124,6 +124,8 @@ void AddProbeCommand(CLI::App& app, CommandBody& body) {
   command->require_subcommand(1);
   AddProbeDiskCommand(*command, body);
   AddProbeExpertsCommand(*command, body);
+  AddProbeLinkCommand(*command, body);
+  AddProbeListenCommand(*command, body);
 }
 
 }  // namespace caravan
