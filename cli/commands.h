@@ -25,6 +25,8 @@ void AddPackCommand(CLI::App& app, CommandBody& body);
 void AddPlanCommand(CLI::App& app, CommandBody& body);
 void AddProbeCommand(CLI::App& app, CommandBody& body);
 /// To `probe` itself.
+/// What `probe` itself does, without a subcommand.
+void AddProbeBoxOptions(CLI::App& probe, CommandBody& body);
 void AddProbeLinkCommand(CLI::App& probe, CommandBody& body);
 void AddProbeListenCommand(CLI::App& probe, CommandBody& body);
 void AddRunCommand(CLI::App& app, CommandBody& body);

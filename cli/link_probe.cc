@@ -196,6 +196,16 @@ absl::StatusOr<LinkProbe> ProbeLink(const LinkProbeOptions& options) {
   return probe;
 }
 
+Box::Network NetworkOf(const LinkProbe& probe) {
+  Box::Network network;
+  network.name = absl::StrCat("to ", probe.address);
+  network.bytes = std::min(probe.to_bytes_per_second, probe.from_bytes_per_second);
+  network.latency_seconds = probe.small.median_seconds / 2;
+  constexpr char kMeasured[] = "measured by caravan probe";
+  network.sources = {{"bytes_per_second", kMeasured}, {"latency_seconds", kMeasured}};
+  return network;
+}
+
 std::string LinkProbeTable(const LinkProbe& probe) {
   std::string table =
       absl::StrFormat("the link to %s, by streams of gRPC\n\n%-24s%12s%12s%10s\n", probe.address,

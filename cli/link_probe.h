@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "cluster/box.h"
 #include "nlohmann/json.hpp"
 
 namespace caravan {
@@ -47,6 +48,10 @@ struct LinkProbe {
 ///         slow to measure, or the far end vanished; Cancelled - stopped. Each but the first and
 ///         the last names the address.
 absl::StatusOr<LinkProbe> ProbeLink(const LinkProbeOptions& options);
+
+/// What plans are made with: half of a small message's way there and back, and the slower way's
+/// rate.
+Box::Network NetworkOf(const LinkProbe& probe);
 
 std::string LinkProbeTable(const LinkProbe& probe);
 nlohmann::json LinkProbeJson(const LinkProbe& probe);

@@ -218,8 +218,8 @@ TEST(ProbeLinkTest, ReportsTheRateOfAShapedLink) {
     const TempDir dir;
     const absl::StatusOr<nlohmann::json> link = ProbeShaped(absl::StrCat(mbit, "mbit"), dir);
     ASSERT_TRUE(link.ok()) << mbit << ": " << link.status();
-    // Of a frame of 1514 bytes 1448 are payload of TCP, and 128 KiB may have been saved up; the lower
-    // bound is for retransmissions, and for processes that share their cores with others.
+    // Of a frame of 1514 bytes 1448 are payload of TCP, and 128 KiB may have been saved up; the
+    // lower bound is for retransmissions, and for processes that share their cores with others.
     const double shaped = 1e6 / 8 * mbit;
     for (const char* const rate : {"to_bytes_per_second", "from_bytes_per_second"}) {
       const double measured = link->at(rate);
