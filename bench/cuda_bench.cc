@@ -25,7 +25,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "bench/cuda_read.h"
+#include "bench/cuda_fill.h"
 #include "bench/must_be.h"
 #include "benchmark/benchmark.h"
 #include "kernels/cuda/cuda_error.h"
@@ -33,6 +33,7 @@
 #include "kernels/cuda/expert_ffn.h"
 #include "kernels/cuda/logit_summary.h"
 #include "kernels/cuda/matrix_product.h"
+#include "kernels/cuda/memory_rates.h"
 #include "kernels/cuda/product_launch.h"
 #include "kernels/tiled/tile_layout.h"
 #include "model/sampler.h"
@@ -145,7 +146,8 @@ Bench MakeBench() {
   bench.scales = Copied(stream, std::vector<float>(1 << 20, 0.01f));
   FillRandomly(stream, bench.weights.data(), bench.weights.bytes());
   Recorded read(stream, [&] {
-    ReadBytes(stream, bench.weights.data(), bench.weights.bytes(), bench.sink.data());
+    MustBe(
+        ReadDeviceMemory(stream, bench.weights.data(), bench.weights.bytes(), bench.sink.data()));
   });
   std::vector<double> seconds;
   for (int i = 0; i < 21; ++i) seconds.push_back(read.Seconds());
@@ -167,7 +169,8 @@ void Time(benchmark::State& state, int calls, int64_t bytes, double multiply_add
   });
   Recorded read(*bench.stream, [&] {
     for (int i = 0; i < calls; ++i) {
-      ReadBytes(*bench.stream, bench.Next(bytes), bytes / 16 * 16, bench.sink.data());
+      MustBe(
+          ReadDeviceMemory(*bench.stream, bench.Next(bytes), bytes / 16 * 16, bench.sink.data()));
     }
   });
   std::vector<double> seconds, reads;

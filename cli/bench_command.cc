@@ -17,6 +17,7 @@
 #include "absl/time/clock.h"
 #include "base/buffer.h"
 #include "base/byte_size.h"
+#include "base/check.h"
 #include "base/clock.h"
 #include "base/status_macros.h"
 #include "base/thread_pool.h"
@@ -28,6 +29,7 @@
 #include "cli/stand_in_tokenizer.h"
 #include "cli/validators.h"
 #include "cluster/grpc_status.h"
+#include "kernels/cpu/memory_read.h"
 #include "model/layer_cost.h"
 #include "model/stored_model.h"
 #include "model/stored_model_cost.h"
@@ -130,26 +132,17 @@ v1::SamplingParams SamplingOf(const StoredModel& model) {
 absl::StatusOr<double> MeasureReadRate(int num_threads) {
   constexpr int64_t kBytes = int64_t{256} << 20;  // past any cache of a cheap box
   CARAVAN_ASSIGN_OR_RETURN(const Buffer buffer, Buffer::Allocate(kBytes));
-  uint64_t* const words = reinterpret_cast<uint64_t*>(buffer.data());
-  constexpr int64_t kWords = kBytes / static_cast<int64_t>(sizeof(uint64_t));
-  std::fill_n(words, kWords, uint64_t{1});
-  constexpr int64_t kGrain = int64_t{1} << 16;  // words
+  std::fill_n(buffer.data(), kBytes, std::byte{1});
+  uint64_t sum = 0;
   ThreadPool pool(num_threads);
   double best = 0;
   for (int pass = 0; pass < 5; ++pass) {
     const absl::Duration start = SteadyClock().Now();
-    pool.ParallelFor(kWords, kGrain, [&](int64_t begin, int64_t end) {
-      uint64_t sums[8] = {};
-      for (int64_t i = begin; i < end; i += 8) {
-        __builtin_prefetch(words + i + 512);
-        for (int lane = 0; lane < 8; ++lane) sums[lane] += words[i + lane];
-      }
-      volatile uint64_t keep = 0;
-      for (const uint64_t sum : sums) keep = keep + sum;
-    });
+    sum += ReadMemory(pool, buffer.data(), kBytes);
     best = std::max(
         best, static_cast<double>(kBytes) / absl::ToDoubleSeconds(SteadyClock().Now() - start));
   }
+  CARAVAN_CHECK(sum != 0);  // so that it was read
   return best;
 }
 

@@ -25,6 +25,11 @@ void AddJobsCommand(CLI::App& app, CommandBody& body);
 void AddPackCommand(CLI::App& app, CommandBody& body);
 void AddPlanCommand(CLI::App& app, CommandBody& body);
 void AddProbeCommand(CLI::App& app, CommandBody& body);
+/// To `probe` itself.
+/// What `probe` itself does, without a subcommand.
+void AddProbeBoxOptions(CLI::App& probe, CommandBody& body);
+void AddProbeLinkCommand(CLI::App& probe, CommandBody& body);
+void AddProbeListenCommand(CLI::App& probe, CommandBody& body);
 void AddRunCommand(CLI::App& app, CommandBody& body);
 void AddStatusCommand(CLI::App& app, CommandBody& body);
 void AddSubmitCommand(CLI::App& app, CommandBody& body);

@@ -1,4 +1,5 @@
-// caravan probe: what this machine's parts give, as the engine uses them. caravan probe disk: its
+// caravan probe: what this machine's parts give, as the engine uses them; by itself all of them in
+// brief (cli/probe_box_command.cc), and more of some by subcommands. caravan probe disk: its
 // reads of experts. caravan probe experts: what computing them takes, on the CPU and on a card.
 
 #include <cstdint>
@@ -119,11 +120,14 @@ void AddProbeExpertsCommand(CLI::App& probe, CommandBody& body) {
 }  // namespace
 
 void AddProbeCommand(CLI::App& app, CommandBody& body) {
-  CLI::App* const command =
-      app.add_subcommand("probe", "Measure what this machine's parts give to the engine");
-  command->require_subcommand(1);
+  CLI::App* const command = app.add_subcommand(
+      "probe", "Measure what this machine gives to the engine, for caravan plan");
+  command->require_subcommand(0, 1);
+  AddProbeBoxOptions(*command, body);
   AddProbeDiskCommand(*command, body);
   AddProbeExpertsCommand(*command, body);
+  AddProbeLinkCommand(*command, body);
+  AddProbeListenCommand(*command, body);
 }
 
 }  // namespace caravan

@@ -28,9 +28,6 @@
 namespace caravan {
 namespace {
 
-// What is left to the system and to buffers when no budget is given.
-constexpr double kDefaultMemoryShare = 0.8;
-
 struct WorkerFlags {
   WorkerSessionOptions options;
   std::string ram;
@@ -112,8 +109,7 @@ absl::Status ApplyDefaults(WorkerFlags& flags) {
   options.num_threads = flags.threads > 0 ? flags.threads : machine.num_cores;
   options.connect_timeout = absl::Seconds(flags.connect_timeout_s);
   if (flags.ram.empty()) {
-    options.memory_budget_bytes = static_cast<int64_t>(
-        kDefaultMemoryShare * static_cast<double>(machine.available_memory_bytes));
+    options.memory_budget_bytes = DefaultWorkerMemory(machine);
   } else {
     absl::StatusOr<int64_t> ram = ParseByteSize(flags.ram);
     if (!ram.ok()) return Annotate(ram.status(), "--ram");

@@ -92,6 +92,11 @@ int CoresOfAffinity() {
 
 }  // namespace
 
+int64_t DefaultWorkerMemory(const Machine& machine) {
+  constexpr double kShare = 0.8;
+  return static_cast<int64_t>(kShare * static_cast<double>(machine.available_memory_bytes));
+}
+
 absl::StatusOr<Machine> ProbeMachine(const std::string& root) {
   Machine machine;
   char host_name[256] = "";

@@ -17,6 +17,10 @@ struct Machine {
   int64_t available_memory_bytes = 0;  // of those, without pushing anything out
 };
 
+/// What a worker takes of the memory unless it is told otherwise: the rest of what is available is
+/// left to the system and to buffers.
+int64_t DefaultWorkerMemory(const Machine& machine);
+
 /// Reads /proc and /sys/fs/cgroup (v1 and v2) under `root`, which tests put elsewhere.
 /// Errors: Unavailable - /proc/meminfo cannot be read or understood.
 absl::StatusOr<Machine> ProbeMachine(const std::string& root = "/");

@@ -14,6 +14,7 @@
 #include "cluster/grpc_transport.h"
 #include "cluster/incarnation.h"
 #include "cluster/pipeline_service.h"
+#include "cluster/probe_service.h"
 #include "coordinator/batch/batch_book.h"
 #include "coordinator/batch/batch_runner.h"
 #include "coordinator/batch_grpc_service.h"
@@ -95,8 +96,9 @@ class Server final : public CoordinatorServer {
   absl::Status Listen() {
     CARAVAN_ASSIGN_OR_RETURN(
         GrpcServer started,
-        StartGrpcServer(options_.listen, {&cluster_service_, &job_service_, &batch_service_,
-                                          &model_files_service_, &pipeline_service_}));
+        StartGrpcServer(options_.listen,
+                        {&cluster_service_, &job_service_, &batch_service_, &model_files_service_,
+                         &pipeline_service_, &probe_service_}));
     server_ = std::move(started.server);
     const std::string host = options_.listen.substr(0, options_.listen.rfind(':'));
     address_ = absl::StrCat(host, ":", started.port);
@@ -222,6 +224,7 @@ class Server final : public CoordinatorServer {
   BatchGrpcService batch_service_;
   ModelFilesService model_files_service_;
   PipelineService pipeline_service_;
+  ProbeService probe_service_;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<BatchRunner> runner_;
   std::string address_;

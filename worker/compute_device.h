@@ -20,6 +20,14 @@
 
 namespace caravan {
 
+/// A card's memory, and the way to it. Rates in bytes a second.
+struct CardMemory {
+  int64_t total_bytes = 0;
+  double read = 0;       // by a plain kernel
+  double to_card = 0;    // from page-locked memory of the host, in pieces as large as experts
+  double from_card = 0;  // likewise
+};
+
 class ComputeDevice {
  public:
   virtual ~ComputeDevice() = default;
@@ -40,6 +48,12 @@ class ComputeDevice {
   /// Whether it can compute at all. Errors: Internal - a card that failed for good, so that no more
   /// can be had of it in this process.
   virtual absl::Status Check() const { return absl::OkStatus(); }
+  /// Measures it; takes half a second, and for that time most of what is free there.
+  /// Errors: Unimplemented - it is no card; ResourceExhausted - too little is free; Internal - the
+  ///         card failed.
+  virtual absl::StatusOr<CardMemory> MeasureMemory() const {
+    return absl::UnimplementedError(absl::StrCat(Name(), " is no card (--device)"));
+  }
   /// What carries activations from this card to others.
   /// Errors: Unimplemented - it is no card; as OpenNcclTransport.
   virtual absl::StatusOr<std::unique_ptr<CardTransport>> OpenCardTransport() const {

@@ -8,6 +8,7 @@
 #include "cluster/pipeline_plan.h"
 #include "kernels/cuda/cuda_backend.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/memory_rates.h"
 #include "model/step_memory.h"
 #include "worker/compute_device.h"
 #include "worker/nccl/nccl_transport.h"
@@ -32,6 +33,11 @@ class CudaCard : public ComputeDevice {
   absl::StatusOr<std::unique_ptr<Backend>> MakeCpu() const override { return MakeCpuBackend(cpu_); }
   // Whatever is asked of a card that failed for good fails of the same.
   absl::Status Check() const override { return device_.Memory().status(); }
+  absl::StatusOr<CardMemory> MeasureMemory() const override {
+    CARAVAN_ASSIGN_OR_RETURN(const CudaMemoryInfo memory, device_.Memory());
+    CARAVAN_ASSIGN_OR_RETURN(const CudaMemoryRates rates, MeasureCudaMemory(device_));
+    return CardMemory{memory.total_bytes, rates.read, rates.to_card, rates.from_card};
+  }
   absl::StatusOr<std::unique_ptr<CardTransport>> OpenCardTransport() const override {
     return OpenNcclTransport(device_);
   }

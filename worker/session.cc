@@ -21,6 +21,7 @@
 #include "cluster/grpc_transport.h"
 #include "cluster/incarnation.h"
 #include "cluster/pipeline_service.h"
+#include "cluster/probe_service.h"
 #include "model/pack/packed_model.h"
 #include "model/stored_model.h"
 #include "worker/process_memory.h"
@@ -113,8 +114,9 @@ class Session {
   }
 
   absl::Status Listen() {
-    CARAVAN_ASSIGN_OR_RETURN(GrpcServer started,
-                             StartGrpcServer(options_.listen, {&pipeline_service_}));
+    CARAVAN_ASSIGN_OR_RETURN(
+        GrpcServer started,
+        StartGrpcServer(options_.listen, {&pipeline_service_, &probe_service_}));
     server_ = std::move(started.server);
     port_ = started.port;
     return absl::OkStatus();
@@ -308,6 +310,7 @@ class Session {
   BoundedQueue<v1::WorkerReport> reports_;  // own synchronisation
   Worker worker_;
   PipelineService pipeline_service_;
+  ProbeService probe_service_;
   std::unique_ptr<grpc::Server> server_;
 };
 

@@ -1,0 +1,285 @@
+#include "cli/box_probe.h"
+
+#include <sys/statvfs.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <filesystem>
+#include <memory>
+#include <system_error>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "base/buffer.h"
+#include "base/byte_size.h"
+#include "base/check.h"
+#include "base/clock.h"
+#include "base/cpu_model.h"
+#include "base/io/read_rate.h"
+#include "base/open_file.h"
+#include "base/status_macros.h"
+#include "base/thread_pool.h"
+#include "cli/command.h"
+#include "cli/compute_meter.h"
+#include "cli/disk_probe.h"
+#include "cluster/machine.h"
+#include "kernels/cpu/memory_read.h"
+
+namespace caravan {
+namespace {
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+
+// Past any cache of a CPU, where the machine has the room.
+constexpr int64_t kMostMemoryBytes = 1024 * kMiB;
+constexpr int64_t kLeastMemoryBytes = 64 * kMiB;
+constexpr size_t kLeastPasses = 5;
+
+// An expert of R1 at 4.5 bits a weight.
+constexpr int64_t kExpertBytes = 24 * kMiB;
+constexpr int kDiskRuns = 3;
+
+// Of a chunk of a prompt, an expert's: what the CPU computes grows no more after a few dozen.
+constexpr int64_t kCpuRows = 128;
+constexpr int64_t kCardRows = 512;
+
+constexpr char kMeasured[] = "measured by caravan probe";
+constexpr char kSystem[] = "what the system says";
+
+double Median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+/// Measures one part after another.
+class BoxProber {
+ public:
+  explicit BoxProber(const BoxProbeOptions& options) : options_(options) {}
+
+  absl::StatusOr<Box> Run() {
+    CARAVAN_ASSIGN_OR_RETURN(machine_, ProbeMachine());
+    Box box;
+    box.name = machine_.host_name;
+    // What may be asked in vain comes first.
+    if (!options_.link_address.empty()) {
+      CARAVAN_ASSIGN_OR_RETURN(box.network, ProbeNetwork());
+    }
+    CARAVAN_ASSIGN_OR_RETURN(box.disk, ProbeDiskPart());
+    CARAVAN_ASSIGN_OR_RETURN(box.memory, ProbeMemory());
+    CARAVAN_ASSIGN_OR_RETURN(box.cpu, ProbeCpu());
+    if (options_.card != nullptr) {
+      CARAVAN_ASSIGN_OR_RETURN(box.card, ProbeCard(*options_.card));
+    }
+    return box;
+  }
+
+ private:
+  absl::Status CheckStop() const {
+    if (!options_.stop.stop_requested()) return absl::OkStatus();
+    return absl::CancelledError("measuring was stopped");
+  }
+
+  void Say(const std::string& result) const {
+    if (options_.on_result != nullptr) options_.on_result(result);
+  }
+
+  absl::StatusOr<Box::Memory> ProbeMemory() {
+    Box::Memory memory;
+    memory.total_bytes = machine_.memory_bytes;
+    memory.bytes = DefaultWorkerMemory(machine_);
+    const int64_t bytes =
+        std::min(kMostMemoryBytes, machine_.available_memory_bytes / 4) / kMiB * kMiB;
+    if (bytes < kLeastMemoryBytes) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("only ", FormatByteSize(machine_.available_memory_bytes),
+                       " of memory are free: too little to measure with"));
+    }
+    CARAVAN_ASSIGN_OR_RETURN(Buffer buffer, Buffer::Allocate(bytes));
+    buffer.PreferLargePages();
+    ThreadPool pool(options_.cpu.num_threads);
+    // Not zeros, of which a kernel may keep one page for all.
+    pool.ParallelFor(bytes, kMiB, [&](int64_t begin, int64_t end) {
+      std::fill(buffer.data() + begin, buffer.data() + end, std::byte{1});
+    });
+    std::vector<double> rates;
+    const absl::Duration begin = SteadyClock().Now();
+    absl::Duration now = begin;
+    while (rates.size() < kLeastPasses || now - begin < options_.duration) {
+      CARAVAN_RETURN_IF_ERROR(CheckStop());
+      const absl::Duration pass_begin = now;
+      CARAVAN_CHECK(ReadMemory(pool, buffer.data(), bytes) != 0);
+      now = SteadyClock().Now();
+      rates.push_back(static_cast<double>(bytes) / absl::ToDoubleSeconds(now - pass_begin));
+    }
+    memory.read_bytes = Median(std::move(rates));
+    memory.sources = {{"total_bytes", kSystem},
+                      {"worker_bytes", "what a worker takes of what is free, if not told"},
+                      {"read_bytes_per_second", kMeasured}};
+    Say(absl::StrFormat("memory is read at %.1f GB/s", 1e-9 * memory.read_bytes));
+    return memory;
+  }
+
+  absl::StatusOr<Box::Cpu> ProbeCpu() {
+    Box::Cpu cpu;
+    cpu.name = CpuModel();
+    cpu.cores = options_.cpu.num_threads;
+    CARAVAN_ASSIGN_OR_RETURN(const RowOps* const ops, RowOpsFor(options_.cpu.isa));
+    cpu.isa = IsaOptionName(ops->isa);
+    CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, MakeCpuBackend(options_.cpu));
+    ComputeMeter meter(*backend, options_.duration, options_.stop);
+    CARAVAN_ASSIGN_OR_RETURN(cpu.multiply_adds, meter.MultiplyAdds(kCpuRows));
+    Say(absl::StrFormat("%d cores multiply packed weights at %.1f G multiply-adds/s (%s)",
+                        cpu.cores, 1e-9 * cpu.multiply_adds, cpu.isa));
+    CARAVAN_ASSIGN_OR_RETURN(cpu.attention_multiply_adds, meter.AttentionMultiplyAdds());
+    Say(absl::StrFormat("they compute attention at %.1f G multiply-adds/s",
+                        1e-9 * cpu.attention_multiply_adds));
+    cpu.sources = {
+        {"cores", kSystem},
+        {"isa", "what the kernels choose"},
+        {"multiply_adds_per_second",
+         absl::StrCat(kMeasured, ": Q4_K [2048, 7168] by ", kCpuRows, " rows")},
+        {"attention_multiply_adds_per_second",
+         absl::StrCat(kMeasured, ": 128 heads over a KV cache of F16, 1024 to 4096 tokens")}};
+    return cpu;
+  }
+
+  absl::StatusOr<Box::Card> ProbeCard(const ComputeDevice& device) {
+    CARAVAN_RETURN_IF_ERROR(CheckStop());
+    Box::Card card;
+    card.name = device.Name();
+    card.count = 1;
+    card.bytes = device.memory_budget_bytes();
+    CARAVAN_ASSIGN_OR_RETURN(const CardMemory memory, device.MeasureMemory());
+    card.total_bytes = memory.total_bytes;
+    card.read_bytes = memory.read;
+    card.pcie_bytes = memory.to_card;
+    Say(absl::StrFormat(
+        "%s reads its memory at %.0f GB/s; copies to it go at %.1f GB/s, from it at "
+        "%.1f GB/s",
+        card.name, 1e-9 * memory.read, 1e-9 * memory.to_card, 1e-9 * memory.from_card));
+    CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend,
+                             device.MakeBackend(MeasuredConfig(), kCardRows));
+    ComputeMeter meter(*backend, options_.duration, options_.stop);
+    CARAVAN_ASSIGN_OR_RETURN(card.multiply_adds, meter.MultiplyAdds(kCardRows));
+    Say(absl::StrFormat("it multiplies packed weights at %.0f G multiply-adds/s",
+                        1e-9 * card.multiply_adds));
+    card.sources = {
+        {"total_bytes", "what the driver says"},
+        {"worker_bytes", "what a worker takes of what is free, if not told"},
+        {"read_bytes_per_second", kMeasured},
+        {"multiply_adds_per_second",
+         absl::StrCat(kMeasured, ": Q4_K [2048, 7168] by ", kCardRows, " rows")},
+        {"pcie_bytes_per_second", absl::StrCat(kMeasured, ": from page-locked memory")}};
+    return card;
+  }
+
+  absl::StatusOr<Box::Disk> ProbeDiskPart() {
+    Box::Disk disk;
+    disk.name = absl::StrCat("disk of ", options_.disk_directory);
+    CARAVAN_ASSIGN_OR_RETURN(disk.bytes, RoomForModel());
+    ReadLoad load;
+    load.read_bytes = kExpertBytes;
+    load.duration = options_.duration;
+    CARAVAN_ASSIGN_OR_RETURN(
+        const std::unique_ptr<DirectFile> file,
+        MakeScratchFile(options_.disk_directory, options_.scratch_bytes, options_.stop));
+    CARAVAN_ASSIGN_OR_RETURN(Buffer memory, Buffer::Allocate(MemoryOf(load)));
+    memory.PreferLargePages();
+    std::vector<double> rates;
+    for (int run = 0; run < kDiskRuns; ++run) {
+      CARAVAN_ASSIGN_OR_RETURN(
+          const ReadRate rate,
+          MeasureReadRate(*file, load, {memory.data(), static_cast<size_t>(memory.size())},
+                          options_.stop));
+      rates.push_back(1e9 * rate.gb_per_s);
+    }
+    disk.read_bytes = Median(std::move(rates));
+    const char* const how = file->direct() ? "" : ", through the page cache (no O_DIRECT there)";
+    disk.sources = {
+        {"bytes", "what is free, and the files that lie there"},
+        {"read_bytes_per_second",
+         absl::StrCat(kMeasured, ": reads of 24 MiB as the expert store makes them", how)}};
+    Say(absl::StrFormat("the disk is read at %.2f GB/s%s", 1e-9 * disk.read_bytes, how));
+    return disk;
+  }
+
+  /// A pack that lies in the directory already would find room there again.
+  absl::StatusOr<int64_t> RoomForModel() const {
+    struct statvfs disk;
+    if (::statvfs(options_.disk_directory.c_str(), &disk) != 0) {
+      return ErrnoStatus(errno, options_.disk_directory);
+    }
+    auto bytes = static_cast<int64_t>(disk.f_bavail * disk.f_frsize);
+    std::error_code ignored;
+    for (const auto& entry :
+         std::filesystem::directory_iterator(options_.disk_directory, ignored)) {
+      if (!entry.is_regular_file(ignored)) continue;
+      const std::uintmax_t size = entry.file_size(ignored);
+      if (size != static_cast<std::uintmax_t>(-1)) bytes += static_cast<int64_t>(size);
+    }
+    return bytes;
+  }
+
+  absl::StatusOr<Box::Network> ProbeNetwork() {
+    LinkProbeOptions options;
+    options.address = options_.link_address;
+    options.duration = options_.duration;
+    options.stop = options_.stop;
+    CARAVAN_ASSIGN_OR_RETURN(const LinkProbe link, ProbeLink(options));
+    Box::Network network = NetworkOf(link);
+    Say(absl::StrFormat("a message to %s takes %.3f ms, and many go at %.1f MB/s", link.address,
+                        1e3 * network.latency_seconds, 1e-6 * network.bytes));
+    return network;
+  }
+
+  const BoxProbeOptions& options_;
+  Machine machine_;
+};
+
+}  // namespace
+
+absl::StatusOr<Box> ProbeBox(const BoxProbeOptions& options) {
+  CARAVAN_CHECK(options.duration > absl::ZeroDuration() && options.duration <= absl::Seconds(10));
+  CARAVAN_CHECK(options.scratch_bytes >= kLeastProbeBytes);
+  return BoxProber(options).Run();
+}
+
+std::string BoxTable(const Box& box) {
+  std::string table = absl::StrFormat("box \"%s\"\n\n", box.name);
+  const auto add = [&](absl::string_view what, const std::string& figure) {
+    absl::StrAppendFormat(&table, "%-34s%s\n", what, figure);
+  };
+  const auto rate = [](double amount, const char* unit) {
+    return absl::StrFormat("%.4g %s", 1e-9 * amount, unit);
+  };
+  add("CPU", absl::StrFormat("%d cores, %s%s%s", box.cpu.cores, box.cpu.isa,
+                             box.cpu.name.empty() ? "" : ", ", box.cpu.name));
+  add("  packed products", rate(box.cpu.multiply_adds, "G multiply-adds/s"));
+  add("  attention", rate(box.cpu.attention_multiply_adds, "G multiply-adds/s"));
+  add("memory", absl::StrCat(FormatByteSize(box.memory.total_bytes), ", of which a worker takes ",
+                             FormatByteSize(box.memory.bytes)));
+  add("  read", rate(box.memory.read_bytes, "GB/s"));
+  add("disk", absl::StrCat("room for ", FormatByteSize(box.disk.bytes)));
+  add("  reads of experts", rate(box.disk.read_bytes, "GB/s"));
+  if (box.card.count > 0) {
+    add("card", absl::StrCat(box.card.name, ", ", FormatByteSize(box.card.total_bytes),
+                             ", of which a worker takes ", FormatByteSize(box.card.bytes)));
+    add("  read", rate(box.card.read_bytes, "GB/s"));
+    add("  packed products", rate(box.card.multiply_adds, "G multiply-adds/s"));
+    add("  copies to it", rate(box.card.pcie_bytes, "GB/s"));
+  } else {
+    add("card", "none");
+  }
+  if (box.network.bytes > 0) {
+    add("network", absl::StrFormat("%.1f MB/s each way, %.3f ms", 1e-6 * box.network.bytes,
+                                   1e3 * box.network.latency_seconds));
+  } else {
+    add("network", "not measured (--link)");
+  }
+  return table;
+}
+
+}  // namespace caravan

@@ -1,0 +1,47 @@
+#ifndef CARAVAN_CLI_BOX_PROBE_H_
+#define CARAVAN_CLI_BOX_PROBE_H_
+
+// All of a box in brief, in the terms in which clusters are planned: caravan probe.
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <stop_token>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "cli/link_probe.h"
+#include "cluster/box.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "worker/compute_device.h"
+
+namespace caravan {
+
+struct BoxProbeOptions {
+  CpuOptions cpu;
+  // Where the model lies or will lie; a scratch file is written there for the time being.
+  std::string disk_directory = ".";
+  int64_t scratch_bytes = int64_t{2}
+                          << 30;        // larger than the disk's caches; the most where room is
+  const ComputeDevice* card = nullptr;  // null: none is measured
+  std::string link_address;             // as LinkProbeOptions; empty: no network is measured
+  absl::Duration duration = absl::Seconds(1);        // of each measurement
+  std::function<void(absl::string_view)> on_result;  // a line for people, as soon as it is there
+  std::stop_token stop;
+};
+
+/// A box with what was measured of it, each figure's source said. On a machine that others use at
+/// the time it is what they leave. Takes eight durations, what the scratch file takes to write,
+/// four durations more for a link and some seconds more for a card. Errors: as MakeCpuBackend,
+/// ProbeMachine, MakeScratchFile and MeasureReadRate; of a card as
+///         ComputeDevice; as ProbeLink; ResourceExhausted - too little memory; Cancelled - stopped.
+absl::StatusOr<Box> ProbeBox(const BoxProbeOptions& options);
+
+/// One figure a line.
+std::string BoxTable(const Box& box);
+
+}  // namespace caravan
+
+#endif  // CARAVAN_CLI_BOX_PROBE_H_

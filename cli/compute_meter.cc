@@ -1,0 +1,183 @@
+#include "cli/compute_meter.h"
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "base/int_math.h"
+#include "base/status_macros.h"
+#include "cluster/pipeline_plan.h"
+#include "kernels/kv_rows.h"
+#include "kernels/tiled/tile_layout.h"
+
+namespace caravan {
+namespace {
+
+// Far more than a call's overhead, and than what it costs to wait for a card.
+constexpr absl::Duration kLeastRun = absl::Milliseconds(10);
+// A median of fewer is none.
+constexpr size_t kLeastRuns = 3;
+
+constexpr int64_t kWeightBytes = int64_t{256} << 20;
+// The same again and again: what they are is no matter to the time.
+constexpr int64_t kNoiseWords = int64_t{1} << 19;
+constexpr DType kWeightType = DType::kQ4_K;
+
+// Sequences that decode at once: enough for all cores.
+constexpr int64_t kSequences = 4;
+constexpr int64_t kShortContext = 1024;
+constexpr int64_t kLongContext = 4096;
+
+double Median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+}  // namespace
+
+ModelConfig MeasuredConfig() {
+  ModelConfig config;
+  config.vocab_size = 1024;
+  config.hidden_size = 7168;
+  config.intermediate_size = 2048;
+  config.moe_intermediate_size = 2048;
+  config.num_hidden_layers = 1;
+  config.num_attention_heads = 128;
+  config.n_routed_experts = 256;
+  config.kv_lora_rank = 512;
+  config.qk_nope_head_dim = 128;
+  config.qk_rope_head_dim = 64;
+  config.v_head_dim = 128;
+  config.router.n_routed_experts = 256;
+  config.router.num_experts_per_tok = 8;
+  config.max_position_embeddings = kLongContext;
+  return config;
+}
+
+absl::StatusOr<Array> ComputeMeter::Fill(int64_t bytes) {
+  std::vector<uint64_t> words(kNoiseWords);
+  std::mt19937_64 random;
+  // From 2^-31 to 2 as F32, from 0.13 to 2 as F16.
+  for (uint64_t& word : words) word = (random() & 0x3f3f3f3f3f3f3f3f) | 0x3030303030303030;
+  CARAVAN_ASSIGN_OR_RETURN(Array array, backend_.memory().Allocate(bytes, Memory::Use::kWhole));
+  for (int64_t done = 0; done < bytes;) {
+    const int64_t piece = std::min<int64_t>(kNoiseWords * sizeof(uint64_t), bytes - done);
+    CARAVAN_RETURN_IF_ERROR(backend_.memory().CopyIn(words.data(), piece, array.data() + done));
+    done += piece;
+  }
+  return array;
+}
+
+absl::StatusOr<Array> ComputeMeter::Activations(int64_t count) {
+  std::vector<float> values(static_cast<size_t>(count));
+  std::mt19937_64 random;
+  std::uniform_real_distribution<float> uniform(-1, 1);
+  for (float& value : values) value = uniform(random);
+  CARAVAN_ASSIGN_OR_RETURN(Array array, AllocateValues<float>(backend_.memory(), count));
+  CARAVAN_RETURN_IF_ERROR(backend_.memory().CopyIn(
+      values.data(), count * static_cast<int64_t>(sizeof(float)), array.data()));
+  return array;
+}
+
+absl::Status ComputeMeter::Wait(const float* out) {
+  float first = 0;
+  return backend_.memory().CopyOut(out, sizeof(first), &first);
+}
+
+absl::StatusOr<double> ComputeMeter::SecondsOf(const float* out, absl::FunctionRef<void()> call) {
+  call();  // Threads started, scratch grown, kernels loaded.
+  CARAVAN_RETURN_IF_ERROR(Wait(out));
+  int64_t calls = 1;
+  std::vector<double> seconds;
+  const absl::Duration begin = clock_.Now();
+  while (seconds.size() < kLeastRuns || clock_.Now() - begin < duration_) {
+    if (stop_.stop_requested()) return absl::CancelledError("measuring was stopped");
+    const absl::Duration run_begin = clock_.Now();
+    for (int64_t i = 0; i < calls; ++i) call();
+    CARAVAN_RETURN_IF_ERROR(Wait(out));
+    const absl::Duration taken = clock_.Now() - run_begin;
+    if (taken < kLeastRun) {
+      calls *= 2;
+      seconds.clear();
+    } else {
+      seconds.push_back(absl::ToDoubleSeconds(taken) / static_cast<double>(calls));
+    }
+  }
+  return Median(std::move(seconds));
+}
+
+absl::StatusOr<double> ComputeMeter::MultiplyAdds(int64_t rows) {
+  const ModelConfig config = MeasuredConfig();
+  Matrix matrix = {.data = nullptr,
+                   .dtype = kWeightType,
+                   .rows = config.moe_intermediate_size,
+                   .cols = config.hidden_size,
+                   .scale_inv = nullptr,
+                   .layout = MatrixLayout::kTiled16};
+  const int64_t matrix_bytes = RoundUp<int64_t>(MatrixBytes(matrix), 256);
+  const int64_t matrices = kWeightBytes / matrix_bytes;
+  CARAVAN_ASSIGN_OR_RETURN(const Array weights, Fill(matrices * matrix_bytes));
+  CARAVAN_ASSIGN_OR_RETURN(const Array x, Activations(rows * matrix.cols));
+  CARAVAN_ASSIGN_OR_RETURN(const Array out,
+                           AllocateValues<float>(backend_.memory(), rows * matrix.rows));
+  int64_t next = 0;
+  CARAVAN_ASSIGN_OR_RETURN(const double seconds, SecondsOf(out.floats(), [&] {
+                             matrix.data = weights.data() + next++ % matrices * matrix_bytes;
+                             backend_.MatMul(matrix, x.floats(), rows, out.floats());
+                           }));
+  return static_cast<double>(matrix.rows * matrix.cols * rows) / seconds;
+}
+
+absl::StatusOr<double> ComputeMeter::AttentionMultiplyAdds() {
+  const MlaShape shape = MeasuredConfig().Mla();
+  Memory& memory = backend_.memory();
+  Matrix kv_b = {.data = nullptr,
+                 .dtype = kWeightType,
+                 .rows = shape.num_heads * (shape.qk_nope_head_dim + shape.v_head_dim),
+                 .cols = shape.kv_lora_rank,
+                 .scale_inv = nullptr,
+                 .layout = MatrixLayout::kTiled16};
+  CARAVAN_ASSIGN_OR_RETURN(const Array kv_b_values, Fill(MatrixBytes(kv_b)));
+  kv_b.data = kv_b_values.data();
+  const KvLayout kv = {.dtype = DType::kF16, .block_tokens = kKvBlockTokens};
+  const int64_t block_bytes = KvBytes(kv.dtype, kv.block_tokens * shape.kv_width());
+  const int64_t blocks_each = CeilDiv(kLongContext, kv.block_tokens);
+  CARAVAN_ASSIGN_OR_RETURN(const Array cache, Fill(kSequences * blocks_each * block_bytes));
+  std::vector<std::byte*> blocks;
+  for (int64_t i = 0; i < kSequences * blocks_each; ++i) {
+    blocks.push_back(cache.data() + i * block_bytes);
+  }
+  CARAVAN_ASSIGN_OR_RETURN(const Array q,
+                           Activations(kSequences * shape.num_heads * shape.q_head_dim()));
+  CARAVAN_ASSIGN_OR_RETURN(
+      const Array out,
+      AllocateValues<float>(memory, kSequences * shape.num_heads * shape.v_head_dim));
+  const auto seconds_of = [&](int64_t context) {
+    std::vector<SequenceRows> sequences;
+    for (int64_t s = 0; s < kSequences; ++s) {
+      sequences.push_back(
+          {.first_row = s,
+           .num_rows = 1,
+           .first_position = context - 1,
+           .kv_blocks = absl::MakeConstSpan(blocks).subspan(static_cast<size_t>(s * blocks_each),
+                                                            static_cast<size_t>(blocks_each))});
+    }
+    return SecondsOf(out.floats(), [&] {
+      backend_.MlaAttention(shape, kv_b, sequences, kv, q.floats(), out.floats());
+    });
+  };
+  CARAVAN_ASSIGN_OR_RETURN(const double few, seconds_of(kShortContext));
+  CARAVAN_ASSIGN_OR_RETURN(const double many, seconds_of(kLongContext));
+  const auto multiply_adds =
+      static_cast<double>(kSequences * (kLongContext - kShortContext) * shape.num_heads *
+                          (shape.kv_width() + shape.kv_lora_rank));
+  // Where the machine was so busy with others that more took no longer, all of it counts.
+  if (many <= few) return multiply_adds / many;
+  return multiply_adds / (many - few);
+}
+
+}  // namespace caravan
