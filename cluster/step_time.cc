@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/int_math.h"
 #include "base/status_macros.h"
+#include "cluster/pipeline_plan.h"
 #include "kernels/kv_rows.h"
 #include "model/stage_spec.h"
 #include "model/step_memory.h"
@@ -294,6 +295,16 @@ double HopLatency(const Box& from, const Box& to) {
   return std::max(from.network.latency_seconds, to.network.latency_seconds);
 }
 
+Box WithoutSteps(const ModelConfig& config, const StageSpec& stage, int num_stages, int64_t rows,
+                 Box box) {
+  box.memory.bytes -= ComputeStepMemory(config, rows).Of(stage, num_stages);
+  if (box.card.count > 0) {
+    const StepMemory steps = ComputeCardStepMemory(config, rows, kKvBlockTokens);
+    box.card.bytes = std::max<int64_t>(0, box.card.bytes - steps.Of(stage, num_stages));
+  }
+  return box;
+}
+
 namespace {
 
 struct Round {
@@ -304,20 +315,6 @@ struct Round {
 
 // Times the rate that a chunk twice as long has to give.
 constexpr double kWorthwhile = 1.1;
-
-// Of a sequence's KV cache in a block; what a card's memory of steps is counted with.
-constexpr int64_t kKvBlockTokens = 64;
-
-/// The box without the memory that steps of so many rows take of it.
-Box WithoutSteps(const ModelConfig& config, const StageSpec& stage, int num_stages, int64_t rows,
-                 Box box) {
-  box.memory.bytes -= ComputeStepMemory(config, rows).Of(stage, num_stages);
-  if (box.card.count > 0) {
-    const StepMemory steps = ComputeCardStepMemory(config, rows, kKvBlockTokens);
-    box.card.bytes = std::max<int64_t>(0, box.card.bytes - steps.Of(stage, num_stages));
-  }
-  return box;
-}
 
 /// A step of `rows` through `stages`. step_rows: what memory of steps is taken from the boxes for;
 /// 0: theirs is what is left beside it.
@@ -403,7 +400,7 @@ absl::StatusOr<double> PredictFirstToken(const ModelConfig& config, const ModelC
   prompt.attended = CeilDiv<int64_t>(prompt_tokens, 2);
   CARAVAN_ASSIGN_OR_RETURN(const Round round,
                            PredictRound(config, cost, stages, prompt, rows, chunk_tokens));
-  return static_cast<double>(chunks) * round.seconds;
+  return round.seconds + static_cast<double>(chunks - 1) * round.slowest.busy_seconds();
 }
 
 }  // namespace caravan

@@ -130,6 +130,10 @@ double SendSeconds(const ModelConfig& config, const Box& from, const Box& to, do
 /// coordinator with the latency of the last stage's network.)
 double HopLatency(const Box& from, const Box& to);
 
+/// The box of such a stage without the memory that steps of so many rows take of it.
+Box WithoutSteps(const ModelConfig& config, const StageSpec& stage, int num_stages, int64_t rows,
+                 Box box);
+
 /// Of a pipeline of such stages, which follow each other.
 /// REQUIRES: `stages` are those of a whole model, in order; jobs >= 1.
 /// Errors: as PredictStage, which names the stage.
@@ -157,7 +161,7 @@ absl::StatusOr<PromptTime> PredictPrompts(const ModelConfig& config, const Model
                                           const DecodeLoad& load);
 
 /// Seconds from when a prompt of so many tokens, alone, is there until its first token is: its
-/// chunks pass all stages, one after the other.
+/// chunks follow each other through the stages, at the pace of the slowest.
 /// REQUIRES, Errors: as PredictPipeline; chunk_tokens >= 1.
 absl::StatusOr<double> PredictFirstToken(const ModelConfig& config, const ModelCost& cost,
                                          absl::Span<const BoxStage> stages, const DecodeLoad& load,

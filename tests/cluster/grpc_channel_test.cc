@@ -244,13 +244,14 @@ TEST(GrpcChannelTest, DoesNotReportItsOwnClose) {
   EXPECT_FALSE(broken.PopWithTimeout(absl::ZeroDuration()).has_value());
 }
 
-/// A receiver that takes one step and sits on it until `release` is closed.
+/// A receiver that takes one step and sits on it until `release` is closed. Steps that were on
+/// their way then may still come.
 struct Stuck {
   BoundedQueue<int> entered{1};
   BoundedQueue<int> release{1};
   absl::Status result;
   Receiver receiver{[this](v1::Step) {
-    entered.Push(0);
+    entered.TryPush(0);
     release.Pop();
     return result;
   }};
