@@ -24,24 +24,27 @@ __device__ inline float WarpMax(float value) {
   return value;
 }
 
-/// Sum of x[i]^2 over [0, n), the same in every thread: thread t adds terms t, t + 1024, ..., then
-/// trees over each warp and over the warps. partial: 32 floats of shared memory. All kRowThreads
-/// threads of the block call it.
-__device__ inline float BlockSumSquares(const float* x, int64_t n, float* partial) {
-  float sum = 0;
-#pragma unroll 8
-  for (int64_t i = threadIdx.x; i < n; i += kRowThreads) sum = fmaf(x[i], x[i], sum);
-  sum = WarpSum(sum);
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = sum;
+/// The sum of every thread's value, the same in all of them: trees over each warp and over the
+/// warps. partial: 32 floats of shared memory. All kRowThreads threads of the block call it.
+__device__ inline float BlockSum(float value, float* partial) {
+  value = WarpSum(value);
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
   __syncthreads();
   const int lane = static_cast<int>(threadIdx.x % 32);
   return WarpSum(lane < kRowThreads / 32 ? partial[lane] : 0.0f);
 }
 
-/// What RMSNorm multiplies a row of n values with: 1 / sqrt(mean(x^2) + eps).
+/// What RMSNorm multiplies a row of n values with: 1 / sqrt(mean(x^2) + eps). sum: of the squares.
+__device__ inline float InverseRmsOf(float sum, int64_t n, float eps) {
+  return 1 / sqrtf(sum / static_cast<float>(n) + eps);
+}
+
+/// The same of x [n]: thread t adds the squares of x[t], x[t + 1024], ..., then BlockSum.
 __device__ inline float InverseRms(const float* x, int64_t n, float eps, float* partial) {
-  const float mean = BlockSumSquares(x, n, partial) / static_cast<float>(n);
-  return 1 / sqrtf(mean + eps);
+  float sum = 0;
+#pragma unroll 8
+  for (int64_t i = threadIdx.x; i < n; i += kRowThreads) sum = fmaf(x[i], x[i], sum);
+  return InverseRmsOf(BlockSum(sum, partial), n, eps);
 }
 
 }  // namespace caravan

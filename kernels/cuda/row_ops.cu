@@ -25,16 +25,37 @@ __global__ void EmbedKernel(Matrix table, const int32_t* ids, float* out) {
     to[c] = MatrixValue(table, table.dtype, row, c);
 }
 
+// Values of a row that a thread can hold.
+constexpr int kHeld = 8;
+
 // out[t] = x[t] / sqrt(mean(x[t]^2) + eps) * weight. Grid [num_rows], block kRowThreads, 128 bytes
-// of shared memory. Bytes: 8 width a row (the second reading of x comes from the cache); 3 FLOPs a
-// value.
+// of shared memory. Bytes: 8 width a row (of a wide one x is read again, from the cache), and 4
+// width of weights, which are there before the kernel ahead has ended; 3 FLOPs a value.
 __global__ void __launch_bounds__(kRowThreads)
     RmsNormKernel(const float* x, int64_t width, const float* weight, float eps, float* out) {
   __shared__ float partial[32];
-  LetNextBegin();
-  WaitForEarlier();
   const float* const from = x + blockIdx.x * width;
   float* const to = out + blockIdx.x * width;
+  LetNextBegin();
+  if (width <= kHeld * kRowThreads) {
+    float values[kHeld], weights[kHeld];
+    const auto for_each = [&](const auto& visit) {
+#pragma unroll
+      for (int j = 0; j < kHeld; ++j) {
+        const int i = static_cast<int>(threadIdx.x) + j * kRowThreads;
+        if (i < width) visit(i, j);
+      }
+    };
+    for_each([&](int i, int j) { weights[j] = weight[i]; });
+    WaitForEarlier();
+    for_each([&](int i, int j) { values[j] = from[i]; });
+    float sum = 0;
+    for_each([&](int, int j) { sum = fmaf(values[j], values[j], sum); });
+    const float scale = InverseRmsOf(BlockSum(sum, partial), width, eps);
+    for_each([&](int i, int j) { to[i] = values[j] * scale * weights[j]; });
+    return;
+  }
+  WaitForEarlier();
   const float scale = InverseRms(from, width, eps, partial);
 #pragma unroll 8
   for (int64_t i = threadIdx.x; i < width; i += kRowThreads) to[i] = from[i] * scale * weight[i];

@@ -190,6 +190,19 @@ TEST(RouterTest, ANanScoreIsChosenLast) {
   }
 }
 
+TEST(RouterTest, ChoosesAmongHundreds) {
+  constexpr int kExperts = 600;
+  const RouterShape shape = {.n_routed_experts = kExperts, .num_experts_per_tok = 4};
+  std::vector<float> logits(kExperts);
+  for (int e = 0; e < kExperts; ++e) logits[e] = 0.01f * static_cast<float>(e * 7 % kExperts);
+  for (const NamedBackend& tested : AllBackends()) {
+    // 7 times these are 597, 599, 596 and 598 modulo 600.
+    EXPECT_THAT(RouteRow(*tested.backend, shape, logits, std::vector<float>(kExperts)).ids,
+                ElementsAre(171, 257, 428, 514))
+        << tested.name;
+  }
+}
+
 TEST(RouterTest, AgreesWithTheReferenceOnRandomRows) {
   for (uint64_t seed = 0; seed < 200; ++seed) {
     Rng rng(seed);

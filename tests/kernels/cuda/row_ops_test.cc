@@ -83,7 +83,7 @@ TEST_F(CudaRowOpsTest, CachedRowsHaveTheBitsThatTheHostGivesTheSameValues) {
 }
 
 TEST_F(CudaRowOpsTest, NormingToBlocksIsNormingAndThenQuantizing) {
-  for (const int64_t width : {32, 416, 7168}) {
+  for (const int64_t width : {32, 416, 7168, 9216}) {
     Rng rng(3);
     constexpr int64_t kRows = 3;
     const DeviceBuffer x = ToDevice(RandomFloats(rng, kRows * width, 5));
