@@ -253,7 +253,9 @@ std::string BoxTable(const Box& box) {
     absl::StrAppendFormat(&table, "%-34s%s\n", what, figure);
   };
   const auto rate = [](double amount, const char* unit) {
-    return absl::StrFormat("%.4g %s", 1e-9 * amount, unit);
+    // Four digits of what is small, no exponent of what is large.
+    return amount < 1e11 ? absl::StrFormat("%.3f %s", 1e-9 * amount, unit)
+                         : absl::StrFormat("%.0f %s", 1e-9 * amount, unit);
   };
   add("CPU", absl::StrFormat("%d cores, %s%s%s", box.cpu.cores, box.cpu.isa,
                              box.cpu.name.empty() ? "" : ", ", box.cpu.name));

@@ -27,6 +27,7 @@ constexpr char kStyle[] = R"(
 .scroll td:first-child { text-align: left; }
 .purchases td:nth-child(2), .purchases th:nth-child(2) { text-align: right; }
 .sources td, .sources th { text-align: left; white-space: normal; }
+.sources td:last-child { min-width: 320px; }
 .plot { min-height: 0; margin-top: 12px; padding-bottom: 10px; }
 .plot .legend { padding-bottom: 4px; }
 .plot svg { max-width: 900px; height: auto; }
@@ -152,7 +153,7 @@ std::string StagePlots(const Forecast& forecast) {
         {name,
          {static_cast<double>(lie.card_fixed_bytes), static_cast<double>(lie.card_expert_bytes),
           static_cast<double>(lie.memory_fixed_bytes), static_cast<double>(lie.memory_expert_bytes),
-          0, others},
+          others},
          FormatByteSize(lie.disk_bytes)});
     busy.bars.push_back(
         {name,

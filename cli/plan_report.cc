@@ -160,9 +160,8 @@ absl::StatusOr<PlanReport> MakePlanReport(PlanQuestion question) {
   ForecastLoad load = asked.load;
   load.decode.jobs = asked.jobs.front();
   const absl::StatusOr<Forecast>& now = report.rows.front().front().front();
-  CARAVAN_ASSIGN_OR_RETURN(report.purchases,
-                           RankPurchases(asked.config, asked.cost, boxes, load,
-                                         now.ok() ? now->TokensPerSecond(load.aim) : 0));
+  report.purchases = RankPurchases(asked.config, asked.cost, boxes, load,
+                                   now.ok() ? now->TokensPerSecond(load.aim) : 0);
   return report;
 }
 

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_replace.h"
+#include "base/check.h"
 
 namespace caravan {
 namespace {
@@ -134,6 +135,7 @@ std::string LinePlot(const SvgLinePlot& plot) {
 std::string BarPlot(const SvgBarPlot& plot) {
   double most = 0;
   for (const SvgBar& bar : plot.bars) {
+    CARAVAN_CHECK(bar.parts.size() == plot.parts.size());
     double sum = 0;
     for (const double part : bar.parts) sum += part;
     most = std::max(most, sum);

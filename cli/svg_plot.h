@@ -31,7 +31,7 @@ std::string LinePlot(const SvgLinePlot& plot);
 
 struct SvgBar {
   std::string name;
-  std::vector<double> parts;  // from left to right, none below 0
+  std::vector<double> parts;  // one of each of the plot's, from left to right, none below 0
   std::string text;           // behind it
 };
 

@@ -131,14 +131,12 @@ std::vector<Purchase> PossiblePurchases(absl::Span<const BoxCount> boxes) {
   return offers;
 }
 
-absl::StatusOr<std::vector<PurchaseGain>> RankPurchases(const ModelConfig& config,
-                                                        const ModelCost& cost,
-                                                        absl::Span<const BoxCount> boxes,
-                                                        const ForecastLoad& load, double now) {
+std::vector<PurchaseGain> RankPurchases(const ModelConfig& config, const ModelCost& cost,
+                                        absl::Span<const BoxCount> boxes, const ForecastLoad& load,
+                                        double now) {
   std::vector<PurchaseGain> gains;
   for (Purchase& purchase : PossiblePurchases(boxes)) {
     const absl::StatusOr<Forecast> forecast = ForecastBoxes(config, cost, purchase.boxes, load);
-    if (absl::IsInvalidArgument(forecast.status())) return forecast.status();
     if (!forecast.ok()) continue;
     PurchaseGain& gain = gains.emplace_back();
     gain.purchase = std::move(purchase);

@@ -7,7 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "cluster/box_json.h"
 #include "cluster/forecast.h"
@@ -38,13 +37,12 @@ struct PurchaseGain {
   }
 };
 
-/// Of those after which the model fits; `now`: what the boxes give as they are (0: the model does
-/// not fit). Most gain for money first, then those of unknown price, what is rented last.
-/// Errors: InvalidArgument - as PlanBoxes.
-absl::StatusOr<std::vector<PurchaseGain>> RankPurchases(const ModelConfig& config,
-                                                        const ModelCost& cost,
-                                                        absl::Span<const BoxCount> boxes,
-                                                        const ForecastLoad& load, double now);
+/// Of those after which the model fits, and which PlanBoxes can plan (a new kind may be one too
+/// many); `now`: what the boxes give as they are (0: the model does not fit). Most gain for money
+/// first, then those of unknown price, what is rented last.
+std::vector<PurchaseGain> RankPurchases(const ModelConfig& config, const ModelCost& cost,
+                                        absl::Span<const BoxCount> boxes, const ForecastLoad& load,
+                                        double now);
 
 }  // namespace caravan
 

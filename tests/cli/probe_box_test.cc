@@ -79,6 +79,11 @@ TEST(ProbeBoxTest, WritesABoxThatPlansAreMadeWith) {
     EXPECT_FALSE(part->sources.empty());
   }
   EXPECT_EQ(BoxToJson(box), nlohmann::json::parse(Slurp(path)));
+
+  TestProcess& plan = cluster.Launch(
+      "plan", {"plan", "--model", CARAVAN_SOURCE_DIR "/models/tiny-r1", "--boxes", path});
+  EXPECT_EQ(plan.Wait(), 0) << plan.Transcript();
+  EXPECT_THAT(plan.Out(), HasSubstr("test box"));
 }
 
 TEST(ProbeBoxTest, PrintsTheSameAsOneLineOfJson) {

@@ -178,7 +178,7 @@ $there "$2" probe listen 10.77.0.2:7071 >listen.out &
 listener=$!
 trap 'kill $listener $far' EXIT
 until grep -q listening listen.out; do sleep 0.01; done
-"$2" probe link 10.77.0.2:7071 --json --seconds 0.5
+"$2" probe link 10.77.0.2:7071 --json --seconds 1
 )sh";
 
 /// Errors: this process may not make network namespaces, or has not the tools; or of the probe.
@@ -218,12 +218,13 @@ TEST(ProbeLinkTest, ReportsTheRateOfAShapedLink) {
     const TempDir dir;
     const absl::StatusOr<nlohmann::json> link = ProbeShaped(absl::StrCat(mbit, "mbit"), dir);
     ASSERT_TRUE(link.ok()) << mbit << ": " << link.status();
-    // Of a frame of 1514 bytes 1448 are payload of TCP, and 128 KiB may have been saved up; the
-    // lower bound is for retransmissions, and for processes that share their cores with others.
+    // Of a frame of 1514 bytes 1448 are payload of TCP. The bounds are for retransmissions, and for
+    // processes that share their cores with others: who is held up before it counts the first
+    // message of a slow link finds the others there already.
     const double shaped = 1e6 / 8 * mbit;
     for (const char* const rate : {"to_bytes_per_second", "from_bytes_per_second"}) {
       const double measured = link->at(rate);
-      EXPECT_LT(measured, 1.03 * shaped) << rate << " " << *link;
+      EXPECT_LT(measured, 1.15 * shaped) << rate << " " << *link;
       if (mbit <= 100 || !kSanitized) {
         EXPECT_GT(measured, 0.75 * shaped) << rate << " " << *link;
       }
