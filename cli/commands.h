@@ -31,6 +31,7 @@ void AddProbeBoxOptions(CLI::App& probe, CommandBody& body);
 void AddProbeLinkCommand(CLI::App& probe, CommandBody& body);
 void AddProbeListenCommand(CLI::App& probe, CommandBody& body);
 void AddRunCommand(CLI::App& app, CommandBody& body);
+void AddSimulateCommand(CLI::App& app, CommandBody& body);
 void AddStatusCommand(CLI::App& app, CommandBody& body);
 void AddSubmitCommand(CLI::App& app, CommandBody& body);
 void AddSynthCommand(CLI::App& app, CommandBody& body);

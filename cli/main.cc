@@ -53,6 +53,7 @@ int main(int argc, char** argv) {
   caravan::AddTokenizeCommand(app, body);
   caravan::AddBenchCommand(app, body);
   caravan::AddPlanCommand(app, body);
+  caravan::AddSimulateCommand(app, body);
   caravan::AddProbeCommand(app, body);
   caravan::CheckNumbers(app);
 

@@ -8,21 +8,18 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/output_file.h"
 #include "base/status_macros.h"
 #include "cli/commands.h"
-#include "cli/pack_flags.h"
 #include "cli/plan_page.h"
 #include "cli/plan_report.h"
+#include "cli/shape_flags.h"
 #include "cluster/known_boxes.h"
 #include "kernels/kv_rows.h"
-#include "model/pack/pack_types.h"
 #include "model/stored_model.h"
 #include "model/stored_model_cost.h"
-#include "model/synth/synthetic_model.h"
 
 namespace caravan {
 namespace {
@@ -31,9 +28,7 @@ constexpr int kCounts[] = {1, 2, 4, 8, 12};
 constexpr int64_t kPromptTokens = 1024;
 
 struct PlanFlags {
-  std::string model;
-  PackFlags pack;
-  double bits = 0;                            // 0: not given
+  ShapeFlags shape;
   std::string file;                           // of boxes
   std::vector<std::string> kinds = {"3060"};  // where there is no file
   std::vector<int> counts;                    // empty: kCounts, as far as there are layers
@@ -46,29 +41,6 @@ struct PlanFlags {
   double target = 0;  // tokens/s
   std::string html;   // a path
 };
-
-/// The model at --model: a stored one, or the shape of a config.json.
-absl::StatusOr<std::unique_ptr<StoredModel>> OpenModel(const PlanFlags& flags) {
-  if (!absl::EndsWith(flags.model, ".json")) {
-    if (flags.bits == 0 && flags.pack.preset.empty() && flags.pack.experts.empty() &&
-        flags.pack.dense.empty()) {
-      return OpenStoredModel(flags.model);
-    }
-    return absl::InvalidArgumentError(
-        absl::StrCat("--bits, --preset, --experts, --dense: ", flags.model,
-                     " has its formats; they are for a config.json"));
-  }
-  SyntheticModel::Options shape;
-  shape.config_path = flags.model;
-  if (flags.bits != 0) {
-    absl::StatusOr<PackTypes> types = PackTypesOfBits(flags.bits);
-    if (!types.ok()) return Annotate(types.status(), "--bits");
-    shape.types = *types;
-  } else {
-    CARAVAN_ASSIGN_OR_RETURN(shape.types, flags.pack.Types());
-  }
-  return SyntheticModel::Create(shape);
-}
 
 /// "2 boxes 3060, 1 box cpu".
 std::string Sum(const std::vector<BoxCount>& boxes) {
@@ -136,11 +108,11 @@ absl::Status WritePage(const std::string& path, const PlanReport& report) {
 }
 
 absl::Status Plan(const PlanFlags& flags) {
-  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model, OpenModel(flags));
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model, flags.shape.Open());
   PlanQuestion question;
   question.config = model->config();
   CARAVAN_ASSIGN_OR_RETURN(question.cost, CostOfStoredModel(*model));
-  question.model = flags.model;
+  question.model = flags.shape.model;
   CARAVAN_ASSIGN_OR_RETURN(question.groups, Groups(flags, question.config.num_hidden_layers));
   if (flags.context > question.config.max_position_embeddings) {
     return absl::InvalidArgumentError(absl::StrCat("--context: the model has positions up to ",
@@ -226,23 +198,7 @@ void AddPlanCommand(CLI::App& app, CommandBody& body) {
       "split of its layers, what bounds it, and what to buy next");
   const auto flags = std::make_shared<PlanFlags>();
   AddConfigOption(*command);
-  CLI::Option* const model = command->add_option(
-      "--model", flags->model,
-      "The model, as other commands take it, or the config.json of one that is not here");
-  model->required();
-  flags->pack.AddFormats(
-      *command, model,
-      "the formats are the model's, or those of a checkpoint with that config.json");
-  CLI::Option* const bits =
-      command
-          ->add_option("--bits", flags->bits,
-                       "All matrices of that config.json in the format of so many bits a weight: "
-                       "2.6 (q2_K), 3.4 (q3_K), 4.5 (q4_K), 5.5 (q5_K), 6.6 (q6_K), 8 (fp8), 8.5 "
-                       "(q8_0), 16 (bf16)")
-          ->check(CLI::Range(0.1, 64.0));
-  for (const char* const other : {"--preset", "--experts", "--dense"}) {
-    bits->excludes(command->get_option(other));
-  }
+  flags->shape.AddTo(*command);
   AddBoxOptions(*command, *flags);
   AddLoadOptions(*command, *flags);
   command->add_option("--target", flags->target, "Mark what reaches so many tokens/s")

@@ -180,6 +180,9 @@ TEST(CommandTest, WrongFlagsGetASentenceThatNamesThem) {
       {{"plan", "--model", CARAVAN_SOURCE_DIR "/bench/shapes/deepseek-r1.json", "--bits", "4"},
        2,
        "--bits: no format has 4 bits a weight; there are 2.6 (Q2_K)"},
+      {{"simulate", "--model", kModel}, 2, "--boxes is required"},
+      {{"simulate", "--model", kModel, "--boxes", "/nonexistent.json"}, 2, "No such file"},
+      {{"simulate", "--model", kModel, "--boxes", "x", "--rate", "0"}, 2, "--rate"},
       {{"plan", "--model", kModel, "--html", "/nonexistent/page.html"}, 2, "--html: /nonexistent"},
       {{"plan", "--model", kModel, "--context", "100000000"}, 2, "--context"},
       {{"plan", "--model", kModel, "--preset", "4bit"}, 2, "has its formats; they are for a"},
@@ -447,6 +450,25 @@ TEST(CommandTest, OptionsMayComeFromAFile) {
       cluster,
       {{"status", "--config", config}, 2, absl::StrCat(config, ": there is no option conector")});
   ExpectRefusal(cluster, {{"status", "--config", config + ".none"}, 2, "none"});
+}
+
+TEST(CommandTest, SimulatesJobsOnBoxesThatAreNotThere) {
+  TestCluster cluster;
+  const std::string boxes = cluster.dir().Write(
+      "boxes.json", R"({"boxes": [{"box": "3060", "count": 2}], "network": "1gbe"})");
+  const auto simulate = [&](const std::string& rate) -> TestProcess& {
+    TestProcess& process = cluster.Launch(
+        "simulate", {"simulate", "--model", CARAVAN_SOURCE_DIR "/models/tiny-r1", "--boxes", boxes,
+                     "--rate", rate, "--hours", "2", "--context", "512", "--prompt", "64",
+                     "--reply", "64", "--prefill-chunk", "128"});
+    EXPECT_EQ(process.Wait(), 0) << process.Transcript();
+    return process;
+  };
+  const std::string first = simulate("3600").Out();
+  EXPECT_THAT(first, ContainsRegex("\n\\| 7[0-9]{3} \\| 7[0-9]{3} \\| [0-9]+ \\| [0-9.]+ \\| "));
+  EXPECT_THAT(first, ContainsRegex("\n\\| 1 \\| 3060 \\| layers 0\\.\\."));
+  EXPECT_EQ(simulate("3600").Out(), first) << "the seed is the same";
+  EXPECT_NE(simulate("1800").Out(), first);
 }
 
 TEST(CommandTest, PlanPredictsForAShapeThatIsNotHere) {
