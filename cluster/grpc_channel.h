@@ -30,15 +30,16 @@ struct GrpcChannelOptions {
   std::string name = "next hop";                       // for messages
   std::stop_token stop;                                // gives up opening
 
-  /// Called at most once, by the channel's own thread, when the open link breaks of itself: perhaps
-  /// before OpenGrpcChannel has returned, never after Close has. It must not call Close.
+  /// Called at most once, by a thread of gRPC's, when the open link breaks of itself: perhaps
+  /// before OpenGrpcChannel has returned, never after Close has. It must not call Close, nor block.
   std::function<void(absl::Status)> on_broken;
 };
 
 /// Opens the stream, and returns once the far end has said who it is. The channel's errors name
-/// options.name and address. After the far end ended the stream or died, Send returns its status;
-/// besides what ActivationChannel says:
-/// Errors: FailedPrecondition - a step_id went back; InvalidArgument - a step larger than
+/// options.name and address. Neither Send nor Close waits for a link that takes nothing any more:
+/// once it is known to be lost, or closed, both return at once. After the far end ended the stream
+/// or died, Send returns its status; besides what ActivationChannel says: Errors:
+/// FailedPrecondition - a step_id went back; InvalidArgument - a step larger than
 ///         kMaxStepBytes, which ends the stream.
 ///
 /// Errors of opening: Unavailable - nobody answers there, or not in time; Aborted - another

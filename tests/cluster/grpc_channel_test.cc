@@ -1,5 +1,14 @@
 #include "cluster/grpc_channel.h"
 
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <optional>
@@ -10,6 +19,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "base/bounded_queue.h"
+#include "base/check.h"
 #include "base/clock.h"
 #include "cluster/grpc_transport.h"
 #include "cluster/pipeline_service.h"
@@ -275,6 +285,102 @@ TEST(GrpcChannelTest, CloseReleasesASendThatFlowControlHoldsBack) {
   sender.join();
   EXPECT_EQ(sent.code(), absl::StatusCode::kCancelled);
   stuck.release.Close();
+}
+
+/// Stands between a sender and a receiver, and from Slow on lets a few kilobytes a second through:
+/// less than a write that the kernel has begun to take.
+class SlowLink {
+ public:
+  explicit SlowLink(const std::string& to) : to_(to), listener_(Socket()) {
+    // Little fits into the kernel's buffers.
+    const int bytes = 4096;
+    const int segment = 536;
+    CARAVAN_CHECK(::setsockopt(listener_, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof(bytes)) == 0);
+    CARAVAN_CHECK(::setsockopt(listener_, IPPROTO_TCP, TCP_MAXSEG, &segment, sizeof(segment)) == 0);
+    sockaddr_in any = Loopback(0);
+    CARAVAN_CHECK(::bind(listener_, reinterpret_cast<sockaddr*>(&any), sizeof(any)) == 0);
+    CARAVAN_CHECK(::listen(listener_, 1) == 0);
+    thread_ = std::thread([this] { Carry(); });
+  }
+  ~SlowLink() {
+    ended_ = true;
+    ::shutdown(listener_, SHUT_RDWR);
+    thread_.join();
+    ::close(listener_);
+  }
+
+  std::string address() const {
+    sockaddr_in bound = {};
+    socklen_t size = sizeof(bound);
+    CARAVAN_CHECK(::getsockname(listener_, reinterpret_cast<sockaddr*>(&bound), &size) == 0);
+    return absl::StrCat("127.0.0.1:", ntohs(bound.sin_port));
+  }
+  void Slow() { slow_ = true; }
+
+ private:
+  static int Socket() { return ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0); }
+  static sockaddr_in Loopback(int port) {
+    sockaddr_in address = {};
+    address.sin_family = AF_INET;
+    address.sin_port = htons(static_cast<uint16_t>(port));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    return address;
+  }
+
+  void Carry() {
+    const int sender = ::accept(listener_, nullptr, nullptr);
+    if (sender < 0) return;
+    const int receiver = Socket();
+    sockaddr_in to = Loopback(std::atoi(to_.c_str() + to_.rfind(':') + 1));
+    CARAVAN_CHECK(::connect(receiver, reinterpret_cast<sockaddr*>(&to), sizeof(to)) == 0);
+    char buffer[4096];
+    pollfd ends[] = {{sender, POLLIN, 0}, {receiver, POLLIN, 0}};
+    while (!ended_) {
+      // A slow one carries a buffer a turn, and turns often enough for TCP not to give up.
+      ::poll(slow_ ? nullptr : ends, slow_ ? 0 : 2, 100);
+      for (const auto& [from, into] : {std::pair{sender, receiver}, std::pair{receiver, sender}}) {
+        const ssize_t got = ::recv(from, buffer, sizeof(buffer), MSG_DONTWAIT);
+        if (got > 0) ::send(into, buffer, static_cast<size_t>(got), MSG_NOSIGNAL);
+      }
+    }
+    ::close(sender);
+    ::close(receiver);
+  }
+
+  const std::string to_;
+  const int listener_;
+  std::atomic<bool> slow_{false};
+  std::atomic<bool> ended_{false};
+  std::thread thread_;
+};
+
+TEST(GrpcChannelTest, CloseDoesNotWaitForALinkThatTakesLittle) {
+  BoundedQueue<v1::Step> received(1000);
+  Receiver receiver([&](v1::Step step) {
+    received.Push(std::move(step));
+    return absl::OkStatus();
+  });
+  SlowLink link(receiver.address());
+  GrpcChannelOptions options = receiver.Options();
+  options.address = link.address();
+  auto channel = OpenGrpcChannel(options);
+  ASSERT_TRUE(channel.ok()) << channel.status();
+  ASSERT_TRUE((*channel)->Send(MakeStep(1)).ok());
+  ASSERT_TRUE(received.Pop().has_value());
+  link.Slow();
+  absl::Status sent;
+  BoundedQueue<int> returned(1);
+  std::thread sender([&] {
+    sent = FloodUntilItFails(**channel);
+    returned.Push(0);
+  });
+  // Nothing tells when the kernel's buffers are full; in a second they are.
+  EXPECT_FALSE(returned.PopWithTimeout(absl::Seconds(1)).has_value());
+  const absl::Duration start = SteadyClock().Now();
+  (*channel)->Close();
+  sender.join();
+  EXPECT_LT(SteadyClock().Now() - start, absl::Seconds(5));
+  EXPECT_EQ(sent.code(), absl::StatusCode::kCancelled);
 }
 
 TEST(GrpcChannelTest, TheReceiversErrorReleasesASendThatFlowControlHoldsBack) {
