@@ -290,7 +290,7 @@ void ClusterController::MaybePlan() {
   }
   // Another split is better now. Jobs that run go on over it.
   plan_is_due_ = false;
-  EndPlan(absl::UnavailableError("the pipeline is being planned anew"));
+  EndPlan(absl::AbortedError("the pipeline is being planned anew"));
   StartLoading(*std::move(plan));
 }
 

@@ -193,7 +193,12 @@ std::shared_ptr<ActivationChannel> PipelineDriver::DetachLocked(const absl::Stat
   std::shared_ptr<ActivationChannel> first_hop = std::move(pipeline_->first_hop);
   past_counters_ += pipeline_->scheduler.counters();
   for (const Sequence* const sequence : pipeline_->scheduler.Release()) {
-    InterruptLocked(*sequence, why, news);
+    // A plan that makes way for another was not broken by what ran over it.
+    if (absl::IsAborted(why)) {
+      ++interruptions_;
+    } else {
+      InterruptLocked(*sequence, why, news);
+    }
   }
   pipeline_.reset();
   without_pipeline_since_ = options_.clock->Now();

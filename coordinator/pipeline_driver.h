@@ -122,7 +122,8 @@ class PipelineDriver {
   /// REQUIRES: no pipeline is attached; plan_version was not used before.
   void Attach(Pipeline pipeline);
 
-  /// Running jobs are queued again; the first hop closes. Nothing happens without a pipeline.
+  /// Running jobs are queued again; the first hop closes. Nothing happens without a pipeline. Of
+  /// Aborted (another plan takes its place) no job ever gives up.
   /// REQUIRES: !why.ok().
   void Detach(const absl::Status& why);
 

@@ -179,6 +179,24 @@ TEST(PipelineDriverPlanTest, AJobThatLosesEveryPipelineGivesUp) {
   EXPECT_TRUE(driver.List().empty());
 }
 
+TEST(PipelineDriverPlanTest, AJobOutlivesAnyNumberOfPlansThatMakeWayForOthers) {
+  PipelineDriver driver(SmallDriver());
+  const JobSpec spec = ToyJob(3, 9);
+  auto job = MustSubmit(&driver, spec);
+  std::vector<std::unique_ptr<FakePipeline>> pipelines;
+  for (int i = 0; i < 3 * kMostInterruptions; ++i) {
+    pipelines.push_back(std::make_unique<FakePipeline>(Stages(1, pipelines.size() + 1)));
+    driver.Attach(pipelines.back()->Connect());
+    pipelines.back()->Take();
+    driver.Detach(absl::AbortedError("the pipeline is being planned anew"));
+  }
+  EXPECT_EQ(driver.stats().interruptions, 3 * kMostInterruptions);
+  FakePipeline last(Stages(1, 100));
+  driver.Attach(last.Connect());
+  FakePipeline::Player player(&last, &driver);
+  EXPECT_EQ(ReadToEnd(job.get()).token_ids, kModel.Reply(spec));
+}
+
 TEST(PipelineDriverPlanTest, QueuedJobsGiveUpWhenNoPipelineComes) {
   SimulatedClock clock;
   PipelineDriver::Options options = SmallDriver();
