@@ -23,10 +23,14 @@ namespace {
 constexpr absl::Duration kPollInterval = absl::Milliseconds(5);
 
 Subprocess StartOrDie(const std::string& prefix, const std::vector<std::string>& arguments,
-                      const std::string& directory, const std::string& stdin_path) {
+                      const std::string& directory, const std::string& stdin_path,
+                      const std::vector<std::string>& wrapper) {
   Subprocess::Options options;
+  options.command = wrapper;
   // env replaces itself with the program, so the process stays the one that was started.
-  if (!directory.empty()) options.command = {"/usr/bin/env", "-C", directory};
+  if (!directory.empty()) {
+    options.command.insert(options.command.end(), {"/usr/bin/env", "-C", directory});
+  }
   options.command.push_back(CARAVAN_BINARY);
   options.command.insert(options.command.end(), arguments.begin(), arguments.end());
   options.stdin_path = stdin_path;
@@ -54,10 +58,11 @@ std::string Slurp(const std::string& path) {
 }
 
 TestProcess::TestProcess(std::string output_prefix, std::vector<std::string> arguments,
-                         const std::string& directory, const std::string& stdin_path)
+                         const std::string& directory, const std::string& stdin_path,
+                         const std::vector<std::string>& wrapper)
     : prefix_(std::move(output_prefix)),
       arguments_(std::move(arguments)),
-      process_(StartOrDie(prefix_, arguments_, directory, stdin_path)) {}
+      process_(StartOrDie(prefix_, arguments_, directory, stdin_path, wrapper)) {}
 
 int TestProcess::Wait() {
   const std::optional<int> code = process_.Wait(kTestDeadline);
@@ -105,7 +110,9 @@ TestProcess& TestCluster::Launch(const std::string& name, std::vector<std::strin
   }
   processes_.push_back(
       {name, serves,
-       std::make_unique<TestProcess>(prefix, std::move(arguments), directory, stdin_path)});
+       std::make_unique<TestProcess>(
+           prefix, std::move(arguments), directory, stdin_path,
+           wrapper_ == nullptr ? std::vector<std::string>() : wrapper_(name))});
   return *processes_.back().process;
 }
 

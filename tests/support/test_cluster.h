@@ -8,6 +8,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -31,10 +32,13 @@ std::string Slurp(const std::string& path);
 class TestProcess {
  public:
   /// Starts `caravan arguments...`; its output goes to `output_prefix`.out and .err. `directory`
-  /// is where it runs; empty: here.
+  /// is where it runs; empty: here. `wrapper` is written before the command, and must become it.
   TestProcess(std::string output_prefix, std::vector<std::string> arguments,
-              const std::string& directory = "", const std::string& stdin_path = "/dev/null");
+              const std::string& directory = "", const std::string& stdin_path = "/dev/null",
+              const std::vector<std::string>& wrapper = {});
 
+  std::string out_path() const { return prefix_ + ".out"; }
+  std::string err_path() const { return prefix_ + ".err"; }
   std::string Out() const { return Slurp(prefix_ + ".out"); }
   std::string Err() const { return Slurp(prefix_ + ".err"); }
   pid_t pid() const { return process_.pid(); }
@@ -67,6 +71,9 @@ class TestProcess {
 class TestCluster {
  public:
   TestCluster() = default;
+  /// `wrapper` gives what is written before the command of a process of that name.
+  explicit TestCluster(std::function<std::vector<std::string>(const std::string& name)> wrapper)
+      : wrapper_(std::move(wrapper)) {}
   ~TestCluster();
 
   const TempDir& dir() const { return dir_; }
@@ -113,6 +120,7 @@ class TestCluster {
     std::unique_ptr<TestProcess> process;
   };
 
+  const std::function<std::vector<std::string>(const std::string& name)> wrapper_;
   TempDir dir_;
   std::vector<Entry> processes_;  // in order of their start
   TestProcess* coordinator_ = nullptr;
