@@ -54,6 +54,7 @@ int main(int argc, char** argv) {
   caravan::AddBenchCommand(app, body);
   caravan::AddPlanCommand(app, body);
   caravan::AddProbeCommand(app, body);
+  caravan::AddCertsCommand(app, body);
   caravan::CheckNumbers(app);
 
   // CLI11 would only say that a subcommand is required.

@@ -11,18 +11,30 @@
 #include "caravan/v1/pipeline.grpc.pb.h"
 #include "cluster/grpc_status.h"
 #include "cluster/grpc_transport.h"
+#include "cluster/pipeline_service.h"
 #include "grpcpp/client_context.h"
 
 namespace caravan {
 namespace {
+
+// The far end only says who it is.
+constexpr int kMaxFlowReplyBytes = 64 << 10;
+
+std::shared_ptr<grpc::Channel> MakeChannel(const GrpcChannelOptions& options) {
+  ChannelOptions channel;
+  channel.security = options.security;
+  channel.peer = options.expected_identity;
+  channel.max_receive_bytes = kMaxFlowReplyBytes;
+  return MakeGrpcChannel(options.address, channel);
+}
 
 class GrpcChannel : public ActivationChannel {
  public:
   explicit GrpcChannel(const GrpcChannelOptions& options)
       : options_(options),
         label_(absl::StrCat(options.name, " at ", options.address)),
-        stub_(v1::Pipeline::NewStub(MakeGrpcChannel(options.address))),
-        stream_(stub_->Flow(&context_)),
+        stub_(v1::Pipeline::NewStub(MakeChannel(options))),
+        stream_(OpenStream()),
         reader_("hop-reader", [this] { WatchFarEnd(); }) {}
   ~GrpcChannel() override { Close(); }
 
@@ -68,6 +80,11 @@ class GrpcChannel : public ActivationChannel {
   }
 
  private:
+  std::unique_ptr<grpc::ClientReaderWriter<v1::Step, v1::FlowReply>> OpenStream() {
+    context_.AddMetadata(kSenderIncarnationKey, absl::StrCat(options_.own_incarnation));
+    return stub_->Flow(&context_);
+  }
+
   /// The reader's life: the first reply, then nothing until the stream ends.
   void WatchFarEnd() {
     v1::FlowReply reply;
