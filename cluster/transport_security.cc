@@ -66,12 +66,19 @@ absl::StatusOr<std::shared_ptr<const ClusterTls>> ClusterTls::Load(const std::st
 }
 
 std::shared_ptr<grpc::ChannelCredentials> ClusterTls::ForChannel(
-    const std::optional<Identity>& peer) const {
+    const std::optional<Identity>& peer, bool any_peer) const {
   TlsChannelCredentialsOptions options;
   options.set_certificate_provider(files_);
   options.watch_root_certs();
   options.watch_identity_key_cert_pairs();
-  SetVerifier(options, peer);
+  if (any_peer) {
+    // That the certificate is of the authority is checked all the same.
+    options.set_check_call_host(false);
+    options.set_certificate_verifier(
+        std::make_shared<grpc::experimental::NoOpCertificateVerifier>());
+  } else {
+    SetVerifier(options, peer);
+  }
   return grpc::experimental::TlsCredentials(options);
 }
 

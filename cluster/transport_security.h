@@ -32,8 +32,9 @@ class ClusterTls {
   const Identity& identity() const { return identity_; }
 
   /// For a channel to `peer`, exactly, or where none is given to any coordinator: nothing is sent
-  /// to anybody else, whose handshake fails.
-  std::shared_ptr<grpc::ChannelCredentials> ForChannel(const std::optional<Identity>& peer) const;
+  /// to anybody else, whose handshake fails. `any_peer`: to anybody of the cluster who may serve.
+  std::shared_ptr<grpc::ChannelCredentials> ForChannel(const std::optional<Identity>& peer,
+                                                       bool any_peer = false) const;
 
   /// A caller's certificate is checked if it shows one; cluster/call_guard.h then decides about
   /// each call, also of callers that show none.
