@@ -1,7 +1,5 @@
 #include "cli/client.h"
 
-#include <algorithm>
-
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status_macros.h"
@@ -11,8 +9,20 @@
 namespace caravan {
 namespace {
 
-// So long at most a stop request is not heeded.
-constexpr absl::Duration kStopCheckInterval = absl::Milliseconds(100);
+absl::StatusOr<TransportSecurity> LoadSecurity(const ClientFlags& flags) {
+  absl::StatusOr<TransportSecurity> security = flags.security.Load();
+  if (!security.ok()) return Annotate(security.status(), "--certs");
+  return security;
+}
+
+absl::Status Wait(grpc::Channel& channel, const ClientFlags& flags,
+                  const TransportSecurity& security, const std::stop_token& stop) {
+  const absl::Status connected = WaitForConnection(channel, flags.coordinator, security,
+                                                   absl::Seconds(flags.connect_timeout_s), stop);
+  if (!absl::IsDeadlineExceeded(connected)) return connected;
+  return absl::UnavailableError(absl::StrCat("no coordinator answers at ", flags.coordinator,
+                                             " within ", flags.connect_timeout_s, " s"));
+}
 
 }  // namespace
 
@@ -22,29 +32,25 @@ void ClientFlags::AddTo(CLI::App& command) {
   command.add_option("--connect-timeout", connect_timeout_s, "Give up reaching it after SECONDS")
       ->check(CLI::Range(0.0, 86400.0))
       ->capture_default_str();
+  security.AddTo(command);
 }
 
 absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ClientFlags& flags,
                                                        std::stop_token stop) {
   CARAVAN_RETURN_IF_ERROR(Annotate(CheckAddress(flags.coordinator), "--coordinator"));
-  std::shared_ptr<grpc::Channel> channel = MakeGrpcChannel(flags.coordinator);
-  CARAVAN_RETURN_IF_ERROR(WaitUntilConnected(*channel, flags, std::move(stop)));
+  CARAVAN_ASSIGN_OR_RETURN(const TransportSecurity security, LoadSecurity(flags));
+  ChannelOptions options;
+  options.security = security;
+  std::shared_ptr<grpc::Channel> channel = MakeGrpcChannel(flags.coordinator, options);
+  CARAVAN_RETURN_IF_ERROR(Wait(*channel, flags, security, stop));
   return channel;
 }
 
 absl::Status WaitUntilConnected(grpc::Channel& channel, const ClientFlags& flags,
                                 std::stop_token stop) {
-  const absl::Time deadline = absl::Now() + absl::Seconds(flags.connect_timeout_s);
-  while (!stop.stop_requested()) {
-    const absl::Time until = std::min(deadline, absl::Now() + kStopCheckInterval);
-    if (channel.WaitForConnected(absl::ToChronoTime(until))) return absl::OkStatus();
-    if (until == deadline) {
-      return absl::UnavailableError(absl::StrCat("no coordinator answers at ", flags.coordinator,
-                                                 " within ", flags.connect_timeout_s, " s"));
-    }
-  }
-  return absl::CancelledError(
-      absl::StrCat("stopped before a coordinator answered at ", flags.coordinator));
+  if (channel.GetState(/*try_to_connect=*/true) == GRPC_CHANNEL_READY) return absl::OkStatus();
+  CARAVAN_ASSIGN_OR_RETURN(const TransportSecurity security, LoadSecurity(flags));
+  return Wait(channel, flags, security, stop);
 }
 
 absl::Status NameCoordinator(const absl::Status& status, const ClientFlags& flags) {

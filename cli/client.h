@@ -10,6 +10,7 @@
 #include "CLI/CLI.hpp"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "cli/security_flags.h"
 #include "grpcpp/channel.h"
 #include "grpcpp/client_context.h"
 
@@ -18,16 +19,17 @@ namespace caravan {
 /// How long a call may take that does not wait for anything to happen.
 inline constexpr absl::Duration kShortCallTimeout = absl::Seconds(10);
 
-/// The options --coordinator and --connect-timeout.
+/// The options --coordinator, --connect-timeout and --certs.
 struct ClientFlags {
   std::string coordinator = "127.0.0.1:7070";
   double connect_timeout_s = 10;
+  SecurityFlags security;
 
   void AddTo(CLI::App& command);
 };
 
 /// Errors: InvalidArgument - no HOST:PORT; Unavailable - nobody answers at flags.coordinator within
-/// the time; Cancelled - `stop` came before.
+/// the time; as SecurityFlags::Load and ExplainNoConnection; Cancelled - `stop` came before.
 absl::StatusOr<std::shared_ptr<grpc::Channel>> Connect(const ClientFlags& flags,
                                                        std::stop_token stop = {});
 

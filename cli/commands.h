@@ -17,6 +17,7 @@ void AddBenchServeCommand(CLI::App& bench, CommandBody& body);
 void AddBenchSpeculateCommand(CLI::App& bench, CommandBody& body);
 void AddCalibrateCommand(CLI::App& app, CommandBody& body);
 void AddCancelCommand(CLI::App& app, CommandBody& body);
+void AddCertsCommand(CLI::App& app, CommandBody& body);
 void AddChatCommand(CLI::App& app, CommandBody& body);
 void AddCoordinatorCommand(CLI::App& app, CommandBody& body);
 void AddDrainCommand(CLI::App& app, CommandBody& body);

@@ -8,6 +8,7 @@
 #include "base/output_file.h"
 #include "base/status_macros.h"
 #include "cli/commands.h"
+#include "cli/security_flags.h"
 #include "cli/stop_signals.h"
 #include "coordinator/coordinator_server.h"
 
@@ -16,6 +17,7 @@ namespace {
 
 struct CoordinatorFlags {
   CoordinatorOptions options;
+  SecurityFlags security;
   std::string address_file;
   std::string http_address_file;
   double worker_timeout_s = 60;
@@ -40,6 +42,9 @@ absl::Status Serve(CoordinatorFlags flags) {
       !(flags.options.api_key_file.empty() && flags.http_address_file.empty())) {
     return absl::InvalidArgumentError("--api-key-file and --http-address-file need --http");
   }
+  CARAVAN_ASSIGN_OR_RETURN(flags.options.security, flags.security.Load());
+  CARAVAN_RETURN_IF_ERROR(
+      Annotate(CheckListen(flags.options.listen, flags.options.security), "--listen"));
   flags.options.worker_timeout = absl::Seconds(flags.worker_timeout_s);
   flags.options.heartbeat_timeout = absl::Seconds(flags.heartbeat_timeout_s);
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<CoordinatorServer> server,
@@ -77,8 +82,10 @@ void AddCoordinatorCommand(CLI::App& app, CommandBody& body) {
       "a model that has none");
   command
       ->add_option("--listen", options.listen,
-                   "HOST:PORT for workers and clients; port 0 takes a free one")
+                   "HOST:PORT for workers and clients; port 0 takes a free one. Beyond this "
+                   "machine's loopback only with --certs or --insecure")
       ->capture_default_str();
+  flags->security.AddToServer(*command);
   command->add_option("--address-file", flags->address_file,
                       "Write HOST:PORT to this file once the coordinator listens");
   command->add_option("--http", options.http_listen,

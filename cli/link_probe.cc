@@ -24,6 +24,13 @@
 namespace caravan {
 namespace {
 
+std::shared_ptr<grpc::Channel> Dial(const LinkProbeOptions& options) {
+  ChannelOptions channel;
+  channel.security = options.security;
+  channel.any_peer = true;
+  return MakeGrpcChannel(options.address, channel);
+}
+
 // A round trip of little else than the way.
 constexpr int kSmallBytes = 1;
 // Not counted: with the first ones TCP finds out how much the link takes at once.
@@ -44,7 +51,7 @@ double Quantile(std::vector<double>& values, double share) {
 class Prober {
  public:
   explicit Prober(const LinkProbeOptions& options)
-      : options_(options), stub_(v1::Probe::NewStub(MakeGrpcChannel(options.address))) {}
+      : options_(options), stub_(v1::Probe::NewStub(Dial(options))) {}
 
   /// Whether somebody is there who can be probed.
   absl::Status Greet() {

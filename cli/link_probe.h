@@ -12,12 +12,14 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "cluster/box.h"
+#include "cluster/transport_security.h"
 #include "nlohmann/json.hpp"
 
 namespace caravan {
 
 struct LinkProbeOptions {
-  std::string address;  // HOST:PORT of a coordinator, a worker or caravan probe listen
+  std::string address;         // HOST:PORT of a coordinator, a worker or caravan probe listen
+  TransportSecurity security;  // whoever of the cluster answers
   // What a hop carries of a token: R1's hidden_size floats. At most kMostEchoBytes.
   int64_t activation_bytes = int64_t{7168} * 4;
   absl::Duration duration =

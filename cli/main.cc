@@ -55,6 +55,7 @@ int main(int argc, char** argv) {
   caravan::AddPlanCommand(app, body);
   caravan::AddSimulateCommand(app, body);
   caravan::AddProbeCommand(app, body);
+  caravan::AddCertsCommand(app, body);
   caravan::CheckNumbers(app);
 
   // CLI11 would only say that a subcommand is required.

@@ -12,6 +12,7 @@
 #include "base/status_macros.h"
 #include "cli/commands.h"
 #include "cli/link_probe.h"
+#include "cli/security_flags.h"
 #include "cli/stop_signals.h"
 #include "cluster/grpc_transport.h"
 #include "cluster/probe_service.h"
@@ -21,6 +22,7 @@ namespace {
 
 struct ProbeLinkFlags {
   std::string address;
+  SecurityFlags security;
   int64_t activation_bytes = LinkProbeOptions().activation_bytes;
   double seconds = absl::ToDoubleSeconds(LinkProbeOptions().duration);
   double connect_timeout_s = absl::ToDoubleSeconds(LinkProbeOptions().connect_timeout);
@@ -31,6 +33,7 @@ absl::Status RunProbeLink(const ProbeLinkFlags& flags) {
   const StopSignals signals;
   LinkProbeOptions options;
   options.address = flags.address;
+  CARAVAN_ASSIGN_OR_RETURN(options.security, flags.security.Load());
   options.activation_bytes = flags.activation_bytes;
   options.duration = absl::Seconds(flags.seconds);
   options.connect_timeout = absl::Seconds(flags.connect_timeout_s);
@@ -48,10 +51,14 @@ absl::Status RunProbeLink(const ProbeLinkFlags& flags) {
   return absl::OkStatus();
 }
 
-absl::Status RunProbeListen(const std::string& address) {
+absl::Status RunProbeListen(const std::string& address, const SecurityFlags& flags) {
   StopSignals signals;
   ProbeService service;
-  CARAVAN_ASSIGN_OR_RETURN(const GrpcServer started, StartGrpcServer(address, {&service}));
+  CARAVAN_ASSIGN_OR_RETURN(TransportSecurity security, flags.Load());
+  // Noise is all that anybody can get here.
+  security.insecure = security.tls == nullptr;
+  CARAVAN_ASSIGN_OR_RETURN(const GrpcServer started,
+                           StartGrpcServer(address, {&service}, security));
   std::printf(
       "listening on %s:%d until interrupted; from another box: caravan probe link HOST:%d\n",
       address.substr(0, address.rfind(':')).c_str(), started.port, started.port);
@@ -72,6 +79,7 @@ void AddProbeLinkCommand(CLI::App& probe, CommandBody& body) {
       ->add_option("address", flags->address,
                    "HOST:PORT of a coordinator, a worker or caravan probe listen")
       ->required();
+  flags->security.AddTo(*command);
   AddByteSizeOption(*command, "--activations", flags->activation_bytes,
                     "What a hop carries of a token: 4 bytes for each of hidden_size values")
       ->default_str("28KiB");
@@ -92,11 +100,14 @@ void AddProbeListenCommand(CLI::App& probe, CommandBody& body) {
   CLI::App* const command = probe.add_subcommand(
       "listen", "Be the far end of caravan probe link, where no coordinator or worker runs");
   const auto address = std::make_shared<std::string>("0.0.0.0:7071");
+  const auto security = std::make_shared<SecurityFlags>();
   AddConfigOption(*command);
   command->add_option("address", *address, "HOST:PORT to listen on; port 0 takes a free one")
       ->capture_default_str();
-  command->callback(
-      [address, &body] { body = [address] { return ReportStatus(RunProbeListen(*address)); }; });
+  security->AddTo(*command);
+  command->callback([address, security, &body] {
+    body = [address, security] { return ReportStatus(RunProbeListen(*address, *security)); };
+  });
 }
 
 }  // namespace caravan

@@ -3,13 +3,16 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <string>
 #include <system_error>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "base/byte_size.h"
 #include "base/log.h"
 #include "base/status_macros.h"
@@ -18,10 +21,12 @@
 #include "cli/expert_flags.h"
 #include "cli/kv_disk_flags.h"
 #include "cli/progress_bar.h"
+#include "cli/security_flags.h"
 #include "cli/stop_signals.h"
 #include "cli/validators.h"
 #include "cluster/address.h"
 #include "cluster/machine.h"
+#include "cluster/trusted_network.h"
 #include "model/pack/packed_model.h"
 #include "worker/session.h"
 
@@ -33,7 +38,9 @@ struct WorkerFlags {
   std::string ram;
   std::string offload = "auto";
   DeviceFlags device;
+  SecurityFlags security;
   std::string transport = "auto";
+  std::vector<std::string> trusted_networks;
   KvDiskFlags kv_disk;
   ExpertFlags experts;
   std::string expert_heat = "auto";
@@ -98,13 +105,64 @@ absl::Status ApplyTransport(const std::string& transport, WorkerSessionOptions& 
   return absl::OkStatus();
 }
 
+/// Registers those of the trusted networks that this machine has an address in, and has NCCL use
+/// them: it would else go by whichever interface it finds first.
+absl::Status ApplyTrustedNetworks(const std::vector<std::string>& networks,
+                                  WorkerSessionOptions& options) {
+  std::vector<std::string> interfaces;
+  for (const std::string& text : networks) {
+    absl::StatusOr<TrustedNetwork> network = TrustedNetwork::Parse(text);
+    if (!network.ok()) return Annotate(network.status(), "--trusted-network");
+    bool here = false;
+    for (const InterfaceAddress& each : InterfaceAddresses()) {
+      if (!network->Contains(each.address)) continue;
+      here = true;
+      interfaces.push_back(each.interface);
+    }
+    if (here) {
+      options.trusted_networks.push_back(network->ToString());
+    } else {
+      LogWarning("trusted_network_not_here",
+                 {{"network", text}, {"why", "this machine has no address in it"}});
+    }
+  }
+  // Exactly those. Whoever sets the variable himself knows better.
+  if (!interfaces.empty()) {
+    ::setenv("NCCL_SOCKET_IFNAME", absl::StrCat("=", absl::StrJoin(interfaces, ",")).c_str(),
+             /*overwrite=*/0);
+  }
+  return absl::OkStatus();
+}
+
+/// Where neighbours are listened to, unless --listen says: everywhere, if they have to show who
+/// they are or nobody minds; on loopback where the coordinator is.
+absl::Status ApplyListen(WorkerSessionOptions& options) {
+  const TransportSecurity& security = options.security;
+  if (options.listen.empty()) {
+    const bool everywhere = security.tls != nullptr || security.insecure;
+    if (!everywhere && !IsLoopbackName(options.coordinator)) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "the coordinator at ", options.coordinator,
+          " is not on this machine, and without certificates a worker serves only this one: give "
+          "--certs DIRECTORY (caravan certs makes one), or --insecure where everybody who reaches "
+          "it may do everything"));
+    }
+    options.listen = everywhere ? "0.0.0.0:0" : "127.0.0.1:0";
+  }
+  return Annotate(CheckListen(options.listen, security), "--listen");
+}
+
 absl::Status ApplyDefaults(WorkerFlags& flags) {
   WorkerSessionOptions& options = flags.options;
   CARAVAN_RETURN_IF_ERROR(Annotate(CheckAddress(options.coordinator), "--coordinator"));
   if (!options.advertise.empty()) {
     CARAVAN_RETURN_IF_ERROR(Annotate(CheckAddress(options.advertise), "--advertise"));
   }
+  CARAVAN_ASSIGN_OR_RETURN(options.security, flags.security.Load());
+  CARAVAN_RETURN_IF_ERROR(ApplyListen(options));
+  CARAVAN_RETURN_IF_ERROR(ApplyTrustedNetworks(flags.trusted_networks, options));
   CARAVAN_ASSIGN_OR_RETURN(const Machine machine, ProbeMachine());
+  options.machine = machine.boot_id;
   if (options.name.empty()) options.name = machine.host_name;
   options.num_threads = flags.threads > 0 ? flags.threads : machine.num_cores;
   options.connect_timeout = absl::Seconds(flags.connect_timeout_s);
@@ -159,13 +217,15 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
       app.add_subcommand("worker", "Hold one stage of a coordinator's model and run its steps");
   const auto flags = std::make_shared<WorkerFlags>();
   WorkerSessionOptions& options = flags->options;
+  options.listen.clear();  // ApplyListen says
   AddConfigOption(*command);
   command->add_option("--coordinator", options.coordinator, "HOST:PORT of the coordinator")
       ->required();
-  command
-      ->add_option("--listen", options.listen,
-                   "HOST:PORT for the neighbours' activations; port 0 takes a free one")
-      ->capture_default_str();
+  command->add_option("--listen", options.listen,
+                      "HOST:PORT for the neighbours' activations; port 0 takes a free one. If not "
+                      "given, any port, of all networks with --certs or --insecure, else of this "
+                      "machine's loopback");
+  flags->security.AddToServer(*command);
   command->add_option("--advertise", options.advertise,
                       "HOST:PORT that the neighbours dial, where it is not the host that the "
                       "coordinator sees with the port listened on");
@@ -197,11 +257,18 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
   flags->device.AddTo(*command);
   command
       ->add_option("--transport", flags->transport,
-                   "How activations go to a neighbour: auto: from card to card by NCCL where both "
-                   "have one, else over TCP; nccl: so or not at all; tcp: never so")
+                   "How activations go to a neighbour: auto: from card to card by NCCL, which "
+                   "does not encrypt, where both have one and share a machine or a "
+                   "--trusted-network, else over TCP; nccl: so or not at all; tcp: never so")
       ->check(CLI::IsMember({"auto", "tcp", "nccl"}))
       ->type_name("auto|tcp|nccl")
       ->capture_default_str();
+  command
+      ->add_option("--trusted-network", flags->trusted_networks,
+                   "CIDR, such as 10.0.0.0/8, of a network whose hosts may read activations; may "
+                   "be repeated")
+      ->type_name("CIDR")
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll);
   AddKvOption(*command, options.kv_dtype);
   flags->kv_disk.AddTo(*command);
   CLI::Option* const archive = AddByteSizeOption(

@@ -1,13 +1,27 @@
 #include "cluster/address.h"
 
+#include <vector>
+
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 
 namespace caravan {
 namespace {
 
 constexpr int kMaxPort = 65535;
+
+bool IsLoopbackV4(absl::string_view host) {
+  const std::vector<absl::string_view> parts = absl::StrSplit(host, '.');
+  if (parts.size() != 4 || parts[0] != "127") return false;
+  for (const absl::string_view part : parts) {
+    int byte = 0;
+    if (part.size() > 3 || !absl::SimpleAtoi(part, &byte) || byte < 0 || byte > 255) return false;
+  }
+  return true;
+}
 
 }  // namespace
 
@@ -35,6 +49,18 @@ absl::Status CheckAddress(absl::string_view address, int min_port) {
     if (!plain && !inner) return error("that is no host (IPv6 addresses go in brackets)");
   }
   return absl::OkStatus();
+}
+
+bool IsLoopbackName(absl::string_view name) {
+  const size_t scheme = name.find("://");
+  if (scheme != absl::string_view::npos) name.remove_prefix(scheme + 3);
+  if (absl::StartsWith(name, "[")) {
+    const size_t end = name.find(']');
+    return end != absl::string_view::npos && name.substr(1, end - 1) == "::1" &&
+           (end + 1 == name.size() || name[end + 1] == ':');
+  }
+  const absl::string_view host = name.substr(0, name.find(':'));
+  return absl::EqualsIgnoreCase(host, "localhost") || IsLoopbackV4(host);
 }
 
 }  // namespace caravan

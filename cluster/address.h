@@ -13,6 +13,10 @@ namespace caravan {
 ///         brackets.
 absl::Status CheckAddress(absl::string_view address, int min_port = 1);
 
+/// Whether HOST, HOST:PORT or SCHEME://HOST:PORT names this machine's loopback: localhost,
+/// 127.0.0.0/8 or ::1.
+bool IsLoopbackName(absl::string_view name);
+
 }  // namespace caravan
 
 #endif  // CARAVAN_CLUSTER_ADDRESS_H_

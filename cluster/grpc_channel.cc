@@ -14,6 +14,7 @@
 #include "caravan/v1/pipeline.grpc.pb.h"
 #include "cluster/grpc_status.h"
 #include "cluster/grpc_transport.h"
+#include "cluster/pipeline_service.h"
 #include "grpcpp/client_context.h"
 #include "grpcpp/support/client_callback.h"
 
@@ -24,6 +25,17 @@ namespace {
 // way that the network does not take: for as long as that takes, which may be minutes.
 constexpr absl::Duration kFarewell = absl::Milliseconds(200);
 
+// The far end only says who it is.
+constexpr int kMaxFlowReplyBytes = 64 << 10;
+
+std::shared_ptr<grpc::Channel> MakeChannel(const GrpcChannelOptions& options) {
+  ChannelOptions channel;
+  channel.security = options.security;
+  channel.peer = options.expected_identity;
+  channel.max_receive_bytes = kMaxFlowReplyBytes;
+  return MakeGrpcChannel(options.address, channel);
+}
+
 /// The call, which gRPC may not let go of for long after its end. Nobody else waits for that: a
 /// stage can be dropped whatever its next hop does.
 class FlowCall final : public grpc::ClientBidiReactor<v1::Step, v1::FlowReply> {
@@ -31,7 +43,8 @@ class FlowCall final : public grpc::ClientBidiReactor<v1::Step, v1::FlowReply> {
   explicit FlowCall(const GrpcChannelOptions& options)
       : options_(options),
         label_(absl::StrCat(options.name, " at ", options.address)),
-        stub_(v1::Pipeline::NewStub(MakeGrpcChannel(options.address))) {
+        stub_(v1::Pipeline::NewStub(MakeChannel(options))) {
+    context_.AddMetadata(kSenderIncarnationKey, absl::StrCat(options_.own_incarnation));
     stub_->async()->Flow(&context_, this);
     AddHold();  // writes begin outside of gRPC's callbacks
     StartRead(&reply_);

@@ -2,7 +2,7 @@
 #define CARAVAN_CLUSTER_GRPC_CHANNEL_H_
 
 // The hop over TCP: the sending end of a Pipeline.Flow stream. Flow control, keepalive and
-// TCP_NODELAY are gRPC's; the connection is not encrypted (see cluster/grpc_transport.h).
+// TCP_NODELAY are gRPC's, encryption is cluster/transport_security.h's.
 //
 //                 first FlowReply, right incarnation          the stream ends
 //   (connecting) -----------------------------------> open ----------------------> broken
@@ -14,12 +14,14 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <stop_token>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "cluster/activation_channel.h"
+#include "cluster/transport_security.h"
 
 namespace caravan {
 
@@ -28,7 +30,10 @@ struct GrpcChannelOptions {
   uint64_t expected_incarnation = 0;                   // whom to find there
   absl::Duration connect_timeout = absl::Seconds(10);  // for connection and first reply together
   std::string name = "next hop";                       // for messages
-  std::stop_token stop;                                // gives up opening
+  uint64_t own_incarnation = 0;                        // who sends; 0: it does not say
+  TransportSecurity security;
+  std::optional<Identity> expected_identity;  // with certificates; none: any coordinator
+  std::stop_token stop;                       // gives up opening
 
   /// Called at most once, by a thread of gRPC's, when the open link breaks of itself: perhaps
   /// before OpenGrpcChannel has returned, never after Close has. It must not call Close, nor block.

@@ -6,12 +6,14 @@
 #include "grpcpp/support/server_interceptor.h"
 #endif
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status_macros.h"
-#include "cluster/address.h"
+#include "cluster/connection_doubt.h"
+#include "cluster/handshake_log.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/security/server_credentials.h"
@@ -23,6 +25,17 @@ namespace {
 // Between tries to connect, from the first on and at most.
 constexpr absl::Duration kFirstRetry = absl::Milliseconds(100);
 constexpr absl::Duration kLastRetry = absl::Seconds(1);
+
+// For so long at most a wait does not heed a stop request.
+constexpr absl::Duration kStopCheckInterval = absl::Milliseconds(100);
+
+// Without a connection for so long, it is asked why; and again after the longer time.
+constexpr absl::Duration kFirstDoubt = absl::Milliseconds(500);
+constexpr absl::Duration kNextDoubt = absl::Seconds(5);
+constexpr absl::Duration kDoubtTimeout = absl::Seconds(2);
+
+// A certificate that is refused is tried for so long, as both ends may be about to see new files.
+constexpr absl::Duration kExchange = absl::Milliseconds(2500);
 
 int Milliseconds(absl::Duration duration) {
   return static_cast<int>(absl::ToInt64Milliseconds(duration));
@@ -67,10 +80,21 @@ void SeeHandlersEnd() {}
 
 }  // namespace
 
-std::shared_ptr<grpc::Channel> MakeGrpcChannel(const std::string& address) {
+std::shared_ptr<grpc::Channel> MakeGrpcChannel(const std::string& address,
+                                               const ChannelOptions& options) {
+  const ClusterTls* const tls = options.security.tls.get();
+  return MakeGrpcChannel(address,
+                         tls == nullptr ? grpc::InsecureChannelCredentials()
+                                        : tls->ForChannel(options.peer, options.any_peer),
+                         options.max_receive_bytes);
+}
+
+std::shared_ptr<grpc::Channel> MakeGrpcChannel(
+    const std::string& address, const std::shared_ptr<grpc::ChannelCredentials>& credentials,
+    int max_receive_bytes) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxSendMessageSize(kMaxStepBytes);
-  arguments.SetMaxReceiveMessageSize(kMaxStepBytes);
+  arguments.SetMaxReceiveMessageSize(max_receive_bytes);
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, Milliseconds(kKeepaliveInterval));
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, Milliseconds(kKeepaliveTimeout));
   arguments.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
@@ -83,7 +107,7 @@ std::shared_ptr<grpc::Channel> MakeGrpcChannel(const std::string& address) {
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, Milliseconds(kLastRetry));
   // Otherwise two channels to one address share a connection, and so its flow control and its end.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  return grpc::CreateCustomChannel(address, credentials, arguments);
 }
 
 void ConfigureGrpcServer(grpc::ServerBuilder& builder) {
@@ -103,12 +127,17 @@ void ConfigureGrpcServer(grpc::ServerBuilder& builder) {
 }
 
 absl::StatusOr<GrpcServer> StartGrpcServer(const std::string& address,
-                                           const std::vector<grpc::Service*>& services) {
-  CARAVAN_RETURN_IF_ERROR(CheckAddress(address, /*min_port=*/0));
+                                           const std::vector<grpc::Service*>& services,
+                                           const TransportSecurity& security) {
+  CARAVAN_RETURN_IF_ERROR(CheckListen(address, security));
+  if (security.tls != nullptr) LogFailedHandshakes();
   grpc::ServerBuilder builder;
   ConfigureGrpcServer(builder);
   GrpcServer started;
-  builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &started.port);
+  builder.AddListeningPort(
+      address,
+      security.tls == nullptr ? grpc::InsecureServerCredentials() : security.tls->ForServer(),
+      &started.port);
   for (grpc::Service* service : services) builder.RegisterService(service);
   started.server = builder.BuildAndStart();
   if (started.server == nullptr || started.port == 0) {
@@ -116,6 +145,31 @@ absl::StatusOr<GrpcServer> StartGrpcServer(const std::string& address,
         "cannot listen on ", address, ": the address is in use or not this machine's"));
   }
   return started;
+}
+
+absl::Status WaitForConnection(grpc::Channel& channel, const std::string& address,
+                               const TransportSecurity& security, absl::Duration timeout,
+                               const std::stop_token& stop) {
+  const absl::Time begin = absl::Now();
+  const absl::Time deadline = begin + timeout;
+  absl::Time next_doubt = begin + kFirstDoubt;
+  bool refused = false;  // so the last doubt said
+  while (!stop.stop_requested()) {
+    const absl::Time until = std::min(deadline, absl::Now() + kStopCheckInterval);
+    if (channel.WaitForConnected(absl::ToChronoTime(until))) return absl::OkStatus();
+    if (absl::Now() >= next_doubt) {
+      const absl::Status why = ExplainNoConnection(address, security, kDoubtTimeout);
+      const bool may_pass = why.ok() || (absl::IsUnauthenticated(why) && !refused);
+      if (!may_pass) return Annotate(why, absl::StrCat("coordinator ", address));
+      refused = !why.ok();
+      next_doubt = absl::Now() + (refused ? kExchange : kNextDoubt);
+    }
+    if (absl::Now() >= deadline) {
+      return absl::DeadlineExceededError(absl::StrCat("no coordinator answers at ", address,
+                                                      " within ", absl::FormatDuration(timeout)));
+    }
+  }
+  return absl::CancelledError(absl::StrCat("stopped before a coordinator answered at ", address));
 }
 
 void ShutDownGrpcServer(grpc::Server& server, absl::Duration grace) {

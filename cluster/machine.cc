@@ -102,6 +102,8 @@ absl::StatusOr<Machine> ProbeMachine(const std::string& root) {
   char host_name[256] = "";
   ::gethostname(host_name, sizeof(host_name) - 1);
   machine.host_name = host_name;
+  machine.boot_id = std::string(
+      absl::StripAsciiWhitespace(ReadKernelFile(JoinPath(root, "proc/sys/kernel/random/boot_id"))));
   machine.num_cores = CoresOfAffinity();
 
   const std::string meminfo_path = JoinPath(root, "proc/meminfo");

@@ -12,6 +12,7 @@ namespace caravan {
 
 struct Machine {
   std::string host_name;
+  std::string boot_id;       // drawn by the kernel when it starts; empty: unknown
   int num_cores = 0;         // that may run this process: CPU affinity and cgroup quota count
   int64_t memory_bytes = 0;  // of the machine, or of the tightest cgroup above this process
   int64_t available_memory_bytes = 0;  // of those, without pushing anything out

@@ -77,7 +77,8 @@ DType KvDTypeOf(const v1::Registration& registration) {
 }
 
 absl::StatusOr<WorkerId> Membership::Join(uint64_t incarnation,
-                                          const v1::Registration& registration) {
+                                          const v1::Registration& registration,
+                                          const std::string& identity) {
   if (incarnation == 0) return absl::InvalidArgumentError("registration: incarnation is 0");
   CARAVAN_RETURN_IF_ERROR(CheckRegistration(registration));
   MutexLock lock(&mu_);
@@ -89,12 +90,18 @@ absl::StatusOr<WorkerId> Membership::Join(uint64_t incarnation,
   }
   for (auto it = members_.begin(); it != members_.end(); ++it) {
     if (it->second.registration.address() != registration.address()) continue;
+    if (it->second.identity != identity) {
+      return absl::PermissionDeniedError(
+          absl::StrCat(registration.address(), " is the address of worker ", Number(it->first),
+                       " (", it->second.registration.name(), "), which is ", it->second.identity,
+                       " and not ", identity));
+    }
     lost_.insert(members_.extract(it));
     break;  // at most one member has an address
   }
   const absl::Duration now = clock_.Now();
   const WorkerId id{++last_id_};
-  members_.emplace(id, Member{id, incarnation, registration, now, now});
+  members_.emplace(id, Member{id, incarnation, registration, identity, now, now});
   return id;
 }
 

@@ -37,6 +37,7 @@ struct Member {
   WorkerId id{};
   uint64_t incarnation = 0;
   v1::Registration registration;
+  std::string identity;       // as its certificate says: "worker/box-a"; empty: it has none
   absl::Duration joined_at;   // of the clock, as is:
   absl::Duration last_heard;  // joining counts
 };
@@ -60,8 +61,10 @@ class Membership {
 
   /// A member at the same address is an earlier life of this worker: it is lost from now on.
   /// Errors: InvalidArgument - incarnation 0, or as CheckRegistration; AlreadyExists - this
-  ///         incarnation is a member.
-  absl::StatusOr<WorkerId> Join(uint64_t incarnation, const v1::Registration& registration);
+  ///         incarnation is a member; PermissionDenied - the address is that of a member with
+  ///         another identity.
+  absl::StatusOr<WorkerId> Join(uint64_t incarnation, const v1::Registration& registration,
+                                const std::string& identity = "");
 
   /// Any report of a worker is a sign of life.
   /// Errors: Aborted - not a member, or another incarnation of it: join anew.

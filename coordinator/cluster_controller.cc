@@ -8,6 +8,7 @@
 #include "base/status_macros.h"
 #include "cluster/kv_tiers.h"
 #include "cluster/planner.h"
+#include "cluster/protocol_version.h"
 #include "kernels/kv_rows.h"
 
 namespace caravan {
@@ -51,6 +52,19 @@ ArchiveContents ArchiveOf(const v1::KvArchive& archive) {
   return contents;
 }
 
+/// Why nobody else can read what goes between two workers, though it is not encrypted; empty: that
+/// is not known.
+std::string WhyTrusted(const v1::Registration& a, const v1::Registration& b) {
+  if (!a.machine().empty() && a.machine() == b.machine()) return "they are on one machine";
+  for (const std::string& network : a.trusted_networks()) {
+    const auto& others = b.trusted_networks();
+    if (std::find(others.begin(), others.end(), network) != others.end()) {
+      return absl::StrCat("both are in ", network, ", which is trusted");
+    }
+  }
+  return "";
+}
+
 }  // namespace
 
 ClusterController::ClusterController(Options options, PipelineDriver* driver,
@@ -64,9 +78,11 @@ ClusterController::ClusterController(Options options, PipelineDriver* driver,
 
 absl::StatusOr<WorkerId> ClusterController::Join(uint64_t incarnation,
                                                  const v1::Registration& registration,
-                                                 WorkerLink link) {
+                                                 WorkerLink link, const std::string& identity) {
   if (leaving_) return absl::UnavailableError("the coordinator is leaving");
-  CARAVAN_ASSIGN_OR_RETURN(const WorkerId id, membership_.Join(incarnation, registration));
+  CARAVAN_RETURN_IF_ERROR(CheckFits(registration));
+  CARAVAN_ASSIGN_OR_RETURN(const WorkerId id,
+                           membership_.Join(incarnation, registration, identity));
   links_[id] = std::move(link);
   v1::WorkerOrder order;
   v1::Welcome& welcome = *order.mutable_welcome();
@@ -74,14 +90,33 @@ absl::StatusOr<WorkerId> ClusterController::Join(uint64_t incarnation,
   welcome.set_heartbeat_interval_ms(
       static_cast<uint32_t>(absl::ToInt64Milliseconds(options_.heartbeat_interval)));
   welcome.set_coordinator_incarnation(options_.incarnation);
+  welcome.set_protocol_version(kProtocolVersion);
   SendOrder(id, std::move(order));
   LogInfo("worker_joined", {{"worker", DescribeWorker(*membership_.Find(id))},
                             {"address", registration.address()},
+                            {"identity", identity},
                             {"memory_bytes", registration.memory_budget_bytes()}});
   plan_is_due_ = true;
   plan_not_before_ = -absl::InfiniteDuration();
   Tick();
   return id;
+}
+
+absl::Status ClusterController::CheckFits(const v1::Registration& registration) const {
+  if (registration.protocol_version() != kProtocolVersion) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("worker ", registration.name(), " speaks version ",
+                     registration.protocol_version(), " of the protocol, and the coordinator ",
+                     kProtocolVersion, ": all processes of a cluster must be of one version"));
+  }
+  const uint64_t fingerprint = registration.model_fingerprint();
+  if (fingerprint != 0 && fingerprint != options_.model.fingerprint()) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "what --model names on worker ", registration.name(), " is not the coordinator's model (",
+        "fingerprint ", absl::Hex(fingerprint, absl::kZeroPad16), ", and ",
+        absl::Hex(options_.model.fingerprint(), absl::kZeroPad16), " here)"));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& report) {
@@ -339,19 +374,32 @@ void ClusterController::StartLoading(PipelinePlan plan) {
     }
     const Member member = *membership_.Find(stages[i].worker);
     if (i > 0) {
-      *load.mutable_previous() = MakeHop(member, *membership_.Find(stages[i - 1].worker));
+      const Member previous = *membership_.Find(stages[i - 1].worker);
+      *load.mutable_previous() = MakeHop(member, previous);
+      load.set_sender_incarnation(previous.incarnation);
+      load.set_sender_identity(previous.identity);
+    } else {
+      load.set_sender_incarnation(options_.incarnation);
+      load.set_sender_identity(options_.identity);
     }
     if (i + 1 < stages.size()) {
       const Member next = *membership_.Find(stages[i + 1].worker);
       load.set_next_address(next.registration.address());
       load.set_next_incarnation(next.incarnation);
       load.set_next_name(DescribeWorker(next));
+      load.set_next_identity(next.identity);
       *load.mutable_next() = MakeHop(member, next);
       LogInfo("hop_planned", {{"plan", active_->plan.version},
                               {"from", DescribeWorker(member)},
                               {"to", load.next_name()},
                               {"transport", load.next().by_nccl() ? "nccl" : "tcp"},
                               {"why", load.next().why()}});
+      if (load.next().by_nccl() && WhyTrusted(member.registration, next.registration).empty()) {
+        LogWarning("hop_not_encrypted", {{"plan", active_->plan.version},
+                                         {"from", DescribeWorker(member)},
+                                         {"to", load.next_name()},
+                                         {"why", "--transport nccl insists"}});
+      }
     }
     LogInfo("stage_planned", {{"plan", active_->plan.version},
                               {"worker", DescribeWorker(member)},
@@ -366,9 +414,12 @@ void ClusterController::StartLoading(PipelinePlan plan) {
 
 void ClusterController::StartServing() {
   const uint64_t version = active_->plan.version;
-  const Member first = *membership_.Find(active_->plan.stages.front().worker);
-  absl::StatusOr<std::unique_ptr<ActivationChannel>> first_hop = open_first_hop_(
-      first.registration.address(), first.incarnation, DescribeWorker(first), version);
+  PipelineEnds ends;
+  ends.plan_version = version;
+  ends.first = *membership_.Find(active_->plan.stages.front().worker);
+  ends.name = DescribeWorker(ends.first);
+  ends.last = *membership_.Find(active_->plan.stages.back().worker);
+  absl::StatusOr<std::unique_ptr<ActivationChannel>> first_hop = open_first_hop_(ends);
   if (!first_hop.ok()) {
     PipelineBroken(version, first_hop.status());
     return;
@@ -442,10 +493,17 @@ v1::Hop ClusterController::MakeHop(const Member& worker, const Member& neighbour
   }
   const std::string& version = worker.registration.nccl_version();
   const std::string& other_version = neighbour.registration.nccl_version();
-  hop.set_by_nccl(version == other_version &&
-                  worker.registration.nccl_card() != neighbour.registration.nccl_card());
+  const std::string trusted = WhyTrusted(worker.registration, neighbour.registration);
+  const bool insists =
+      worker.registration.requires_nccl() || neighbour.registration.requires_nccl();
+  const bool can = version == other_version &&
+                   worker.registration.nccl_card() != neighbour.registration.nccl_card();
+  hop.set_by_nccl(can && (insists || !trusted.empty()));
   if (hop.by_nccl()) {
-    hop.set_why(absl::StrCat("both have NCCL ", version));
+    hop.set_why(absl::StrCat("both have NCCL ", version, ", and ",
+                             trusted.empty() ? "--transport nccl insists" : trusted));
+  } else if (can) {
+    hop.set_why("NCCL is not encrypted, and they share neither a machine nor a --trusted-network");
   } else if (version != other_version) {
     hop.set_why(absl::StrCat(DescribeWorker(worker), " has NCCL ", version, ", ",
                              DescribeWorker(neighbour), " has ", other_version));

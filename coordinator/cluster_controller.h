@@ -49,6 +49,7 @@ class ClusterController {
     absl::Duration heartbeat_timeout = absl::Seconds(5);
     absl::Duration retry_delay = absl::Seconds(5);  // after a plan that failed to load
     uint64_t incarnation = 0;                       // the coordinator's
+    std::string identity;  // as its certificate says; empty: the cluster has none
     const Clock* clock = &SteadyClock();
   };
 
@@ -59,18 +60,26 @@ class ClusterController {
     std::function<void()> hang_up;  // ends its Attend call
   };
 
-  /// Opens the channel to stage 0. Its breaking must find its way to PipelineBroken. `name` is what
-  /// messages call the worker.
-  using OpenFirstHop = std::function<absl::StatusOr<std::unique_ptr<ActivationChannel>>(
-      const std::string& address, uint64_t incarnation, const std::string& name,
-      uint64_t plan_version)>;
+  /// Where a pipeline that is about to serve begins and ends.
+  struct PipelineEnds {
+    uint64_t plan_version = 0;
+    Member first;      // takes the coordinator's steps
+    std::string name;  // what messages call it
+    Member last;       // sends them home
+  };
+
+  /// Opens the channel to stage 0. Its breaking must find its way to PipelineBroken.
+  using OpenFirstHop =
+      std::function<absl::StatusOr<std::unique_ptr<ActivationChannel>>(const PipelineEnds& ends)>;
 
   ClusterController(Options options, PipelineDriver* driver, OpenFirstHop open_first_hop);
 
-  /// A worker wants to belong. On success it has been sent Welcome.
-  /// Errors: as Membership::Join; Unavailable - after Dismiss.
+  /// A worker wants to belong, whose certificate names `identity`. On success it has been sent
+  /// Welcome.
+  /// Errors: as Membership::Join; FailedPrecondition - it is of another version of the protocol, or
+  ///         has another model; Unavailable - after Dismiss.
   absl::StatusOr<WorkerId> Join(uint64_t incarnation, const v1::Registration& registration,
-                                WorkerLink link);
+                                WorkerLink link, const std::string& identity = "");
 
   /// Anything that a worker says after Join.
   /// Errors: Aborted - it is taken for dead, or its incarnation is stale.
@@ -106,6 +115,8 @@ class ClusterController {
     bool serving = false;
   };
 
+  /// Whether the cluster can have such a worker at all. Errors: as Join.
+  absl::Status CheckFits(const v1::Registration& registration) const;
   void Lose(const Member& member, const std::string& why);
   /// The stage that `worker` was to load cannot be had there, and trying again would not help: it
   /// gets none any more. If only its experts did not fit there, the next may be one that does.

@@ -11,8 +11,10 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/bounded_queue.h"
+#include "base/log.h"
 #include "base/named_thread.h"
 #include "base/status_macros.h"
+#include "cluster/call_guard.h"
 #include "cluster/grpc_status.h"
 
 namespace caravan {
@@ -62,7 +64,7 @@ grpc::Status ClusterService::Attend(grpc::ServerContext* context, AttendStream* 
     // Nobody registered, or the controller hung up: a Read that waits has to return.
     if (!heard_out) context->TryCancel();
   });
-  const absl::StatusOr<Attendee> worker = Register(context->peer(), *stream, link);
+  const absl::StatusOr<Attendee> worker = Register(*context, *stream, link);
   const absl::Status status = worker.ok() ? HearReports(*worker, *stream, *link) : worker.status();
   heard_out = true;
   if (worker.ok()) {
@@ -82,21 +84,31 @@ grpc::Status ClusterService::Attend(grpc::ServerContext* context, AttendStream* 
 }
 
 absl::StatusOr<ClusterService::Attendee> ClusterService::Register(
-    const std::string& peer, AttendStream& stream, const std::shared_ptr<Link>& link) {
+    const grpc::ServerContext& context, AttendStream& stream, const std::shared_ptr<Link>& link) {
   v1::WorkerReport report;
   if (!stream.Read(&report) || !report.has_registration()) {
     return absl::InvalidArgumentError("the first report must be a registration");
   }
   v1::Registration registration = report.registration();
-  FillHost(peer, registration);
+  FillHost(context.peer(), registration);
+  const std::optional<Identity> identity = IdentityOfPeer(context.auth_context().get());
   ClusterController::WorkerLink controls;
   controls.order = [link](v1::WorkerOrder order) {
     if (!link->orders.TryPush(std::move(order)) && !link->orders.closed()) link->overflowed = true;
   };
   controls.hang_up = [link] { link->orders.Close(); };
   const absl::StatusOr<WorkerId> id = loop_->Call<absl::StatusOr<WorkerId>>(
-      [&] { return controller_->Join(report.incarnation(), registration, controls); }, Leaving());
-  if (!id.ok()) return id.status();
+      [&] {
+        return controller_->Join(report.incarnation(), registration, controls,
+                                 identity.has_value() ? ToString(*identity) : "");
+      },
+      Leaving());
+  if (!id.ok()) {
+    LogWarning(
+        "worker_refused",
+        {{"name", registration.name()}, {"peer", context.peer()}, {"why", id.status().message()}});
+    return id.status();
+  }
   return Attendee{*id, report.incarnation()};
 }
 

@@ -45,7 +45,7 @@ class ClusterService final : public v1::Cluster::Service {
   };
 
   /// Hears the registration and has the worker join.
-  absl::StatusOr<Attendee> Register(const std::string& peer, AttendStream& stream,
+  absl::StatusOr<Attendee> Register(const grpc::ServerContext& context, AttendStream& stream,
                                     const std::shared_ptr<Link>& link);
   /// Hands its reports on until one is refused, or they end.
   absl::Status HearReports(const Attendee& worker, AttendStream& stream, const Link& link);

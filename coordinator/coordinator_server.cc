@@ -15,12 +15,14 @@
 #include "cluster/incarnation.h"
 #include "cluster/pipeline_service.h"
 #include "cluster/probe_service.h"
+#include "cluster/sender_gate.h"
 #include "coordinator/batch/batch_book.h"
 #include "coordinator/batch/batch_runner.h"
 #include "coordinator/batch_grpc_service.h"
 #include "coordinator/cluster_controller.h"
 #include "coordinator/cluster_service.h"
 #include "coordinator/control_loop.h"
+#include "coordinator/enrolment_service.h"
 #include "coordinator/http_front.h"
 #include "coordinator/job_service.h"
 #include "coordinator/model_files_service.h"
@@ -68,6 +70,7 @@ class Server final : public CoordinatorServer {
          std::unique_ptr<TextModel> text, State state,
          ClusterController::Options controller_options)
       : options_(options),
+        incarnation_(controller_options.incarnation),
         model_files_(std::move(model_files)),
         text_(std::move(text)),
         state_(std::move(state)),
@@ -77,15 +80,15 @@ class Server final : public CoordinatorServer {
         driver_(std::make_unique<PipelineDriver>(DriverOptions(controller_options))),
         controller_(
             controller_options, driver_.get(),
-            [this](const std::string& address, uint64_t incarnation, const std::string& name,
-                   uint64_t version) { return OpenFirstHop(address, incarnation, name, version); }),
+            [this](const ClusterController::PipelineEnds& ends) { return OpenFirstHop(ends); }),
         loop_(kTickInterval, [this] { Tick(); }),
         cluster_service_(&controller_, &loop_),
         job_service_(text_.get(), driver_.get(), &SteadyClock()),
         batch_service_(&batches_),
         model_files_service_(model_files_.get()),
-        pipeline_service_(controller_options.incarnation,
-                          [this](v1::Step step) { return driver_->Receive(std::move(step)); }) {}
+        pipeline_service_(
+            controller_options.incarnation,
+            [this](v1::Step step) { return driver_->Receive(std::move(step)); }, &last_stage_) {}
 
   ~Server() override {
     Stop();
@@ -94,11 +97,16 @@ class Server final : public CoordinatorServer {
   }
 
   absl::Status Listen() {
-    CARAVAN_ASSIGN_OR_RETURN(
-        GrpcServer started,
-        StartGrpcServer(options_.listen,
-                        {&cluster_service_, &job_service_, &batch_service_, &model_files_service_,
-                         &pipeline_service_, &probe_service_}));
+    std::vector<grpc::Service*> services = {&cluster_service_,  &job_service_,
+                                            &batch_service_,    &model_files_service_,
+                                            &pipeline_service_, &probe_service_};
+    if (options_.security.tls != nullptr) {
+      CARAVAN_ASSIGN_OR_RETURN(enrolment_service_,
+                               EnrolmentService::Open(options_.security.tls->directory()));
+      services.push_back(enrolment_service_.get());
+    }
+    CARAVAN_ASSIGN_OR_RETURN(GrpcServer started,
+                             StartGrpcServer(options_.listen, services, options_.security));
     server_ = std::move(started.server);
     const std::string host = options_.listen.substr(0, options_.listen.rfind(':'));
     address_ = absl::StrCat(host, ":", started.port);
@@ -194,14 +202,19 @@ class Server final : public CoordinatorServer {
     (void)loop_.Post([this, version, why] { controller_.PipelineBroken(version, why); });
   }
 
-  absl::StatusOr<std::unique_ptr<ActivationChannel>> OpenFirstHop(const std::string& address,
-                                                                  uint64_t incarnation,
-                                                                  const std::string& name,
-                                                                  uint64_t version) {
+  absl::StatusOr<std::unique_ptr<ActivationChannel>> OpenFirstHop(
+      const ClusterController::PipelineEnds& ends) {
+    const uint64_t version = ends.plan_version;
+    last_stage_.Expect(version, {ends.last.incarnation, ends.last.identity});
     GrpcChannelOptions channel;
-    channel.address = address;
-    channel.expected_incarnation = incarnation;
-    channel.name = name;
+    channel.address = ends.first.registration.address();
+    channel.expected_incarnation = ends.first.incarnation;
+    channel.name = ends.name;
+    channel.own_incarnation = incarnation_;
+    channel.security = options_.security;
+    if (!ends.first.identity.empty()) {
+      CARAVAN_ASSIGN_OR_RETURN(channel.expected_identity, ParseIdentity(ends.first.identity));
+    }
     // The control loop waits meanwhile, and must not miss the workers' heartbeats for that long.
     channel.connect_timeout = options_.heartbeat_timeout / 2;
     channel.on_broken = [this, version](const absl::Status& why) { TellBroken(version, why); };
@@ -209,6 +222,7 @@ class Server final : public CoordinatorServer {
   }
 
   const CoordinatorOptions options_;
+  const uint64_t incarnation_;
   const std::unique_ptr<StoredModel> model_files_;
   const std::unique_ptr<TextModel> text_;
   State state_;  // its job ids belong to loop_
@@ -223,8 +237,10 @@ class Server final : public CoordinatorServer {
   JobService job_service_;
   BatchGrpcService batch_service_;
   ModelFilesService model_files_service_;
+  SenderGate last_stage_;  // whose steps come home
   PipelineService pipeline_service_;
   ProbeService probe_service_;
+  std::unique_ptr<EnrolmentService> enrolment_service_;  // null: there are no certificates
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<BatchRunner> runner_;
   std::string address_;
@@ -274,6 +290,15 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
   controller.heartbeat_timeout = options.heartbeat_timeout;
   controller.heartbeat_interval = options.heartbeat_timeout / 2;
   controller.incarnation = NewIncarnation();
+  if (options.security.tls != nullptr) {
+    const Identity& self = options.security.tls->identity();
+    if (self.role != Role::kCoordinator) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(options.security.tls->directory(), ": a certificate of ", ToString(self),
+                       ", and a coordinator needs a coordinator's (caravan certs init)"));
+    }
+    controller.identity = ToString(self);
+  }
 
   absl::StatusOr<State> state = OpenState(options.state, model_files->fingerprint());
   if (!state.ok()) return Annotate(state.status(), "--state");

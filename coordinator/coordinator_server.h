@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "cluster/transport_security.h"
 
 namespace caravan {
 
@@ -18,6 +19,7 @@ struct CoordinatorOptions {
   std::string tokenizer_directory;  // of the text side's files; empty: model_directory
   std::string model_name;           // what clients of the HTTP API call it; empty: the directory's
   std::string listen = "127.0.0.1:7070";  // HOST:PORT; port 0: any free one
+  TransportSecurity security;             // of the gRPC port
   std::string http_listen;                // the same, for HTTP; empty: none is served
   std::string api_key_file;               // empty: HTTP without keys, on loopback only
   std::string state = "caravan.db";       // the database of files and batches; made if need be
@@ -34,9 +36,12 @@ struct CoordinatorOptions {
 /// Serves from Start until Stop.
 class CoordinatorServer {
  public:
+  /// With certificates and their authority's key in security.tls->directory(), it hands out further
+  /// ones for join tokens.
   /// Errors: InvalidArgument, NotFound - the model directory, the file of keys or an option;
-  ///         InvalidArgument - an address that cannot be listened on; as JobStore::Open - the
-  ///         database. Each names what.
+  ///         FailedPrecondition - as CheckListen; PermissionDenied - others may read the
+  ///         authority's key; InvalidArgument - an address that cannot be listened on; as
+  ///         JobStore::Open - the database. Each names what.
   static absl::StatusOr<std::unique_ptr<CoordinatorServer>> Start(CoordinatorOptions options);
   virtual ~CoordinatorServer() = default;
 

@@ -10,7 +10,6 @@
 #include "absl/time/clock.h"
 #include "base/status_macros.h"
 #include "cluster/grpc_status.h"
-#include "cluster/grpc_transport.h"
 
 namespace caravan {
 namespace {
@@ -22,10 +21,10 @@ constexpr absl::Duration kReadTimeout = absl::Minutes(2);
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<RemoteTensorSource>> RemoteTensorSource::Connect(
-    const std::string& coordinator_address, uint64_t fingerprint, absl::Duration timeout,
+    const std::shared_ptr<grpc::Channel>& coordinator, uint64_t fingerprint, absl::Duration timeout,
     std::stop_token stop) {
-  std::unique_ptr<RemoteTensorSource> source(new RemoteTensorSource(
-      v1::ModelFiles::NewStub(MakeGrpcChannel(coordinator_address)), fingerprint, stop));
+  std::unique_ptr<RemoteTensorSource> source(
+      new RemoteTensorSource(v1::ModelFiles::NewStub(coordinator), fingerprint, stop));
 
   grpc::ClientContext context;
   const std::stop_callback cancel(std::move(stop), [&context] { context.TryCancel(); });

@@ -23,8 +23,8 @@ class RemoteTensorSource : public TensorSource {
   /// Errors: Unavailable, DeadlineExceeded - the coordinator does not answer; Aborted - it serves
   ///         another model by now; InvalidArgument - it sends what no checkpoint holds.
   static absl::StatusOr<std::unique_ptr<RemoteTensorSource>> Connect(
-      const std::string& coordinator_address, uint64_t fingerprint, absl::Duration timeout,
-      std::stop_token stop);
+      const std::shared_ptr<grpc::Channel>& coordinator, uint64_t fingerprint,
+      absl::Duration timeout, std::stop_token stop);
 
   const TensorInfo* Find(absl::string_view name) const override;
   absl::Status ReadPart(absl::string_view name, int64_t offset,

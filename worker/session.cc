@@ -22,6 +22,7 @@
 #include "cluster/incarnation.h"
 #include "cluster/pipeline_service.h"
 #include "cluster/probe_service.h"
+#include "cluster/protocol_version.h"
 #include "model/pack/packed_model.h"
 #include "model/stored_model.h"
 #include "worker/process_memory.h"
@@ -37,6 +38,9 @@ constexpr size_t kQueuedReports = 1024;
 // How long a leaving worker waits for streams to end by themselves.
 constexpr absl::Duration kFarewell = absl::Seconds(2);
 
+// A coordinator that takes longer to answer is waited for aloud.
+constexpr absl::Duration kQuietWait = absl::Milliseconds(200);
+
 using AttendStream = grpc::ClientReaderWriter<v1::WorkerReport, v1::WorkerOrder>;
 
 class Session {
@@ -46,8 +50,9 @@ class Session {
         stop_(std::move(stop)),
         reports_(kQueuedReports),
         worker_(MakeEnvironment()),
-        pipeline_service_(incarnation_,
-                          [this](v1::Step step) { return worker_.Receive(std::move(step)); }) {}
+        pipeline_service_(
+            incarnation_, [this](v1::Step step) { return worker_.Receive(std::move(step)); },
+            &worker_.sender_gate()) {}
 
   absl::Status Run() {
     CARAVAN_RETURN_IF_ERROR(Listen());
@@ -116,14 +121,14 @@ class Session {
   absl::Status Listen() {
     CARAVAN_ASSIGN_OR_RETURN(
         GrpcServer started,
-        StartGrpcServer(options_.listen, {&pipeline_service_, &probe_service_}));
+        StartGrpcServer(options_.listen, {&pipeline_service_, &probe_service_}, options_.security));
     server_ = std::move(started.server);
     port_ = started.port;
     return absl::OkStatus();
   }
 
   absl::Status Attend() {
-    const std::shared_ptr<grpc::Channel> channel = MakeGrpcChannel(options_.coordinator);
+    const std::shared_ptr<grpc::Channel> channel = CoordinatorChannel();
     CARAVAN_RETURN_IF_ERROR(WaitUntilConnected(*channel));
     const std::unique_ptr<v1::Cluster::Stub> stub = v1::Cluster::NewStub(channel);
     grpc::ClientContext context;
@@ -136,16 +141,22 @@ class Session {
       NamedThread writer("report-writer", [&] { WriteReports(*stream); });
       std::stop_callback leave(stop_, [this] { Leave(); });
       bool dismissed = false;
+      absl::Status refused;
       while (stream->Read(&order)) {
         if (order.has_welcome()) {
-          Welcomed(order.welcome());
+          refused = CheckWelcome(order.welcome());
+          if (refused.ok()) {
+            Welcomed(order.welcome());
+          } else {
+            Leave();
+          }
         } else if (order.has_dismissal()) {
           dismissed = true;
           LogInfo("dismissed", {{"reason", order.dismissal().reason()}});
           // Before the neighbours are missed; then the coordinator's stream can end.
           worker_.Drop();
           reports_.Close();
-        } else {
+        } else if (refused.ok()) {
           worker_.Handle(order);
         }
       }
@@ -154,33 +165,52 @@ class Session {
       status = FromGrpcStatus(stream->Finish());
       // However the coordinator ended the stream then.
       if (dismissed) status = absl::UnavailableError("the coordinator is leaving");
+      if (!refused.ok()) status = refused;
     }
     if (status.ok()) status = absl::UnavailableError("the coordinator ended the connection");
     return Annotate(status, absl::StrCat("coordinator ", options_.coordinator));
   }
 
   absl::Status WaitUntilConnected(grpc::Channel& channel) {
-    const absl::Time deadline = absl::Now() + options_.connect_timeout;
-    bool said = false;
-    // In short waits, so that a stop request is heeded.
-    while (!stop_.stop_requested()) {
-      const absl::Time until = std::min(deadline, absl::Now() + absl::Milliseconds(200));
-      if (channel.WaitForConnected(absl::ToChronoTime(until))) return absl::OkStatus();
-      if (absl::Now() >= deadline) {
-        return absl::DeadlineExceededError(
-            absl::StrCat("no coordinator answers at ", options_.coordinator, " within ",
-                         absl::FormatDuration(options_.connect_timeout)));
-      }
-      if (!std::exchange(said, true)) {
-        LogInfo("waiting_for_coordinator", {{"coordinator", options_.coordinator}});
-      }
+    if (channel.WaitForConnected(absl::ToChronoTime(absl::Now() + kQuietWait))) {
+      return absl::OkStatus();
     }
-    return absl::CancelledError("stopped");
+    LogInfo("waiting_for_coordinator", {{"coordinator", options_.coordinator}});
+    return WaitForConnection(channel, options_.coordinator, options_.security,
+                             options_.connect_timeout, stop_);
+  }
+
+  std::shared_ptr<grpc::Channel> CoordinatorChannel() const {
+    ChannelOptions channel;
+    channel.security = options_.security;
+    return MakeGrpcChannel(options_.coordinator, channel);
+  }
+
+  static absl::Status CheckWelcome(const v1::Welcome& welcome) {
+    if (welcome.protocol_version() == kProtocolVersion) return absl::OkStatus();
+    return absl::FailedPreconditionError(absl::StrCat(
+        "it speaks version ", welcome.protocol_version(), " of the protocol, and this worker ",
+        kProtocolVersion, ": all processes of a cluster must be of one version"));
+  }
+
+  /// Of the model that --model names; 0 where it names none or what cannot be opened, which is said
+  /// when a stage is to be loaded from it.
+  uint64_t LocalFingerprint() const {
+    if (options_.model_directory.empty()) return 0;
+    const absl::StatusOr<std::unique_ptr<StoredModel>> local = OpenModelDirectory();
+    return local.ok() ? (*local)->fingerprint() : 0;
   }
 
   v1::WorkerReport MakeRegistration() const {
     v1::WorkerReport report;
     v1::Registration& registration = *report.mutable_registration();
+    registration.set_protocol_version(kProtocolVersion);
+    registration.set_model_fingerprint(LocalFingerprint());
+    registration.set_machine(options_.machine);
+    for (const std::string& network : options_.trusted_networks) {
+      registration.add_trusted_networks(network);
+    }
+    registration.set_requires_nccl(options_.requires_card_transport);
     registration.set_name(options_.name);
     registration.set_address(options_.advertise.empty() ? absl::StrCat(":", port_)
                                                         : options_.advertise);
@@ -247,11 +277,11 @@ class Session {
           CeilDiv(static_cast<int64_t>(order.resident_budget_bytes()), kMiB), "MiB"));
     }
     LogInfo("reading_weights_from_coordinator", {{"coordinator", options_.coordinator}});
-    return RemoteTensorSource::Connect(options_.coordinator, model.fingerprint(),
+    return RemoteTensorSource::Connect(CoordinatorChannel(), model.fingerprint(),
                                        options_.connect_timeout, std::move(stop));
   }
 
-  absl::StatusOr<std::unique_ptr<StoredModel>> OpenModelDirectory() {
+  absl::StatusOr<std::unique_ptr<StoredModel>> OpenModelDirectory() const {
     if (options_.mirrors.empty()) return OpenStoredModel(options_.model_directory);
     return PackedModel::Open(options_.model_directory, options_.mirrors);
   }
@@ -283,6 +313,8 @@ class Session {
     GrpcChannelOptions channel;
     channel.on_broken = std::move(on_broken);
     channel.stop = std::move(stop);
+    channel.own_incarnation = incarnation_;
+    channel.security = options_.security;
     if (order.next_address().empty()) {
       channel.address = options_.coordinator;
       channel.name = "coordinator";
@@ -292,6 +324,9 @@ class Session {
       channel.address = order.next_address();
       channel.name = order.next_name();
       channel.expected_incarnation = order.next_incarnation();
+      if (!order.next_identity().empty()) {
+        CARAVAN_ASSIGN_OR_RETURN(channel.expected_identity, ParseIdentity(order.next_identity()));
+      }
     }
     return OpenGrpcChannel(channel);
   }

@@ -15,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "base/dtype.h"
+#include "cluster/transport_security.h"
 #include "worker/compute_device.h"
 #include "worker/experts/expert_store.h"
 
@@ -23,10 +24,13 @@ namespace caravan {
 struct WorkerSessionOptions {
   std::string coordinator;  // HOST:PORT
   std::string listen =
-      "0.0.0.0:0";              // HOST:PORT for the neighbours' activations; port 0: any free one
-  std::string advertise;        // HOST:PORT that neighbours dial; empty: the host that the
-                                // coordinator sees, and the port listened on
-  std::string name;             // for people
+      "127.0.0.1:0";           // HOST:PORT for the neighbours' activations; port 0: any free one
+  std::string advertise;       // HOST:PORT that neighbours dial; empty: the host that the
+                               // coordinator sees, and the port listened on
+  TransportSecurity security;  // of both
+  std::string name;            // for people
+  std::string machine;         // Registration.machine
+  std::vector<std::string> trusted_networks;  // Registration.trusted_networks
   std::string model_directory;  // a local copy of the model; empty: the coordinator's directory if
                                 // it is here too, else its files over the network
   std::vector<std::string> mirrors;  // directories on other disks with files of that local copy,
@@ -52,9 +56,12 @@ struct WorkerSessionOptions {
 /// Joins, serves until `stop` is requested or the coordinator ends it, and leaves nothing behind.
 /// Returns OK after `stop`.
 /// Errors: InvalidArgument - an address that cannot be listened on, or a registration refused;
-///         DeadlineExceeded - no coordinator within connect_timeout. Unavailable - it went away;
-///         Aborted, Cancelled - it took this worker for dead: the caller may join anew. Internal -
-///         the card failed for good: only a new process can use it.
+///         FailedPrecondition - as ExplainNoConnection, or the coordinator is of
+///         another version or has another model; Unauthenticated, PermissionDenied - an end does
+///         not accept the other's certificate; DeadlineExceeded - no coordinator within
+///         connect_timeout. Unavailable - it went away; Aborted, Cancelled - it took this worker
+///         for dead: the caller may join anew. Internal - the card failed for good: only a new
+///         process can use it.
 absl::Status RunWorkerSession(const WorkerSessionOptions& options, std::stop_token stop);
 
 }  // namespace caravan

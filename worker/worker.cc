@@ -90,6 +90,7 @@ void Worker::Load(const v1::LoadStage& order, const std::stop_token& stop) {
     if (lost) environment_.on_card_lost(loop.status());
     return;
   }
+  sender_gate_.Expect(order.plan_version(), {order.sender_incarnation(), order.sender_identity()});
   {
     MutexLock lock(&mu_);
     loop_ = *std::move(loop);

@@ -24,6 +24,7 @@
 #include "base/named_thread.h"
 #include "caravan/v1/cluster.pb.h"
 #include "cluster/activation_channel.h"
+#include "cluster/sender_gate.h"
 #include "kernels/backend.h"
 #include "model/model_config.h"
 #include "model/stage_spec.h"
@@ -100,6 +101,9 @@ class Worker {
   /// Errors: Aborted - there is no stage of the step's plan; else as StepLoop::Receive.
   absl::Status Receive(v1::Step step);
 
+  /// Whose steps the present stage takes: the session's to ask.
+  const SenderGate& sender_gate() const { return sender_gate_; }
+
   /// What all stages together have done.
   v1::WorkerLoad load() const;
 
@@ -126,6 +130,8 @@ class Worker {
   std::stop_source stop_loading_;                        // one a load, as is:
   std::optional<BoundedQueue<v1::JoinHop>> invitation_;  // from Handle to the loading thread
   std::optional<NamedThread> loader_;
+
+  SenderGate sender_gate_;  // own synchronisation
 
   mutable Mutex mu_;
   std::shared_ptr<StepLoop> loop_ ABSL_GUARDED_BY(mu_);

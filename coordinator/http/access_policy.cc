@@ -3,10 +3,8 @@
 #include <string>
 
 #include "absl/strings/ascii.h"
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
+#include "cluster/address.h"
 #include "coordinator/http/http_error.h"
 
 namespace caravan {
@@ -14,29 +12,7 @@ namespace {
 
 constexpr char kPreflightSeconds[] = "600";  // how long a browser need not ask again
 
-bool IsLoopbackV4(absl::string_view host) {
-  const std::vector<absl::string_view> parts = absl::StrSplit(host, '.');
-  if (parts.size() != 4 || parts[0] != "127") return false;
-  for (const absl::string_view part : parts) {
-    int byte = 0;
-    if (part.size() > 3 || !absl::SimpleAtoi(part, &byte) || byte < 0 || byte > 255) return false;
-  }
-  return true;
-}
-
 }  // namespace
-
-bool IsLoopbackName(absl::string_view name) {
-  const size_t scheme = name.find("://");
-  if (scheme != absl::string_view::npos) name.remove_prefix(scheme + 3);
-  if (absl::StartsWith(name, "[")) {
-    const size_t end = name.find(']');
-    return end != absl::string_view::npos && name.substr(1, end - 1) == "::1" &&
-           (end + 1 == name.size() || name[end + 1] == ':');
-  }
-  const absl::string_view host = name.substr(0, name.find(':'));
-  return absl::EqualsIgnoreCase(host, "localhost") || IsLoopbackV4(host);
-}
 
 absl::Status AccessPolicy::Check(const HttpRequest& request) const {
   if (keys_.has_value()) {

@@ -34,10 +34,6 @@ class AccessPolicy {
   const std::optional<ApiKeys> keys_;
 };
 
-/// Whether HOST, HOST:PORT or SCHEME://HOST:PORT names this machine's loopback: localhost,
-/// 127.0.0.0/8 or ::1.
-bool IsLoopbackName(absl::string_view name);
-
 }  // namespace caravan
 
 #endif  // CARAVAN_COORDINATOR_HTTP_ACCESS_POLICY_H_

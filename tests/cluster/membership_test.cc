@@ -54,6 +54,18 @@ TEST_F(MembershipTest, KeepsMembersInOrderOfJoining) {
   EXPECT_FALSE(membership_.Find(WorkerId{3}).has_value());
 }
 
+TEST_F(MembershipTest, AnAddressIsTakenOverByItsIdentityOnly) {
+  const WorkerId a = *membership_.Join(11, Worker("a"), "worker/box-a");
+  v1::Registration same = Worker("b");
+  same.set_address(Worker("a").address());
+  EXPECT_EQ(membership_.Join(12, same, "worker/box-b").status().code(),
+            absl::StatusCode::kPermissionDenied);
+  EXPECT_EQ(membership_.Join(12, same).status().code(), absl::StatusCode::kPermissionDenied);
+  EXPECT_TRUE(membership_.Find(a).has_value());
+  EXPECT_TRUE(membership_.Join(12, same, "worker/box-a").ok());
+  EXPECT_FALSE(membership_.Find(a).has_value());
+}
+
 TEST_F(MembershipTest, LosesAWorkerThatIsSilentForLongerThanTheTimeout) {
   const WorkerId a = *membership_.Join(1, Worker("a"));
   const WorkerId b = *membership_.Join(2, Worker("b"));

@@ -1,4 +1,5 @@
 #include "coordinator/cluster_controller.h"
+#include "cluster/protocol_version.h"
 
 #include <map>
 #include <memory>
@@ -65,15 +66,13 @@ class FakeCluster {
  public:
   explicit FakeCluster(int min_workers = 1, const ModelCost& cost = SmallCost())
       : driver_(DriverOptions()),
-        controller_(ControllerOptions(min_workers, cost), &driver_,
-                    [this](const std::string& address, uint64_t incarnation,
-                           const std::string& name, uint64_t version) {
-                      return OpenFirstHop(address, incarnation, name, version);
-                    }) {}
+        controller_(
+            ControllerOptions(min_workers, cost), &driver_,
+            [this](const ClusterController::PipelineEnds& ends) { return OpenFirstHop(ends); }) {}
 
   /// `more`: what else it says of itself.
   FakeWorker* Join(const std::string& name, uint64_t memory = kWhole, bool offloads = false,
-                   const v1::Registration& more = {}) {
+                   const v1::Registration& more = {}, const std::string& identity = "") {
     auto worker = std::make_unique<FakeWorker>();
     worker->incarnation = 1000 + workers_.size();
     worker->address = absl::StrCat("10.0.0.", workers_.size() + 1, ":7000");
@@ -85,16 +84,22 @@ class FakeCluster {
     registration.set_num_threads(2);
     registration.set_offloads(offloads);
     registration.set_process_bytes(10);
+    registration.set_protocol_version(kProtocolVersion);
     registration.MergeFrom(more);
     ClusterController::WorkerLink link;
     link.order = [w = worker.get()](v1::WorkerOrder order) { w->orders.push_back(order); };
     link.hang_up = [w = worker.get()] { w->hung_up = true; };
     const absl::StatusOr<WorkerId> id =
-        controller_.Join(worker->incarnation, registration, std::move(link));
+        controller_.Join(worker->incarnation, registration, std::move(link), identity);
     EXPECT_TRUE(id.ok()) << id.status().ToString();
     if (id.ok()) worker->id = *id;
     workers_.push_back(std::move(worker));
     return workers_.back().get();
+  }
+
+  /// As whoever's registration that is.
+  absl::Status TryJoin(const v1::Registration& registration) {
+    return controller_.Join(1, registration, {}).status();
   }
 
   absl::Status Report(const FakeWorker* worker, v1::WorkerReport report) {
@@ -181,15 +186,16 @@ class FakeCluster {
     options.kv_tokens = 512;
     options.max_step_tokens = 32;
     options.incarnation = kCoordinator;
+    options.identity = "coordinator/c";
     options.clock = &clock_;
     return options;
   }
 
-  absl::StatusOr<std::unique_ptr<ActivationChannel>> OpenFirstHop(const std::string& address,
-                                                                  uint64_t incarnation,
-                                                                  const std::string& name,
-                                                                  uint64_t version) {
-    first_hops_.push_back({address, incarnation, name, version});
+  absl::StatusOr<std::unique_ptr<ActivationChannel>> OpenFirstHop(
+      const ClusterController::PipelineEnds& ends) {
+    const uint64_t version = ends.plan_version;
+    first_hops_.push_back(
+        {ends.first.registration.address(), ends.first.incarnation, ends.name, version});
     if (!refusal_.ok()) return refusal_;
     FakePipeline::Options options;
     options.plan_version = version;
@@ -288,6 +294,7 @@ v1::Registration Card(const std::string& card, const std::string& nccl_version) 
   registration.set_memory_budget_bytes(uint64_t{1} << 30);
   registration.set_nccl_version(nccl_version);
   registration.set_nccl_card(card);
+  registration.set_machine("one");
   return registration;
 }
 
@@ -302,7 +309,7 @@ TEST(ClusterControllerTest, ActivationsGoByNcclBetweenCardsThatBothHaveIt) {
   EXPECT_FALSE(load.has_next());
   EXPECT_EQ(load.previous().neighbour(), "worker 1 (box-a)");
   EXPECT_TRUE(load.previous().by_nccl());
-  EXPECT_EQ(load.previous().why(), "both have NCCL 2.28.9");
+  EXPECT_EQ(load.previous().why(), "both have NCCL 2.28.9, and they are on one machine");
 
   v1::WorkerReport invitation;
   invitation.mutable_hop_invitation()->set_plan_version(1);
@@ -404,6 +411,75 @@ TEST(ClusterControllerTest, OtherHopsGoOverTcpAndSayWhy) {
   EXPECT_EQ(hop(Card("a", "2.28.9"), Card("b", "2.27.3")),
             "worker 1 (box-a) has NCCL 2.28.9, worker 2 (box-b) has 2.27.3");
   EXPECT_EQ(hop(Card("a", "2.28.9"), Card("a", "2.28.9")), "they share a card");
+}
+
+TEST(ClusterControllerTest, NcclGoesOnlyWhereNobodyElseReads) {
+  const auto hop = [](std::vector<std::string> a, std::vector<std::string> b, bool insists) {
+    FakeCluster cluster(2);
+    v1::Registration first = Card("a", "2.28.9");
+    v1::Registration second = Card("b", "2.28.9");
+    first.set_machine("one");
+    second.set_machine("another");
+    for (const std::string& network : a) first.add_trusted_networks(network);
+    for (const std::string& network : b) second.add_trusted_networks(network);
+    second.set_requires_nccl(insists);
+    FakeWorker* const worker = cluster.Join("box-a", kWhole, false, first);
+    cluster.Join("box-b", kWhole, false, second);
+    return worker->TakeOrders().back().load_stage().next();
+  };
+  EXPECT_FALSE(hop({}, {}, false).by_nccl());
+  EXPECT_EQ(hop({}, {}, false).why(),
+            "NCCL is not encrypted, and they share neither a machine nor a --trusted-network");
+  EXPECT_FALSE(hop({"10.0.0.0/8"}, {}, false).by_nccl());
+  EXPECT_FALSE(hop({"10.0.0.0/8"}, {"fd00::/8"}, false).by_nccl());
+  const v1::Hop trusted = hop({"10.0.0.0/8"}, {"fd00::/8", "10.0.0.0/8"}, false);
+  EXPECT_TRUE(trusted.by_nccl());
+  EXPECT_EQ(trusted.why(), "both have NCCL 2.28.9, and both are in 10.0.0.0/8, which is trusted");
+  const v1::Hop forced = hop({}, {}, true);
+  EXPECT_TRUE(forced.by_nccl());
+  EXPECT_EQ(forced.why(), "both have NCCL 2.28.9, and --transport nccl insists");
+}
+
+TEST(ClusterControllerTest, WorkersOfUnknownMachinesAreNotOnOne) {
+  FakeCluster cluster(2);
+  v1::Registration card = Card("a", "2.28.9");
+  card.clear_machine();
+  FakeWorker* const worker = cluster.Join("box-a", kWhole, false, card);
+  card.set_nccl_card("b");
+  cluster.Join("box-b", kWhole, false, card);
+  EXPECT_FALSE(worker->TakeOrders().back().load_stage().next().by_nccl());
+}
+
+TEST(ClusterControllerTest, AWorkerOfAnotherVersionOrModelDoesNotJoin) {
+  FakeCluster cluster;
+  v1::Registration registration;
+  registration.set_protocol_version(kProtocolVersion + 1);
+  absl::Status status = cluster.TryJoin(registration);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(status.message(),
+              HasSubstr(absl::StrCat("speaks version ", kProtocolVersion + 1,
+                                     " of the protocol, and the coordinator ", kProtocolVersion)));
+  registration.set_protocol_version(kProtocolVersion);
+  registration.set_model_fingerprint(0xabc);
+  status = cluster.TryJoin(registration);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(status.message(), HasSubstr("is not the coordinator's model (fingerprint "
+                                          "0000000000000abc"));
+  EXPECT_THAT(cluster.Status().workers(), IsEmpty());
+}
+
+TEST(ClusterControllerTest, EachStageIsToldWhoseStepsItTakes) {
+  FakeCluster cluster(2);
+  FakeWorker* const a = cluster.Join("box-a", kWhole, false, {}, "worker/a");
+  FakeWorker* const b = cluster.Join("box-b", kWhole, false, {}, "worker/b");
+  const v1::LoadStage first = a->TakeOrders().back().load_stage();
+  EXPECT_EQ(first.sender_incarnation(), kCoordinator);
+  EXPECT_EQ(first.sender_identity(), "coordinator/c");
+  EXPECT_EQ(first.next_identity(), "worker/b");
+  const v1::LoadStage second = b->TakeOrders().back().load_stage();
+  EXPECT_EQ(second.sender_incarnation(), a->incarnation);
+  EXPECT_EQ(second.sender_identity(), "worker/a");
+  EXPECT_EQ(second.next_identity(), "");
 }
 
 TEST(ClusterControllerTest, ServesOnceEveryStageIsReady) {

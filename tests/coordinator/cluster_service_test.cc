@@ -1,6 +1,7 @@
 // The Attend protocol, as a worker meets it: over gRPC, against the real controller.
 
 #include "coordinator/cluster_service.h"
+#include "cluster/protocol_version.h"
 
 #include <memory>
 #include <string>
@@ -30,7 +31,7 @@ class Coordinator {
   explicit Coordinator(const Options& options)
       : driver_(DriverOptions()),
         controller_(ControllerOptions(options), &driver_,
-                    [](const std::string&, uint64_t, const std::string&, uint64_t) {
+                    [](const ClusterController::PipelineEnds&) {
                       return absl::UnavailableError("no hops here");
                     }),
         loop_(absl::Hours(1), [] {}),
@@ -100,6 +101,7 @@ class Attendance {
     registration.set_device("cpu");
     registration.set_memory_budget_bytes(1000);
     registration.set_num_threads(1);
+    registration.set_protocol_version(kProtocolVersion);
     Say(report);
   }
   v1::WorkerOrder Hear() {

@@ -185,10 +185,10 @@ TEST(ConfigurationTest, ServesWhenFilledIn) {
   TestCluster cluster;
   // Ports, paths and sizes that are another machine's come from the command line, which wins.
   const std::string coordinator = cluster.dir().Write(
-      "coordinator.toml", FilledIn("caravan-coordinator.toml", {"http", "api-key-file"}));
+      "coordinator.toml", FilledIn("caravan-coordinator.toml", {"http", "api-key-file", "certs"}));
   cluster.StartCoordinator({"--config", coordinator});
-  const std::string worker =
-      cluster.dir().Write("worker.toml", FilledIn("caravan-worker.toml", {"device", "vram"}));
+  const std::string worker = cluster.dir().Write(
+      "worker.toml", FilledIn("caravan-worker.toml", {"device", "vram", "certs"}));
   for (const char* const name : {"box-1", "box-2"}) {
     cluster.StartWorker(name, {"--config", worker, "--model", kModel, "--kv-disk", "64MiB",
                                "--kv-disk-dir", cluster.dir().path()});

@@ -36,6 +36,7 @@ class Serving {
   }
   ~Serving() { ShutDownGrpcServer(*server_.server, absl::ZeroDuration()); }
   std::string address() const { return absl::StrCat("127.0.0.1:", server_.port); }
+  std::shared_ptr<grpc::Channel> channel() const { return MakeGrpcChannel(address()); }
 
  private:
   GrpcServer server_;
@@ -89,7 +90,7 @@ TEST(RemoteTensorSourceTest, GivesEveryTensorOfTheCoordinatorsCheckpoint) {
   ModelFilesService service(checkpoint.get());
   const Serving serving(&service);
   const auto source =
-      RemoteTensorSource::Connect(serving.address(), checkpoint->fingerprint(), kLong, {});
+      RemoteTensorSource::Connect(serving.channel(), checkpoint->fingerprint(), kLong, {});
   ASSERT_TRUE(source.ok()) << source.status();
   EXPECT_EQ((*source)->Find("nosuch"), nullptr);
   for (const std::string& name : checkpoint->TensorNames()) {
@@ -109,7 +110,7 @@ TEST(RemoteTensorSourceTest, GivesEveryTensorOfTheCoordinatorsCheckpoint) {
 TEST(RemoteTensorSourceTest, PiecesComeTogetherInOrder) {
   FakeModelFiles service;
   const Serving serving(&service);
-  const auto source = RemoteTensorSource::Connect(serving.address(), kFingerprint, kLong, {});
+  const auto source = RemoteTensorSource::Connect(serving.channel(), kFingerprint, kLong, {});
   ASSERT_TRUE(source.ok()) << source.status();
   service.set_read([](grpc::ServerWriter<v1::ReadTensorResponse>& writer) {
     for (const char* data : {"a", "", "bcd"}) {
@@ -131,7 +132,7 @@ TEST(RemoteTensorSourceTest, AnotherModelIsAborted) {
   ModelFilesService service(checkpoint.get());
   const Serving serving(&service);
   const absl::Status status =
-      RemoteTensorSource::Connect(serving.address(), checkpoint->fingerprint() + 1, kLong, {})
+      RemoteTensorSource::Connect(serving.channel(), checkpoint->fingerprint() + 1, kLong, {})
           .status();
   EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
   EXPECT_THAT(std::string(status.message()), HasSubstr("another model"));
@@ -148,7 +149,7 @@ TEST(RemoteTensorSourceTest, DescriptionsThatCannotBeAreRefusedByName) {
       for (const uint64_t dim : shape) tensor.add_shape(dim);
       return grpc::Status::OK;
     });
-    return RemoteTensorSource::Connect(serving.address(), kFingerprint, kLong, {}).status();
+    return RemoteTensorSource::Connect(serving.channel(), kFingerprint, kLong, {}).status();
   };
   EXPECT_TRUE(describe("F32", {2, 3}).ok());
   for (const absl::Status& status :
@@ -162,7 +163,7 @@ TEST(RemoteTensorSourceTest, DescriptionsThatCannotBeAreRefusedByName) {
 TEST(RemoteTensorSourceTest, TooFewOrTooManyBytesAreDataLoss) {
   FakeModelFiles service;
   const Serving serving(&service);
-  const auto source = RemoteTensorSource::Connect(serving.address(), kFingerprint, kLong, {});
+  const auto source = RemoteTensorSource::Connect(serving.channel(), kFingerprint, kLong, {});
   ASSERT_TRUE(source.ok()) << source.status();
   for (const size_t sent : {3u, 5u}) {
     service.set_read([sent](grpc::ServerWriter<v1::ReadTensorResponse>& writer) {
@@ -183,7 +184,9 @@ TEST(RemoteTensorSourceTest, NobodyThereIsUnavailable) {
     FakeModelFiles service;
     address = Serving(&service).address();  // Nobody's from now on.
   }
-  EXPECT_EQ(RemoteTensorSource::Connect(address, kFingerprint, kLong, {}).status().code(),
+  EXPECT_EQ(RemoteTensorSource::Connect(MakeGrpcChannel(address), kFingerprint, kLong, {})
+                .status()
+                .code(),
             absl::StatusCode::kUnavailable);
 }
 
@@ -200,7 +203,7 @@ TEST(RemoteTensorSourceTest, AStopEndsACallThatWaits) {
 
   std::stop_source stop_reading;
   const auto source =
-      RemoteTensorSource::Connect(serving.address(), kFingerprint, kLong, stop_reading.get_token());
+      RemoteTensorSource::Connect(serving.channel(), kFingerprint, kLong, stop_reading.get_token());
   ASSERT_TRUE(source.ok()) << source.status();
   service.set_read([&](grpc::ServerWriter<v1::ReadTensorResponse>&) { return wait(); });
   absl::Status status;
@@ -216,7 +219,7 @@ TEST(RemoteTensorSourceTest, AStopEndsACallThatWaits) {
   std::stop_source stop_connecting;
   service.set_list([&](v1::ListTensorsResponse&) { return wait(); });
   std::thread connecting([&] {
-    status = RemoteTensorSource::Connect(serving.address(), kFingerprint, kLong,
+    status = RemoteTensorSource::Connect(serving.channel(), kFingerprint, kLong,
                                          stop_connecting.get_token())
                  .status();
   });

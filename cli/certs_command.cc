@@ -1,0 +1,249 @@
+// caravan certs: the certificates by which the cluster's processes know one another.
+
+#include <cstdio>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "base/file.h"
+#include "base/status_macros.h"
+#include "cli/commands.h"
+#include "cli/enrolment_client.h"
+#include "cli/validators.h"
+#include "cluster/address.h"
+#include "cluster/certificate.h"
+#include "cluster/certificate_files.h"
+#include "coordinator/enrolment_service.h"
+#include "coordinator/join_tokens.h"
+
+namespace caravan {
+namespace {
+
+// An authority outlives many certificates.
+constexpr absl::Duration kAuthorityLifetime = absl::Hours(24 * 3650);
+constexpr int kMaxDays = 3650;
+
+/// What the subcommands share.
+struct CertsFlags {
+  std::string directory;  // of the authority, or where the result goes
+  std::string name;
+  std::string out;
+  std::string authority;
+  std::string address;
+  std::string token;
+  bool client = false;
+  double hours = 1;
+  int days = static_cast<int>(kDefaultCertificateLifetime / absl::Hours(24));
+
+  absl::Duration lifetime() const { return absl::Hours(24) * days; }
+};
+
+/// Puts a new certificate with its key, and what it trusts, into a directory.
+absl::Status WriteIdentity(const std::string& directory, const std::string& authorities,
+                           const KeyAndCertificate& identity) {
+  CARAVAN_RETURN_IF_ERROR(MakePrivateDirectory(directory));
+  CARAVAN_RETURN_IF_ERROR(
+      WritePrivateFile(IdentityPath(directory), identity.key_pem + identity.certificate_pem));
+  return ReplacePrivateFile(AuthorityPath(directory), authorities);
+}
+
+absl::Status Init(const CertsFlags& flags) {
+  const absl::Time now = absl::Now();
+  CARAVAN_RETURN_IF_ERROR(CheckIdentityName(flags.name));
+  for (const std::string& path : {AuthorityKeyPath(flags.directory), AuthorityPath(flags.directory),
+                                  IdentityPath(flags.directory)}) {
+    if (!FileExists(path)) continue;
+    return absl::AlreadyExistsError(absl::StrCat(path, ": it is there already, and is kept"));
+  }
+  CARAVAN_ASSIGN_OR_RETURN(const KeyAndCertificate authority,
+                           MakeAuthority({now, kAuthorityLifetime}));
+  CARAVAN_ASSIGN_OR_RETURN(
+      const KeyAndCertificate coordinator,
+      IssueIdentity(authority, {Role::kCoordinator, flags.name}, {now, flags.lifetime()}));
+  CARAVAN_RETURN_IF_ERROR(MakePrivateDirectory(flags.directory));
+  CARAVAN_RETURN_IF_ERROR(WritePrivateFile(AuthorityKeyPath(flags.directory), authority.key_pem));
+  CARAVAN_RETURN_IF_ERROR(WriteIdentity(flags.directory, authority.certificate_pem, coordinator));
+  std::printf("made %s: a certificate authority and the coordinator's certificate\n",
+              flags.directory.c_str());
+  return absl::OkStatus();
+}
+
+absl::Status Add(const CertsFlags& flags, Role role) {
+  CARAVAN_RETURN_IF_ERROR(CheckIdentityName(flags.name));
+  const std::string out =
+      !flags.out.empty()
+          ? flags.out
+          : JoinPath(JoinPath(flags.directory, role == Role::kClient ? "clients" : "boxes"),
+                     flags.name);
+  CARAVAN_ASSIGN_OR_RETURN(const KeyAndCertificate authority, ReadAuthority(flags.directory));
+  CARAVAN_ASSIGN_OR_RETURN(
+      const KeyAndCertificate identity,
+      IssueIdentity(authority, {role, flags.name}, {absl::Now(), flags.lifetime()}));
+  CARAVAN_RETURN_IF_ERROR(WriteIdentity(out, authority.certificate_pem, identity));
+  std::printf("made %s: copy it to where %s runs, as the directory for --certs\n", out.c_str(),
+              flags.name.c_str());
+  return absl::OkStatus();
+}
+
+absl::Status Renew(const CertsFlags& flags) {
+  const std::string path = IdentityPath(flags.directory);
+  CARAVAN_ASSIGN_OR_RETURN(const std::string old, ReadPrivateFile(path));
+  const absl::StatusOr<CertificateFacts> facts = ReadCertificate(old);
+  if (!facts.ok()) return Annotate(facts.status(), path);
+  if (!facts->identity.ok()) return Annotate(facts->identity.status(), path);
+  CARAVAN_ASSIGN_OR_RETURN(
+      const KeyAndCertificate authority,
+      ReadAuthority(flags.authority.empty() ? flags.directory : flags.authority));
+  CARAVAN_ASSIGN_OR_RETURN(
+      const KeyAndCertificate identity,
+      IssueIdentity(authority, *facts->identity, {absl::Now(), flags.lifetime()}));
+  // In this order: what the new certificate is of is trusted before it is shown.
+  CARAVAN_RETURN_IF_ERROR(
+      ReplacePrivateFile(AuthorityPath(flags.directory), authority.certificate_pem));
+  CARAVAN_RETURN_IF_ERROR(ReplacePrivateFile(path, identity.key_pem + identity.certificate_pem));
+  std::printf("renewed %s of %s for %d days\n", path.c_str(), ToString(*facts->identity).c_str(),
+              flags.days);
+  return absl::OkStatus();
+}
+
+absl::Status Token(const CertsFlags& flags) {
+  const absl::Time now = absl::Now();
+  CARAVAN_ASSIGN_OR_RETURN(const std::string token,
+                           JoinTokens(flags.directory)
+                               .Make({flags.client ? Role::kClient : Role::kWorker, flags.name},
+                                     now + absl::Hours(flags.hours), now));
+  std::printf("%s\n", token.c_str());
+  return absl::OkStatus();
+}
+
+absl::Status Join(const CertsFlags& flags) {
+  CARAVAN_RETURN_IF_ERROR(CheckAddress(flags.address));
+  std::string text = flags.token;
+  if (text == "-") std::getline(std::cin, text);
+  CARAVAN_ASSIGN_OR_RETURN(const JoinToken token, ParseJoinToken(text));
+  // Before the token is used up.
+  if (FileExists(IdentityPath(flags.directory))) {
+    return absl::AlreadyExistsError(
+        absl::StrCat(IdentityPath(flags.directory), ": it is there already, and is kept"));
+  }
+  CARAVAN_RETURN_IF_ERROR(MakePrivateDirectory(flags.directory));
+  CARAVAN_ASSIGN_OR_RETURN(const Enrolled enrolled, Enrol(flags.address, token));
+  CARAVAN_RETURN_IF_ERROR(
+      WriteIdentity(flags.directory, enrolled.authorities_pem, enrolled.identity));
+  std::printf("made %s: the certificate of %s, for --certs\n", flags.directory.c_str(),
+              enrolled.name.c_str());
+  return absl::OkStatus();
+}
+
+absl::Status Show(const CertsFlags& flags) {
+  CARAVAN_ASSIGN_OR_RETURN(const std::string authorities, ReadAuthorities(flags.directory));
+  absl::StatusOr<CertificateFacts> authority = ReadCertificate(authorities);
+  if (!authority.ok()) return Annotate(authority.status(), AuthorityPath(flags.directory));
+  CARAVAN_ASSIGN_OR_RETURN(const std::string pem, ReadPrivateFile(IdentityPath(flags.directory)));
+  absl::StatusOr<CertificateFacts> facts = ReadCertificate(pem);
+  if (!facts.ok()) return Annotate(facts.status(), IdentityPath(flags.directory));
+  const auto time = [](absl::Time at) {
+    return absl::FormatTime("%Y-%m-%d %H:%M UTC", at, absl::UTCTimeZone());
+  };
+  std::printf("identity     %s\n", facts->identity.ok() ? ToString(*facts->identity).c_str() : "?");
+  std::printf("valid until  %s\n", time(facts->not_after).c_str());
+  std::printf("authority    %s, until %s\n", authority->fingerprint.c_str(),
+              time(authority->not_after).c_str());
+  const absl::Status usable = CheckIdentity(authorities, pem, absl::Now());
+  return Annotate(usable, IdentityPath(flags.directory));
+}
+
+CLI::App* AddSubcommand(CLI::App& certs, const std::shared_ptr<CertsFlags>& flags,
+                        CommandBody& body, const char* name, const char* help,
+                        absl::Status (*run)(const CertsFlags&)) {
+  CLI::App* const command = certs.add_subcommand(name, help);
+  command->callback(
+      [flags, run, &body] { body = [flags, run] { return ReportStatus(run(*flags)); }; });
+  return command;
+}
+
+void AddDays(CLI::App& command, CertsFlags& flags) {
+  command.add_option("--days", flags.days, "How long the certificate is good")
+      ->check(CLI::Range(1, kMaxDays))
+      ->capture_default_str();
+}
+
+}  // namespace
+
+void AddCertsCommand(CLI::App& app, CommandBody& body) {
+  CLI::App* const certs = app.add_subcommand(
+      "certs", "Make the certificates by which the cluster's processes know one another");
+  certs->require_subcommand(1);
+  const auto flags = std::make_shared<CertsFlags>();
+  flags->name = "coordinator";
+  const char* const authority_help = "Directory that caravan certs init made, with ca.key";
+
+  CLI::App* command = AddSubcommand(
+      *certs, flags, body, "init",
+      "Make a cluster's authority and its coordinator's certificate, in a new directory", Init);
+  command->add_option("DIRECTORY", flags->directory, "Where: for the coordinator's --certs")
+      ->required()
+      ->check(NotEmpty());
+  command->add_option("--name", flags->name, "The coordinator's name in its certificate")
+      ->capture_default_str();
+  AddDays(*command, *flags);
+
+  command = AddSubcommand(*certs, flags, body, "add-box", "Make the certificate of a box's workers",
+                          [](const CertsFlags& f) { return Add(f, Role::kWorker); });
+  command->add_option("NAME", flags->name, "The box's name in its certificate")->required();
+  command->add_option("DIRECTORY", flags->directory, authority_help)->required();
+  command->add_option("--out", flags->out,
+                      "Where the certificate and its key go; DIRECTORY/boxes/NAME if not given");
+  AddDays(*command, *flags);
+
+  command = AddSubcommand(*certs, flags, body, "add-client",
+                          "Make the certificate of somebody who submits jobs",
+                          [](const CertsFlags& f) { return Add(f, Role::kClient); });
+  command->add_option("NAME", flags->name, "His name in it")->required();
+  command->add_option("DIRECTORY", flags->directory, authority_help)->required();
+  command->add_option("--out", flags->out,
+                      "Where the certificate and its key go; DIRECTORY/clients/NAME if not given");
+  AddDays(*command, *flags);
+
+  command = AddSubcommand(
+      *certs, flags, body, "renew",
+      "Replace a directory's certificate and key by new ones of the same name; processes that use "
+      "the directory take them for their next connections",
+      Renew);
+  command->add_option("DIRECTORY", flags->directory, "Whose certificate")->required();
+  command->add_option("--authority", flags->authority,
+                      "Directory with the ca.key that signs; DIRECTORY itself if not given");
+  AddDays(*command, *flags);
+
+  command = AddSubcommand(*certs, flags, body, "token",
+                          "Print a token for which a coordinator that serves gives one certificate",
+                          Token);
+  command->add_option("NAME", flags->name, "Whom the certificate is for: a box")->required();
+  command
+      ->add_option("DIRECTORY", flags->directory,
+                   "The coordinator's --certs directory, with ca.key")
+      ->required();
+  command->add_flag("--client", flags->client, "For somebody who submits jobs, not for a box");
+  command->add_option("--hours", flags->hours, "How long the token is good")
+      ->check(CLI::Range(0.0, 8760.0))
+      ->capture_default_str();
+
+  command = AddSubcommand(
+      *certs, flags, body, "join",
+      "Get a certificate for a token: the key is made here, and never leaves this box", Join);
+  command->add_option("HOST:PORT", flags->address, "Of the coordinator")->required();
+  command->add_option("TOKEN", flags->token, "The token; - reads it from standard input")
+      ->required();
+  command->add_option("DIRECTORY", flags->directory, "Where it goes: for this box's --certs")
+      ->required()
+      ->check(NotEmpty());
+
+  command = AddSubcommand(*certs, flags, body, "show",
+                          "Say whose certificate a directory has, and until when", Show);
+  command->add_option("DIRECTORY", flags->directory, "A --certs directory")->required();
+}
+
+}  // namespace caravan

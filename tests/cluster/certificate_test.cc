@@ -1,0 +1,139 @@
+#include "cluster/certificate.h"
+
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::HasSubstr;
+
+const absl::Time kNow =
+    absl::FromCivil(absl::CivilSecond(2026, 3, 1, 12, 0, 0), absl::UTCTimeZone());
+const Validity kYear = {kNow, absl::Hours(24 * 365)};
+
+std::string Pem(const KeyAndCertificate& identity) {
+  return identity.key_pem + identity.certificate_pem;
+}
+
+class CertificateTest : public ::testing::Test {
+ protected:
+  const KeyAndCertificate authority_ = *MakeAuthority(kYear);
+  const KeyAndCertificate box_ = *IssueIdentity(authority_, {Role::kWorker, "box-a"}, kYear);
+};
+
+TEST_F(CertificateTest, SaysWhoseItIsAndHowLongItIsGood) {
+  const absl::StatusOr<CertificateFacts> facts = ReadCertificate(Pem(box_));
+  ASSERT_TRUE(facts.ok()) << facts.status();
+  ASSERT_TRUE(facts->identity.ok());
+  EXPECT_EQ(*facts->identity, (Identity{Role::kWorker, "box-a"}));
+  EXPECT_EQ(facts->not_before, kNow - absl::Minutes(1));
+  EXPECT_EQ(facts->not_after, kNow + absl::Hours(24 * 365));
+  EXPECT_EQ(facts->fingerprint.size(), 64u);
+  EXPECT_FALSE(ReadCertificate(authority_.certificate_pem)->identity.ok());
+}
+
+TEST_F(CertificateTest, IsGoodWithItsKeyInAnyOrder) {
+  EXPECT_TRUE(CheckIdentity(authority_.certificate_pem, Pem(box_), kNow).ok());
+  EXPECT_TRUE(
+      CheckIdentity(authority_.certificate_pem, box_.certificate_pem + box_.key_pem, kNow).ok());
+}
+
+TEST_F(CertificateTest, IsNotGoodBeforeAndAfterItsTime) {
+  const absl::Status after =
+      CheckIdentity(authority_.certificate_pem, Pem(box_), kNow + absl::Hours(24 * 365 + 1));
+  EXPECT_EQ(after.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(after.message(), HasSubstr("expired at 2027-03-01"));
+  const absl::Status before =
+      CheckIdentity(authority_.certificate_pem, Pem(box_), kNow - absl::Hours(1));
+  EXPECT_EQ(before.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(before.message(), HasSubstr("is the clock right?"));
+}
+
+TEST_F(CertificateTest, IsOfOneAuthorityOnly) {
+  const KeyAndCertificate other = *MakeAuthority(kYear);
+  const absl::Status status = CheckIdentity(other.certificate_pem, Pem(box_), kNow);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(status.message(), HasSubstr("not of the authority in ca.pem"));
+  // While authorities are exchanged both are trusted.
+  EXPECT_TRUE(
+      CheckIdentity(other.certificate_pem + authority_.certificate_pem, Pem(box_), kNow).ok());
+}
+
+TEST_F(CertificateTest, ABoxIsNoAuthority) {
+  const KeyAndCertificate false_box = *IssueIdentity(box_, {Role::kCoordinator, "evil"}, kYear);
+  const absl::Status status =
+      CheckIdentity(authority_.certificate_pem,
+                    false_box.key_pem + false_box.certificate_pem + box_.certificate_pem, kNow);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_FALSE(CheckIdentity(box_.certificate_pem, Pem(false_box), kNow).ok());
+}
+
+TEST_F(CertificateTest, NeedsItsOwnKey) {
+  const std::string key = *MakeKey();
+  const absl::Status status =
+      CheckIdentity(authority_.certificate_pem, key + box_.certificate_pem, kNow);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr("the key is not the certificate's"));
+}
+
+TEST_F(CertificateTest, AnAuthoritysOwnCertificateNamesNobody) {
+  EXPECT_EQ(CheckIdentity(authority_.certificate_pem, Pem(authority_), kNow).code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(CertificateTest, RefusesWhatIsNoPem) {
+  for (const std::string& text :
+       {std::string(), std::string("hello"), box_.key_pem, box_.certificate_pem.substr(0, 200)}) {
+    EXPECT_EQ(ReadCertificate(text).status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(CheckIdentity(text, Pem(box_), kNow).code(), absl::StatusCode::kInvalidArgument);
+  }
+  EXPECT_EQ(CheckIdentity(authority_.certificate_pem, box_.certificate_pem, kNow).code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(CertificateTest, OfARequestOnlyTheKeyCounts) {
+  const std::string key = *MakeKey();
+  const absl::StatusOr<std::string> certificate =
+      SignRequest(authority_, *MakeSigningRequest(key), {Role::kClient, "ann"}, kYear);
+  ASSERT_TRUE(certificate.ok()) << certificate.status();
+  EXPECT_TRUE(CheckIdentity(authority_.certificate_pem, key + *certificate, kNow).ok());
+  EXPECT_EQ(*ReadCertificate(*certificate)->identity, (Identity{Role::kClient, "ann"}));
+}
+
+TEST_F(CertificateTest, ARequestMustBeSignedByItsKey) {
+  std::string request = *MakeSigningRequest(*MakeKey());
+  // Within the signature, which ends the text.
+  const size_t end = request.find("\n-----END");
+  request[end - 8] = request[end - 8] == 'A' ? 'B' : 'A';
+  EXPECT_EQ(SignRequest(authority_, request, {Role::kWorker, "a"}, kYear).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(SignRequest(authority_, "", {Role::kWorker, "a"}, kYear).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(CertificateTest, NamesThatWouldSayMoreAreRefused) {
+  EXPECT_EQ(
+      IssueIdentity(authority_, {Role::kWorker, "a,URI:caravan://cluster/coordinator/a"}, kYear)
+          .status()
+          .code(),
+      absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(CertificateTest, AnAuthorityNeedsItsOwnKey) {
+  const KeyAndCertificate mixed = {*MakeKey(), authority_.certificate_pem};
+  EXPECT_EQ(IssueIdentity(mixed, {Role::kWorker, "a"}, kYear).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
+TEST_F(CertificateTest, TheFirstOfSeveralIsTakenAlone) {
+  const KeyAndCertificate other = *MakeAuthority(kYear);
+  EXPECT_EQ(*FirstCertificate(authority_.certificate_pem + other.certificate_pem),
+            authority_.certificate_pem);
+}
+
+}  // namespace
+}  // namespace caravan

@@ -1,0 +1,42 @@
+#include "cluster/sender_gate.h"
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::HasSubstr;
+
+TEST(SenderGateTest, LetsInWhomThePlanNames) {
+  SenderGate gate;
+  gate.Expect(3, {17, "worker/box-a"});
+  EXPECT_TRUE(gate.Check({17, "worker/box-a"}, 3).ok());
+  for (const StepSender& other :
+       {StepSender{18, "worker/box-a"}, StepSender{17, "worker/box-b"}, StepSender{17, ""},
+        StepSender{0, "worker/box-a"}, StepSender{}}) {
+    const absl::Status status = gate.Check(other, 3);
+    EXPECT_EQ(status.code(), absl::StatusCode::kPermissionDenied);
+    EXPECT_THAT(status.message(), HasSubstr("the steps of plan 3 come from worker/box-a"));
+  }
+}
+
+TEST(SenderGateTest, WithoutCertificatesTheIncarnationCounts) {
+  SenderGate gate;
+  gate.Expect(3, {17, ""});
+  EXPECT_TRUE(gate.Check({17, ""}, 3).ok());
+  EXPECT_EQ(gate.Check({18, ""}, 3).code(), absl::StatusCode::kPermissionDenied);
+}
+
+TEST(SenderGateTest, OtherPlansAreOthersMatter) {
+  SenderGate gate;
+  EXPECT_TRUE(gate.Check({18, "worker/box-b"}, 3).ok());
+  gate.Expect(3, {17, "worker/box-a"});
+  gate.Expect(4, {18, "worker/box-b"});
+  EXPECT_TRUE(gate.Check({18, "worker/box-b"}, 4).ok());
+  EXPECT_FALSE(gate.Check({17, "worker/box-a"}, 4).ok());
+  EXPECT_TRUE(gate.Check({99, ""}, 3).ok());
+}
+
+}  // namespace
+}  // namespace caravan
