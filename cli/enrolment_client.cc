@@ -11,6 +11,7 @@
 #include "base/status_macros.h"
 #include "caravan/v1/enrolment.grpc.pb.h"
 #include "cli/client.h"
+#include "cluster/call_guard.h"
 #include "cluster/grpc_status.h"
 #include "cluster/grpc_transport.h"
 
@@ -27,8 +28,9 @@ std::unique_ptr<v1::Enrolment::Stub> Dial(const std::string& address,
       MakeGrpcChannel(address, CredentialsWithoutIdentity(authority_pem), kMaxAnswerBytes));
 }
 
-absl::StatusOr<std::string> AskForAuthority(v1::Enrolment::Stub& stub) {
+absl::StatusOr<std::string> AskForAuthority(v1::Enrolment::Stub& stub, const JoinToken& token) {
   grpc::ClientContext context;
+  context.AddMetadata(kTokenIdKey, token.id);
   LimitCall(context);
   v1::GetAuthorityResponse response;
   CARAVAN_RETURN_IF_ERROR(
@@ -37,7 +39,7 @@ absl::StatusOr<std::string> AskForAuthority(v1::Enrolment::Stub& stub) {
 }
 
 absl::StatusOr<Enrolled> TryEnrol(const std::string& address, const JoinToken& token) {
-  const absl::StatusOr<std::string> shown = AskForAuthority(*Dial(address, std::nullopt));
+  const absl::StatusOr<std::string> shown = AskForAuthority(*Dial(address, std::nullopt), token);
   CARAVAN_RETURN_IF_ERROR(shown.status());
   // The one whose fingerprint is known, and nothing that was sent beside it.
   CARAVAN_ASSIGN_OR_RETURN(const std::string authority, FirstCertificate(*shown));
@@ -49,7 +51,7 @@ absl::StatusOr<Enrolled> TryEnrol(const std::string& address, const JoinToken& t
   }
   const std::unique_ptr<v1::Enrolment::Stub> stub = Dial(address, authority);
   Enrolled enrolled;
-  CARAVAN_ASSIGN_OR_RETURN(enrolled.authorities_pem, AskForAuthority(*stub));
+  CARAVAN_ASSIGN_OR_RETURN(enrolled.authorities_pem, AskForAuthority(*stub, token));
   CARAVAN_ASSIGN_OR_RETURN(enrolled.identity.key_pem, MakeKey());
   CARAVAN_ASSIGN_OR_RETURN(const std::string request,
                            MakeSigningRequest(enrolled.identity.key_pem));
@@ -58,6 +60,7 @@ absl::StatusOr<Enrolled> TryEnrol(const std::string& address, const JoinToken& t
   enrol.set_token_secret(token.secret);
   enrol.set_signing_request_pem(request);
   grpc::ClientContext context;
+  context.AddMetadata(kTokenIdKey, token.id);
   LimitCall(context);
   v1::EnrolResponse response;
   CARAVAN_RETURN_IF_ERROR(FromGrpcStatus(stub->Enrol(&context, enrol, &response)));

@@ -54,9 +54,7 @@ absl::Status RunProbeLink(const ProbeLinkFlags& flags) {
 absl::Status RunProbeListen(const std::string& address, const SecurityFlags& flags) {
   StopSignals signals;
   ProbeService service;
-  CARAVAN_ASSIGN_OR_RETURN(TransportSecurity security, flags.Load());
-  // Noise is all that anybody can get here.
-  security.insecure = security.tls == nullptr;
+  CARAVAN_ASSIGN_OR_RETURN(const TransportSecurity security, flags.Load());
   CARAVAN_ASSIGN_OR_RETURN(const GrpcServer started,
                            StartGrpcServer(address, {&service}, security));
   std::printf(
@@ -104,7 +102,7 @@ void AddProbeListenCommand(CLI::App& probe, CommandBody& body) {
   AddConfigOption(*command);
   command->add_option("address", *address, "HOST:PORT to listen on; port 0 takes a free one")
       ->capture_default_str();
-  security->AddTo(*command);
+  security->AddToServer(*command);
   command->callback([address, security, &body] {
     body = [address, security] { return ReportStatus(RunProbeListen(*address, *security)); };
   });

@@ -4,6 +4,7 @@
 #include "absl/time/clock.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "cli/validators.h"
 #include "cluster/certificate_files.h"
 
 namespace caravan {
@@ -20,7 +21,8 @@ void SecurityFlags::AddTo(CLI::App& command) {
                   "Directory with this end's certificate and key (caravan certs makes it): all "
                   "connections are then encrypted and both ends show who they are")
       ->envname("CARAVAN_CERTS")
-      ->type_name("DIRECTORY");
+      ->type_name("DIRECTORY")
+      ->check(NotEmpty());
 }
 
 void SecurityFlags::AddToServer(CLI::App& command) {

@@ -24,6 +24,8 @@
 namespace caravan {
 namespace {
 
+constexpr double kMostJobs = 1e6;
+
 struct SimulateFlags {
   ShapeFlags shape;
   std::string boxes;
@@ -96,7 +98,8 @@ void Print(const SimulateFlags& flags, const std::vector<BoxStage>& stages,
       Quantiles(whole).c_str());
   for (size_t i = 0; i < stages.size(); ++i) {
     std::printf("| %zu | %s | %s | %.0f%% |\n", i + 1, stages[i].box->name.c_str(),
-                DescribeStage(stages[i].stage).c_str(), 100 * result.busy_seconds[i] / end);
+                DescribeStage(stages[i].stage).c_str(),
+                100 * std::min(1.0, result.busy_seconds[i] / end));
   }
 }
 
@@ -110,6 +113,10 @@ absl::Status RunSimulation(const SimulateFlags& flags) {
   }
   if (absl::Status valid = CheckKvDType(config.Mla(), flags.kv_dtype); !valid.ok()) {
     return Annotate(valid, "--kv");
+  }
+  if (flags.rate * flags.hours > kMostJobs) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--rate, --hours: ", flags.rate * flags.hours, " jobs; at most ", kMostJobs));
   }
   CARAVAN_ASSIGN_OR_RETURN(const std::vector<BoxCount> boxes, ReadBoxes(flags.boxes));
   const DecodeLoad load = {

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/byte_size.h"
@@ -147,7 +148,8 @@ absl::Status ApplyListen(WorkerSessionOptions& options) {
           "--certs DIRECTORY (caravan certs makes one), or --insecure where everybody who reaches "
           "it may do everything"));
     }
-    options.listen = everywhere ? "0.0.0.0:0" : "127.0.0.1:0";
+    const bool by_ipv6 = absl::StartsWith(options.coordinator, "[");
+    options.listen = everywhere ? "0.0.0.0:0" : by_ipv6 ? "[::1]:0" : "127.0.0.1:0";
   }
   return Annotate(CheckListen(options.listen, security), "--listen");
 }

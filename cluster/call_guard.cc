@@ -28,6 +28,9 @@ constexpr std::array<Rule, 8> kRules = {{
     {"/caravan.v1.Pipeline/Flow", true, true, false},
     {"/caravan.v1.Probe/", true, true, true},
 }};
+// Of a call's path, what is logged.
+constexpr size_t kMostOfAPath = 100;
+
 constexpr absl::string_view kForEverybody = "/caravan.v1.Enrolment/";
 
 bool Allows(const Rule& rule, Role role) {
@@ -42,19 +45,37 @@ bool Allows(const Rule& rule, Role role) {
   return rule.client;
 }
 
+/// Empty: it is not there.
+absl::string_view Value(const grpc::AuthMetadataProcessor::InputMetadata& metadata,
+                        const char* key) {
+  const auto found = metadata.find(key);
+  if (found == metadata.end()) return {};
+  return absl::string_view(found->second.data(), found->second.size());
+}
+
 class CallGuard : public grpc::AuthMetadataProcessor {
  public:
+  explicit CallGuard(KnowsToken knows_token) : knows_token_(std::move(knows_token)) {}
+
   grpc::Status Process(const InputMetadata& metadata, grpc::AuthContext* context,
                        OutputMetadata* /*consumed*/, OutputMetadata* /*response*/) override {
-    const auto path = metadata.find(":path");
-    const absl::string_view called =
-        path == metadata.end() ? absl::string_view()
-                               : absl::string_view(path->second.data(), path->second.size());
+    const absl::string_view called = Value(metadata, ":path");
     const std::optional<Identity> caller = IdentityOfPeer(context);
-    const absl::Status status = CheckCall(called, caller);
-    if (!status.ok()) LogWarning("call_refused", {{"call", called}, {"why", status.message()}});
+    absl::Status status = CheckCall(called, caller);
+    if (status.ok() && !caller.has_value() &&
+        (knows_token_ == nullptr || !knows_token_(std::string(Value(metadata, kTokenIdKey))))) {
+      status = absl::PermissionDeniedError(
+          "the join token is unknown, used or expired: caravan certs token makes another");
+    }
+    if (!status.ok()) {
+      LogWarning("call_refused",
+                 {{"call", called.substr(0, kMostOfAPath)}, {"why", status.message()}});
+    }
     return ToGrpcStatus(status);
   }
+
+ private:
+  const KnowsToken knows_token_;
 };
 
 }  // namespace
@@ -72,8 +93,8 @@ absl::Status CheckCall(absl::string_view path, const std::optional<Identity>& ca
       absl::StrCat("a certificate of ", ToString(*caller), " does not allow the call ", path));
 }
 
-std::shared_ptr<grpc::AuthMetadataProcessor> MakeCallGuard() {
-  return std::make_shared<CallGuard>();
+std::shared_ptr<grpc::AuthMetadataProcessor> MakeCallGuard(KnowsToken knows_token) {
+  return std::make_shared<CallGuard>(std::move(knows_token));
 }
 
 std::optional<Identity> IdentityOfPeer(const grpc::AuthContext* context) {

@@ -12,10 +12,11 @@
 //   ModelFiles                               x
 //   Pipeline.Flow                 x          x
 //   Probe                         x          x       x
-//   Enrolment                     x          x       x              x
+//   Enrolment                     x          x       x       with a join token that is good
 //
 // Whose steps a worker takes within a plan is the plan's matter (cluster/sender_gate.h).
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -33,8 +34,15 @@ namespace caravan {
 /// Errors: Unauthenticated - only with a certificate; PermissionDenied - not with this one.
 absl::Status CheckCall(absl::string_view path, const std::optional<Identity>& caller);
 
-/// CheckCall for every call of a server; refusals are logged.
-std::shared_ptr<grpc::AuthMetadataProcessor> MakeCallGuard();
+/// Metadata of calls to Enrolment: the id of the caller's join token.
+inline constexpr char kTokenIdKey[] = "caravan-token-id";
+
+/// Whether there is such a token, by its id. Called by any thread.
+using KnowsToken = std::function<bool(const std::string& id)>;
+
+/// CheckCall for every call of a server; refusals are logged. Without a certificate a caller gets
+/// to Enrolment, and to having a message read, only with a token that `knows_token` (null: none).
+std::shared_ptr<grpc::AuthMetadataProcessor> MakeCallGuard(KnowsToken knows_token);
 
 /// Who the other end of a connection is, once TLS has checked that; nobody where it has not.
 std::optional<Identity> IdentityOfPeer(const grpc::AuthContext* context);

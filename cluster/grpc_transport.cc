@@ -134,10 +134,10 @@ absl::StatusOr<GrpcServer> StartGrpcServer(const std::string& address,
   grpc::ServerBuilder builder;
   ConfigureGrpcServer(builder);
   GrpcServer started;
-  builder.AddListeningPort(
-      address,
-      security.tls == nullptr ? grpc::InsecureServerCredentials() : security.tls->ForServer(),
-      &started.port);
+  builder.AddListeningPort(address,
+                           security.tls == nullptr ? grpc::InsecureServerCredentials()
+                                                   : security.tls->ForServer(security.knows_token),
+                           &started.port);
   for (grpc::Service* service : services) builder.RegisterService(service);
   started.server = builder.BuildAndStart();
   if (started.server == nullptr || started.port == 0) {

@@ -82,14 +82,14 @@ std::shared_ptr<grpc::ChannelCredentials> ClusterTls::ForChannel(
   return grpc::experimental::TlsCredentials(options);
 }
 
-std::shared_ptr<grpc::ServerCredentials> ClusterTls::ForServer() const {
+std::shared_ptr<grpc::ServerCredentials> ClusterTls::ForServer(KnowsToken knows_token) const {
   grpc::experimental::TlsServerCredentialsOptions options(files_);
   options.watch_root_certs();
   options.watch_identity_key_cert_pairs();
   options.set_cert_request_type(GRPC_SSL_REQUEST_CLIENT_CERTIFICATE_AND_VERIFY);
   std::shared_ptr<grpc::ServerCredentials> credentials =
       grpc::experimental::TlsServerCredentials(options);
-  credentials->SetAuthMetadataProcessor(MakeCallGuard());
+  credentials->SetAuthMetadataProcessor(MakeCallGuard(std::move(knows_token)));
   return credentials;
 }
 

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
+#include "cluster/call_guard.h"
 #include "cluster/identity.h"
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/security/server_credentials.h"
@@ -38,7 +39,7 @@ class ClusterTls {
 
   /// A caller's certificate is checked if it shows one; cluster/call_guard.h then decides about
   /// each call, also of callers that show none.
-  std::shared_ptr<grpc::ServerCredentials> ForServer() const;
+  std::shared_ptr<grpc::ServerCredentials> ForServer(KnowsToken knows_token) const;
 
  private:
   ClusterTls(std::string directory, Identity identity);
@@ -62,6 +63,7 @@ absl::Status CheckPeer(const std::vector<absl::string_view>& uris,
 struct TransportSecurity {
   std::shared_ptr<const ClusterTls> tls;  // null: connections are plain
   bool insecure = false;                  // plain ones are served beyond loopback too
+  KnowsToken knows_token = nullptr;       // of a server that enrols: as MakeCallGuard
 };
 
 /// Whether a server may listen at HOST:PORT.

@@ -6,33 +6,38 @@
 #include "absl/container/flat_hash_set.h"
 
 namespace caravan {
+namespace {
+
+// Of the capacity, what is left to stages that forget a little sooner.
+constexpr int64_t kSlack = 8;
+
+constexpr int kMostClears = 3;
+
+}  // namespace
 
 ArchiveIndex::ArchiveIndex(const ArchiveContents& contents)
-    : root_(contents.root), capacity_(contents.capacity) {
+    : root_(contents.root), capacity_(contents.capacity - contents.capacity / kSlack) {
   if (!active()) return;
-  for (const KvBlockName& name : contents.names) Add(name);
+  for (const KvBlockName& name : contents.names) Use(name);
 }
 
-bool ArchiveIndex::Use(const KvBlockName& name) {
+void ArchiveIndex::Use(const KvBlockName& name) {
   const auto found = by_name_.find(name);
-  if (found == by_name_.end()) return false;
-  names_.splice(names_.end(), names_, found->second);
-  return true;
-}
-
-bool ArchiveIndex::Add(const KvBlockName& name) {
-  if (Use(name)) return false;
+  if (found != by_name_.end()) {
+    names_.splice(names_.end(), names_, found->second);
+    return;
+  }
   by_name_[name] = names_.insert(names_.end(), name);
   if (size() > capacity_) {
     by_name_.erase(names_.front());
     names_.pop_front();
   }
-  return true;
 }
 
 void ArchiveIndex::Clear() {
   names_.clear();
   by_name_.clear();
+  if (++clears_ == kMostClears) capacity_ = 0;
 }
 
 ArchiveContents CommonArchive(const KvBlockName& root, const std::vector<ArchiveContents>& stages) {

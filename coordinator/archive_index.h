@@ -32,17 +32,18 @@ class ArchiveIndex {
   const KvBlockName& root() const { return root_; }
   int64_t size() const { return static_cast<int64_t>(names_.size()); }
 
-  /// Whether it is there; it is used now if so.
-  bool Use(const KvBlockName& name);
-  /// It will be there, in place of what was used least recently if all is full. False: it was.
-  /// REQUIRES: active.
-  bool Add(const KvBlockName& name);
-  /// Nothing is there any more, as far as is known.
+  bool Contains(const KvBlockName& name) const { return by_name_.contains(name); }
+  /// The stages are told to keep or to use it: it is there, as what was used last, in place of what
+  /// was used least recently if all is full. REQUIRES: active.
+  void Use(const KvBlockName& name);
+  /// Something was not there. Nothing is, as far as is known; after the third time nothing is
+  /// looked for any more.
   void Clear();
 
  private:
   const KvBlockName root_;
-  const int64_t capacity_;
+  int64_t capacity_;
+  int clears_ = 0;
   std::list<KvBlockName> names_;  // the least recently used first
   absl::flat_hash_map<KvBlockName, std::list<KvBlockName>::iterator> by_name_;
 };

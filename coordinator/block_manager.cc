@@ -52,7 +52,7 @@ std::optional<uint32_t> BlockManager::FindFull(uint64_t parent,
   return it->second;
 }
 
-int64_t BlockManager::Adopt(absl::Span<const int32_t> tokens, BlockTable& table) {
+int64_t BlockManager::Adopt(absl::Span<const int32_t> tokens, BlockTable& table, int64_t reserve) {
   CARAVAN_CHECK(table.blocks.empty() && !tokens.empty());
   tokens.remove_suffix(1);
   table.last_name = archive_.root();
@@ -66,11 +66,11 @@ int64_t BlockManager::Adopt(absl::Span<const int32_t> tokens, BlockTable& table)
     table.last_content = blocks_[*found].content;
     if (archive_.active()) {
       table.last_name = NameKvBlock(table.last_name, wanted);
-      archive_.Use(table.last_name);
+      table.pending_uses.push_back({*found, table.last_name});
     }
     ++table.num_published;
   }
-  if (archive_.active()) AdoptArchived(tokens, table);
+  if (archive_.active()) AdoptArchived(tokens, table, reserve);
   if (!table.pending_restores.empty()) {
     return static_cast<int64_t>(table.blocks.size()) * block_tokens_;
   }
@@ -104,17 +104,17 @@ int64_t BlockManager::Adopt(absl::Span<const int32_t> tokens, BlockTable& table)
   return shared_tokens + copied_tokens;
 }
 
-void BlockManager::AdoptArchived(absl::Span<const int32_t> tokens, BlockTable& table) {
+void BlockManager::AdoptArchived(absl::Span<const int32_t> tokens, BlockTable& table,
+                                 int64_t reserve) {
   // Who would have to wait for room must not put out for that what others may find.
-  if (free_blocks() < BlocksFor(static_cast<int64_t>(tokens.size()) + 1) - table.num_published) {
-    return;
-  }
+  const int64_t missing = BlocksFor(static_cast<int64_t>(tokens.size()) + 1) - table.num_published;
+  if (free_blocks() < missing + reserve) return;
   KvBlockName name = table.last_name;
   for (int64_t index = table.num_published;; ++index) {
     const absl::Span<const int32_t> wanted = BlockOf(tokens, index);
     if (static_cast<int64_t>(wanted.size()) < block_tokens_) return;
     name = NameKvBlock(name, wanted);
-    if (!archive_.Use(name)) return;
+    if (!archive_.Contains(name)) return;
     const uint32_t block = *Take();
     table.blocks.push_back(block);
     table.pending_restores.push_back({block, name});
@@ -128,14 +128,24 @@ bool BlockManager::Grow(int64_t num_tokens, BlockTable& table) {
   return true;
 }
 
-void BlockManager::CopySent(BlockTable& table) {
+void BlockManager::ArchiveSent(BlockTable& table) {
+  for (const ArchivedKvBlock& use : table.pending_uses) {
+    archive_.Use(use.name);
+    kept_.push_back(use);
+  }
+  for (const ArchivedKvBlock& restore : table.pending_restores) archive_.Use(restore.name);
+  table.pending_uses.clear();
   table.pending_restores.clear();
+}
+
+void BlockManager::CopySent(BlockTable& table) {
   if (!table.pending_copy.has_value()) return;
   Release(table.pending_copy->from);
   table.pending_copy.reset();
 }
 
 void BlockManager::Publish(absl::Span<const int32_t> tokens, BlockTable& table) {
+  if (table.num_published == 0) table.last_name = archive_.root();
   while (true) {
     const absl::Span<const int32_t> own = BlockOf(tokens, table.num_published);
     if (own.empty()) return;
@@ -151,7 +161,8 @@ void BlockManager::Publish(absl::Span<const int32_t> tokens, BlockTable& table) 
 KvBlockName BlockManager::KeepBlock(uint32_t block, const KvBlockName& before,
                                     absl::Span<const int32_t> tokens) {
   const KvBlockName name = NameKvBlock(before, tokens);
-  if (archive_.Add(name)) kept_.push_back({block, name});
+  archive_.Use(name);
+  kept_.push_back({block, name});
   return name;
 }
 

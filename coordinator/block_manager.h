@@ -46,8 +46,10 @@ struct BlockTable {
   std::vector<uint32_t> blocks;
   /// To be made before the sequence's first rows; `from` is kept until CopySent.
   std::optional<Copy> pending_copy;
-  /// Blocks that are to be filled from the archives before the sequence's first rows.
+  /// Blocks that are to be filled from the archives before the sequence's first rows, and those
+  /// before them that are there, and are used now.
   std::vector<ArchivedKvBlock> pending_restores;
+  std::vector<ArchivedKvBlock> pending_uses;
 
   int64_t num_published = 0;  // blocks at the front that are full and findable
   uint64_t last_content = 0;  // of the last of these; 0: none
@@ -75,16 +77,19 @@ class BlockManager {
 
   /// Fills an empty table with the longest beginning of `tokens` that is to be found, at most all
   /// of them but the last (whose logits somebody wants). Returns how many tokens that covers. Never
-  /// keeps a Grow for `tokens` from succeeding that would have succeeded without it.
-  int64_t Adopt(absl::Span<const int32_t> tokens, BlockTable& table);
+  /// keeps a Grow for `tokens` from succeeding that would have succeeded without it. reserve:
+  /// blocks without which the caller would give it all back.
+  int64_t Adopt(absl::Span<const int32_t> tokens, BlockTable& table, int64_t reserve = 0);
 
   /// Grows the table to hold `num_tokens`. False, and nothing changes, if blocks are lacking.
   bool Grow(int64_t num_tokens, BlockTable& table);
 
-  /// The pending copy is on its way, in a step before any later one. So are the restores.
+  /// The pending copy is on its way, in a step before any later one.
   void CopySent(BlockTable& table);
+  /// So are the restores, in the step whose TakeKept has the uses.
+  void ArchiveSent(BlockTable& table);
 
-  /// Blocks to be archived by the next step, before it does anything else to them.
+  /// Blocks to be archived, or used there, by the next step, before it does anything else to them.
   std::vector<ArchivedKvBlock> TakeKept() { return std::exchange(kept_, {}); }
 
   /// The archives lack something that they were taken to have.
@@ -112,7 +117,7 @@ class BlockManager {
 
   absl::Span<const int32_t> BlockOf(absl::Span<const int32_t> tokens, int64_t index) const;
   /// Adopt, of full blocks behind those that are published.
-  void AdoptArchived(absl::Span<const int32_t> tokens, BlockTable& table);
+  void AdoptArchived(absl::Span<const int32_t> tokens, BlockTable& table, int64_t reserve);
   std::optional<uint32_t> FindFull(uint64_t parent, absl::Span<const int32_t> tokens) const;
   void Use(uint32_t block);
   bool IsNear(uint32_t block) const { return block < num_near_; }

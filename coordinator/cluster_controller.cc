@@ -38,12 +38,17 @@ bool IsPermanent(absl::StatusCode code) {
   }
 }
 
+// What is looked for in archives, however large they are: what the index takes a few hundred MB
+// for.
+constexpr uint64_t kMostArchivedBlocks = 1 << 20;
+
 /// Names that are none are left out.
 ArchiveContents ArchiveOf(const v1::KvArchive& archive) {
   ArchiveContents contents;
-  contents.capacity = static_cast<int64_t>(std::min<uint64_t>(archive.capacity(), INT64_MAX));
+  contents.capacity =
+      static_cast<int64_t>(std::min<uint64_t>(archive.capacity(), kMostArchivedBlocks));
   absl::string_view names = archive.names();
-  while (!names.empty()) {
+  while (!names.empty() && contents.names.size() < kMostArchivedNames) {
     const std::optional<KvBlockName> name =
         KvBlockNameFromWire(names.substr(0, KvBlockName::kBytes));
     if (name.has_value()) contents.names.push_back(*name);
@@ -136,7 +141,8 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
   if (report.has_progress() && report.progress().plan_version() == version) {
     state.loaded_bytes = report.progress().loaded_bytes();
     state.load_bytes = report.progress().total_bytes();
-  } else if (report.has_ready() && report.ready().plan_version() == version) {
+  } else if (report.has_ready() && report.ready().plan_version() == version &&
+             !state.ready.has_value()) {
     if (report.ready().kv_block_tokens() != kKvBlockTokens || report.ready().kv_blocks() == 0 ||
         report.ready().kv_blocks_on_disk() > report.ready().kv_blocks()) {
       LeaveOut(
@@ -166,7 +172,8 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
     // Once loaded, a stage fails by its next hop, its card or its disk. Where nobody takes over
     // from the last, it goes on: only steps that want what cannot be read fail.
     if (state.ready.has_value() && absl::IsDataLoss(absl::Status(code, ""))) {
-      if (MakePlan(/*without=*/worker).ok()) LeaveOut(worker, why, code);
+      cannot_read_[worker] = why;
+      LeaveOutWhoCannotRead();
     } else if (!state.ready.has_value() && report.failure().unjoined() != v1::HOP_END_UNSPECIFIED) {
       GoWithoutNccl(stage, report.failure().unjoined(), why);
     } else if (!state.ready.has_value() && IsPermanent(code)) {
@@ -194,6 +201,7 @@ void ClusterController::Lose(const Member& member, const std::string& why) {
     links_.erase(link);
   }
   drained_.erase(member.id);
+  cannot_read_.erase(member.id);
   left_out_.erase(member.id);
   no_offloading_.erase(member.id);
   loads_.erase(member.id);
@@ -223,6 +231,18 @@ void ClusterController::LeaveOut(WorkerId worker, const absl::Status& why, absl:
   plan_is_due_ = true;
   plan_not_before_ = -absl::InfiniteDuration();
   Tick();
+}
+
+bool ClusterController::LeaveOutWhoCannotRead() {
+  for (const auto& [worker, why] : cannot_read_) {
+    if (StageOf(worker) < 0 || !MakePlan(/*without=*/worker).ok()) continue;
+    const absl::Status reason = why;
+    const WorkerId id = worker;
+    cannot_read_.erase(id);
+    LeaveOut(id, reason, absl::StatusCode::kDataLoss);
+    return true;
+  }
+  return false;
 }
 
 void ClusterController::GoWithoutNccl(int stage, v1::HopEnd end, const absl::Status& why) {
@@ -300,6 +320,7 @@ void ClusterController::Tick() {
 }
 
 void ClusterController::MaybePlan() {
+  if (LeaveOutWhoCannotRead()) return;  // which has planned
   const int missing =
       (planned_once_ ? 1 : options_.min_workers) - static_cast<int>(Usable().size());
   if (missing > 0) {
@@ -495,7 +516,7 @@ v1::Hop ClusterController::MakeHop(const Member& worker, const Member& neighbour
   const std::string& other_version = neighbour.registration.nccl_version();
   const std::string trusted = WhyTrusted(worker.registration, neighbour.registration);
   const bool insists =
-      worker.registration.requires_nccl() || neighbour.registration.requires_nccl();
+      worker.registration.requires_nccl() && neighbour.registration.requires_nccl();
   const bool can = version == other_version &&
                    worker.registration.nccl_card() != neighbour.registration.nccl_card();
   hop.set_by_nccl(can && (insists || !trusted.empty()));

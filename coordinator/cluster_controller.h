@@ -121,6 +121,9 @@ class ClusterController {
   /// The stage that `worker` was to load cannot be had there, and trying again would not help: it
   /// gets none any more. If only its experts did not fit there, the next may be one that does.
   void LeaveOut(WorkerId worker, const absl::Status& why, absl::StatusCode code);
+  /// LeaveOut of one of those in cannot_read_ whom the others can do without now. False: there is
+  /// none.
+  bool LeaveOutWhoCannotRead();
   /// The hop of the present plan at that end of stage `stage` could not be joined by NCCL: the plan
   /// ends, and the next one has it go over TCP.
   void GoWithoutNccl(int stage, v1::HopEnd end, const absl::Status& why);
@@ -153,6 +156,7 @@ class ClusterController {
   const OpenFirstHop open_first_hop_;
   Membership membership_;
   std::map<WorkerId, WorkerLink> links_;
+  std::map<WorkerId, absl::Status> cannot_read_;   // members whose disk lost data, and what
   std::set<WorkerId> drained_;                     // members that plans do not use any more
   std::map<WorkerId, std::string> left_out_;       // members that plans do not use, and why
   std::map<WorkerId, std::string> no_offloading_;  // that plans keep no experts on the disk of

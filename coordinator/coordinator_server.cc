@@ -105,8 +105,12 @@ class Server final : public CoordinatorServer {
                                EnrolmentService::Open(options_.security.tls->directory()));
       services.push_back(enrolment_service_.get());
     }
+    TransportSecurity security = options_.security;
+    security.knows_token = [this](const std::string& id) {
+      return enrolment_service_->KnowsToken(id);
+    };
     CARAVAN_ASSIGN_OR_RETURN(GrpcServer started,
-                             StartGrpcServer(options_.listen, services, options_.security));
+                             StartGrpcServer(options_.listen, services, security));
     server_ = std::move(started.server);
     const std::string host = options_.listen.substr(0, options_.listen.rfind(':'));
     address_ = absl::StrCat(host, ":", started.port);

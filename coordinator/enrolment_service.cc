@@ -34,6 +34,10 @@ absl::StatusOr<std::unique_ptr<EnrolmentService>> EnrolmentService::Open(
   return std::unique_ptr<EnrolmentService>(new EnrolmentService(directory));
 }
 
+bool EnrolmentService::KnowsToken(const std::string& id) const {
+  return tokens_.Knows(id, absl::Now());
+}
+
 grpc::Status EnrolmentService::GetAuthority(grpc::ServerContext* /*context*/,
                                             const v1::GetAuthorityRequest* /*request*/,
                                             v1::GetAuthorityResponse* response) {
@@ -52,11 +56,16 @@ grpc::Status EnrolmentService::Enrol(grpc::ServerContext* context, const v1::Enr
     }
     CARAVAN_ASSIGN_OR_RETURN(const KeyAndCertificate authority, ReadSigner(directory_));
     const absl::Time now = absl::Now();
+    const Validity lifetime = {now, kDefaultCertificateLifetime};
+    // What cannot be signed must not use the token up.
+    CARAVAN_RETURN_IF_ERROR(
+        SignRequest(authority, request->signing_request_pem(), {Role::kClient, "nobody"}, lifetime)
+            .status());
     CARAVAN_ASSIGN_OR_RETURN(const Identity identity,
                              tokens_.Redeem(request->token_id(), request->token_secret(), now));
-    CARAVAN_ASSIGN_OR_RETURN(std::string certificate,
-                             SignRequest(authority, request->signing_request_pem(), identity,
-                                         {now, kDefaultCertificateLifetime}));
+    CARAVAN_ASSIGN_OR_RETURN(
+        std::string certificate,
+        SignRequest(authority, request->signing_request_pem(), identity, lifetime));
     response->set_certificate_pem(std::move(certificate));
     response->set_name(ToString(identity));
     return absl::OkStatus();

@@ -23,6 +23,8 @@ class EnrolmentService final : public v1::Enrolment::Service {
   /// Errors: PermissionDenied - others may read that key; as ReadAuthority.
   static absl::StatusOr<std::unique_ptr<EnrolmentService>> Open(const std::string& directory);
 
+  bool KnowsToken(const std::string& id) const;
+
   grpc::Status GetAuthority(grpc::ServerContext* context, const v1::GetAuthorityRequest* request,
                             v1::GetAuthorityResponse* response) override;
   grpc::Status Enrol(grpc::ServerContext* context, const v1::EnrolRequest* request,

@@ -103,6 +103,12 @@ absl::StatusOr<std::string> JoinTokens::Make(const Identity& identity, absl::Tim
   return absl::StrCat(kPrefix, ".", id, ".", secret, ".", facts.fingerprint);
 }
 
+bool JoinTokens::Knows(const std::string& id, absl::Time now) const {
+  if (!IsHex(id, kIdBytes)) return false;  // it names a file
+  const std::optional<Entry> entry = ReadEntry(JoinPath(directory_, id));
+  return entry.has_value() && entry->expires > now;
+}
+
 absl::StatusOr<Identity> JoinTokens::Redeem(const std::string& id, const std::string& secret,
                                             absl::Time now) {
   const absl::Status refused = absl::PermissionDeniedError(

@@ -42,6 +42,9 @@ class JoinTokens {
   ///         WritePrivateFile.
   absl::StatusOr<std::string> Make(const Identity& identity, absl::Time expires, absl::Time now);
 
+  /// Whether there is one with this id that has not expired.
+  bool Knows(const std::string& id, absl::Time now) const;
+
   /// Takes the token away, and returns whom it was for.
   /// Errors: PermissionDenied - unknown, used, expired, or not its secret (it is not said which).
   absl::StatusOr<Identity> Redeem(const std::string& id, const std::string& secret, absl::Time now);

@@ -119,7 +119,7 @@ void PipelineDriver::Shutdown() {
   {
     MutexLock lock(&mu_);
     stopping_ = true;
-    first_hop = DetachLocked(why, news);
+    first_hop = DetachLocked(why, Patience::kEndless, news);
     for (const auto& [id, job] : jobs_) news.push_back(MakeNewsLocked(job, why));
     jobs_.clear();
     changed_.SignalAll();
@@ -167,7 +167,9 @@ void PipelineDriver::Detach(const absl::Status& why) {
   std::vector<News> news;
   {
     MutexLock lock(&mu_);
-    first_hop = DetachLocked(why, news);
+    // A plan that makes way for another was not broken by what ran over it.
+    first_hop =
+        DetachLocked(why, absl::IsAborted(why) ? Patience::kEndless : Patience::kSome, news);
   }
   Tell(std::move(news));
   if (first_hop != nullptr) first_hop->Close();
@@ -179,7 +181,7 @@ void PipelineDriver::Break(uint64_t plan_version, const absl::Status& why) {
   {
     MutexLock lock(&mu_);
     if (!pipeline_.has_value() || pipeline_->plan_version != plan_version) return;
-    first_hop = DetachLocked(why, news);
+    first_hop = DetachLocked(why, Patience::kSome, news);
     breakages_.push_back({plan_version, why});
   }
   Tell(std::move(news));
@@ -187,18 +189,14 @@ void PipelineDriver::Break(uint64_t plan_version, const absl::Status& why) {
 }
 
 std::shared_ptr<ActivationChannel> PipelineDriver::DetachLocked(const absl::Status& why,
+                                                                Patience patience,
                                                                 std::vector<News>& news) {
   CARAVAN_CHECK(!why.ok());
   if (!pipeline_.has_value()) return nullptr;
   std::shared_ptr<ActivationChannel> first_hop = std::move(pipeline_->first_hop);
   past_counters_ += pipeline_->scheduler.counters();
   for (const Sequence* const sequence : pipeline_->scheduler.Release()) {
-    // A plan that makes way for another was not broken by what ran over it.
-    if (absl::IsAborted(why)) {
-      ++interruptions_;
-    } else {
-      InterruptLocked(*sequence, why, news);
-    }
+    InterruptLocked(*sequence, why, patience, news);
   }
   pipeline_.reset();
   without_pipeline_since_ = options_.clock->Now();
@@ -206,12 +204,19 @@ std::shared_ptr<ActivationChannel> PipelineDriver::DetachLocked(const absl::Stat
   return first_hop;
 }
 
+PipelineDriver::Patience PipelineDriver::PatienceAfter(const absl::Status& step_error) {
+  if (absl::IsInvalidArgument(step_error)) return Patience::kNone;
+  // An archive lacked what was to be restored. Nothing is restored now.
+  return absl::IsNotFound(step_error) ? Patience::kEndless : Patience::kSome;
+}
+
 void PipelineDriver::InterruptLocked(const Sequence& sequence, const absl::Status& why,
-                                     std::vector<News>& news) {
+                                     Patience patience, std::vector<News>& news) {
   ++interruptions_;
   const auto it = jobs_.find(sequence.id());
   Job& job = it->second;
-  const bool hopeless = absl::IsInvalidArgument(why);
+  if (patience == Patience::kEndless) return;
+  const bool hopeless = patience == Patience::kNone;
   if (++job.interruptions < kMostInterruptions && !hopeless) return;
   news.push_back(MakeNewsLocked(
       job, hopeless ? why
@@ -241,7 +246,8 @@ absl::Status PipelineDriver::Receive(v1::Step step) {
     if (returned.ok()) {
       for (const Scheduler::ReturnedSlice& slice : *returned) {
         if (slice.result == nullptr) {
-          InterruptLocked(*slice.sequence, ToStatus(step.error()), news);
+          const absl::Status why = ToStatus(step.error());
+          InterruptLocked(*slice.sequence, why, PatienceAfter(why), news);
         } else {
           news.push_back(TakeInLocked(slice));
         }

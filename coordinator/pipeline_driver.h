@@ -207,19 +207,24 @@ class PipelineDriver {
     std::shared_ptr<ActivationChannel> first_hop;
   };
 
+  /// Whether a job bears an interruption: never, kMostInterruptions - 1 times in a row, or as often
+  /// as it comes.
+  enum class Patience { kNone, kSome, kEndless };
+
   void Run();
   Work WaitForWork();
   void Break(uint64_t plan_version, const absl::Status& why);
-  std::shared_ptr<ActivationChannel> DetachLocked(const absl::Status& why, std::vector<News>& news)
+  std::shared_ptr<ActivationChannel> DetachLocked(const absl::Status& why, Patience patience,
+                                                  std::vector<News>& news)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Tell(std::vector<News> news);
   static void Report(const News& news, PipelineObserver& observer);
   News MakeNewsLocked(const Job& job, absl::StatusOr<JobUpdate> update) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  /// The job's sequence was queued again of `why`; it gives up after kMostInterruptions, and at
-  /// once of what never succeeds.
-  void InterruptLocked(const Sequence& sequence, const absl::Status& why, std::vector<News>& news)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  static Patience PatienceAfter(const absl::Status& step_error);
+  /// The job's sequence was queued again of `why`.
+  void InterruptLocked(const Sequence& sequence, const absl::Status& why, Patience patience,
+                       std::vector<News>& news) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   /// What a slice of a prompt yields of it, but for what its reader has from an earlier run.
   static void AddPromptYield(const Scheduler::ReturnedSlice& returned, int64_t vocab_size, Job& job,
                              JobUpdate& update);

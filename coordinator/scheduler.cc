@@ -113,6 +113,14 @@ void Scheduler::Requeue(Sequence* sequence) {
   queue_[sequence->rank()] = sequence;
 }
 
+void Scheduler::RequeueRestoring() {
+  std::vector<Sequence*> restoring;
+  for (const auto& [id, sequence] : running_) {
+    if (!sequence->table().pending_restores.empty()) restoring.push_back(sequence);
+  }
+  for (Sequence* const sequence : restoring) Requeue(sequence);
+}
+
 void Scheduler::Preempt(Sequence* sequence) {
   Requeue(sequence);
   ++counters_.preemptions;
@@ -233,6 +241,7 @@ int64_t Scheduler::AddSlice(Sequence* sequence, int64_t max_rows, bool draft, v1
     AddArchived(restore, *step->add_restored_blocks());
   }
   blocks_.CopySent(table);
+  if (!table.pending_uses.empty() || !table.pending_restores.empty()) blocks_.ArchiveSent(table);
   v1::SequenceSlice& slice = *step->add_slices();
   slice = sequence->TakeSlice(max_rows, draft);
   counters_.rows += slice.token_ids_size();
@@ -337,6 +346,7 @@ absl::StatusOr<std::vector<Scheduler::ReturnedSlice>> Scheduler::TakeIn(const v1
   in_flight_.pop_front();
   if (step.has_error() && step.error().code() == static_cast<int>(absl::StatusCode::kNotFound)) {
     blocks_.ForgetArchive();
+    RequeueRestoring();
   }
   if (gate_.has_value() && !step.has_error()) TellGate(sent, step, round_trip);
 

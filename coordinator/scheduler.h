@@ -148,6 +148,8 @@ class Scheduler {
   /// Who gives its blocks back first; null if nobody can.
   Sequence* Victim() const;
   void Requeue(Sequence* sequence);
+  /// Those that were admitted with blocks from the archives, and have not been sent.
+  void RequeueRestoring();
   void Preempt(Sequence* sequence);
   /// Makes room for one more token. False if the sequence itself had to give way.
   bool MakeRoom(Sequence* sequence);

@@ -39,7 +39,7 @@ Sequence::Sequence(uint64_t id, JobSpec spec, absl::Duration submitted_at)
 bool Sequence::Admit(BlockManager& blocks, int64_t reserve) {
   CARAVAN_CHECK(state_ == SequenceState::kQueued);
   // What is to be had from every row of the prompt cannot be had from a cache.
-  const int64_t reused = awaits_prompt() ? 0 : blocks.Adopt(token_ids_, table_);
+  const int64_t reused = awaits_prompt() ? 0 : blocks.Adopt(token_ids_, table_, reserve);
   const int64_t missing =
       blocks.BlocksFor(known_tokens()) - static_cast<int64_t>(table_.blocks.size());
   if (missing + reserve > blocks.free_blocks()) {

@@ -71,6 +71,16 @@ std::optional<FoundFile> FromPath(const fs::path& path) {
   return found;
 }
 
+/// What a process that is no more was writing (OutputFile): NAME-FIRST-NUM.kv.PID.new.
+bool IsLeftover(const fs::path& path) {
+  if (path.extension() != ".new") return false;
+  const fs::path with_pid = path.stem();
+  int pid = 0;
+  return FromPath(with_pid.stem()).has_value() &&
+         absl::SimpleAtoi(with_pid.extension().string().substr(1), &pid) &&
+         !FileExists(absl::StrCat("/proc/", pid));
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<KvArchive>> KvArchive::Open(const Options& options) {
@@ -87,8 +97,10 @@ absl::StatusOr<std::unique_ptr<KvArchive>> KvArchive::Open(const Options& option
     return absl::InvalidArgumentError(absl::StrCat(options.directory, ": ", error.message()));
   }
   std::vector<FoundFile> found;
+  std::vector<fs::path> leftovers;
   fs::recursive_directory_iterator each(options.directory, error);
   for (; !error && each != fs::end(each); each.increment(error)) {
+    if (IsLeftover(each->path())) leftovers.push_back(each->path());
     std::optional<FoundFile> file = FromPath(each->path());
     if (!file.has_value()) continue;
     // One that another process removes meanwhile is not there.
@@ -100,12 +112,14 @@ absl::StatusOr<std::unique_ptr<KvArchive>> KvArchive::Open(const Options& option
   if (error) {
     return absl::InvalidArgumentError(absl::StrCat(options.directory, ": ", error.message()));
   }
+  for (const fs::path& path : leftovers) fs::remove(path, error);
   std::sort(found.begin(), found.end(),
             [](const FoundFile& a, const FoundFile& b) { return a.time < b.time; });
   Files files;
   for (FoundFile& file : found) {
     files.push_back(
-        {file.name, {std::move(file.path), file.bytes, file.first_layer, file.num_layers}});
+        {file.name,
+         {std::move(file.path), file.bytes, file.first_layer, file.num_layers, file.time}});
   }
   return std::unique_ptr<KvArchive>(new KvArchive(options, std::move(files)));
 }
@@ -145,12 +159,25 @@ void KvArchive::AddLocked(const KvBlockName& name, File file) {
   while (bytes_ > options_.budget_bytes) {
     const auto oldest = files_.begin();
     std::error_code ignored;  // somebody else may have removed it
+    const fs::file_time_type time = fs::last_write_time(oldest->second.path, ignored);
+    if (!ignored && time > oldest->second.time) {  // or used it
+      oldest->second.time = time;
+      files_.splice(files_.end(), files_, oldest);
+      continue;
+    }
     fs::remove(oldest->second.path, ignored);
     bytes_ -= oldest->second.bytes;
     const auto named = by_name_.find(oldest->first);
     if (named != by_name_.end() && named->second == oldest) by_name_.erase(named);
     files_.erase(oldest);
   }
+}
+
+void KvArchive::TouchLocked(Files::iterator file) {
+  file->second.time = fs::file_time_type::clock::now();
+  std::error_code ignored;
+  fs::last_write_time(file->second.path, file->second.time, ignored);
+  files_.splice(files_.end(), files_, file);
 }
 
 std::vector<KvBlockName> KvArchive::Names(size_t limit) const {
@@ -168,7 +195,11 @@ std::vector<KvBlockName> KvArchive::Names(size_t limit) const {
 absl::Status KvArchive::Keep(const KvBlockName& name, CopyOut copy) {
   {
     MutexLock lock(&mu_);
-    if (by_name_.contains(name)) return absl::OkStatus();
+    if (waiting_.contains(name)) return absl::OkStatus();
+    if (const auto named = by_name_.find(name); named != by_name_.end()) {
+      TouchLocked(named->second);
+      return absl::OkStatus();
+    }
   }
   Block block;
   block.name = name;
@@ -181,7 +212,7 @@ absl::Status KvArchive::Keep(const KvBlockName& name, CopyOut copy) {
   }
   {
     MutexLock lock(&mu_);
-    ++waiting_;
+    waiting_.insert(name);
   }
   queue_.Push(std::move(block));
   return absl::OkStatus();
@@ -190,16 +221,21 @@ absl::Status KvArchive::Keep(const KvBlockName& name, CopyOut copy) {
 void KvArchive::Write() {
   while (const std::optional<Block> block = queue_.Pop()) {
     const absl::Status written = WriteBlock(*block);
+    File file = {PathOf(block->name),
+                 FileBytes(options_.num_layers, options_.layer_bytes),
+                 options_.first_layer,
+                 options_.num_layers,
+                 {}};
+    std::error_code ignored;
+    file.time = fs::last_write_time(file.path, ignored);
     MutexLock lock(&mu_);
     if (written.ok()) {
-      AddLocked(block->name,
-                {PathOf(block->name), FileBytes(options_.num_layers, options_.layer_bytes),
-                 options_.first_layer, options_.num_layers});
+      AddLocked(block->name, std::move(file));
     } else if (!warned_) {
       warned_ = true;
       LogWarning("kv_not_archived", {{"why", written.message()}});
     }
-    --waiting_;
+    waiting_.erase(block->name);
     written_.SignalAll();
   }
 }
@@ -230,41 +266,49 @@ absl::Status KvArchive::Restore(const KvBlockName& name, CopyIn copy) {
   File file;
   {
     MutexLock lock(&mu_);
+    while (waiting_.contains(name)) written_.Wait(&mu_);
     const auto named = by_name_.find(name);
     if (named == by_name_.end()) {
       return absl::NotFoundError(absl::StrCat("no KV block ", name.Hex(), " is archived here"));
     }
-    files_.splice(files_.end(), files_, named->second);
+    TouchLocked(named->second);
     file = named->second->second;
   }
-  const auto read = [&]() -> absl::Status {
-    CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<ReadableFile> in, ReadableFile::Open(file.path));
-    const int first = options_.first_layer - file.first_layer;
-    std::vector<LayerHash> hashes(static_cast<size_t>(options_.num_layers));
-    CARAVAN_RETURN_IF_ERROR(in->Read(
-        static_cast<int64_t>(sizeof(Header) + static_cast<size_t>(first) * sizeof(LayerHash)),
-        absl::MakeSpan(reinterpret_cast<std::byte*>(hashes.data()),
-                       hashes.size() * sizeof(LayerHash))));
-    std::vector<std::byte> bytes(static_cast<size_t>(options_.layer_bytes));
-    for (int layer = 0; layer < options_.num_layers; ++layer) {
-      CARAVAN_RETURN_IF_ERROR(
-          in->Read(FileBytes(file.num_layers, 0) + (first + layer) * options_.layer_bytes,
-                   absl::MakeSpan(bytes)));
-      if (XXH3_64bits(bytes.data(), bytes.size()) != hashes[static_cast<size_t>(layer)]) {
-        return absl::DataLossError(absl::StrCat(file.path, ": is not what was written"));
-      }
-      CARAVAN_RETURN_IF_ERROR(copy(layer, bytes));
-    }
-    return absl::OkStatus();
-  };
-  const absl::Status status = read();
-  std::error_code ignored;
-  if (status.ok()) {
-    fs::last_write_time(file.path, fs::file_time_type::clock::now(), ignored);
-    return status;
-  }
+  absl::Status copied;
+  const absl::Status read = Read(file, [&](int layer, absl::Span<const std::byte> from) {
+    return copied = copy(layer, from);
+  });
+  if (!copied.ok() || read.ok()) return copied;
   Remove(name);
-  return absl::NotFoundError(absl::StrCat("an archived KV block: ", status.message()));
+  return absl::NotFoundError(absl::StrCat("an archived KV block: ", read.message()));
+}
+
+absl::Status KvArchive::Read(const File& file, CopyIn layer) const {
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<ReadableFile> in, ReadableFile::Open(file.path));
+  Header header;
+  CARAVAN_RETURN_IF_ERROR(
+      in->Read(0, absl::MakeSpan(reinterpret_cast<std::byte*>(&header), sizeof(header))));
+  const int first = options_.first_layer - file.first_layer;
+  std::vector<LayerHash> hashes(static_cast<size_t>(options_.num_layers));
+  CARAVAN_RETURN_IF_ERROR(in->Read(
+      static_cast<int64_t>(sizeof(Header) + static_cast<size_t>(first) * sizeof(LayerHash)),
+      absl::MakeSpan(reinterpret_cast<std::byte*>(hashes.data()),
+                     hashes.size() * sizeof(LayerHash))));
+  const absl::Status wrong =
+      absl::DataLossError(absl::StrCat(file.path, ": is not what was written"));
+  if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0 ||
+      header.first_layer != file.first_layer || header.num_layers != file.num_layers ||
+      header.layer_bytes != options_.layer_bytes) {
+    return wrong;
+  }
+  std::vector<std::byte> bytes(static_cast<size_t>(options_.layer_bytes));
+  for (int i = 0; i < options_.num_layers; ++i) {
+    CARAVAN_RETURN_IF_ERROR(in->Read(
+        FileBytes(file.num_layers, 0) + (first + i) * options_.layer_bytes, absl::MakeSpan(bytes)));
+    if (XXH3_64bits(bytes.data(), bytes.size()) != hashes[static_cast<size_t>(i)]) return wrong;
+    CARAVAN_RETURN_IF_ERROR(layer(i, bytes));
+  }
+  return absl::OkStatus();
 }
 
 void KvArchive::Remove(const KvBlockName& name) {
@@ -280,7 +324,7 @@ void KvArchive::Remove(const KvBlockName& name) {
 
 void KvArchive::Flush() {
   MutexLock lock(&mu_);
-  while (waiting_ > 0) written_.Wait(&mu_);
+  while (!waiting_.empty()) written_.Wait(&mu_);
 }
 
 }  // namespace caravan

@@ -10,11 +10,13 @@
 // budget the least recently used go. Each layer carries a hash, so that what a disk breaks is
 // missing, not wrong.
 //
-// Several stages, in one process or in several, may share a directory; each keeps to the budget by
-// what it sees when it opens and what it adds.
+// Several stages, in one process or in several, may share a directory; each keeps to its budget by
+// what it sees when it opens and what it adds, so that of two that fill one directory each has less
+// than it was told: they should have directories of their own.
 
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <list>
 #include <memory>
 #include <string>
@@ -23,6 +25,7 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -61,10 +64,12 @@ class KvArchive {
   using CopyOut = absl::FunctionRef<absl::Status(int layer, absl::Span<std::byte> to)>;
   using CopyIn = absl::FunctionRef<absl::Status(int layer, absl::Span<const std::byte> from)>;
 
-  /// Copies the block out, and has it written meanwhile; waits while others are. Where writing
+  /// Copies the block out, and has it written meanwhile; waits while others are. One that is there
+  /// counts as used. Where writing
   /// fails the block is not kept, with a warning once. Errors: those of `copy`.
   absl::Status Keep(const KvBlockName& name, CopyOut copy);
 
+  /// Waits for it if it is being written.
   /// Errors: NotFound - it is not here, or not whole (then it is removed); those of `copy`.
   absl::Status Restore(const KvBlockName& name, CopyIn copy);
 
@@ -77,6 +82,7 @@ class KvArchive {
     int64_t bytes = 0;
     int first_layer = 0;  // of those that it holds
     int num_layers = 0;
+    std::filesystem::file_time_type time;  // when it was used last, as far as is known
   };
   // The least recently used first.
   using Files = std::list<std::pair<KvBlockName, File>>;
@@ -93,6 +99,10 @@ class KvArchive {
   absl::Status WriteBlock(const Block& block);
   void AddLocked(const KvBlockName& name, File file) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Remove(const KvBlockName& name);
+  /// It is used now.
+  void TouchLocked(Files::iterator file) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  /// What the file holds of the stage's layers, one after the other.
+  absl::Status Read(const File& file, CopyIn layer) const;
 
   const Options options_;
   const int64_t capacity_;
@@ -102,7 +112,7 @@ class KvArchive {
   Files files_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<KvBlockName, Files::iterator> by_name_ ABSL_GUARDED_BY(mu_);
   int64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;
-  int waiting_ ABSL_GUARDED_BY(mu_) = 0;  // blocks to be written
+  absl::flat_hash_set<KvBlockName> waiting_ ABSL_GUARDED_BY(mu_);  // blocks to be written
   bool warned_ ABSL_GUARDED_BY(mu_) = false;
 
   BoundedQueue<Block> queue_;

@@ -14,9 +14,6 @@
 namespace caravan {
 namespace {
 
-// What one report takes well: 1.6 MB, for some 6 million tokens.
-constexpr size_t kMostArchivedNames = 100'000;
-
 // Reports of progress for one stage: enough for a smooth bar, few enough to cost nothing.
 constexpr int64_t kProgressReports = 100;
 

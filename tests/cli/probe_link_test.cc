@@ -174,7 +174,7 @@ $there ip address add 10.77.0.2/30 dev far
 $there ip link set far up
 tc qdisc add dev near root tbf rate $1 burst 128kb latency 50ms
 $there tc qdisc add dev far root tbf rate $1 burst 128kb latency 50ms
-$there "$2" probe listen 10.77.0.2:7071 >listen.out &
+$there "$2" probe listen --insecure 10.77.0.2:7071 >listen.out &
 listener=$!
 trap 'kill $listener $far' EXIT
 until grep -q listening listen.out; do sleep 0.01; done

@@ -127,7 +127,7 @@ TEST(PipelineDriverPlanTest, WhatIsArchivedIsNotComputedAgainOverTheNextPipeline
   EXPECT_EQ(archive.restored, 7);
 }
 
-TEST(PipelineDriverPlanTest, AnArchiveThatLacksWhatItHadCostsAStep) {
+TEST(PipelineDriverPlanTest, AnArchiveThatLacksWhatItHadCostsAStepAndNoJob) {
   FakeArchive archive;
   FakePipeline::Options options = Stages(2, 1);
   options.archive = &archive;
@@ -135,21 +135,49 @@ TEST(PipelineDriverPlanTest, AnArchiveThatLacksWhatItHadCostsAStep) {
   options.plan_version = 2;
   FakePipeline second(options);
   PipelineDriver driver(SmallDriver());
-  const JobSpec spec = ToyJob(21, 20);
   driver.Attach(first.Connect());
+  std::vector<JobSpec> specs;
+  for (int i = 0; i < 8; ++i) specs.push_back(ToyJob(12, 6, i));
   {
     FakePipeline::Player player(&first, &driver);
-    EXPECT_EQ(ReadToEnd(MustSubmit(&driver, spec).get()).token_ids, kModel.Reply(spec));
+    for (const JobSpec& spec : specs) {
+      EXPECT_EQ(ReadToEnd(MustSubmit(&driver, spec).get()).token_ids, kModel.Reply(spec));
+    }
   }
-  EXPECT_GE(archive.blocks.size(), 9u);
+  EXPECT_GE(archive.blocks.size(), specs.size() * 4);
   driver.Detach(absl::UnavailableError("worker b is gone"));
   archive.loses_all = true;
+  std::vector<std::unique_ptr<JobHandle>> jobs;
+  for (const JobSpec& spec : specs) jobs.push_back(MustSubmit(&driver, spec));
   driver.Attach(second.Connect());
   FakePipeline::Player player(&second, &driver);
-  const Outcome outcome = ReadToEnd(MustSubmit(&driver, spec).get());
-  EXPECT_EQ(outcome.token_ids, kModel.Reply(spec));
+  for (size_t i = 0; i < jobs.size(); ++i) {
+    EXPECT_EQ(ReadToEnd(jobs[i].get()).token_ids, kModel.Reply(specs[i]));
+  }
   EXPECT_EQ(archive.restored, 0);
-  EXPECT_EQ(driver.stats().interruptions, 1);
+}
+
+TEST(PipelineDriverPlanTest, WhatIsScoredIsArchivedForWhoIsNot) {
+  FakeArchive archive;
+  FakePipeline::Options options = Stages(1, 1);
+  options.archive = &archive;
+  FakePipeline first(options);
+  options.plan_version = 2;
+  FakePipeline second(options);
+  PipelineDriver driver(SmallDriver());
+  driver.Attach(first.Connect());
+  JobSpec spec = ToyJob(21, 5);
+  spec.score_prompt = true;
+  {
+    FakePipeline::Player player(&first, &driver);
+    EXPECT_EQ(ReadToEnd(MustSubmit(&driver, spec).get()).prompt_scores, kModel.PromptScores(spec));
+  }
+  driver.Detach(absl::UnavailableError("worker b is gone"));
+  driver.Attach(second.Connect());
+  spec.score_prompt = false;
+  FakePipeline::Player player(&second, &driver);
+  EXPECT_EQ(ReadToEnd(MustSubmit(&driver, spec).get()).cached_prompt_tokens, 20);
+  EXPECT_EQ(archive.restored, 5);
 }
 
 TEST(PipelineDriverPlanTest, AJobThatLosesEveryPipelineGivesUp) {

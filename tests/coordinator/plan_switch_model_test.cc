@@ -20,6 +20,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/bounded_queue.h"
 #include "base/log.h"
+#include "cluster/protocol_version.h"
 #include "coordinator/cluster_controller.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -60,8 +61,8 @@ class World {
         slots_(static_cast<size_t>(bounds.workers)),
         driver_(DriverOptions()),
         controller_(ControllerOptions(), &driver_,
-                    [this](const std::string&, uint64_t, const std::string&, uint64_t version) {
-                      return OpenFirstHop(version);
+                    [this](const ClusterController::PipelineEnds& ends) {
+                      return OpenFirstHop(ends.plan_version);
                     }) {
     for (size_t i = 0; i < bounds.job_tokens.size(); ++i) {
       Job& job = jobs_.emplace_back();
@@ -295,6 +296,7 @@ class World {
     registration.set_device("cpu");
     registration.set_memory_budget_bytes(10000);
     registration.set_num_threads(1);
+    registration.set_protocol_version(kProtocolVersion);
     ClusterController::WorkerLink link;
     link.order = [this, index, incarnation = life.incarnation](const v1::WorkerOrder& order) {
       Order(index, incarnation, order);
