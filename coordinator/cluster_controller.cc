@@ -419,7 +419,7 @@ void ClusterController::StartLoading(PipelinePlan plan) {
         LogWarning("hop_not_encrypted", {{"plan", active_->plan.version},
                                          {"from", DescribeWorker(member)},
                                          {"to", load.next_name()},
-                                         {"why", "--transport nccl insists"}});
+                                         {"why", "both ends insist on NCCL"}});
       }
     }
     LogInfo("stage_planned", {{"plan", active_->plan.version},
@@ -522,7 +522,7 @@ v1::Hop ClusterController::MakeHop(const Member& worker, const Member& neighbour
   hop.set_by_nccl(can && (insists || !trusted.empty()));
   if (hop.by_nccl()) {
     hop.set_why(absl::StrCat("both have NCCL ", version, ", and ",
-                             trusted.empty() ? "--transport nccl insists" : trusted));
+                             trusted.empty() ? "both insist on it" : trusted));
   } else if (can) {
     hop.set_why("NCCL is not encrypted, and they share neither a machine nor a --trusted-network");
   } else if (version != other_version) {

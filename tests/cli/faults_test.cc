@@ -257,7 +257,7 @@ class FaultsTest : public ::testing::Test {
     network_ = *std::move(network);
     cluster_ = std::make_unique<TestCluster>(
         [this](const std::string& name) { return network_->Enter(BoxOf(name)); });
-    cluster_->StartCoordinator({"--workers", absl::StrCat(kWorkers), "--listen",
+    cluster_->StartCoordinator({"--workers", absl::StrCat(kWorkers), "--insecure", "--listen",
                                 absl::StrCat(network_->host(0), ":7000")});
     log_.emplace(cluster_->coordinator().err_path());
     for (int i = 0; i < kWorkers; ++i) {
@@ -284,8 +284,8 @@ class FaultsTest : public ::testing::Test {
     Box& box = boxes_[i];
     box.started = log_->end();
     box.worker = &cluster_->StartWorker(
-        box.name,
-        {"--listen", absl::StrCat(network_->host(i + 1), ":7000"), "--connect-timeout", "120"});
+        box.name, {"--insecure", "--listen", absl::StrCat(network_->host(i + 1), ":7000"),
+                   "--connect-timeout", "120"});
   }
 
   /// Waits, while clients ask on.

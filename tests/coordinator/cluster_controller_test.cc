@@ -414,7 +414,8 @@ TEST(ClusterControllerTest, OtherHopsGoOverTcpAndSayWhy) {
 }
 
 TEST(ClusterControllerTest, NcclGoesOnlyWhereNobodyElseReads) {
-  const auto hop = [](std::vector<std::string> a, std::vector<std::string> b, bool insists) {
+  const auto hop = [](std::vector<std::string> a, std::vector<std::string> b, bool insists,
+                      bool other_insists = false) {
     FakeCluster cluster(2);
     v1::Registration first = Card("a", "2.28.9");
     v1::Registration second = Card("b", "2.28.9");
@@ -422,6 +423,7 @@ TEST(ClusterControllerTest, NcclGoesOnlyWhereNobodyElseReads) {
     second.set_machine("another");
     for (const std::string& network : a) first.add_trusted_networks(network);
     for (const std::string& network : b) second.add_trusted_networks(network);
+    first.set_requires_nccl(other_insists);
     second.set_requires_nccl(insists);
     FakeWorker* const worker = cluster.Join("box-a", kWhole, false, first);
     cluster.Join("box-b", kWhole, false, second);
@@ -435,9 +437,10 @@ TEST(ClusterControllerTest, NcclGoesOnlyWhereNobodyElseReads) {
   const v1::Hop trusted = hop({"10.0.0.0/8"}, {"fd00::/8", "10.0.0.0/8"}, false);
   EXPECT_TRUE(trusted.by_nccl());
   EXPECT_EQ(trusted.why(), "both have NCCL 2.28.9, and both are in 10.0.0.0/8, which is trusted");
-  const v1::Hop forced = hop({}, {}, true);
+  EXPECT_FALSE(hop({}, {}, true).by_nccl()) << "the other end never agreed";
+  const v1::Hop forced = hop({}, {}, true, true);
   EXPECT_TRUE(forced.by_nccl());
-  EXPECT_EQ(forced.why(), "both have NCCL 2.28.9, and --transport nccl insists");
+  EXPECT_EQ(forced.why(), "both have NCCL 2.28.9, and both insist on it");
 }
 
 TEST(ClusterControllerTest, WorkersOfUnknownMachinesAreNotOnOne) {
