@@ -108,11 +108,10 @@ TestProcess& TestCluster::Launch(const std::string& name, std::vector<std::strin
     const std::string state = dir_.File(absl::StrCat("state-", processes_.size(), ".db"));
     arguments.insert(arguments.begin() + 1, {"--state", state});
   }
-  processes_.push_back(
-      {name, serves,
-       std::make_unique<TestProcess>(
-           prefix, std::move(arguments), directory, stdin_path,
-           wrapper_ == nullptr ? std::vector<std::string>() : wrapper_(name))});
+  processes_.push_back({name, serves,
+                        std::make_unique<TestProcess>(
+                            prefix, std::move(arguments), directory, stdin_path,
+                            wrapper_ == nullptr ? std::vector<std::string>() : wrapper_(name))});
   return *processes_.back().process;
 }
 
