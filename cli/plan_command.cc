@@ -17,7 +17,6 @@
 #include "cli/plan_report.h"
 #include "cli/shape_flags.h"
 #include "cluster/known_boxes.h"
-#include "kernels/kv_rows.h"
 #include "model/stored_model.h"
 #include "model/stored_model_cost.h"
 
@@ -114,15 +113,9 @@ absl::Status Plan(const PlanFlags& flags) {
   CARAVAN_ASSIGN_OR_RETURN(question.cost, CostOfStoredModel(*model));
   question.model = flags.shape.model;
   CARAVAN_ASSIGN_OR_RETURN(question.groups, Groups(flags, question.config.num_hidden_layers));
-  if (flags.context > question.config.max_position_embeddings) {
-    return absl::InvalidArgumentError(absl::StrCat("--context: the model has positions up to ",
-                                                   question.config.max_position_embeddings));
-  }
+  CARAVAN_RETURN_IF_ERROR(CheckContext(question.config, flags.context, flags.kv_dtype));
   if (flags.prompt > flags.context) {
     return absl::InvalidArgumentError("--prompt: more tokens than --context");
-  }
-  if (absl::Status valid = CheckKvDType(question.config.Mla(), flags.kv_dtype); !valid.ok()) {
-    return Annotate(valid, "--kv");
   }
   question.jobs = flags.jobs;
   question.load.decode = {.jobs = 1, .context_tokens = flags.context, .kv_dtype = flags.kv_dtype};

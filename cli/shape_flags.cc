@@ -5,6 +5,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "base/status_macros.h"
+#include "kernels/kv_rows.h"
 #include "model/pack/pack_types.h"
 #include "model/synth/synthetic_model.h"
 
@@ -47,6 +48,14 @@ absl::StatusOr<std::unique_ptr<StoredModel>> ShapeFlags::Open() const {
     CARAVAN_ASSIGN_OR_RETURN(shape.types, pack.Types());
   }
   return SyntheticModel::Create(shape);
+}
+
+absl::Status CheckContext(const ModelConfig& config, int64_t context_tokens, DType kv_dtype) {
+  if (context_tokens > config.max_position_embeddings) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--context: the model has positions up to ", config.max_position_embeddings));
+  }
+  return Annotate(CheckKvDType(config.Mla(), kv_dtype), "--kv");
 }
 
 }  // namespace caravan

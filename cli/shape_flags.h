@@ -3,12 +3,16 @@
 
 // Which model a prediction is about: one that is here, or the shape of one that is not.
 
+#include <cstdint>
 #include <memory>
 #include <string>
 
 #include "CLI/CLI.hpp"
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "base/dtype.h"
 #include "cli/pack_flags.h"
+#include "model/model_config.h"
 #include "model/stored_model.h"
 
 namespace caravan {
@@ -27,6 +31,10 @@ struct ShapeFlags {
   ///         formats for a model that has its own, or no format of so many bits; names the flag.
   absl::StatusOr<std::unique_ptr<StoredModel>> Open() const;
 };
+
+/// Whether the model has so many positions, and its KV cache can have this format.
+/// Errors: InvalidArgument - names --context or --kv.
+absl::Status CheckContext(const ModelConfig& config, int64_t context_tokens, DType kv_dtype);
 
 }  // namespace caravan
 

@@ -18,7 +18,6 @@
 #include "cluster/box_json.h"
 #include "cluster/box_planner.h"
 #include "coordinator/box_simulation.h"
-#include "kernels/kv_rows.h"
 #include "model/stored_model_cost.h"
 
 namespace caravan {
@@ -107,13 +106,7 @@ absl::Status RunSimulation(const SimulateFlags& flags) {
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model, flags.shape.Open());
   const ModelConfig& config = model->config();
   CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost, CostOfStoredModel(*model));
-  if (flags.context > config.max_position_embeddings) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--context: the model has positions up to ", config.max_position_embeddings));
-  }
-  if (absl::Status valid = CheckKvDType(config.Mla(), flags.kv_dtype); !valid.ok()) {
-    return Annotate(valid, "--kv");
-  }
+  CARAVAN_RETURN_IF_ERROR(CheckContext(config, flags.context, flags.kv_dtype));
   if (flags.rate * flags.hours > kMostJobs) {
     return absl::InvalidArgumentError(
         absl::StrCat("--rate, --hours: ", flags.rate * flags.hours, " jobs; at most ", kMostJobs));

@@ -14,6 +14,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "base/free_with.h"
 #include "base/status_macros.h"
 #include "cluster/certificate.h"
 #include "cluster/certificate_files.h"
@@ -24,17 +25,10 @@ namespace {
 // "h2", its length first, as TLS wants it.
 constexpr unsigned char kHttp2[] = {2, 'h', '2'};
 
-template <auto Free>
-struct Freer {
-  template <typename T>
-  void operator()(T* pointer) const {
-    Free(pointer);
-  }
-};
-using Context = std::unique_ptr<SSL_CTX, Freer<SSL_CTX_free>>;
-using Connection = std::unique_ptr<SSL, Freer<SSL_free>>;
-using Addresses = std::unique_ptr<addrinfo, Freer<freeaddrinfo>>;
-using Bio = std::unique_ptr<BIO, Freer<BIO_free_all>>;
+using Context = std::unique_ptr<SSL_CTX, FreeWith<SSL_CTX_free>>;
+using Connection = std::unique_ptr<SSL, FreeWith<SSL_free>>;
+using Addresses = std::unique_ptr<addrinfo, FreeWith<freeaddrinfo>>;
+using Bio = std::unique_ptr<BIO, FreeWith<BIO_free_all>>;
 
 /// A connected socket; closes itself.
 class Socket {

@@ -198,17 +198,23 @@ TEST(TransportSecurityTest, AnExpiredCertificateIsRefusedByTheServer) {
   EXPECT_FALSE(Ask(server.address(), {*tls, false}).ok());
 }
 
+/// Of worker `sender`, to a server that is worker b.
+GrpcChannelOptions HopToB(const Cluster& cluster, const Server& server, const std::string& sender) {
+  GrpcChannelOptions options;
+  options.address = server.address();
+  options.expected_incarnation = kReceiver;
+  options.own_incarnation = kSender;
+  options.security = cluster.Security(Role::kWorker, sender);
+  options.expected_identity = Identity{Role::kWorker, "b"};
+  return options;
+}
+
 TEST(TransportSecurityTest, AHopReachesExactlyWhomThePlanNames) {
   const Cluster cluster;
   SenderGate gate;
   gate.Expect(1, {kSender, "worker/a"});
   Server server(cluster.Security(Role::kWorker, "b"), &gate);
-  GrpcChannelOptions options;
-  options.address = server.address();
-  options.expected_incarnation = kReceiver;
-  options.own_incarnation = kSender;
-  options.security = cluster.Security(Role::kWorker, "a");
-  options.expected_identity = Identity{Role::kWorker, "b"};
+  GrpcChannelOptions options = HopToB(cluster, server, "a");
   {
     auto channel = OpenGrpcChannel(options);
     ASSERT_TRUE(channel.ok()) << channel.status();
@@ -228,12 +234,7 @@ TEST(TransportSecurityTest, StepsOfAnotherSenderAreRefused) {
   SenderGate gate;
   gate.Expect(1, {kSender, "worker/a"});
   Server server(cluster.Security(Role::kWorker, "b"), &gate);
-  GrpcChannelOptions options;
-  options.address = server.address();
-  options.expected_incarnation = kReceiver;
-  options.own_incarnation = kSender;
-  options.security = cluster.Security(Role::kWorker, "evil");
-  options.expected_identity = Identity{Role::kWorker, "b"};
+  const GrpcChannelOptions options = HopToB(cluster, server, "evil");
   auto channel = OpenGrpcChannel(options);
   ASSERT_TRUE(channel.ok()) << channel.status();
   v1::Step step;

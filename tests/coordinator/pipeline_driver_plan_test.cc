@@ -96,13 +96,28 @@ TEST(PipelineDriverPlanTest, WhatAPromptYieldsComesOnceWhereItsPipelineWentInIts
   EXPECT_EQ(scored.token_ids, kModel.Reply(scores_spec));
 }
 
-TEST(PipelineDriverPlanTest, WhatIsArchivedIsNotComputedAgainOverTheNextPipeline) {
+/// Of plans 1 and 2, with one archive.
+struct ArchivedPipelines {
+  explicit ArchivedPipelines(int num_stages)
+      : first(Options(num_stages, 1)), second(Options(num_stages, 2)) {}
+
   FakeArchive archive;
-  FakePipeline::Options options = Stages(1, 1);
-  options.archive = &archive;
-  FakePipeline first(options);
-  options.plan_version = 2;
-  FakePipeline second(options);
+  FakePipeline first;
+  FakePipeline second;
+
+ private:
+  FakePipeline::Options Options(int num_stages, uint64_t plan_version) {
+    FakePipeline::Options options = Stages(num_stages, plan_version);
+    options.archive = &archive;
+    return options;
+  }
+};
+
+TEST(PipelineDriverPlanTest, WhatIsArchivedIsNotComputedAgainOverTheNextPipeline) {
+  ArchivedPipelines pipelines(1);
+  FakeArchive& archive = pipelines.archive;
+  FakePipeline& first = pipelines.first;
+  FakePipeline& second = pipelines.second;
   PipelineDriver driver(SmallDriver());
   driver.Attach(first.Connect());
   const JobSpec spec = ToyJob(21, 20);
@@ -128,12 +143,10 @@ TEST(PipelineDriverPlanTest, WhatIsArchivedIsNotComputedAgainOverTheNextPipeline
 }
 
 TEST(PipelineDriverPlanTest, AnArchiveThatLacksWhatItHadCostsAStepAndNoJob) {
-  FakeArchive archive;
-  FakePipeline::Options options = Stages(2, 1);
-  options.archive = &archive;
-  FakePipeline first(options);
-  options.plan_version = 2;
-  FakePipeline second(options);
+  ArchivedPipelines pipelines(2);
+  FakeArchive& archive = pipelines.archive;
+  FakePipeline& first = pipelines.first;
+  FakePipeline& second = pipelines.second;
   PipelineDriver driver(SmallDriver());
   driver.Attach(first.Connect());
   std::vector<JobSpec> specs;
@@ -158,12 +171,10 @@ TEST(PipelineDriverPlanTest, AnArchiveThatLacksWhatItHadCostsAStepAndNoJob) {
 }
 
 TEST(PipelineDriverPlanTest, WhatIsScoredIsArchivedForWhoIsNot) {
-  FakeArchive archive;
-  FakePipeline::Options options = Stages(1, 1);
-  options.archive = &archive;
-  FakePipeline first(options);
-  options.plan_version = 2;
-  FakePipeline second(options);
+  ArchivedPipelines pipelines(1);
+  FakeArchive& archive = pipelines.archive;
+  FakePipeline& first = pipelines.first;
+  FakePipeline& second = pipelines.second;
   PipelineDriver driver(SmallDriver());
   driver.Attach(first.Connect());
   JobSpec spec = ToyJob(21, 5);
