@@ -39,6 +39,10 @@ class NamedThread {
   std::thread thread_ ABSL_GUARDED_BY(mu_);
 };
 
+/// Has the calling thread, and those that it starts from now on, get little of a core that another
+/// thread wants.
+void YieldToOthers();
+
 }  // namespace caravan
 
 #endif  // CARAVAN_BASE_NAMED_THREAD_H_

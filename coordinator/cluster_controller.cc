@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status_macros.h"
@@ -20,6 +21,14 @@ bool SameStages(const PipelinePlan& a, const PipelinePlan& b) {
                     [](const StagePlan& x, const StagePlan& y) {
                       return x.worker == y.worker && x.stage == y.stage;
                     });
+}
+
+/// The stage of the plan that `worker` has; -1: none.
+int StageIn(const PipelinePlan& plan, WorkerId worker) {
+  const auto stage =
+      std::find_if(plan.stages.begin(), plan.stages.end(),
+                   [worker](const StagePlan& each) { return each.worker == worker; });
+  return stage == plan.stages.end() ? -1 : static_cast<int>(stage - plan.stages.begin());
 }
 
 /// Whether a worker that failed to load with `code` would fail again: the fault lies in what it has
@@ -101,8 +110,7 @@ absl::StatusOr<WorkerId> ClusterController::Join(uint64_t incarnation,
                             {"address", registration.address()},
                             {"identity", identity},
                             {"memory_bytes", registration.memory_budget_bytes()}});
-  plan_is_due_ = true;
-  plan_not_before_ = -absl::InfiniteDuration();
+  PlanSoon();
   Tick();
   return id;
 }
@@ -134,8 +142,13 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
     return absl::OkStatus();
   }
   if (report.has_heartbeat()) loads_[worker] = report.heartbeat().load();
-  const int stage = StageOf(worker);
-  if (stage < 0) return absl::OkStatus();  // of a plan that is over
+  // Else it is of a plan that is over.
+  if (const int stage = StageOf(worker); stage >= 0) ReportOfPlan(worker, stage, report);
+  if (const int stage = NextStageOf(worker); stage >= 0) ReportOfNextPlan(worker, stage, report);
+  return absl::OkStatus();
+}
+
+void ClusterController::ReportOfPlan(WorkerId worker, int stage, const v1::WorkerReport& report) {
   StageState& state = active_->stages[static_cast<size_t>(stage)];
   const uint64_t version = active_->plan.version;
   if (report.has_progress() && report.progress().plan_version() == version) {
@@ -145,7 +158,7 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
              !state.ready.has_value()) {
     if (report.ready().kv_block_tokens() != kKvBlockTokens || report.ready().kv_blocks() == 0 ||
         report.ready().kv_blocks_on_disk() > report.ready().kv_blocks()) {
-      LeaveOut(
+      EndPlanWithout(
           worker,
           absl::InvalidArgumentError(absl::StrCat(
               DescribeWorker(*membership_.Find(worker)), " offers ", report.ready().kv_blocks(),
@@ -153,7 +166,7 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
               report.ready().kv_blocks_on_disk(), " of them on disk, and a block must be of ",
               kKvBlockTokens, ": is it of another version?")),
           absl::StatusCode::kInvalidArgument);
-      return absl::OkStatus();
+      return;
     }
     state.ready = report.ready();
     const bool all_ready =
@@ -177,12 +190,43 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
     } else if (!state.ready.has_value() && report.failure().unjoined() != v1::HOP_END_UNSPECIFIED) {
       GoWithoutNccl(stage, report.failure().unjoined(), why);
     } else if (!state.ready.has_value() && IsPermanent(code)) {
-      LeaveOut(worker, why, code);
+      EndPlanWithout(worker, why, code);
     } else {
       PipelineBroken(version, why);
     }
   }
-  return absl::OkStatus();
+}
+
+void ClusterController::ReportOfNextPlan(WorkerId worker, int stage,
+                                         const v1::WorkerReport& report) {
+  const auto index = static_cast<size_t>(stage);
+  NextPlan::StageState& state = next_->stages[index];
+  const uint64_t version = next_->plan.version;
+  if (report.has_progress() && report.progress().plan_version() == version) {
+    state.progress = report.progress();
+  } else if (report.has_prepared() && report.prepared().plan_version() == version) {
+    state.prepared = true;
+    const bool all = std::all_of(next_->stages.begin(), next_->stages.end(),
+                                 [](const NextPlan::StageState& each) { return each.prepared; });
+    if (!all) return;
+    LogInfo("plan_prepared",
+            {{"plan", version},
+             {"seconds", absl::ToDoubleSeconds(options_.clock->Now() - next_->begun)}});
+    driver_->Quiesce(active_->plan.version);
+  } else if (report.has_failure() && report.failure().plan_version() == version) {
+    const absl::Status why = absl::UnavailableError(report.failure().message());
+    const auto code = static_cast<absl::StatusCode>(report.failure().code());
+    if (IsPermanent(code)) {
+      LeaveOut(worker, next_->plan.stages[index], why, code);
+      CancelNext();
+      Tick();
+      return;
+    }
+    LogWarning("plan_not_prepared", {{"plan", version}, {"why", why.message()}});
+    CancelNext();
+    PlanSoon();
+    plan_not_before_ = options_.clock->Now() + options_.retry_delay;
+  }
 }
 
 void ClusterController::Gone(WorkerId worker, uint64_t incarnation) {
@@ -209,8 +253,8 @@ void ClusterController::Lose(const Member& member, const std::string& why) {
     return hop.first.first == member.id || hop.first.second == member.id;
   });
   // Now it is known why a link broke, if one did: nothing is gained by waiting.
-  plan_is_due_ = true;
-  plan_not_before_ = -absl::InfiniteDuration();
+  PlanSoon();
+  if (NextStageOf(member.id) >= 0) CancelNext();
   const int stage = StageOf(member.id);
   if (stage < 0) return;
   EndPlan(absl::UnavailableError(absl::StrCat(
@@ -218,8 +262,8 @@ void ClusterController::Lose(const Member& member, const std::string& why) {
       DescribeStage(active_->plan.stages[static_cast<size_t>(stage)].stage), "): ", why)));
 }
 
-void ClusterController::LeaveOut(WorkerId worker, const absl::Status& why, absl::StatusCode code) {
-  const StagePlan& stage = active_->plan.stages[static_cast<size_t>(StageOf(worker))];
+void ClusterController::LeaveOut(WorkerId worker, const StagePlan& stage, const absl::Status& why,
+                                 absl::StatusCode code) {
   // It may lack no more than a copy of the pack, and serve with a stage that fits its memory.
   const bool only_offloading =
       stage.expert_bytes > 0 && code == absl::StatusCode::kFailedPrecondition;
@@ -227,9 +271,13 @@ void ClusterController::LeaveOut(WorkerId worker, const absl::Status& why, absl:
              {{"worker", DescribeWorker(*membership_.Find(worker))}, {"why", why.message()}});
   no_offloading_.erase(worker);
   (only_offloading ? no_offloading_ : left_out_)[worker] = std::string(why.message());
+  PlanSoon();
+}
+
+void ClusterController::EndPlanWithout(WorkerId worker, const absl::Status& why,
+                                       absl::StatusCode code) {
+  LeaveOut(worker, active_->plan.stages[static_cast<size_t>(StageOf(worker))], why, code);
   EndPlan(why);
-  plan_is_due_ = true;
-  plan_not_before_ = -absl::InfiniteDuration();
   Tick();
 }
 
@@ -239,7 +287,7 @@ bool ClusterController::LeaveOutWhoCannotRead() {
     const absl::Status reason = why;
     const WorkerId id = worker;
     cannot_read_.erase(id);
-    LeaveOut(id, reason, absl::StatusCode::kDataLoss);
+    EndPlanWithout(id, reason, absl::StatusCode::kDataLoss);
     return true;
   }
   return false;
@@ -256,8 +304,7 @@ void ClusterController::GoWithoutNccl(int stage, v1::HopEnd end, const absl::Sta
       {stages[static_cast<size_t>(first)].worker, stages[static_cast<size_t>(first) + 1].worker})] =
       std::string(why.message());
   EndPlan(why);
-  plan_is_due_ = true;
-  plan_not_before_ = -absl::InfiniteDuration();
+  PlanSoon();
   Tick();
 }
 
@@ -273,8 +320,24 @@ void ClusterController::PipelineBroken(uint64_t plan_version, const absl::Status
   if (!active_.has_value() || active_->plan.version != plan_version) return;
   EndPlan(why);
   // Most often a worker died, and its own connection says so in a moment; else try again later.
-  plan_is_due_ = true;
+  PlanSoon();
   plan_not_before_ = options_.clock->Now() + options_.retry_delay;
+}
+
+void ClusterController::PipelineQuiet(uint64_t plan_version) {
+  if (!active_.has_value() || active_->plan.version != plan_version || !next_.has_value()) return;
+  PipelinePlan plan = std::move(next_->plan);
+  next_.reset();
+  // Whoever has a stage of the new plan is told to load that, which replaces what it holds.
+  std::vector<WorkerId> goes_on;
+  for (const StagePlan& stage : plan.stages) goes_on.push_back(stage.worker);
+  EndPlan(absl::AbortedError(absl::StrCat("plan ", plan.version, " takes its place")), goes_on);
+  StartLoading(std::move(plan));
+}
+
+void ClusterController::PlanSoon() {
+  plan_is_due_ = true;
+  plan_not_before_ = -absl::InfiniteDuration();
 }
 
 absl::StatusOr<WorkerId> ClusterController::FindWorker(const std::string& worker) const {
@@ -303,8 +366,7 @@ absl::StatusOr<WorkerId> ClusterController::Drain(const std::string& worker, boo
   }
   LogInfo(undo ? "worker_drained_no_more" : "worker_drained",
           {{"worker", DescribeWorker(*membership_.Find(id))}});
-  plan_is_due_ = true;
-  plan_not_before_ = -absl::InfiniteDuration();
+  PlanSoon();
   Tick();
   return id;
 }
@@ -340,14 +402,20 @@ void ClusterController::MaybePlan() {
     }
     return;
   }
+  plan_is_due_ = false;
   if (!plan.ok() || SameStages(*plan, active_->plan)) {
-    plan_is_due_ = false;
+    CancelNext();
     return;
   }
+  if (next_.has_value() && SameStages(*plan, next_->plan)) return;
   // Another split is better now. Jobs that run go on over it.
-  plan_is_due_ = false;
-  EndPlan(absl::AbortedError("the pipeline is being planned anew"));
-  StartLoading(*std::move(plan));
+  CancelNext();
+  if (active_->serving) {
+    StartPreparing(*std::move(plan));
+  } else {
+    EndPlan(absl::AbortedError("the pipeline is being planned anew"));
+    StartLoading(*std::move(plan));
+  }
 }
 
 absl::StatusOr<PipelinePlan> ClusterController::MakePlan(
@@ -383,47 +451,10 @@ void ClusterController::StartLoading(PipelinePlan plan) {
   for (size_t i = 0; i < stages.size(); ++i) {
     v1::WorkerOrder order;
     v1::LoadStage& load = *order.mutable_load_stage();
-    load.set_plan_version(active_->plan.version);
-    *load.mutable_stage() = ToProto(stages[i].stage);
-    *load.mutable_model() = options_.model;
-    load.set_kv_budget_bytes(static_cast<uint64_t>(stages[i].kv_bytes));
-    load.set_kv_disk_bytes(static_cast<uint64_t>(stages[i].kv_disk_bytes));
-    load.set_max_step_tokens(static_cast<uint32_t>(options_.max_step_tokens));
-    if (stages[i].expert_bytes > 0) {
-      load.set_expert_budget_bytes(static_cast<uint64_t>(stages[i].expert_bytes));
-      load.set_resident_budget_bytes(static_cast<uint64_t>(ResidentBudget(stages[i])));
-    }
-    const Member member = *membership_.Find(stages[i].worker);
-    if (i > 0) {
-      const Member previous = *membership_.Find(stages[i - 1].worker);
-      *load.mutable_previous() = MakeHop(member, previous);
-      load.set_sender_incarnation(previous.incarnation);
-      load.set_sender_identity(previous.identity);
-    } else {
-      load.set_sender_incarnation(options_.incarnation);
-      load.set_sender_identity(options_.identity);
-    }
-    if (i + 1 < stages.size()) {
-      const Member next = *membership_.Find(stages[i + 1].worker);
-      load.set_next_address(next.registration.address());
-      load.set_next_incarnation(next.incarnation);
-      load.set_next_name(DescribeWorker(next));
-      load.set_next_identity(next.identity);
-      *load.mutable_next() = MakeHop(member, next);
-      LogInfo("hop_planned", {{"plan", active_->plan.version},
-                              {"from", DescribeWorker(member)},
-                              {"to", load.next_name()},
-                              {"transport", load.next().by_nccl() ? "nccl" : "tcp"},
-                              {"why", load.next().why()}});
-      if (load.next().by_nccl() && WhyTrusted(member.registration, next.registration).empty()) {
-        LogWarning("hop_not_encrypted", {{"plan", active_->plan.version},
-                                         {"from", DescribeWorker(member)},
-                                         {"to", load.next_name()},
-                                         {"why", "both ends insist on NCCL"}});
-      }
-    }
+    load = MakeLoad(active_->plan, i);
+    if (i + 1 < stages.size()) LogHop(active_->plan, i, load);
     LogInfo("stage_planned", {{"plan", active_->plan.version},
-                              {"worker", DescribeWorker(member)},
+                              {"worker", DescribeWorker(*membership_.Find(stages[i].worker))},
                               {"stage", DescribeStage(stages[i].stage)},
                               {"weight_bytes", stages[i].weight_bytes},
                               {"kv_bytes", stages[i].kv_bytes},
@@ -431,6 +462,93 @@ void ClusterController::StartLoading(PipelinePlan plan) {
                               {"expert_bytes", stages[i].expert_bytes}});
     SendOrder(stages[i].worker, std::move(order));
   }
+}
+
+v1::LoadStage ClusterController::MakeLoad(const PipelinePlan& plan, size_t i) const {
+  const StagePlan& stage = plan.stages[i];
+  v1::LoadStage load;
+  load.set_plan_version(plan.version);
+  *load.mutable_stage() = ToProto(stage.stage);
+  *load.mutable_model() = options_.model;
+  load.set_kv_budget_bytes(static_cast<uint64_t>(stage.kv_bytes));
+  load.set_kv_disk_bytes(static_cast<uint64_t>(stage.kv_disk_bytes));
+  load.set_max_step_tokens(static_cast<uint32_t>(options_.max_step_tokens));
+  if (stage.expert_bytes > 0) {
+    load.set_expert_budget_bytes(static_cast<uint64_t>(stage.expert_bytes));
+    load.set_resident_budget_bytes(static_cast<uint64_t>(ResidentBudget(stage)));
+  }
+  const Member member = *membership_.Find(stage.worker);
+  if (i > 0) {
+    const Member previous = *membership_.Find(plan.stages[i - 1].worker);
+    *load.mutable_previous() = MakeHop(member, previous);
+    load.set_sender_incarnation(previous.incarnation);
+    load.set_sender_identity(previous.identity);
+  } else {
+    load.set_sender_incarnation(options_.incarnation);
+    load.set_sender_identity(options_.identity);
+  }
+  if (i + 1 < plan.stages.size()) {
+    const Member next = *membership_.Find(plan.stages[i + 1].worker);
+    load.set_next_address(next.registration.address());
+    load.set_next_incarnation(next.incarnation);
+    load.set_next_name(DescribeWorker(next));
+    load.set_next_identity(next.identity);
+    *load.mutable_next() = MakeHop(member, next);
+  }
+  return load;
+}
+
+void ClusterController::LogHop(const PipelinePlan& plan, size_t i,
+                               const v1::LoadStage& load) const {
+  const Member member = *membership_.Find(plan.stages[i].worker);
+  LogInfo("hop_planned", {{"plan", plan.version},
+                          {"from", DescribeWorker(member)},
+                          {"to", load.next_name()},
+                          {"transport", load.next().by_nccl() ? "nccl" : "tcp"},
+                          {"why", load.next().why()}});
+  const Member next = *membership_.Find(plan.stages[i + 1].worker);
+  if (load.next().by_nccl() && WhyTrusted(member.registration, next.registration).empty()) {
+    LogWarning("hop_not_encrypted", {{"plan", plan.version},
+                                     {"from", DescribeWorker(member)},
+                                     {"to", load.next_name()},
+                                     {"why", "both ends insist on NCCL"}});
+  }
+}
+
+void ClusterController::StartPreparing(PipelinePlan plan) {
+  last_version_ = plan.version;
+  next_.emplace();
+  next_->plan = std::move(plan);
+  next_->stages.resize(next_->plan.stages.size());
+  next_->begun = options_.clock->Now();
+  LogInfo("plan_preparing", {{"plan", next_->plan.version}, {"stages", std::ssize(next_->stages)}});
+  for (size_t i = 0; i < next_->stages.size(); ++i) {
+    const WorkerId worker = next_->plan.stages[i].worker;
+    v1::WorkerOrder order;
+    *order.mutable_prepare_stage()->mutable_stage() = MakeLoad(next_->plan, i);
+    order.mutable_prepare_stage()->set_memory_bytes(static_cast<uint64_t>(MemoryBeside(worker)));
+    SendOrder(worker, std::move(order));
+  }
+}
+
+int64_t ClusterController::MemoryBeside(WorkerId worker) const {
+  const int stage = StageOf(worker);
+  const Member member = *membership_.Find(worker);
+  // A card's memory is the stage's, and one that offloads leaves nothing.
+  if (stage < 0 || member.registration.on_card()) return 0;
+  const StagePlan& plan = active_->plan.stages[static_cast<size_t>(stage)];
+  if (plan.expert_bytes > 0) return 0;
+  const auto budget = static_cast<int64_t>(member.registration.memory_budget_bytes());
+  return std::max<int64_t>(0, budget - plan.weight_bytes - plan.kv_bytes);
+}
+
+void ClusterController::CancelNext() {
+  if (!next_.has_value()) return;
+  LogInfo("plan_not_wanted", {{"plan", next_->plan.version}});
+  v1::WorkerOrder order;
+  order.mutable_drop_stage()->set_plan_version(next_->plan.version);
+  for (const StagePlan& stage : next_->plan.stages) SendOrder(stage.worker, order);
+  next_.reset();
 }
 
 void ClusterController::StartServing() {
@@ -468,20 +586,25 @@ void ClusterController::StartServing() {
   LogInfo("pipeline_serving",
           {{"plan", version},
            {"stages", pipeline.num_stages},
+           {"seconds_without", absl::ToDoubleSeconds(options_.clock->Now() - last_serving_until_)},
            {"kv_tokens", pipeline.kv_blocks * kKvBlockTokens},
            {"archived_tokens", std::ssize(pipeline.archive.names) * kKvBlockTokens}});
   active_->serving = true;
   driver_->Attach(std::move(pipeline));
 }
 
-void ClusterController::EndPlan(const absl::Status& why) {
+void ClusterController::EndPlan(const absl::Status& why, absl::Span<const WorkerId> goes_on) {
   LogInfo("pipeline_ended", {{"plan", active_->plan.version}, {"why", why.message()}});
   waiting_reason_ = std::string(why.message());
+  if (active_->serving) last_serving_until_ = options_.clock->Now();
   driver_->Detach(why);
   v1::WorkerOrder order;
   order.mutable_drop_stage()->set_plan_version(active_->plan.version);
-  for (const StagePlan& stage : active_->plan.stages) SendOrder(stage.worker, order);
+  for (const StagePlan& stage : active_->plan.stages) {
+    if (!absl::c_linear_search(goes_on, stage.worker)) SendOrder(stage.worker, order);
+  }
   active_.reset();
+  CancelNext();
 }
 
 void ClusterController::SendOrder(WorkerId worker, v1::WorkerOrder order) {
@@ -492,6 +615,7 @@ void ClusterController::SendOrder(WorkerId worker, v1::WorkerOrder order) {
 void ClusterController::Dismiss(const std::string& reason) {
   leaving_ = true;
   active_.reset();
+  next_.reset();
   v1::WorkerOrder order;
   order.mutable_dismissal()->set_reason(reason);
   for (const auto& [id, link] : links_) link.order(order);
@@ -541,11 +665,11 @@ int64_t ClusterController::ResidentBudget(const StagePlan& stage) const {
 }
 
 int ClusterController::StageOf(WorkerId worker) const {
-  if (!active_.has_value()) return -1;
-  for (size_t i = 0; i < active_->plan.stages.size(); ++i) {
-    if (active_->plan.stages[i].worker == worker) return static_cast<int>(i);
-  }
-  return -1;
+  return active_.has_value() ? StageIn(active_->plan, worker) : -1;
+}
+
+int ClusterController::NextStageOf(WorkerId worker) const {
+  return next_.has_value() ? StageIn(next_->plan, worker) : -1;
 }
 
 std::string ClusterController::DescribeWorker(const Member& member) const {
@@ -556,6 +680,13 @@ std::string ClusterController::PipelineState() const {
   std::string state;
   if (active_.has_value()) {
     state = active_->serving ? "serving" : "loading";
+    if (next_.has_value()) {
+      const auto prepared =
+          std::count_if(next_->stages.begin(), next_->stages.end(),
+                        [](const NextPlan::StageState& stage) { return stage.prepared; });
+      absl::StrAppend(&state, "; another plan is prepared by ", prepared, " of ",
+                      next_->stages.size(), " workers");
+    }
   } else {
     state = waiting_reason_.empty() ? "waiting for workers to join" : waiting_reason_;
   }
@@ -620,6 +751,13 @@ v1::GetStatusResponse ClusterController::Status() const {
     worker.set_drained(drained_.contains(member.id));
     if (const auto load = loads_.find(member.id); load != loads_.end()) {
       *worker.mutable_load() = load->second;
+    }
+    if (const int next = NextStageOf(member.id); next >= 0) {
+      const auto index = static_cast<size_t>(next);
+      v1::Preparation& preparation = *worker.mutable_preparation();
+      *preparation.mutable_progress() = next_->stages[index].progress;
+      *preparation.mutable_stage() = ToProto(next_->plan.stages[index].stage);
+      preparation.set_done(next_->stages[index].prepared);
     }
     const int stage = StageOf(member.id);
     if (stage < 0) continue;

@@ -7,8 +7,13 @@
 //
 //              enough members, they can hold the model          every stage is ready
 //    waiting ------------------------------------------> loading --------------------> serving
-//       ^        a worker is lost, or a stage fails         |   a worker or a link is    |
-//       +---------------------------------------------------+   lost; more boxes came ---+
+//       ^        a worker is lost, or a stage fails         | ^  a worker or a link is   | |
+//       +---------------------------------------------------+-+- lost -------------------+ |
+//                                                             |   all that can be done for |
+//                                                             '-- another plan is done ----'
+//
+// While one serves, the plan that is to take its place is prepared: its workers fetch what they
+// lack. Then the pipeline runs dry, and the new plan is loaded of what is there.
 
 #include <cstdint>
 #include <functional>
@@ -23,6 +28,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "base/clock.h"
 #include "caravan/v1/cluster.pb.h"
 #include "cluster/activation_channel.h"
@@ -91,6 +97,9 @@ class ClusterController {
   /// The driver or the first hop says that plan `plan_version` cannot go on.
   void PipelineBroken(uint64_t plan_version, const absl::Status& why);
 
+  /// The driver says that all steps of plan `plan_version` have come home, after Quiesce.
+  void PipelineQuiet(uint64_t plan_version);
+
   /// Plans do without this worker from now on, until it joins anew or `undo`: Cluster.Drain.
   /// Errors: NotFound, InvalidArgument, FailedPrecondition - as there.
   absl::StatusOr<WorkerId> Drain(const std::string& worker, bool undo);
@@ -114,15 +123,31 @@ class ClusterController {
     std::vector<StageState> stages;  // by stage
     bool serving = false;
   };
+  /// A plan that is to take the present one's place.
+  struct NextPlan {
+    struct StageState {
+      v1::StageProgress progress;
+      bool prepared = false;
+    };
+    PipelinePlan plan;
+    std::vector<StageState> stages;  // by stage
+    absl::Duration begun{};          // on the clock
+  };
 
   /// Whether the cluster can have such a worker at all. Errors: as Join.
   absl::Status CheckFits(const v1::Registration& registration) const;
   void Lose(const Member& member, const std::string& why);
-  /// The stage that `worker` was to load cannot be had there, and trying again would not help: it
+  /// What a worker says of the plan that is loaded or serves, or of the next one.
+  void ReportOfPlan(WorkerId worker, int stage, const v1::WorkerReport& report);
+  void ReportOfNextPlan(WorkerId worker, int stage, const v1::WorkerReport& report);
+  /// `stage`, which `worker` was to have, cannot be had there, and trying again would not help: it
   /// gets none any more. If only its experts did not fit there, the next may be one that does.
-  void LeaveOut(WorkerId worker, const absl::Status& why, absl::StatusCode code);
-  /// LeaveOut of one of those in cannot_read_ whom the others can do without now. False: there is
-  /// none.
+  void LeaveOut(WorkerId worker, const StagePlan& stage, const absl::Status& why,
+                absl::StatusCode code);
+  /// LeaveOut of its stage of the present plan, which ends for that, and planning anew.
+  void EndPlanWithout(WorkerId worker, const absl::Status& why, absl::StatusCode code);
+  /// EndPlanWithout one of those in cannot_read_ whom the others can do without now. False: there
+  /// is none.
   bool LeaveOutWhoCannotRead();
   /// The hop of the present plan at that end of stage `stage` could not be joined by NCCL: the plan
   /// ends, and the next one has it go over TCP.
@@ -137,15 +162,27 @@ class ClusterController {
       const std::optional<WorkerId>& without = std::nullopt) const;
   void StartLoading(PipelinePlan plan);
   void StartServing();
-  /// Ends the present plan: its jobs fail with `why`, its workers drop their stages.
-  void EndPlan(const absl::Status& why);
+  void StartPreparing(PipelinePlan plan);
+  /// Nothing comes of the next plan, if there is one.
+  void CancelNext();
+  /// MaybePlan at the next Tick.
+  void PlanSoon();
+  /// What a worker is to load as stage `i` of the plan.
+  v1::LoadStage MakeLoad(const PipelinePlan& plan, size_t i) const;
+  void LogHop(const PipelinePlan& plan, size_t i, const v1::LoadStage& load) const;
+  /// What the present stage of a worker leaves of its memory for weights.
+  int64_t MemoryBeside(WorkerId worker) const;
+  /// Ends the present plan, and the next one: its jobs are interrupted of `why`, its workers drop
+  /// their stages, but for those in `goes_on`.
+  void EndPlan(const absl::Status& why, absl::Span<const WorkerId> goes_on = {});
   void SendOrder(WorkerId worker, v1::WorkerOrder order);
   /// The hop between `worker` and `neighbour`, as the former is told.
   v1::Hop MakeHop(const Member& worker, const Member& neighbour) const;
   /// The least memory that holds the stage with all of its experts.
   int64_t ResidentBudget(const StagePlan& stage) const;
-  /// The stage of the present plan that `worker` holds; -1: none.
+  /// The stage of the present plan that `worker` holds, or of the next; -1: none.
   int StageOf(WorkerId worker) const;
+  int NextStageOf(WorkerId worker) const;
   std::string DescribeWorker(const Member& member) const;
   void DescribeStageOf(const StagePlan& plan, const StageState& state, const Member& member,
                        v1::WorkerStatus& worker) const;
@@ -165,6 +202,8 @@ class ClusterController {
   // joins anew: what was in the way mostly stays there, and a try may take minutes.
   std::map<std::pair<WorkerId, WorkerId>, std::string> unjoined_;
   std::optional<ActivePlan> active_;
+  std::optional<NextPlan> next_;         // only while the active one serves
+  absl::Duration last_serving_until_{};  // when the last plan that served was quiet or ended
   uint64_t last_version_ = 0;
   bool leaving_ = false;
   bool planned_once_ = false;

@@ -159,6 +159,9 @@ class Server final : public CoordinatorServer {
     driver.on_pipeline_broken = [this](uint64_t version, const absl::Status& why) {
       TellBroken(version, why);
     };
+    driver.on_quiet = [this](uint64_t version) {
+      (void)loop_.Post([this, version] { controller_.PipelineQuiet(version); });
+    };
     return driver;
   }
 

@@ -145,8 +145,9 @@ void PipelineDriver::Attach(Pipeline pipeline) {
     scheduling.vocab_size = options_.vocab_size;
     scheduling.drafts = pipeline.drafts;
     scheduling.archive = std::move(pipeline.archive);
-    pipeline_.emplace(ServingPipeline{
-        pipeline.plan_version, Scheduler(scheduling), std::move(pipeline.first_hop), {}});
+    pipeline_.emplace(ServingPipeline{.plan_version = pipeline.plan_version,
+                                      .scheduler = Scheduler(scheduling),
+                                      .first_hop = std::move(pipeline.first_hop)});
     for (auto it = jobs_.begin(); it != jobs_.end();) {
       Job& job = it->second;
       if (const absl::Status fits = pipeline_->scheduler.CheckFits(job.sequence); fits.ok()) {
@@ -160,6 +161,13 @@ void PipelineDriver::Attach(Pipeline pipeline) {
     changed_.SignalAll();
   }
   Tell(std::move(news));
+}
+
+void PipelineDriver::Quiesce(uint64_t plan_version) {
+  MutexLock lock(&mu_);
+  if (!pipeline_.has_value() || pipeline_->plan_version != plan_version) return;
+  pipeline_->quiescing = true;
+  changed_.SignalAll();
 }
 
 void PipelineDriver::Detach(const absl::Status& why) {
@@ -503,6 +511,9 @@ void PipelineDriver::Run() {
     if (work.breakage.has_value() && options_.on_pipeline_broken != nullptr) {
       options_.on_pipeline_broken(work.breakage->plan_version, work.breakage->why);
     }
+    if (work.quiet_plan.has_value() && options_.on_quiet != nullptr) {
+      options_.on_quiet(*work.quiet_plan);
+    }
     Tell(std::move(work.news));
     if (work.stop) return;
     if (work.step.has_value()) {
@@ -511,6 +522,16 @@ void PipelineDriver::Run() {
       if (!sent.ok()) Break(plan_version, Annotate(sent, "sending a step to the first stage"));
     }
   }
+}
+
+std::optional<v1::Step> PipelineDriver::NextStepLocked(ServingPipeline& pipeline, Work& work) {
+  if (!pipeline.quiescing) return pipeline.scheduler.NextStep(/*admit=*/!paused_);
+  std::optional<v1::Step> last = pipeline.scheduler.ArchivingStep();
+  if (!last.has_value() && pipeline.sent_at.empty() && !pipeline.is_quiet) {
+    pipeline.is_quiet = true;
+    work.quiet_plan = pipeline.plan_version;
+  }
+  return last;
 }
 
 PipelineDriver::Work PipelineDriver::WaitForWork() {
@@ -526,7 +547,8 @@ PipelineDriver::Work PipelineDriver::WaitForWork() {
       return work;
     }
     if (pipeline_.has_value()) {
-      work.step = pipeline_->scheduler.NextStep(/*admit=*/!paused_);
+      work.step = NextStepLocked(*pipeline_, work);
+      if (work.quiet_plan.has_value()) return work;
       if (work.step.has_value()) {
         work.first_hop = pipeline_->first_hop;
         pipeline_->sent_at.push_back(options_.clock->Now());

@@ -81,9 +81,10 @@ class JobHandle {
 /// more. It may be the job itself that is the cause, and others run beside it.
 inline constexpr int kMostInterruptions = 5;
 
-/// Thread-safe. on_pipeline_broken is called by the driver's own thread, without a lock held, and
-/// may call anything but the destructor. The observer and the listeners of job streams are called
-/// by whichever thread brings the news: they must not block, nor call the driver or a JobHandle.
+/// Thread-safe. on_pipeline_broken and on_quiet are called by the driver's own thread, without a
+/// lock held, and may call anything but the destructor. The observer and the listeners of job
+/// streams are called by whichever thread brings the news: they must not block, nor call the driver
+/// or a JobHandle.
 class PipelineDriver {
  public:
   struct Options {
@@ -98,6 +99,8 @@ class PipelineDriver {
     /// The pipeline of this plan is of no more use, and detached: its first hop broke, or what came
     /// home made no sense. Not called for a Detach.
     std::function<void(uint64_t plan_version, const absl::Status& why)> on_pipeline_broken;
+    /// After Quiesce: all steps of this plan have come home.
+    std::function<void(uint64_t plan_version)> on_quiet;
   };
   struct Pipeline {
     uint64_t plan_version = 0;
@@ -121,6 +124,11 @@ class PipelineDriver {
   /// Queued jobs start. One that can never fit the pipeline's KV cache fails.
   /// REQUIRES: no pipeline is attached; plan_version was not used before.
   void Attach(Pipeline pipeline);
+
+  /// No further step of this plan begins. When those under way are home, and the stages have been
+  /// told to archive what blocks were filled, on_quiet is called: a Detach then drops nothing.
+  /// Nothing happens if another plan is attached, or none. Idempotent.
+  void Quiesce(uint64_t plan_version);
 
   /// Running jobs are queued again; the first hop closes. Nothing happens without a pipeline. Of
   /// Aborted (another plan takes its place) no job ever gives up.
@@ -184,7 +192,9 @@ class PipelineDriver {
     uint64_t plan_version;
     Scheduler scheduler;
     std::shared_ptr<ActivationChannel> first_hop;  // shared with a Send under way
-    std::deque<absl::Duration> sent_at;            // of the steps in flight, oldest first
+    std::deque<absl::Duration> sent_at = {};       // of the steps in flight, oldest first
+    bool quiescing = false;
+    bool is_quiet = false;  // as on_quiet was told, or will be at once
   };
   struct Breakage {
     uint64_t plan_version;
@@ -203,6 +213,7 @@ class PipelineDriver {
     bool stop = false;
     std::vector<News> news;
     std::optional<Breakage> breakage;
+    std::optional<uint64_t> quiet_plan;
     std::optional<v1::Step> step;
     std::shared_ptr<ActivationChannel> first_hop;
   };
@@ -212,6 +223,8 @@ class PipelineDriver {
   enum class Patience { kNone, kSome, kEndless };
 
   void Run();
+  std::optional<v1::Step> NextStepLocked(ServingPipeline& pipeline, Work& work)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Work WaitForWork();
   void Break(uint64_t plan_version, const absl::Status& why);
   std::shared_ptr<ActivationChannel> DetachLocked(const absl::Status& why, Patience patience,

@@ -160,22 +160,38 @@ std::optional<v1::Step> Scheduler::NextStep(bool admit) {
   if (admit) Admit();
   if (decoding_ready_.empty() && prefilling_ready_.empty()) return std::nullopt;
 
-  v1::Step step;
-  step.set_plan_version(options_.plan_version);
-  step.set_step_id(last_step_id_ + 1);
-  in_flight_.emplace_back().step_id = step.step_id();
+  v1::Step step = BeginStep();
   FillSlices(&step);
   if (step.slices().empty()) {  // all that were in line gave way to others
     in_flight_.pop_back();
     return std::nullopt;
   }
   // What is kept was there before this step, whoever has the block by now.
-  for (const ArchivedKvBlock& kept : blocks_.TakeKept()) {
-    AddArchived(kept, *step.add_kept_blocks());
-  }
+  EndStep(blocks_.TakeKept(), &step);
+  return step;
+}
+
+std::optional<v1::Step> Scheduler::ArchivingStep() {
+  if (!in_flight_.empty()) return std::nullopt;
+  const std::vector<ArchivedKvBlock> kept = blocks_.TakeKept();
+  if (kept.empty()) return std::nullopt;
+  v1::Step step = BeginStep();
+  EndStep(kept, &step);
+  return step;
+}
+
+v1::Step Scheduler::BeginStep() {
+  v1::Step step;
+  step.set_plan_version(options_.plan_version);
+  step.set_step_id(last_step_id_ + 1);
+  in_flight_.emplace_back().step_id = step.step_id();
+  return step;
+}
+
+void Scheduler::EndStep(const std::vector<ArchivedKvBlock>& kept, v1::Step* step) {
+  for (const ArchivedKvBlock& block : kept) AddArchived(block, *step->add_kept_blocks());
   ++last_step_id_;
   ++counters_.steps;
-  return step;
 }
 
 void Scheduler::FillSlices(v1::Step* step) {

@@ -99,6 +99,10 @@ class Scheduler {
   /// sequences in first.
   std::optional<v1::Step> NextStep(bool admit);
 
+  /// When no step is in flight: one without slices by which the stages archive the blocks that were
+  /// filled since the last one, in flight from now on; nullopt if there is none.
+  std::optional<v1::Step> ArchivingStep();
+
   /// One slice that came home, of a sequence that still waited for it.
   struct ReturnedSlice {
     Sequence* sequence;             // now advanced, or queued again; not borrowed if at an end
@@ -144,6 +148,10 @@ class Scheduler {
   using ByRank = std::map<Sequence::Rank, Sequence*>;
 
   int64_t ChunkTokens(const Sequence& sequence) const;
+  /// With the next id, in flight.
+  v1::Step BeginStep();
+  /// Counts the step, which takes along that `kept` are to be archived.
+  void EndStep(const std::vector<ArchivedKvBlock>& kept, v1::Step* step);
   void Admit();
   /// Who gives its blocks back first; null if nobody can.
   Sequence* Victim() const;

@@ -116,16 +116,18 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
   // What is loaded, one after another.
   const int64_t on_card_bytes = card_experts == nullptr ? 0 : card_experts->warm_bytes();
   const int64_t warm_bytes = experts == nullptr ? 0 : experts->warm_bytes();
+  int64_t loaded = 0;
   CARAVAN_ASSIGN_OR_RETURN(
       std::unique_ptr<StageWeights> weights,
       StageWeights::Load(
           config, spec, source,
           [&](int64_t done, int64_t total) {
+            loaded = total;
             return progress(done, total + on_card_bytes + warm_bytes);
           },
           backend->memory(),
-          experts == nullptr ? StageWeights::Experts::kLoad : StageWeights::Experts::kLeave));
-  const int64_t loaded = weights->num_bytes();
+          experts == nullptr ? StageWeights::Experts::kLoad : StageWeights::Experts::kLeave,
+          options.held));
   const int64_t total = loaded + on_card_bytes + warm_bytes;
   if (card_experts != nullptr) {
     CARAVAN_RETURN_IF_ERROR(
@@ -159,7 +161,9 @@ Stage::Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<B
       experts_(std::move(experts)),
       card_experts_(std::move(card_experts)),
       heat_(std::move(heat)),
-      kv_cache_(std::move(kv_cache)) {}
+      kv_cache_(std::move(kv_cache)) {
+  options_.held.clear();  // the weights share what they took
+}
 
 absl::Status Stage::TakeMemory() {
   Memory& memory = backend_->memory();
@@ -253,6 +257,7 @@ absl::Status Stage::Apply(v1::Step& step) {
 
 void Stage::OpenArchive() {
   if (options_.kv_archive_bytes == 0) return;
+  kv_archive_.reset();  // which writes what waits
   KvArchive::Options archive;
   archive.directory = options_.kv_archive_directory;
   archive.budget_bytes = options_.kv_archive_bytes;

@@ -78,6 +78,9 @@ class Stage {
     // and the stage begins cold.
     std::optional<std::string> expert_heat;
     uint64_t model_fingerprint = 0;  // for that file
+    // Parts of the weights that are in the host's memory already, for a backend that computes
+    // there.
+    WeightParts held;
     // Is shown what the routers choose, by whoever calls Run; null: nobody. Let go by Finish.
     std::shared_ptr<RoutingObserver> routing;
   };
@@ -121,6 +124,10 @@ class Stage {
   /// Idempotent.
   void Finish();
 
+  /// Looks anew for blocks that outlive stages: others may have added some since it was made.
+  /// Without an archive, with a warning, where that cannot be opened.
+  void OpenArchive();
+
   /// Whether its card failed in a way that leaves it of no use to this process: what a step's error
   /// of code Internal says there.
   bool card_is_lost() const { return card_is_lost_; }
@@ -130,6 +137,8 @@ class Stage {
   /// Null: no block outlives the stage.
   const KvArchive* kv_archive() const { return kv_archive_.get(); }
   const StageWeights& weights() const { return *weights_; }
+  /// What it takes of its card's memory; 0: it computes in the host's.
+  int64_t card_bytes() const { return backend_->memory().taken_bytes(); }
   /// Null: the routed experts are resident, or there are none. Its counters may be read by any
   /// thread.
   const ExpertStore* experts() const { return experts_.get(); }
@@ -144,8 +153,6 @@ class Stage {
 
   /// What running steps takes, beside weights and KV cache.
   absl::Status TakeMemory();
-  /// Without an archive, with a warning, where it cannot be opened.
-  void OpenArchive();
   absl::Status Apply(v1::Step& step);
   absl::Status MoveBlocks(const v1::Step& step);
   absl::Status Check(const v1::Step& step) const;

@@ -8,7 +8,6 @@
 // Immutable once loaded, so thread-safe.
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -19,6 +18,7 @@
 #include "model/model_config.h"
 #include "model/stage_spec.h"
 #include "model/tensor_source.h"
+#include "worker/weight_part.h"
 
 namespace caravan {
 
@@ -54,20 +54,18 @@ struct MtpWeights {
 
 class StageWeights {
  public:
-  /// Called now and then while loading; false stops it.
-  using Progress = std::function<bool(int64_t loaded_bytes, int64_t total_bytes)>;
+  using Progress = LoadProgress;
 
   /// What becomes of the routed experts.
   enum class Experts { kLoad, kLeave };
 
   /// Reads the stage's tensors to `memory`, and no others: those of routed experts only if
-  /// `experts` says so. Errors: InvalidArgument - a tensor is missing or wrong (as CheckTensors);
-  /// DataLoss, Unavailable -
-  ///         from `source`, with the tensor's name; Cancelled - `progress` said so; as
-  ///         Memory::Allocate and CopyIn.
+  /// `experts` says so, and none of the parts in `held`, which lie in `memory` and are shared.
+  /// Errors: InvalidArgument - a tensor is missing or wrong (as CheckTensors); as LoadWeightParts.
   static absl::StatusOr<std::unique_ptr<StageWeights>> Load(
       const ModelConfig& config, const StageSpec& stage, const TensorSource& source,
-      const Progress& progress, Memory& memory = HostMemory(), Experts experts = Experts::kLoad);
+      const Progress& progress, Memory& memory = HostMemory(), Experts experts = Experts::kLoad,
+      const WeightParts& held = {});
 
   Matrix embedding;                  // [vocab_size, hidden_size], if the stage embeds or drafts
   std::vector<LayerWeights> layers;  // by layer - stage.first_layer
@@ -76,11 +74,16 @@ class StageWeights {
   std::optional<MtpWeights> mtp;           // if the stage drafts
 
   /// What CheckTensors says of the stage's tensors.
-  int64_t num_bytes() const { return array_.bytes(); }
+  int64_t num_bytes() const { return num_bytes_; }
+
+  /// What may outlive the stage: nothing where it lies in a card's memory, which is the stage's.
+  WeightParts held() const { return on_host_ ? parts_ : WeightParts(); }
 
  private:
   StageWeights() = default;
-  Array array_;
+  WeightParts parts_;
+  int64_t num_bytes_ = 0;
+  bool on_host_ = true;
 };
 
 }  // namespace caravan

@@ -54,6 +54,9 @@ class StepLoop {
 
   uint64_t plan_version() const { return plan_version_; }
 
+  /// StageWeights::held of the stage's. Any thread.
+  WeightParts held_weights() const { return stage_->weights().held(); }
+
   /// What the stage has done since it was ready. Any thread.
   v1::WorkerLoad load() const;
 

@@ -5,10 +5,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "base/byte_size.h"
 #include "base/log.h"
+#include "base/named_thread.h"
 #include "base/status_macros.h"
 #include "cluster/pipeline_plan.h"
+#include "kernels/memory.h"
+#include "model/tensor_table.h"
 #include "worker/experts/stage_trace.h"
 
 namespace caravan {
@@ -25,13 +27,32 @@ Worker::~Worker() { Drop(); }
 
 void Worker::Handle(const v1::WorkerOrder& order) {
   if (order.has_load_stage()) {
-    Drop();
-    stop_loading_ = std::stop_source();
+    StopLoading();
+    DropStage();
+    preparing_ = 0;
     invitation_.emplace(/*capacity=*/1);
-    loader_.emplace("stage-loader", [this, load = order.load_stage(),
-                                     stop = stop_loading_.get_token()] { Load(load, stop); });
+    StartLoading(
+        [this, load = order.load_stage()](const std::stop_token& stop) { Load(load, stop); });
+  } else if (order.has_prepare_stage()) {
+    StopLoading();
+    DropPrepared();
+    preparing_ = order.prepare_stage().stage().plan_version();
+    const bool beside_another = IsRunning();
+    if (beside_another) {
+      MutexLock lock(&mu_);
+      held_ = loop_->held_weights();
+    }
+    StartLoading([this, beside_another, prepare = order.prepare_stage()](
+                     const std::stop_token& stop) { Prepare(prepare, beside_another, stop); });
   } else if (order.has_drop_stage()) {
-    Drop();
+    StopLoading();
+    DropPrepared();
+    if (order.drop_stage().plan_version() != preparing_) {
+      DropStage();
+    } else if (IsRunning()) {
+      held_.clear();  // what the present stage has it keeps
+    }
+    preparing_ = 0;
     LogInfo("stage_dropped", {{"plan", order.drop_stage().plan_version()}});
   } else if (order.has_join_hop() && invitation_.has_value()) {
     // One that is not wanted finds no room, or is never taken.
@@ -39,9 +60,30 @@ void Worker::Handle(const v1::WorkerOrder& order) {
   }
 }
 
-void Worker::Drop() {
+void Worker::StartLoading(std::function<void(const std::stop_token& stop)> body) {
+  stop_loading_ = std::stop_source();
+  loader_.emplace("stage-loader",
+                  [body = std::move(body), stop = stop_loading_.get_token()] { body(stop); });
+}
+
+bool Worker::IsRunning() const {
+  MutexLock lock(&mu_);
+  return loop_ != nullptr;
+}
+
+void Worker::StopLoading() {
   stop_loading_.request_stop();
   loader_.reset();
+}
+
+void Worker::Drop() {
+  StopLoading();
+  DropStage();
+  DropPrepared();
+  held_.clear();
+}
+
+void Worker::DropStage() {
   std::shared_ptr<StepLoop> old;
   {
     MutexLock lock(&mu_);
@@ -49,7 +91,15 @@ void Worker::Drop() {
     old.swap(loop_);
   }
   // Whoever is inside Receive keeps the loop alive, but not at work.
-  if (old != nullptr) old->Stop();
+  if (old == nullptr) return;
+  old->Stop();
+  held_.merge(old->held_weights());
+}
+
+void Worker::DropPrepared() {
+  if (!prepared_.has_value()) return;
+  held_.merge(prepared_->stage->weights().held());
+  prepared_.reset();
 }
 
 absl::Status Worker::Receive(v1::Step step) {
@@ -79,14 +129,10 @@ void Worker::Load(const v1::LoadStage& order, const std::stop_token& stop) {
   absl::StatusOr<std::shared_ptr<StepLoop>> loop =
       TryLoad(order, stop, tell_failure, ready, unjoined);
   if (!loop.ok()) {
-    if (stop.stop_requested()) return;
-    // Trying again would fail again, for ever.
-    const bool lost = absl::IsInternal(loop.status()) && !environment_.check_device().ok();
-    tell_failure(lost ? Annotate(loop.status(), "the card is lost") : loop.status(),
-                 lost ? v1::HOP_END_UNSPECIFIED : unjoined);
-    if (lost) environment_.on_card_lost(loop.status());
+    if (!stop.stop_requested()) ReportFailure(loop.status(), unjoined, tell_failure);
     return;
   }
+  held_.clear();
   sender_gate_.Expect(order.plan_version(), {order.sender_incarnation(), order.sender_identity()});
   {
     MutexLock lock(&mu_);
@@ -100,6 +146,81 @@ void Worker::Load(const v1::LoadStage& order, const std::stop_token& stop) {
   v1::WorkerReport report;
   *report.mutable_ready() = ready;
   environment_.report(std::move(report));
+}
+
+void Worker::ReportFailure(const absl::Status& why, v1::HopEnd unjoined,
+                           const TellFailure& tell_failure) {
+  // Trying again would fail again, for ever.
+  const bool lost = absl::IsInternal(why) && !environment_.check_device().ok();
+  tell_failure(lost ? Annotate(why, "the card is lost") : why,
+               lost ? v1::HOP_END_UNSPECIFIED : unjoined);
+  if (lost) environment_.on_card_lost(why);
+}
+
+void Worker::Prepare(const v1::PrepareStage& order, bool beside_another,
+                     const std::stop_token& stop) {
+  const uint64_t version = order.stage().plan_version();
+  absl::Status status;
+  if (beside_another) {
+    status = PrepareBeside(order, stop);
+  } else {
+    absl::StatusOr<std::unique_ptr<Stage>> stage = MakeStage(order.stage(), stop);
+    status = stage.status();
+    if (stage.ok()) {
+      held_.clear();
+      prepared_ = Prepared{order.stage(), *std::move(stage)};
+    }
+  }
+  if (stop.stop_requested()) return;
+  if (!status.ok()) {
+    ReportFailure(status, v1::HOP_END_UNSPECIFIED, MakeTellFailure(version));
+    return;
+  }
+  LogInfo("stage_prepared", {{"plan", version},
+                             {"first_layer", order.stage().stage().first_layer()},
+                             {"end_layer", order.stage().stage().end_layer()},
+                             {"whole", !beside_another}});
+  v1::WorkerReport report;
+  report.mutable_prepared()->set_plan_version(version);
+  environment_.report(std::move(report));
+}
+
+absl::Status Worker::PrepareBeside(const v1::PrepareStage& order, const std::stop_token& stop) {
+  // The steps of the present stage go first.
+  YieldToOthers();
+  const v1::LoadStage& load = order.stage();
+  CARAVAN_ASSIGN_OR_RETURN(
+      const ModelConfig config,
+      ParseModelConfig(load.model().config_json(), "the coordinator's config.json"));
+  CARAVAN_ASSIGN_OR_RETURN(const StageSpec spec, StageFromProto(load.stage()));
+  // Which brings the files that are not here.
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TensorSource> source,
+                           environment_.open_model(load, stop));
+  if (order.memory_bytes() == 0) return absl::OkStatus();
+  CARAVAN_RETURN_IF_ERROR(CheckTensors(*source, StageTensors(config, spec)).status());
+  CARAVAN_ASSIGN_OR_RETURN(
+      WeightParts loaded,
+      LoadWeightParts(config, PartsOf(config, spec, load.expert_budget_bytes() == 0), *source,
+                      held_, HostMemory(), ReportProgress(load.plan_version(), stop),
+                      static_cast<int64_t>(order.memory_bytes())));
+  held_.merge(std::move(loaded));
+  return absl::OkStatus();
+}
+
+LoadProgress Worker::ReportProgress(uint64_t plan_version, const std::stop_token& stop) const {
+  return [this, plan_version, stop, next_report = int64_t{0}](int64_t loaded_bytes,
+                                                              int64_t total_bytes) mutable {
+    if (loaded_bytes >= next_report || loaded_bytes == total_bytes) {
+      next_report = loaded_bytes + total_bytes / kProgressReports;
+      environment_.show_progress(loaded_bytes, total_bytes);
+      v1::WorkerReport report;
+      report.mutable_progress()->set_plan_version(plan_version);
+      report.mutable_progress()->set_loaded_bytes(static_cast<uint64_t>(loaded_bytes));
+      report.mutable_progress()->set_total_bytes(static_cast<uint64_t>(total_bytes));
+      environment_.report(std::move(report));
+    }
+    return !stop.stop_requested();
+  };
 }
 
 absl::StatusOr<HopLinks> Worker::MakeLinks(const v1::LoadStage& order, const std::stop_token& stop,
@@ -120,16 +241,12 @@ absl::StatusOr<HopLinks> Worker::MakeLinks(const v1::LoadStage& order, const std
   return links;
 }
 
-absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& order,
-                                                          const std::stop_token& stop,
-                                                          const TellFailure& tell_failure,
-                                                          v1::StageReady& ready,
-                                                          v1::HopEnd& unjoined) {
+absl::StatusOr<std::unique_ptr<Stage>> Worker::MakeStage(const v1::LoadStage& order,
+                                                         const std::stop_token& stop) {
   CARAVAN_ASSIGN_OR_RETURN(
       const ModelConfig config,
       ParseModelConfig(order.model().config_json(), "the coordinator's config.json"));
   CARAVAN_ASSIGN_OR_RETURN(const StageSpec spec, StageFromProto(order.stage()));
-  CARAVAN_ASSIGN_OR_RETURN(HopLinks links, MakeLinks(order, stop, unjoined));
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TensorSource> source,
                            environment_.open_model(order, stop));
 
@@ -142,26 +259,13 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
   options.kv_archive_bytes = environment_.kv_archive_bytes;
   options.kv_archive_directory = environment_.kv_archive_directory;
   options.max_step_tokens = order.max_step_tokens();
-  if (links.any()) options.hidden_slots = kHiddenSlots;
-  options.leaves_hidden = links.next != nullptr;
+  if (order.previous().by_nccl() || order.next().by_nccl()) options.hidden_slots = kHiddenSlots;
+  options.leaves_hidden = order.next().by_nccl();
   options.expert_budget_bytes = static_cast<int64_t>(order.expert_budget_bytes());
   options.experts = environment_.experts;
   options.expert_heat = environment_.expert_heat;
   options.model_fingerprint = order.model().fingerprint();
   options.routing = Record(order, config, spec);
-  int64_t next_report = 0;
-  const auto progress = [&](int64_t loaded_bytes, int64_t total_bytes) {
-    if (loaded_bytes >= next_report || loaded_bytes == total_bytes) {
-      next_report = loaded_bytes + total_bytes / kProgressReports;
-      environment_.show_progress(loaded_bytes, total_bytes);
-      v1::WorkerReport report;
-      report.mutable_progress()->set_plan_version(order.plan_version());
-      report.mutable_progress()->set_loaded_bytes(static_cast<uint64_t>(loaded_bytes));
-      report.mutable_progress()->set_total_bytes(static_cast<uint64_t>(total_bytes));
-      environment_.report(std::move(report));
-    }
-    return !stop.stop_requested();
-  };
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Backend> backend,
                            environment_.make_backend(config, options.max_step_tokens));
   if (!backend->memory().is_host() && options.expert_budget_bytes > 0) {
@@ -169,17 +273,45 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
     CARAVAN_RETURN_IF_ERROR(
         SplitExpertBudget(config, spec, environment_.card_ram_bytes, std::move(cpu), options));
   }
-  const Memory& memory = backend->memory();  // the stage's then
-  CARAVAN_ASSIGN_OR_RETURN(
-      std::unique_ptr<Stage> stage,
-      Stage::Create(config, spec, *source, std::move(backend), options, progress));
+  // What it has no use for makes room first.
+  for (const WeightPartId& id : PartsOf(config, spec, options.expert_budget_bytes == 0)) {
+    if (const auto part = held_.find(id); part != held_.end()) options.held.insert(*part);
+  }
+  held_.clear();
+  return Stage::Create(config, spec, *source, std::move(backend), options,
+                       ReportProgress(order.plan_version(), stop));
+}
+
+absl::StatusOr<std::unique_ptr<Stage>> Worker::TakeStage(const v1::LoadStage& order,
+                                                         const std::stop_token& stop) {
+  const bool fits = prepared_.has_value() &&
+                    prepared_->order.plan_version() == order.plan_version() &&
+                    prepared_->order.previous().by_nccl() == order.previous().by_nccl() &&
+                    prepared_->order.next().by_nccl() == order.next().by_nccl();
+  if (!fits) {
+    DropPrepared();
+    return MakeStage(order, stop);
+  }
+  std::unique_ptr<Stage> stage = std::move(prepared_->stage);
+  prepared_.reset();
+  stage->OpenArchive();
+  return stage;
+}
+
+absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& order,
+                                                          const std::stop_token& stop,
+                                                          const TellFailure& tell_failure,
+                                                          v1::StageReady& ready,
+                                                          v1::HopEnd& unjoined) {
+  CARAVAN_ASSIGN_OR_RETURN(HopLinks links, MakeLinks(order, stop, unjoined));
+  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<Stage> stage, TakeStage(order, stop));
   ready.set_plan_version(order.plan_version());
   ready.set_kv_blocks(
       static_cast<uint32_t>(std::min<int64_t>(stage->kv_cache().num_blocks(), UINT32_MAX)));
   ready.set_kv_blocks_on_disk(
       static_cast<uint32_t>(std::min<int64_t>(stage->kv_cache().blocks_on_disk(), UINT32_MAX)));
   ready.set_kv_block_tokens(static_cast<uint32_t>(stage->kv_cache().block_tokens()));
-  ready.set_card_bytes(static_cast<uint64_t>(memory.taken_bytes()));
+  ready.set_card_bytes(static_cast<uint64_t>(stage->card_bytes()));
   if (stage->kv_archive() != nullptr) {
     v1::KvArchive& archive = *ready.mutable_kv_archive();
     archive.set_capacity(static_cast<uint64_t>(stage->kv_archive()->capacity()));

@@ -7,6 +7,10 @@
 //   no stage --LoadStage--> loading --StageReady--> running
 //      ^                      |  StageFailure          | DropStage, LoadStage, lost next hop
 //      '----------------------'------------------------'
+//
+// Without a stage or running one it may prepare the next (PrepareStage). Of a stage that goes, the
+// weights stay that lie in the host's memory, until the next one has taken what it has in common
+// with it.
 
 #include <cstdint>
 #include <functional>
@@ -32,8 +36,10 @@
 #include "worker/card_link.h"
 #include "worker/experts/expert_store.h"
 #include "worker/experts/routing_observer.h"
+#include "worker/stage.h"
 #include "worker/stage_weights.h"
 #include "worker/step_loop.h"
+#include "worker/weight_part.h"
 
 namespace caravan {
 
@@ -91,10 +97,12 @@ class Worker {
   ~Worker();
 
   /// LoadStage replaces the present stage and loads the new one on a thread of its own, which
-  /// JoinHop lets go on; DropStage drops it. Other orders are the session's.
+  /// JoinHop lets go on; PrepareStage has such a thread prepare one; DropStage drops either. Other
+  /// orders are the session's.
   void Handle(const v1::WorkerOrder& order);
 
-  /// Stops loading, drops the stage; whoever waits in Receive returns.
+  /// Stops loading, drops the stage and all that is kept for others; whoever waits in Receive
+  /// returns.
   void Drop();
 
   /// StepReceiver for the present stage.
@@ -112,14 +120,40 @@ class Worker {
   /// as in StageFailure.
   using TellFailure = std::function<void(const absl::Status&, v1::HopEnd unjoined)>;
 
+  /// A stage that waits for its plan.
+  struct Prepared {
+    v1::LoadStage order;  // what it was made by
+    std::unique_ptr<Stage> stage;
+  };
+
+  /// Has `body` run on the loading thread. REQUIRES: there is none.
+  void StartLoading(std::function<void(const std::stop_token& stop)> body);
+  /// Stops it, if there is one.
+  void StopLoading();
+  bool IsRunning() const;
+  /// Stops the loop, and keeps what may be of use to the next stage.
+  void DropStage();
+  void DropPrepared();
+
+  // On the loading thread.
   void Load(const v1::LoadStage& order, const std::stop_token& stop);
+  void Prepare(const v1::PrepareStage& order, bool beside_another, const std::stop_token& stop);
+  absl::Status PrepareBeside(const v1::PrepareStage& order, const std::stop_token& stop);
   absl::StatusOr<HopLinks> MakeLinks(const v1::LoadStage& order, const std::stop_token& stop,
                                      v1::HopEnd& unjoined);
+  absl::StatusOr<std::unique_ptr<Stage>> MakeStage(const v1::LoadStage& order,
+                                                   const std::stop_token& stop);
+  /// The prepared one if it is for this order, else a new one.
+  absl::StatusOr<std::unique_ptr<Stage>> TakeStage(const v1::LoadStage& order,
+                                                   const std::stop_token& stop);
   /// `unjoined`: with an error, as JoinHops.
   absl::StatusOr<std::shared_ptr<StepLoop>> TryLoad(const v1::LoadStage& order,
                                                     const std::stop_token& stop,
                                                     const TellFailure& tell_failure,
                                                     v1::StageReady& ready, v1::HopEnd& unjoined);
+  LoadProgress ReportProgress(uint64_t plan_version, const std::stop_token& stop) const;
+  /// Tells why no stage could be made.
+  void ReportFailure(const absl::Status& why, v1::HopEnd unjoined, const TellFailure& tell_failure);
   TellFailure MakeTellFailure(uint64_t plan_version) const;
   /// Null, with a warning, where the stage's routing cannot be recorded: it serves all the same.
   std::shared_ptr<RoutingObserver> Record(const v1::LoadStage& order, const ModelConfig& config,
@@ -130,6 +164,11 @@ class Worker {
   std::stop_source stop_loading_;                        // one a load, as is:
   std::optional<BoundedQueue<v1::JoinHop>> invitation_;  // from Handle to the loading thread
   std::optional<NamedThread> loader_;
+  uint64_t preparing_ = 0;  // the plan of the last PrepareStage that came to nothing yet; 0: none
+
+  // Of the loading thread while there is one, else of the former.
+  std::optional<Prepared> prepared_;
+  WeightParts held_;  // of stages that were, or are to come; shared with those that are
 
   SenderGate sender_gate_;  // own synchronisation
 
