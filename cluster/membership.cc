@@ -76,6 +76,10 @@ DType KvDTypeOf(const v1::Registration& registration) {
   return ParseDType(registration.kv_dtype()).value_or(DType::kF32);
 }
 
+std::string DescribeWorker(const Member& member) {
+  return absl::StrCat("worker ", Number(member.id), " (", member.registration.name(), ")");
+}
+
 absl::StatusOr<WorkerId> Membership::Join(uint64_t incarnation,
                                           const v1::Registration& registration,
                                           const std::string& identity) {

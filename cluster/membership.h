@@ -42,6 +42,9 @@ struct Member {
   absl::Duration last_heard;  // joining counts
 };
 
+/// What messages call it: "worker 2 (box-b)".
+std::string DescribeWorker(const Member& member);
+
 struct MembershipOptions {
   absl::Duration heartbeat_timeout = absl::Seconds(10);
 };

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <iterator>
+#include <optional>
 
 #include "absl/container/flat_hash_set.h"
+#include "absl/strings/string_view.h"
 
 namespace caravan {
 namespace {
@@ -13,7 +15,25 @@ constexpr int64_t kSlack = 8;
 
 constexpr int kMostClears = 3;
 
+// What is looked for in archives, however large they are: what the index takes a few hundred MB
+// for.
+constexpr uint64_t kMostArchivedBlocks = 1 << 20;
+
 }  // namespace
+
+ArchiveContents ArchiveFromProto(const v1::KvArchive& archive) {
+  ArchiveContents contents;
+  contents.capacity =
+      static_cast<int64_t>(std::min<uint64_t>(archive.capacity(), kMostArchivedBlocks));
+  absl::string_view names = archive.names();
+  while (!names.empty() && contents.names.size() < kMostArchivedNames) {
+    const std::optional<KvBlockName> name =
+        KvBlockNameFromWire(names.substr(0, KvBlockName::kBytes));
+    if (name.has_value()) contents.names.push_back(*name);
+    names.remove_prefix(std::min(names.size(), KvBlockName::kBytes));
+  }
+  return contents;
+}
 
 ArchiveIndex::ArchiveIndex(const ArchiveContents& contents)
     : root_(contents.root), capacity_(contents.capacity - contents.capacity / kSlack) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "caravan/v1/cluster.pb.h"
 #include "cluster/kv_block_name.h"
 
 namespace caravan {
@@ -22,6 +23,11 @@ struct ArchiveContents {
   int64_t capacity = 0;            // blocks; 0: there are no archives
   std::vector<KvBlockName> names;  // the least recently used first
 };
+
+/// What a worker says of its archive, with no more capacity than an index may take memory for.
+/// Names that are none are left out, and so is what is beyond kMostArchivedNames. The root is not
+/// said there.
+ArchiveContents ArchiveFromProto(const v1::KvArchive& archive);
 
 /// Not thread-safe.
 class ArchiveIndex {

@@ -47,38 +47,6 @@ bool IsPermanent(absl::StatusCode code) {
   }
 }
 
-// What is looked for in archives, however large they are: what the index takes a few hundred MB
-// for.
-constexpr uint64_t kMostArchivedBlocks = 1 << 20;
-
-/// Names that are none are left out.
-ArchiveContents ArchiveOf(const v1::KvArchive& archive) {
-  ArchiveContents contents;
-  contents.capacity =
-      static_cast<int64_t>(std::min<uint64_t>(archive.capacity(), kMostArchivedBlocks));
-  absl::string_view names = archive.names();
-  while (!names.empty() && contents.names.size() < kMostArchivedNames) {
-    const std::optional<KvBlockName> name =
-        KvBlockNameFromWire(names.substr(0, KvBlockName::kBytes));
-    if (name.has_value()) contents.names.push_back(*name);
-    names.remove_prefix(std::min(names.size(), KvBlockName::kBytes));
-  }
-  return contents;
-}
-
-/// Why nobody else can read what goes between two workers, though it is not encrypted; empty: that
-/// is not known.
-std::string WhyTrusted(const v1::Registration& a, const v1::Registration& b) {
-  if (!a.machine().empty() && a.machine() == b.machine()) return "they are on one machine";
-  for (const std::string& network : a.trusted_networks()) {
-    const auto& others = b.trusted_networks();
-    if (std::find(others.begin(), others.end(), network) != others.end()) {
-      return absl::StrCat("both are in ", network, ", which is trusted");
-    }
-  }
-  return "";
-}
-
 }  // namespace
 
 ClusterController::ClusterController(Options options, PipelineDriver* driver,
@@ -249,9 +217,7 @@ void ClusterController::Lose(const Member& member, const std::string& why) {
   left_out_.erase(member.id);
   no_offloading_.erase(member.id);
   loads_.erase(member.id);
-  std::erase_if(unjoined_, [&member](const auto& hop) {
-    return hop.first.first == member.id || hop.first.second == member.id;
-  });
+  hops_.Forget(member.id);
   // Now it is known why a link broke, if one did: nothing is gained by waiting.
   PlanSoon();
   if (NextStageOf(member.id) >= 0) CancelNext();
@@ -300,9 +266,8 @@ void ClusterController::GoWithoutNccl(int stage, v1::HopEnd end, const absl::Sta
     PipelineBroken(active_->plan.version, why);
     return;
   }
-  unjoined_[std::minmax(
-      {stages[static_cast<size_t>(first)].worker, stages[static_cast<size_t>(first) + 1].worker})] =
-      std::string(why.message());
+  hops_.RememberUnjoined(stages[static_cast<size_t>(first)].worker,
+                         stages[static_cast<size_t>(first) + 1].worker, std::string(why.message()));
   EndPlan(why);
   PlanSoon();
   Tick();
@@ -480,7 +445,7 @@ v1::LoadStage ClusterController::MakeLoad(const PipelinePlan& plan, size_t i) co
   const Member member = *membership_.Find(stage.worker);
   if (i > 0) {
     const Member previous = *membership_.Find(plan.stages[i - 1].worker);
-    *load.mutable_previous() = MakeHop(member, previous);
+    *load.mutable_previous() = hops_.Make(member, previous);
     load.set_sender_incarnation(previous.incarnation);
     load.set_sender_identity(previous.identity);
   } else {
@@ -493,7 +458,7 @@ v1::LoadStage ClusterController::MakeLoad(const PipelinePlan& plan, size_t i) co
     load.set_next_incarnation(next.incarnation);
     load.set_next_name(DescribeWorker(next));
     load.set_next_identity(next.identity);
-    *load.mutable_next() = MakeHop(member, next);
+    *load.mutable_next() = hops_.Make(member, next);
   }
   return load;
 }
@@ -579,7 +544,7 @@ void ClusterController::StartServing() {
   pipeline.drafts = active_->plan.stages.back().stage.drafts;
   std::vector<ArchiveContents> archives;
   for (const StageState& stage : active_->stages) {
-    archives.push_back(ArchiveOf(stage.ready->kv_archive()));
+    archives.push_back(ArchiveFromProto(stage.ready->kv_archive()));
   }
   pipeline.archive = CommonArchive(NameKvRoot(options_.model_identity), archives);
   pipeline.first_hop = *std::move(first_hop);
@@ -621,43 +586,6 @@ void ClusterController::Dismiss(const std::string& reason) {
   for (const auto& [id, link] : links_) link.order(order);
 }
 
-v1::Hop ClusterController::MakeHop(const Member& worker, const Member& neighbour) const {
-  v1::Hop hop;
-  hop.set_neighbour(DescribeWorker(neighbour));
-  for (const Member* end : {&worker, &neighbour}) {
-    const v1::Registration& registration = end->registration;
-    if (registration.on_card() && !registration.nccl_version().empty()) continue;
-    hop.set_why(absl::StrCat(DescribeWorker(*end),
-                             registration.on_card() ? " offers no NCCL" : " has no card"));
-    return hop;
-  }
-  const auto unjoined = unjoined_.find(std::minmax({worker.id, neighbour.id}));
-  if (unjoined != unjoined_.end()) {
-    hop.set_why(unjoined->second);
-    return hop;
-  }
-  const std::string& version = worker.registration.nccl_version();
-  const std::string& other_version = neighbour.registration.nccl_version();
-  const std::string trusted = WhyTrusted(worker.registration, neighbour.registration);
-  const bool insists =
-      worker.registration.requires_nccl() && neighbour.registration.requires_nccl();
-  const bool can = version == other_version &&
-                   worker.registration.nccl_card() != neighbour.registration.nccl_card();
-  hop.set_by_nccl(can && (insists || !trusted.empty()));
-  if (hop.by_nccl()) {
-    hop.set_why(absl::StrCat("both have NCCL ", version, ", and ",
-                             trusted.empty() ? "both insist on it" : trusted));
-  } else if (can) {
-    hop.set_why("NCCL is not encrypted, and they share neither a machine nor a --trusted-network");
-  } else if (version != other_version) {
-    hop.set_why(absl::StrCat(DescribeWorker(worker), " has NCCL ", version, ", ",
-                             DescribeWorker(neighbour), " has ", other_version));
-  } else {
-    hop.set_why("they share a card");
-  }
-  return hop;
-}
-
 int64_t ClusterController::ResidentBudget(const StagePlan& stage) const {
   const DType kv_dtype = KvDTypeOf(membership_.Find(stage.worker)->registration);
   return stage.weight_bytes + KvBytes(kv_dtype, options_.cost.Of(stage.stage).kv_values_per_token *
@@ -670,10 +598,6 @@ int ClusterController::StageOf(WorkerId worker) const {
 
 int ClusterController::NextStageOf(WorkerId worker) const {
   return next_.has_value() ? StageIn(next_->plan, worker) : -1;
-}
-
-std::string ClusterController::DescribeWorker(const Member& member) const {
-  return absl::StrCat("worker ", Number(member.id), " (", member.registration.name(), ")");
 }
 
 std::string ClusterController::PipelineState() const {
@@ -766,7 +690,7 @@ v1::GetStatusResponse ClusterController::Status() const {
                     member, worker);
     if (stage + 1 < std::ssize(stages)) {
       const WorkerId next = stages[static_cast<size_t>(stage) + 1].worker;
-      *worker.mutable_next() = MakeHop(member, *membership_.Find(next));
+      *worker.mutable_next() = hops_.Make(member, *membership_.Find(next));
     }
   }
   return response;

@@ -22,7 +22,6 @@
 #include <optional>
 #include <set>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -34,6 +33,7 @@
 #include "cluster/activation_channel.h"
 #include "cluster/membership.h"
 #include "cluster/pipeline_plan.h"
+#include "coordinator/hop_rules.h"
 #include "coordinator/pipeline_driver.h"
 #include "model/layer_cost.h"
 #include "model/model_config.h"
@@ -176,14 +176,11 @@ class ClusterController {
   /// their stages, but for those in `goes_on`.
   void EndPlan(const absl::Status& why, absl::Span<const WorkerId> goes_on = {});
   void SendOrder(WorkerId worker, v1::WorkerOrder order);
-  /// The hop between `worker` and `neighbour`, as the former is told.
-  v1::Hop MakeHop(const Member& worker, const Member& neighbour) const;
   /// The least memory that holds the stage with all of its experts.
   int64_t ResidentBudget(const StagePlan& stage) const;
   /// The stage of the present plan that `worker` holds, or of the next; -1: none.
   int StageOf(WorkerId worker) const;
   int NextStageOf(WorkerId worker) const;
-  std::string DescribeWorker(const Member& member) const;
   void DescribeStageOf(const StagePlan& plan, const StageState& state, const Member& member,
                        v1::WorkerStatus& worker) const;
   std::string PipelineState() const;
@@ -198,9 +195,7 @@ class ClusterController {
   std::map<WorkerId, std::string> left_out_;       // members that plans do not use, and why
   std::map<WorkerId, std::string> no_offloading_;  // that plans keep no experts on the disk of
   std::map<WorkerId, v1::WorkerLoad> loads_;       // of the last heartbeat that came
-  // Neighbours that could not be joined by NCCL, and why; the lower id first. Until one of them
-  // joins anew: what was in the way mostly stays there, and a try may take minutes.
-  std::map<std::pair<WorkerId, WorkerId>, std::string> unjoined_;
+  HopRules hops_;
   std::optional<ActivePlan> active_;
   std::optional<NextPlan> next_;         // only while the active one serves
   absl::Duration last_serving_until_{};  // when the last plan that served was quiet or ended

@@ -3,6 +3,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -11,6 +12,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
+using ::testing::SizeIs;
 
 KvBlockName Name(int i) { return NameKvRoot(std::to_string(i)); }
 
@@ -27,6 +29,22 @@ TEST(ArchiveIndexTest, ForgetsWhatWasUsedLeastRecently) {
   EXPECT_FALSE(index.Contains(Name(3)));
   EXPECT_TRUE(index.Contains(Name(1)));
   EXPECT_EQ(index.size(), 3);
+}
+
+TEST(ArchiveIndexTest, WhatAWorkerSaysIsTakenWithinBounds) {
+  v1::KvArchive archive;
+  EXPECT_EQ(ArchiveFromProto(archive).capacity, 0);
+  archive.set_capacity(uint64_t{1} << 63);
+  archive.set_names(std::string(Name(1).view()) + std::string(Name(2).view()) + "cut off");
+  const ArchiveContents contents = ArchiveFromProto(archive);
+  EXPECT_EQ(contents.capacity, 1 << 20);
+  EXPECT_THAT(contents.names, ElementsAre(Name(1), Name(2)));
+
+  archive.clear_names();
+  for (size_t i = 0; i < kMostArchivedNames + 1; ++i) {
+    absl::StrAppend(archive.mutable_names(), Name(1).view());
+  }
+  EXPECT_THAT(ArchiveFromProto(archive).names, SizeIs(kMostArchivedNames));
 }
 
 TEST(ArchiveIndexTest, GivesUpOnArchivesThatKeepLosingThings) {
