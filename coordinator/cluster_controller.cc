@@ -174,9 +174,7 @@ void ClusterController::ReportOfNextPlan(WorkerId worker, int stage,
     state.progress = report.progress();
   } else if (report.has_prepared() && report.prepared().plan_version() == version) {
     state.prepared = true;
-    const bool all = std::all_of(next_->stages.begin(), next_->stages.end(),
-                                 [](const NextPlan::StageState& each) { return each.prepared; });
-    if (!all) return;
+    if (!IsNextPrepared()) return;
     LogInfo("plan_prepared",
             {{"plan", version},
              {"seconds", absl::ToDoubleSeconds(options_.clock->Now() - next_->begun)}});
@@ -290,7 +288,7 @@ void ClusterController::PipelineBroken(uint64_t plan_version, const absl::Status
 }
 
 void ClusterController::PipelineQuiet(uint64_t plan_version) {
-  if (!active_.has_value() || active_->plan.version != plan_version || !next_.has_value()) return;
+  if (!active_.has_value() || active_->plan.version != plan_version || !IsNextPrepared()) return;
   PipelinePlan plan = std::move(next_->plan);
   next_.reset();
   // Whoever has a stage of the new plan is told to load that, which replaces what it holds.
@@ -298,6 +296,12 @@ void ClusterController::PipelineQuiet(uint64_t plan_version) {
   for (const StagePlan& stage : plan.stages) goes_on.push_back(stage.worker);
   EndPlan(absl::AbortedError(absl::StrCat("plan ", plan.version, " takes its place")), goes_on);
   StartLoading(std::move(plan));
+}
+
+bool ClusterController::IsNextPrepared() const {
+  return next_.has_value() &&
+         std::all_of(next_->stages.begin(), next_->stages.end(),
+                     [](const NextPlan::StageState& stage) { return stage.prepared; });
 }
 
 void ClusterController::PlanSoon() {
@@ -514,6 +518,7 @@ void ClusterController::CancelNext() {
   order.mutable_drop_stage()->set_plan_version(next_->plan.version);
   for (const StagePlan& stage : next_->plan.stages) SendOrder(stage.worker, order);
   next_.reset();
+  driver_->GoOn();
 }
 
 void ClusterController::StartServing() {
@@ -680,6 +685,7 @@ v1::GetStatusResponse ClusterController::Status() const {
       const auto index = static_cast<size_t>(next);
       v1::Preparation& preparation = *worker.mutable_preparation();
       *preparation.mutable_progress() = next_->stages[index].progress;
+      preparation.mutable_progress()->set_plan_version(next_->plan.version);
       *preparation.mutable_stage() = ToProto(next_->plan.stages[index].stage);
       preparation.set_done(next_->stages[index].prepared);
     }

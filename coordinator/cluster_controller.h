@@ -163,6 +163,7 @@ class ClusterController {
   void StartLoading(PipelinePlan plan);
   void StartServing();
   void StartPreparing(PipelinePlan plan);
+  bool IsNextPrepared() const;
   /// Nothing comes of the next plan, if there is one.
   void CancelNext();
   /// MaybePlan at the next Tick.

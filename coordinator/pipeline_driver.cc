@@ -170,6 +170,14 @@ void PipelineDriver::Quiesce(uint64_t plan_version) {
   changed_.SignalAll();
 }
 
+void PipelineDriver::GoOn() {
+  MutexLock lock(&mu_);
+  if (!pipeline_.has_value()) return;
+  pipeline_->quiescing = false;
+  pipeline_->is_quiet = false;
+  changed_.SignalAll();
+}
+
 void PipelineDriver::Detach(const absl::Status& why) {
   std::shared_ptr<ActivationChannel> first_hop;
   std::vector<News> news;

@@ -129,6 +129,8 @@ class PipelineDriver {
   /// told to archive what blocks were filled, on_quiet is called: a Detach then drops nothing.
   /// Nothing happens if another plan is attached, or none. Idempotent.
   void Quiesce(uint64_t plan_version);
+  /// Nothing came of what it ran dry for: steps begin again. Idempotent.
+  void GoOn();
 
   /// Running jobs are queued again; the first hop closes. Nothing happens without a pipeline. Of
   /// Aborted (another plan takes its place) no job ever gives up.

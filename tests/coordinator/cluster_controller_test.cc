@@ -319,7 +319,11 @@ TEST(ClusterControllerTest, ADrainedWorkerGetsNoStageUntilItJoinsAnewOrMayAgain)
   EXPECT_TRUE(cluster.Status().serving());
 
   EXPECT_EQ(*cluster.controller().Drain("2", false), b->id);
-  EXPECT_EQ(a->TakeOrders().size(), 2u);  // DropStage, LoadStage
+  EXPECT_EQ(OnlyPrepare(a->TakeOrders()).stage().plan_version(), 2u);
+  EXPECT_TRUE(b->TakeOrders().empty()) << "it serves until the others can";
+  cluster.Prepared(a, 2);
+  cluster.WaitUntilQuiet();
+  EXPECT_EQ(OnlyLoad(a->TakeOrders()).plan_version(), 2u);
   EXPECT_EQ(OnlyDrop(b->TakeOrders()), 1u);
   cluster.Ready(a, 2);
   EXPECT_EQ(cluster.Status().pipeline_state(), "serving; drained: worker 2 (box-b)");
@@ -328,40 +332,16 @@ TEST(ClusterControllerTest, ADrainedWorkerGetsNoStageUntilItJoinsAnewOrMayAgain)
   EXPECT_EQ(cluster.Status().plan_version(), 2u);
 
   EXPECT_EQ(*cluster.controller().Drain("box-b", true), b->id);
-  EXPECT_EQ(cluster.Status().plan_version(), 3u);
+  EXPECT_TRUE(cluster.Status().workers(1).has_preparation());
   EXPECT_EQ(*cluster.controller().Drain("box-b", false), b->id);
+  EXPECT_FALSE(cluster.Status().workers(1).has_preparation());
   cluster.Gone(b);
   cluster.Join("box-b", kHalf);
   EXPECT_FALSE(cluster.Status().workers(1).drained());
-  EXPECT_EQ(cluster.Status().workers(1).state(), v1::WORKER_STATE_LOADING);
+  EXPECT_TRUE(cluster.Status().workers(1).has_preparation());
   cluster.Join("box-b");
   EXPECT_EQ(cluster.controller().Drain("box-b", false).status().code(),
             absl::StatusCode::kInvalidArgument);
-}
-
-TEST(ClusterControllerTest, RunningJobsGoOnOverABetterPlan) {
-  FakeCluster cluster;
-  FakeWorker* const a = cluster.Join("box-a");
-  cluster.Ready(a, 1);
-  const std::unique_ptr<JobHandle> running = cluster.Submit(ToyJob(5, 3));
-  a->TakeOrders();
-  cluster.Deliver(1, cluster.WaitForStep(1));
-  cluster.WaitForStep(1);
-  FakeWorker* const b = cluster.Join("box-b");
-  const std::vector<v1::WorkerOrder> orders = a->TakeOrders();
-  ASSERT_EQ(orders.size(), 2u);
-  EXPECT_EQ(orders[0].drop_stage().plan_version(), 1u);
-  EXPECT_EQ(orders[1].load_stage().plan_version(), 2u);
-  EXPECT_EQ(b->TakeOrders().size(), 2u);  // Welcome, LoadStage
-  const std::unique_ptr<JobHandle> queued = cluster.Submit(ToyJob(4, 2));
-  cluster.Ready(a, 2);
-  cluster.Ready(b, 2);
-  cluster.RunDry(2);
-  for (const auto& job : {running.get(), queued.get()}) {
-    const absl::StatusOr<JobUpdate> update = job->Next();
-    ASSERT_TRUE(update.ok()) << update.status();
-    EXPECT_TRUE(update->finished);
-  }
 }
 
 TEST(ClusterControllerTest, ABoxThatChangesNothingStaysSpare) {

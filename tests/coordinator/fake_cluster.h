@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/bounded_queue.h"
 #include "cluster/protocol_version.h"
 #include "coordinator/cluster_controller.h"
 #include "gtest/gtest.h"
@@ -138,6 +139,20 @@ class FakeCluster {
     report.mutable_failure()->set_message(message);
     EXPECT_TRUE(Report(worker, report).ok());
   }
+  void Progress(const FakeWorker* worker, uint64_t plan_version, uint64_t loaded, uint64_t total) {
+    v1::WorkerReport report;
+    report.mutable_progress()->set_plan_version(plan_version);
+    report.mutable_progress()->set_loaded_bytes(loaded);
+    report.mutable_progress()->set_total_bytes(total);
+    EXPECT_TRUE(Report(worker, report).ok());
+  }
+  void Prepared(const FakeWorker* worker, uint64_t plan_version) {
+    v1::WorkerReport report;
+    report.mutable_prepared()->set_plan_version(plan_version);
+    EXPECT_TRUE(Report(worker, report).ok());
+  }
+  /// Waits until a pipeline that was to run dry has, and tells the controller.
+  void WaitUntilQuiet() { controller_.PipelineQuiet(*quiet_.Pop()); }
   void Gone(const FakeWorker* worker) { controller_.Gone(worker->id, worker->incarnation); }
 
   void Advance(absl::Duration by) {
@@ -184,6 +199,7 @@ class FakeCluster {
     options.context_tokens = 64;
     options.prefill_chunk = 32;
     options.clock = &clock_;
+    options.on_quiet = [this](uint64_t plan_version) { quiet_.Push(plan_version); };
     return options;
   }
 
@@ -222,6 +238,7 @@ class FakeCluster {
   std::vector<std::unique_ptr<FakeWorker>> workers_;
   std::vector<FirstHop> first_hops_;
   absl::Status refusal_;
+  BoundedQueue<uint64_t> quiet_{16};  // plans that have run dry
   PipelineDriver driver_;
   ClusterController controller_;
 };
@@ -234,6 +251,16 @@ inline v1::LoadStage OnlyLoad(const std::vector<v1::WorkerOrder>& orders) {
     return {};
   }
   return orders[0].load_stage();
+}
+
+/// The PrepareStage that is the only order in `orders`.
+inline v1::PrepareStage OnlyPrepare(const std::vector<v1::WorkerOrder>& orders) {
+  EXPECT_EQ(orders.size(), 1u);
+  if (orders.size() != 1 || !orders[0].has_prepare_stage()) {
+    ADD_FAILURE() << "no PrepareStage";
+    return {};
+  }
+  return orders[0].prepare_stage();
 }
 
 /// The plan whose end is the only order in `orders`; 0: something else.

@@ -99,6 +99,7 @@ class World {
     }
     if (last_home_.has_value() && repeats_ < bounds_.repeats && !calm) actions.push_back("d");
     if (!breakages_.empty()) actions.push_back("b");
+    if (!quiets_.empty()) actions.push_back("q");
     if (TimeMatters()) actions.push_back("t");
     return actions;
   }
@@ -147,6 +148,12 @@ class World {
         Broken(plan);
         break;
       }
+      case 'q': {
+        const uint64_t plan = quiets_.front();
+        quiets_.pop_front();
+        controller_.PipelineQuiet(plan);
+        break;
+      }
       case 't':
         PassTime();
         break;
@@ -168,16 +175,20 @@ class World {
     };
     const auto life = [&](const std::optional<Life>& of) {
       if (!of.has_value()) return absl::StrAppend(&key, "none;");
-      absl::StrAppend(&key, of->alive, of->expired, plan(of->plan), "/", of->stage, "o");
+      absl::StrAppend(&key, of->alive, of->expired, plan(of->plan), "/", of->stage,
+                      plan(of->preparing), "o");
       for (const v1::WorkerOrder& order : of->orders) {
         absl::StrAppend(&key, order.has_load_stage()
                                   ? absl::StrCat("L", plan(order.load_stage().plan_version()))
-                                  : absl::StrCat("D", plan(order.drop_stage().plan_version())));
+                              : order.has_prepare_stage() ? absl::StrCat("P", plan(PlanOf(order)))
+                                                          : absl::StrCat("D", plan(PlanOf(order))));
       }
       absl::StrAppend(&key, "r");
       for (const v1::WorkerReport& report : of->reports) {
         absl::StrAppend(&key, report.has_ready()
                                   ? absl::StrCat("R", plan(report.ready().plan_version()))
+                              : report.has_prepared()
+                                  ? absl::StrCat("P", plan(report.prepared().plan_version()))
                                   : absl::StrCat("F", plan(report.failure().plan_version())));
       }
       absl::StrAppend(&key, ";");
@@ -192,6 +203,9 @@ class World {
     // In order of joining, on which the split depends.
     for (const v1::WorkerStatus& worker : status.workers()) {
       absl::StrAppend(&key, ",", worker.address(), worker.state());
+      if (!worker.has_preparation()) continue;
+      absl::StrAppend(&key, "p", plan(worker.preparation().progress().plan_version()),
+                      worker.preparation().done());
     }
     for (const Job& job : jobs_) absl::StrAppend(&key, " ", job.tokens.size(), job.finished);
     for (const Flow& flow : flows_) {
@@ -204,6 +218,7 @@ class World {
       }
     }
     for (const uint64_t broken : breakages_) absl::StrAppend(&key, " b", plan(broken));
+    for (const uint64_t quiet : quiets_) absl::StrAppend(&key, " q", plan(quiet));
     absl::StrAppend(&key, " ", rejoins_, deaths_, repeats_, last_home_.has_value());
     return key;
   }
@@ -214,8 +229,9 @@ class World {
     WorkerId id{};
     uint64_t incarnation = 0;
     bool alive = true;
-    bool expired = false;  // silent for too long: no member any more
-    uint64_t plan = 0;     // of the stage that it holds; 0: none
+    bool expired = false;    // silent for too long: no member any more
+    uint64_t plan = 0;       // of the stage that it holds; 0: none
+    uint64_t preparing = 0;  // what it gets ready for; 0: nothing
     int stage = 0;
     std::deque<v1::WorkerOrder> orders;    // on their way to it
     std::deque<v1::WorkerReport> reports;  // on their way from it
@@ -247,6 +263,7 @@ class World {
     options.clock = &clock_;
     options.pipeline_timeout = absl::Hours(1);
     options.on_pipeline_broken = [this](uint64_t plan, const absl::Status&) { told_.Push(plan); };
+    options.on_quiet = [this](uint64_t plan) { quiet_.Push(plan); };
     return options;
   }
   ClusterController::Options ControllerOptions() {
@@ -307,11 +324,17 @@ class World {
     life.id = *id;
   }
 
+  static uint64_t PlanOf(const v1::WorkerOrder& order) {
+    return order.has_load_stage()      ? order.load_stage().plan_version()
+           : order.has_prepare_stage() ? order.prepare_stage().stage().plan_version()
+                                       : order.drop_stage().plan_version();
+  }
+
   /// The controller gives an order; a plan is known by its orders.
   void Order(size_t slot, uint64_t incarnation, const v1::WorkerOrder& order) {
+    const uint64_t plan = PlanOf(order);
+    last_plan_ = std::max(last_plan_, plan);
     if (order.has_load_stage()) {
-      const uint64_t plan = order.load_stage().plan_version();
-      last_plan_ = std::max(last_plan_, plan);
       if (FlowOf(plan) == nullptr) flows_.emplace_back().plan = plan;
       FlowOf(plan)->stages.emplace_back(slot, incarnation);
     }
@@ -320,10 +343,19 @@ class World {
     if (life->incarnation == incarnation) life->orders.push_back(order);
   }
 
-  /// As Worker::Handle. What it loads is loaded at once; that it is ready is known later.
+  /// As Worker::Handle. What it loads or prepares is there at once; that it is ready is known
+  /// later.
   void Obey(Life& life, size_t slot) {
     const v1::WorkerOrder order = life.orders.front();
     life.orders.pop_front();
+    if (order.has_prepare_stage()) {
+      life.preparing = PlanOf(order);
+      life.reports.emplace_back().mutable_prepared()->set_plan_version(life.preparing);
+      return;
+    }
+    const bool of_present = order.has_load_stage() || PlanOf(order) != life.preparing;
+    life.preparing = 0;
+    if (!of_present) return;
     life.plan = 0;
     if (!order.has_load_stage()) return;
     life.plan = order.load_stage().plan_version();
@@ -413,6 +445,18 @@ class World {
     if (before == plan) retry_due_ = true;
   }
 
+  /// The next plan, if it is ready and the present pipeline runs dry for it; 0: there is none.
+  uint64_t RunsDryFor() const {
+    uint64_t next = 0;
+    const v1::GetStatusResponse status = controller_.Status();
+    for (const v1::WorkerStatus& worker : status.workers()) {
+      if (!worker.has_preparation()) continue;
+      if (!worker.preparation().done()) return 0;
+      next = worker.preparation().progress().plan_version();
+    }
+    return next;
+  }
+
   bool TimeMatters() const {
     return retry_due_ || std::any_of(slots_.begin(), slots_.end(), [](const Slot& slot) {
              return slot.life.has_value() && !slot.life->alive && !slot.life->expired;
@@ -459,6 +503,13 @@ class World {
       }
       if (flow->lost) flow->steps.clear();
     }
+    const uint64_t next = RunsDryFor();
+    if (next != quiet_for_ && next != 0 && plan != 0 && driver_.stats().steps_in_flight == 0) {
+      const std::optional<uint64_t> quiet = quiet_.PopWithTimeout(kDeadline);
+      ASSERT_TRUE(quiet.has_value()) << "nothing is under way, and nobody is told";
+      quiets_.push_back(*quiet);
+      quiet_for_ = next;
+    }
     // What nothing can come of any more is forgotten.
     std::erase_if(flows_, [&](const Flow& each) {
       return !each.attached && each.steps.empty() &&
@@ -492,7 +543,7 @@ class World {
     for (const auto& [step_id, sequences] : under_way) {
       if (step_id > flow.last_home) covered += sequences.size();
     }
-    return in_flight == flow.stages.size() || covered == driver_.List().size();
+    return in_flight == flow.stages.size() || covered == driver_.List().size() || RunsDryFor() != 0;
   }
 
   void Check() {
@@ -518,10 +569,13 @@ class World {
 
   const Bounds bounds_;
   SimulatedClock clock_;
-  BoundedQueue<uint64_t> told_{16};  // by the driver's thread
+  BoundedQueue<uint64_t> told_{16};   // by the driver's thread
+  BoundedQueue<uint64_t> quiet_{16};  // the same
   std::vector<Slot> slots_;
   std::deque<Flow> flows_;  // of the present plan, and of those before with something under way
   std::deque<uint64_t> breakages_;     // on their way to the controller
+  std::deque<uint64_t> quiets_;        // the same: plans that have run dry
+  uint64_t quiet_for_ = 0;             // the next plan of the last of them
   std::map<uint64_t, uint64_t> sent_;  // steps, by plan
   std::map<uint64_t, std::map<uint64_t, std::vector<uint64_t>>> under_way_;  // by plan and step
   std::optional<v1::Step> last_home_;
