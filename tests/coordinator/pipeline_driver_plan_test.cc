@@ -142,6 +142,56 @@ TEST(PipelineDriverPlanTest, WhatIsArchivedIsNotComputedAgainOverTheNextPipeline
   EXPECT_EQ(archive.restored, 7);
 }
 
+TEST(PipelineDriverPlanTest, APipelineThatRunsDryLeavesAllFullBlocksInTheArchive) {
+  ArchivedPipelines pipelines(1);
+  FakePipeline& first = pipelines.first;
+  FakePipeline& second = pipelines.second;
+  BoundedQueue<uint64_t> quiet{2};
+  PipelineDriver::Options options = SmallDriver();
+  options.on_quiet = [&quiet](uint64_t plan_version) { quiet.Push(plan_version); };
+  PipelineDriver driver(options);
+  driver.Attach(first.Connect());
+  const JobSpec spec = ToyJob(21, 20);
+  auto job = MustSubmit(&driver, spec);
+  for (int i = 0; i < 3 + 6; ++i) ASSERT_TRUE(first.Deliver(&driver, first.Take()).ok());
+  const v1::Step under_way = first.Take();
+  driver.Quiesce(/*plan_version=*/9);  // another one
+  driver.Quiesce(1);
+  ASSERT_TRUE(first.Deliver(&driver, under_way).ok());
+  // What that step filled is in no archive yet, and no slice brings it there any more.
+  const v1::Step last = first.Take();
+  EXPECT_EQ(last.slices_size(), 0);
+  EXPECT_EQ(last.kept_blocks_size(), 1);
+  EXPECT_EQ(quiet.PopWithTimeout(absl::ZeroDuration()), std::nullopt);
+  ASSERT_TRUE(first.Deliver(&driver, last).ok());
+  EXPECT_EQ(quiet.Pop(), 1u);
+  EXPECT_EQ(pipelines.archive.blocks.size(), 7u);
+  driver.Detach(absl::AbortedError("plan 2 takes its place"));
+  driver.Attach(second.Connect());
+  FakePipeline::Player player(&second, &driver);
+  EXPECT_EQ(ReadToEnd(job.get()).token_ids, kModel.Reply(spec));
+  EXPECT_EQ(pipelines.archive.restored, 7);
+}
+
+TEST(PipelineDriverPlanTest, APipelineThatHasRunDryMayGoOn) {
+  BoundedQueue<uint64_t> quiet{2};
+  PipelineDriver::Options options = SmallDriver();
+  options.on_quiet = [&quiet](uint64_t plan_version) { quiet.Push(plan_version); };
+  PipelineDriver driver(options);
+  FakePipeline pipeline;
+  driver.Attach(pipeline.Connect());
+  driver.Quiesce(1);
+  EXPECT_EQ(quiet.Pop(), 1u);
+  const JobSpec spec = ToyJob(5, 3);
+  auto job = MustSubmit(&driver, spec);
+  FakePipeline::Player player(&pipeline, &driver);
+  EXPECT_TRUE(job->Next(absl::ZeroDuration())->empty());
+  driver.GoOn();
+  EXPECT_EQ(ReadToEnd(job.get()).token_ids, kModel.Reply(spec));
+  driver.Quiesce(1);
+  EXPECT_EQ(quiet.Pop(), 1u);
+}
+
 TEST(PipelineDriverPlanTest, AnArchiveThatLacksWhatItHadCostsAStepAndNoJob) {
   ArchivedPipelines pipelines(2);
   FakeArchive& archive = pipelines.archive;

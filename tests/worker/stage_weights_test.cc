@@ -96,6 +96,51 @@ TEST_F(StageWeightsTest, EveryTensorIsWholeAndInItsPlace) {
   EXPECT_TRUE(IsWhole(std::string(kExpert) + "_scale_inv", layer.experts[2].up.scale_inv));
 }
 
+TEST_F(StageWeightsTest, WhatIsHeldIsSharedAndNotRead) {
+  const auto go_on = [](int64_t, int64_t) { return true; };
+  const auto first = *Load(*source_, go_on);
+  const WeightParts held = first->held();
+  EXPECT_EQ(held.size(), 4u);  // embedding, two layers, head
+  // Of the last layer and the head nothing is left to read.
+  const BrokenSource broken(*source_, kExpert);
+  int64_t total = -1;
+  const auto second = StageWeights::Load(
+      source_->config(), {1, 2, /*embeds=*/false, /*has_head=*/true}, broken,
+      [&](int64_t, int64_t total_bytes) {
+        total = total_bytes;
+        return true;
+      },
+      HostMemory(), StageWeights::Experts::kLoad, held);
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_EQ(total, 0);
+  EXPECT_EQ((*second)->layers[0].experts[2].up.data, first->layers[1].experts[2].up.data);
+  EXPECT_EQ((*second)->lm_head.data, first->lm_head.data);
+  EXPECT_LT((*second)->num_bytes(), first->num_bytes());
+  // Layers without their experts are other parts.
+  const auto left = StageWeights::Load(source_->config(), {1, 2, false, false}, *source_, go_on,
+                                       HostMemory(), StageWeights::Experts::kLeave, held);
+  ASSERT_TRUE(left.ok()) << left.status();
+  EXPECT_TRUE((*left)->layers[0].experts.empty());
+  EXPECT_NE((*left)->layers[0].router.data, first->layers[1].router.data);
+}
+
+TEST_F(StageWeightsTest, AsManyPartsAreReadAsHaveRoom) {
+  const std::vector<WeightPartId> ids = PartsOf(source_->config(), {0, 2, true, true}, true);
+  const auto go_on = [](int64_t, int64_t) { return true; };
+  const WeightParts all =
+      *LoadWeightParts(source_->config(), ids, *source_, {}, HostMemory(), go_on);
+  ASSERT_EQ(all.size(), 4u);
+  const int64_t two = all.at(ids[0])->num_bytes() + all.at(ids[1])->num_bytes();
+  const auto some = LoadWeightParts(source_->config(), ids, *source_, {}, HostMemory(), go_on, two);
+  ASSERT_TRUE(some.ok()) << some.status();
+  EXPECT_EQ(some->size(), 2u);
+  EXPECT_TRUE(some->contains(ids[1]));
+  // What is there takes no room.
+  const auto others =
+      LoadWeightParts(source_->config(), ids, *source_, *some, HostMemory(), go_on, two);
+  EXPECT_TRUE(others->contains(ids[2]));
+}
+
 TEST_F(StageWeightsTest, ProgressGrowsToTheTotalOnTheCallersThread) {
   const std::thread::id caller = std::this_thread::get_id();
   int64_t last = 0, total = 0;

@@ -4,9 +4,13 @@
 #include <functional>
 #include <future>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
+#include <utility>
 
+#include "absl/strings/match.h"
+#include "base/mutex.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kernels/cpu/cpu_backend.h"
@@ -25,6 +29,29 @@ void WaitForStop(const std::stop_token& stop) {
   const std::stop_callback tell(stop, [&stopped] { stopped.set_value(); });
   stopped.get_future().wait();
 }
+
+struct ReadLog {
+  Mutex mu;
+  std::set<int> layers ABSL_GUARDED_BY(mu);
+};
+
+/// Says of which layers something is read.
+class LoggedSource : public BorrowedSource {
+ public:
+  LoggedSource(const TensorSource& source, ReadLog* log) : BorrowedSource(source), log_(log) {}
+  absl::Status ReadPart(absl::string_view name, int64_t offset,
+                        absl::Span<std::byte> out) const override {
+    constexpr absl::string_view kPrefix = "model.layers.";
+    if (absl::StartsWith(name, kPrefix)) {
+      MutexLock lock(&log_->mu);
+      log_->layers.insert(std::stoi(std::string(name.substr(kPrefix.size()))));
+    }
+    return BorrowedSource::ReadPart(name, offset, out);
+  }
+
+ private:
+  ReadLog* const log_;
+};
 
 /// A worker in a world of fakes, which `open_model` and `open_next_hop` may change.
 class WorkerTest : public ::testing::Test {
@@ -59,15 +86,23 @@ class WorkerTest : public ::testing::Test {
   absl::Status device_;                    // what Check says of it
   BoundedQueue<absl::Status> cards_lost_{4};
 
-  v1::WorkerOrder LoadOrder(uint64_t plan) const {
+  v1::WorkerOrder LoadOrder(uint64_t plan, uint32_t first_layer = 0, uint32_t end_layer = 1) const {
     v1::WorkerOrder order;
     v1::LoadStage& load = *order.mutable_load_stage();
     load.set_plan_version(plan);
-    load.mutable_stage()->set_end_layer(1);
-    load.mutable_stage()->set_embeds(true);
+    load.mutable_stage()->set_first_layer(first_layer);
+    load.mutable_stage()->set_end_layer(end_layer);
+    load.mutable_stage()->set_embeds(first_layer == 0);
     load.mutable_model()->set_config_json(checkpoint_->config_json());
     load.set_kv_budget_bytes(1 << 20);
     load.set_max_step_tokens(8);
+    return order;
+  }
+
+  v1::WorkerOrder PrepareOrder(uint64_t plan, uint32_t first_layer, uint32_t end_layer) const {
+    v1::WorkerOrder order;
+    *order.mutable_prepare_stage()->mutable_stage() =
+        LoadOrder(plan, first_layer, end_layer).load_stage();
     return order;
   }
 
@@ -80,8 +115,8 @@ class WorkerTest : public ::testing::Test {
   }
   void ExpectNoReport() { EXPECT_FALSE(reports_.PopWithTimeout(absl::ZeroDuration()).has_value()); }
 
-  void LoadAndWait(uint64_t plan) {
-    worker().Handle(LoadOrder(plan));
+  void LoadAndWait(uint64_t plan, uint32_t first_layer = 0, uint32_t end_layer = 1) {
+    worker().Handle(LoadOrder(plan, first_layer, end_layer));
     const v1::WorkerReport report = NextReport();
     ASSERT_TRUE(report.has_ready()) << report.failure().message();
     EXPECT_EQ(report.ready().plan_version(), plan);
@@ -96,6 +131,17 @@ class WorkerTest : public ::testing::Test {
     };
     LoadAndWait(plan);
     return *card_memory_;
+  }
+
+  void LogReads() {
+    open_model_ = [this](const v1::LoadStage&, std::stop_token) {
+      return std::make_unique<LoggedSource>(*checkpoint_, &reads_);
+    };
+  }
+  /// Layers of which something was read since the last call.
+  std::set<int> TakeLayersRead() {
+    MutexLock lock(&reads_.mu);
+    return std::exchange(reads_.layers, {});
   }
 
   static v1::Step MakeStep(uint64_t plan, uint64_t id) {
@@ -119,9 +165,13 @@ class WorkerTest : public ::testing::Test {
   FakeHop hop_;
   std::function<void(absl::Status)> on_broken_;  // of the last hop; set before StageReady
   BoundedQueue<v1::WorkerReport> reports_{1000};
-  OpenModel open_model_ = [this](const v1::LoadStage&, std::stop_token) {
+  absl::Status fails_to_open_;
+  OpenModel open_model_ = [this](const v1::LoadStage&,
+                                 std::stop_token) -> absl::StatusOr<std::unique_ptr<TensorSource>> {
+    if (!fails_to_open_.ok()) return fails_to_open_;
     return std::make_unique<BorrowedSource>(*checkpoint_);
   };
+  ReadLog reads_;
   OpenNextHop open_next_hop_ =
       [this](const v1::LoadStage&, std::function<void(absl::Status)> on_broken, std::stop_token) {
         on_broken_ = std::move(on_broken);
@@ -244,6 +294,89 @@ TEST_F(WorkerTest, ASecondLoadStageReplacesTheFirst) {
   EXPECT_TRUE(worker().Receive(MakeStep(8, 1)).ok());
   LoadAndWait(9);  // while 8 runs
   EXPECT_EQ(worker().Receive(MakeStep(8, 2)).code(), absl::StatusCode::kAborted);
+}
+
+TEST_F(WorkerTest, AStageIsPreparedWholeWhereThereIsNoneAndServesWhenItsPlanBegins) {
+  LogReads();
+  worker().Handle(PrepareOrder(7, 0, 2));
+  EXPECT_EQ(NextReport().prepared().plan_version(), 7u);
+  EXPECT_EQ(worker().Receive(MakeStep(7, 1)).code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(TakeLayersRead(), (std::set<int>{0, 1}));
+  worker().Handle(LoadOrder(7, 0, 2));
+  EXPECT_EQ(NextReport().ready().plan_version(), 7u);
+  EXPECT_TRUE(worker().Receive(MakeStep(7, 1)).ok());
+  EXPECT_EQ(TakeLayersRead(), (std::set<int>{}));
+}
+
+TEST_F(WorkerTest, WhileOneStageServesWhatTheNextLacksIsRead) {
+  LogReads();
+  LoadAndWait(7, 0, 2);
+  TakeLayersRead();
+  v1::WorkerOrder prepare = PrepareOrder(8, 1, 3);
+  prepare.mutable_prepare_stage()->set_memory_bytes(uint64_t{1} << 40);
+  worker().Handle(prepare);
+  EXPECT_EQ(NextReport().prepared().plan_version(), 8u);
+  EXPECT_EQ(TakeLayersRead(), (std::set<int>{2}));
+  EXPECT_TRUE(worker().Receive(MakeStep(7, 1)).ok()) << "it serves meanwhile";
+  LoadAndWait(8, 1, 3);
+  EXPECT_EQ(TakeLayersRead(), (std::set<int>{}));
+  EXPECT_TRUE(worker().Receive(MakeStep(8, 1)).ok());
+}
+
+TEST_F(WorkerTest, WithoutRoomBesideItTheRestIsReadWhenTheStageHasGone) {
+  LogReads();
+  LoadAndWait(7, 0, 2);
+  TakeLayersRead();
+  worker().Handle(PrepareOrder(8, 1, 3));
+  EXPECT_EQ(NextReport().prepared().plan_version(), 8u);
+  EXPECT_EQ(TakeLayersRead(), (std::set<int>{}));
+  LoadAndWait(8, 1, 3);
+  EXPECT_EQ(TakeLayersRead(), (std::set<int>{2})) << "layer 1 stayed";
+}
+
+TEST_F(WorkerTest, WeightsOfAPlanThatEndedServeTheNextOne) {
+  LogReads();
+  LoadAndWait(7, 0, 2);
+  TakeLayersRead();
+  v1::WorkerOrder drop;
+  drop.mutable_drop_stage()->set_plan_version(7);
+  worker().Handle(drop);
+  LoadAndWait(8, 1, 3);
+  EXPECT_EQ(TakeLayersRead(), (std::set<int>{2}));
+  worker().Drop();  // of all
+  LoadAndWait(9, 1, 3);
+  EXPECT_EQ(TakeLayersRead(), (std::set<int>{1, 2}));
+}
+
+TEST_F(WorkerTest, APreparationThatComesToNothingLeavesTheStageAlone) {
+  LoadAndWait(7, 0, 2);
+  worker().Handle(PrepareOrder(8, 1, 3));
+  EXPECT_TRUE(NextReport().has_prepared());
+  v1::WorkerOrder drop;
+  drop.mutable_drop_stage()->set_plan_version(8);
+  worker().Handle(drop);
+  EXPECT_TRUE(worker().Receive(MakeStep(7, 1)).ok());
+  drop.mutable_drop_stage()->set_plan_version(7);
+  worker().Handle(drop);
+  EXPECT_EQ(worker().Receive(MakeStep(7, 2)).code(), absl::StatusCode::kAborted);
+}
+
+TEST_F(WorkerTest, APreparationThatFailsIsReportedAndTheStageServesOn) {
+  LoadAndWait(7);
+  fails_to_open_ = absl::NotFoundError("no such directory");
+  worker().Handle(PrepareOrder(8, 1, 3));
+  const v1::WorkerReport report = NextReport();
+  EXPECT_EQ(report.failure().plan_version(), 8u);
+  EXPECT_EQ(report.failure().code(), static_cast<int>(absl::StatusCode::kNotFound));
+  EXPECT_TRUE(worker().Receive(MakeStep(7, 1)).ok());
+}
+
+TEST_F(WorkerTest, ACardsWeightsGoWithTheirStage) {
+  LogReads();
+  LoadOnCardAndWait(7);
+  TakeLayersRead();
+  LoadAndWait(8);
+  EXPECT_EQ(TakeLayersRead(), (std::set<int>{0}));
 }
 
 TEST_F(WorkerTest, ItsLoadOutlivesItsStages) {
