@@ -25,17 +25,27 @@ std::string ShortDevice(const v1::WorkerStatus& worker) {
   return worker.device().substr(0, worker.device().find(' '));
 }
 
+std::string Percent(uint64_t part, uint64_t all) {
+  return absl::StrCat(all == 0 ? 0 : 100 * part / all, "%");
+}
+
+/// ", next 43%" of what it gets ready for the next plan.
+std::string DescribePreparation(const v1::WorkerStatus& worker) {
+  if (!worker.has_preparation()) return "";
+  if (worker.preparation().done()) return ", next ready";
+  const v1::StageProgress& progress = worker.preparation().progress();
+  return absl::StrCat(", next ", Percent(progress.loaded_bytes(), progress.total_bytes()));
+}
+
 std::string DescribeState(const v1::WorkerStatus& worker) {
+  const std::string next = DescribePreparation(worker);
   switch (worker.state()) {
     case v1::WORKER_STATE_SPARE:
-      return worker.drained() ? "drained" : "spare";
+      return absl::StrCat(worker.drained() ? "drained" : "spare", next);
     case v1::WORKER_STATE_LOADING:
-      return absl::StrFormat("loading %d%%", worker.load_bytes() == 0
-                                                 ? 0
-                                                 : static_cast<int>(100 * worker.loaded_bytes() /
-                                                                    worker.load_bytes()));
+      return absl::StrCat("loading ", Percent(worker.loaded_bytes(), worker.load_bytes()));
     case v1::WORKER_STATE_READY:
-      return "ready";
+      return absl::StrCat("ready", next);
     default:
       return "?";
   }
@@ -146,7 +156,7 @@ std::string FormatStatus(const v1::GetStatusResponse& status) {
   const bool some_offload =
       std::any_of(status.workers().begin(), status.workers().end(),
                   [](const v1::WorkerStatus& worker) { return worker.expert_slots() > 0; });
-  constexpr char kRow[] = "%-6s  %-16s  %-21s  %-6s  %-12s  %-24s  %-10s  %-10s  %s\n";
+  constexpr char kRow[] = "%-6s  %-16s  %-21s  %-6s  %-16s  %-24s  %-10s  %-10s  %s\n";
   // The last column is there where it says something.
   const auto last_columns = [some_offload](const std::string& kv_tokens,
                                            const std::string& in_memory) {

@@ -556,7 +556,9 @@ void ClusterController::StartServing() {
   LogInfo("pipeline_serving",
           {{"plan", version},
            {"stages", pipeline.num_stages},
-           {"seconds_without", absl::ToDoubleSeconds(options_.clock->Now() - last_serving_until_)},
+           {"seconds_without",
+            absl::ToDoubleSeconds(options_.clock->Now() -
+                                  served_until_.value_or(options_.clock->Now()))},
            {"kv_tokens", pipeline.kv_blocks * kKvBlockTokens},
            {"archived_tokens", std::ssize(pipeline.archive.names) * kKvBlockTokens}});
   active_->serving = true;
@@ -566,7 +568,7 @@ void ClusterController::StartServing() {
 void ClusterController::EndPlan(const absl::Status& why, absl::Span<const WorkerId> goes_on) {
   LogInfo("pipeline_ended", {{"plan", active_->plan.version}, {"why", why.message()}});
   waiting_reason_ = std::string(why.message());
-  if (active_->serving) last_serving_until_ = options_.clock->Now();
+  if (active_->serving) served_until_ = options_.clock->Now();
   driver_->Detach(why);
   v1::WorkerOrder order;
   order.mutable_drop_stage()->set_plan_version(active_->plan.version);

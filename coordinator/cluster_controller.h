@@ -199,7 +199,7 @@ class ClusterController {
   HopRules hops_;
   std::optional<ActivePlan> active_;
   std::optional<NextPlan> next_;         // only while the active one serves
-  absl::Duration last_serving_until_{};  // when the last plan that served was quiet or ended
+  std::optional<absl::Duration> served_until_;  // when the last plan that served ended
   uint64_t last_version_ = 0;
   bool leaving_ = false;
   bool planned_once_ = false;

@@ -76,6 +76,19 @@ TEST(PlanTableTest, ShowsWhatOfTheWeightsIsInMemory) {
   EXPECT_THAT(text, ContainsRegex("box-b .* loading 50% .* - +312 of 7168 experts\n"));
 }
 
+TEST(PlanTableTest, ShowsHowFarTheNextPlanIs) {
+  v1::GetStatusResponse status = Serving();
+  v1::Preparation& preparation = *status.mutable_workers(0)->mutable_preparation();
+  EXPECT_THAT(FormatStatus(status), HasSubstr("  ready, next 0%   "));
+  preparation.mutable_progress()->set_total_bytes(4 * kGiB);
+  preparation.mutable_progress()->set_loaded_bytes(3 * kGiB);
+  EXPECT_THAT(FormatStatus(status), HasSubstr("  ready, next 75%  "));
+  preparation.set_done(true);
+  EXPECT_THAT(FormatStatus(status), HasSubstr("  ready, next ready  "));
+  status.mutable_workers(0)->set_state(v1::WORKER_STATE_SPARE);
+  EXPECT_THAT(FormatStatus(status), HasSubstr("  spare, next ready  "));
+}
+
 TEST(PlanTableTest, NothingIsSaidOfHopsBetweenCpus) {
   v1::GetStatusResponse status = Serving();
   status.mutable_workers(0)->mutable_next()->set_neighbour("worker 2 (box-b)");

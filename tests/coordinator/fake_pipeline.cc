@@ -48,7 +48,7 @@ v1::Step FakePipeline::AnswerLocked(v1::Step step) {
   EXPECT_GT(step.step_id(), last_step_id_);
   last_step_id_ = step.step_id();
   EXPECT_LE(++steps_in_flight_, options_.num_stages);
-  EXPECT_GT(step.slices_size(), 0) << "a step for nothing";
+  EXPECT_GT(step.slices_size() + step.kept_blocks_size(), 0) << "a step for nothing";
   if (!MoveArchived(step)) return step;
   for (const v1::BlockCopy& copy : step.block_copies()) {
     blocks_[copy.to()] = blocks_[copy.from()];
