@@ -233,7 +233,8 @@ void PipelineDriver::InterruptLocked(const Sequence& sequence, const absl::Statu
   Job& job = it->second;
   if (patience == Patience::kEndless) return;
   const bool hopeless = patience == Patience::kNone;
-  if (++job.interruptions < kMostInterruptions && !hopeless) return;
+  job.sequence.set_suspect(++job.interruptions >= kSuspectInterruptions);
+  if (job.interruptions < kMostInterruptions && !hopeless) return;
   news.push_back(MakeNewsLocked(
       job, hopeless ? why
                     : Annotate(why, absl::StrCat("interrupted ", job.interruptions,
@@ -324,7 +325,10 @@ PipelineDriver::News PipelineDriver::TakeInLocked(const Scheduler::ReturnedSlice
     update.finished = true;
     update.reason = sequence.finish_reason();
   }
-  if (!update.empty()) job.interruptions = 0;
+  if (!update.empty()) {
+    job.interruptions = 0;
+    job.sequence.set_suspect(false);
+  }
   if (!update.tokens.empty()) {
     const absl::Duration now = options_.clock->Now();
     if (job.last_token_at.has_value()) {

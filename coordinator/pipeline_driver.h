@@ -78,8 +78,13 @@ class JobHandle {
 };
 
 /// How often in a row a job's pipeline may go, or a step of it fail, before it has yielded anything
-/// more. It may be the job itself that is the cause, and others run beside it.
+/// more. It may be the job itself that is the cause.
 inline constexpr int kMostInterruptions = 5;
+
+/// After so many of these a job is a suspect: it runs alone until it yields something. So whoever
+/// ran beside the one that is the cause is told from it, and only that one comes to the end of
+/// kMostInterruptions.
+inline constexpr int kSuspectInterruptions = 2;
 
 /// Thread-safe. on_pipeline_broken and on_quiet are called by the driver's own thread, without a
 /// lock held, and may call anything but the destructor. The observer and the listeners of job

@@ -136,6 +136,10 @@ bool Scheduler::MakeRoom(Sequence* sequence) {
 }
 
 void Scheduler::Admit() {
+  if (Sequence* const suspect = Suspect(); suspect != nullptr) {
+    AdmitAlone(suspect);
+    return;
+  }
   while (!queue_.empty()) {
     Sequence* const sequence = queue_.begin()->second;
     while (!sequence->Admit(blocks_, /*reserve=*/static_cast<int64_t>(running_.size()))) {
@@ -145,14 +149,33 @@ void Scheduler::Admit() {
       if (victim->rank() < sequence->rank()) return;
       Preempt(victim);
     }
-    queue_.erase(sequence->rank());
-    running_[sequence->id()] = sequence;
-    const bool bulk = sequence->spec().priority == JobPriority::kBulk;
-    (bulk ? running_bulk_ : running_interactive_)[sequence->rank()] = sequence;
-    counters_.prefix_query_tokens += sequence->known_tokens();
-    counters_.prefix_hit_tokens += sequence->cached_tokens();
-    Line(sequence);
+    Run(sequence);
   }
+}
+
+Sequence* Scheduler::Suspect() const {
+  const auto is_suspect = [](const auto& entry) { return entry.second->suspect(); };
+  const auto runs = std::find_if(running_.begin(), running_.end(), is_suspect);
+  if (runs != running_.end()) return runs->second;
+  const auto waits = std::find_if(queue_.begin(), queue_.end(), is_suspect);
+  return waits == queue_.end() ? nullptr : waits->second;
+}
+
+void Scheduler::AdmitAlone(Sequence* suspect) {
+  if (suspect->running()) return;
+  while (!running_.empty()) Preempt(running_.begin()->second);
+  // Who takes the pipeline down now may still be in a step under way.
+  if (in_flight_.empty() && suspect->Admit(blocks_)) Run(suspect);
+}
+
+void Scheduler::Run(Sequence* sequence) {
+  queue_.erase(sequence->rank());
+  running_[sequence->id()] = sequence;
+  const bool bulk = sequence->spec().priority == JobPriority::kBulk;
+  (bulk ? running_bulk_ : running_interactive_)[sequence->rank()] = sequence;
+  counters_.prefix_query_tokens += sequence->known_tokens();
+  counters_.prefix_hit_tokens += sequence->cached_tokens();
+  Line(sequence);
 }
 
 std::optional<v1::Step> Scheduler::NextStep(bool admit) {

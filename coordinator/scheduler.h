@@ -10,6 +10,10 @@
 // there is no bulk) gives its own back, queues again and is prefilled again. An interactive
 // sequence that cannot be admitted has bulk sequences of later rank give way too.
 //
+// A suspect (sequence.h) runs alone. It comes first, so that it is known soon what it is: all that
+// run are queued again, and once their steps are home it is admitted; the others follow when it has
+// ended or is no suspect any more.
+//
 // At most num_stages steps are in flight: one for each stage to work on. One more would only wait,
 // and for it every micro-batch would be smaller and share each expert read among fewer rows; what
 // is given up is that the pipeline idles for the hop home, which is short against a stage's work.
@@ -153,6 +157,12 @@ class Scheduler {
   /// Counts the step, which takes along that `kept` are to be archived.
   void EndStep(const std::vector<ArchivedKvBlock>& kept, v1::Step* step);
   void Admit();
+  /// The suspect that runs, else the one that is to run first; null: there is none.
+  Sequence* Suspect() const;
+  /// Lets nobody but the suspect run.
+  void AdmitAlone(Sequence* suspect);
+  /// It is admitted, and runs.
+  void Run(Sequence* sequence);
   /// Who gives its blocks back first; null if nobody can.
   Sequence* Victim() const;
   void Requeue(Sequence* sequence);
