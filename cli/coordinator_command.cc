@@ -22,6 +22,7 @@ struct CoordinatorFlags {
   std::string http_address_file;
   double worker_timeout_s = 60;
   double heartbeat_timeout_s = 5;
+  double rejoin_delay_s = 30;
 };
 
 /// A reader never sees half an address.
@@ -47,6 +48,7 @@ absl::Status Serve(CoordinatorFlags flags) {
       Annotate(CheckListen(flags.options.listen, flags.options.security), "--listen"));
   flags.options.worker_timeout = absl::Seconds(flags.worker_timeout_s);
   flags.options.heartbeat_timeout = absl::Seconds(flags.heartbeat_timeout_s);
+  flags.options.rejoin_delay = absl::Seconds(flags.rejoin_delay_s);
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<CoordinatorServer> server,
                            CoordinatorServer::Start(flags.options));
   std::printf("caravan coordinator: listening on %s\n", server->address().c_str());
@@ -135,6 +137,14 @@ void AddCoordinatorCommand(CLI::App& app, CommandBody& body) {
       ->add_option("--heartbeat-timeout", flags->heartbeat_timeout_s,
                    "A worker that is silent for SECONDS is lost")
       ->check(CLI::Range(0.1, 1e6))
+      ->capture_default_str();
+  command
+      ->add_option("--rejoin-delay", flags->rejoin_delay_s,
+                   "A worker that was lost three times in a row, with less than five minutes of "
+                   "serving before each, stays spare for SECONDS when it comes back, and twice as "
+                   "long each further time, up to ten times SECONDS; unless the others cannot do "
+                   "without it. 0: all come back at once")
+      ->check(CLI::Range(0.0, 1e6))
       ->capture_default_str();
   command->callback([flags, &body] { body = [flags] { return ReportStatus(Serve(*flags)); }; });
 }

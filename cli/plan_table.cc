@@ -41,6 +41,9 @@ std::string DescribeState(const v1::WorkerStatus& worker) {
   const std::string next = DescribePreparation(worker);
   switch (worker.state()) {
     case v1::WORKER_STATE_SPARE:
+      if (!worker.drained() && worker.held_back_s() > 0) {
+        return absl::StrFormat("held %.0f s", worker.held_back_s());
+      }
       return absl::StrCat(worker.drained() ? "drained" : "spare", next);
     case v1::WORKER_STATE_LOADING:
       return absl::StrCat("loading ", Percent(worker.loaded_bytes(), worker.load_bytes()));

@@ -54,7 +54,8 @@ ClusterController::ClusterController(Options options, PipelineDriver* driver,
     : options_(std::move(options)),
       driver_(driver),
       open_first_hop_(std::move(open_first_hop)),
-      membership_(*options_.clock, MembershipOptions{options_.heartbeat_timeout}) {
+      membership_(*options_.clock, MembershipOptions{options_.heartbeat_timeout}),
+      backoff_({options_.rejoin_delay, options_.clock}) {
   driver_->SetWaitingReason(PipelineState());
 }
 
@@ -78,6 +79,8 @@ absl::StatusOr<WorkerId> ClusterController::Join(uint64_t incarnation,
                             {"address", registration.address()},
                             {"identity", identity},
                             {"memory_bytes", registration.memory_budget_bytes()}});
+  LoseExpired();  // an earlier life of it may be among them
+  backoff_.Joined(*membership_.Find(id));
   PlanSoon();
   Tick();
   return id;
@@ -216,6 +219,7 @@ void ClusterController::Lose(const Member& member, const std::string& why) {
   no_offloading_.erase(member.id);
   loads_.erase(member.id);
   hops_.Forget(member.id);
+  backoff_.Lost(member, StageOf(member.id) >= 0 || NextStageOf(member.id) >= 0);
   // Now it is known why a link broke, if one did: nothing is gained by waiting.
   PlanSoon();
   if (NextStageOf(member.id) >= 0) CancelNext();
@@ -274,9 +278,14 @@ void ClusterController::GoWithoutNccl(int stage, v1::HopEnd end, const absl::Sta
 std::vector<Member> ClusterController::Usable() const {
   std::vector<Member> usable = membership_.Members();
   std::erase_if(usable, [this](const Member& member) {
-    return left_out_.contains(member.id) || drained_.contains(member.id);
+    return left_out_.contains(member.id) || drained_.contains(member.id) ||
+           backoff_.Holds(member.id);
   });
   return usable;
+}
+
+int ClusterController::Missing() const {
+  return (planned_once_ ? 1 : options_.min_workers) - static_cast<int>(Usable().size());
 }
 
 void ClusterController::PipelineBroken(uint64_t plan_version, const absl::Status& why) {
@@ -342,18 +351,25 @@ absl::StatusOr<WorkerId> ClusterController::Drain(const std::string& worker, boo
 
 void ClusterController::Tick() {
   if (leaving_) return;
-  for (const Member& member : membership_.Expire()) {
-    Lose(member, absl::StrCat("not heard of for ",
-                              absl::FormatDuration(options_.clock->Now() - member.last_heard)));
-  }
+  LoseExpired();
+  if (backoff_.EndHolds()) plan_is_due_ = true;
   if (plan_is_due_ && options_.clock->Now() >= plan_not_before_) MaybePlan();
   driver_->SetWaitingReason(PipelineState());
 }
 
+void ClusterController::LoseExpired() {
+  for (const Member& member : membership_.Expire()) {
+    const absl::Duration silence = options_.clock->Now() - member.last_heard;
+    Lose(member, silence > options_.heartbeat_timeout
+                     ? absl::StrCat("not heard of for ", absl::FormatDuration(silence))
+                     : "another process joined from its address");
+  }
+}
+
 void ClusterController::MaybePlan() {
   if (LeaveOutWhoCannotRead()) return;  // which has planned
-  const int missing =
-      (planned_once_ ? 1 : options_.min_workers) - static_cast<int>(Usable().size());
+  if (backoff_.HoldsAnybody() && (Missing() > 0 || !MakePlan().ok())) backoff_.LetAllIn();
+  const int missing = Missing();
   if (missing > 0) {
     waiting_reason_ =
         absl::StrCat("waiting for ", missing, " more worker", missing == 1 ? "" : "s", " to join");
@@ -553,14 +569,15 @@ void ClusterController::StartServing() {
   }
   pipeline.archive = CommonArchive(NameKvRoot(options_.model_identity), archives);
   pipeline.first_hop = *std::move(first_hop);
-  LogInfo("pipeline_serving",
-          {{"plan", version},
-           {"stages", pipeline.num_stages},
-           {"seconds_without",
-            absl::ToDoubleSeconds(options_.clock->Now() -
-                                  served_until_.value_or(options_.clock->Now()))},
-           {"kv_tokens", pipeline.kv_blocks * kKvBlockTokens},
-           {"archived_tokens", std::ssize(pipeline.archive.names) * kKvBlockTokens}});
+  LogInfo(
+      "pipeline_serving",
+      {{"plan", version},
+       {"stages", pipeline.num_stages},
+       {"seconds_without", absl::ToDoubleSeconds(options_.clock->Now() -
+                                                 served_until_.value_or(options_.clock->Now()))},
+       {"kv_tokens", pipeline.kv_blocks * kKvBlockTokens},
+       {"archived_tokens", std::ssize(pipeline.archive.names) * kKvBlockTokens}});
+  for (const StagePlan& stage : active_->plan.stages) backoff_.Serves(stage.worker);
   active_->serving = true;
   driver_->Attach(std::move(pipeline));
 }
@@ -628,6 +645,7 @@ std::string ClusterController::PipelineState() const {
   for (const auto& [id, why] : no_offloading_) {
     absl::StrAppend(&state, StageOf(id) < 0 ? "; left out: " : "; not offloading: ", why);
   }
+  if (backoff_.HoldsAnybody()) absl::StrAppend(&state, "; held back: ", backoff_.Describe());
   return state;
 }
 
@@ -680,6 +698,7 @@ v1::GetStatusResponse ClusterController::Status() const {
     worker.set_on_card(member.registration.on_card());
     worker.set_state(v1::WORKER_STATE_SPARE);
     worker.set_drained(drained_.contains(member.id));
+    worker.set_held_back_s(absl::ToDoubleSeconds(backoff_.HoldsFor(member.id)));
     if (const auto load = loads_.find(member.id); load != loads_.end()) {
       *worker.mutable_load() = load->second;
     }

@@ -35,6 +35,7 @@
 #include "cluster/pipeline_plan.h"
 #include "coordinator/hop_rules.h"
 #include "coordinator/pipeline_driver.h"
+#include "coordinator/rejoin_backoff.h"
 #include "model/layer_cost.h"
 #include "model/model_config.h"
 
@@ -53,8 +54,9 @@ class ClusterController {
     int64_t max_step_tokens = 512;  // rows that one step may carry
     absl::Duration heartbeat_interval = absl::Seconds(2.5);
     absl::Duration heartbeat_timeout = absl::Seconds(5);
-    absl::Duration retry_delay = absl::Seconds(5);  // after a plan that failed to load
-    uint64_t incarnation = 0;                       // the coordinator's
+    absl::Duration retry_delay = absl::Seconds(5);    // after a plan that failed to load
+    absl::Duration rejoin_delay = absl::Seconds(30);  // as RejoinBackoff
+    uint64_t incarnation = 0;                         // the coordinator's
     std::string identity;  // as its certificate says; empty: the cluster has none
     const Clock* clock = &SteadyClock();
   };
@@ -137,6 +139,8 @@ class ClusterController {
   /// Whether the cluster can have such a worker at all. Errors: as Join.
   absl::Status CheckFits(const v1::Registration& registration) const;
   void Lose(const Member& member, const std::string& why);
+  /// Those that were silent for too long, and those whose address another has taken.
+  void LoseExpired();
   /// What a worker says of the plan that is loaded or serves, or of the next one.
   void ReportOfPlan(WorkerId worker, int stage, const v1::WorkerReport& report);
   void ReportOfNextPlan(WorkerId worker, int stage, const v1::WorkerReport& report);
@@ -156,6 +160,8 @@ class ClusterController {
   absl::StatusOr<WorkerId> FindWorker(const std::string& worker) const;
   /// The workers that plans may use, in order of joining.
   std::vector<Member> Usable() const;
+  /// How many workers have to join yet before there can be a plan.
+  int Missing() const;
   /// Makes the plan that the present members call for, unless they have it.
   void MaybePlan();
   absl::StatusOr<PipelinePlan> MakePlan(
@@ -197,6 +203,7 @@ class ClusterController {
   std::map<WorkerId, std::string> no_offloading_;  // that plans keep no experts on the disk of
   std::map<WorkerId, v1::WorkerLoad> loads_;       // of the last heartbeat that came
   HopRules hops_;
+  RejoinBackoff backoff_;
   std::optional<ActivePlan> active_;
   std::optional<NextPlan> next_;         // only while the active one serves
   std::optional<absl::Duration> served_until_;  // when the last plan that served ended

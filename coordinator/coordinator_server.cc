@@ -296,6 +296,7 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
   controller.max_step_tokens = options.prefill_chunk;
   controller.heartbeat_timeout = options.heartbeat_timeout;
   controller.heartbeat_interval = options.heartbeat_timeout / 2;
+  controller.rejoin_delay = options.rejoin_delay;
   controller.incarnation = NewIncarnation();
   if (options.security.tls != nullptr) {
     const Identity& self = options.security.tls->identity();

@@ -31,6 +31,7 @@ struct CoordinatorOptions {
   bool speculate = false;  // the model's layer of multi-token prediction drafts
   absl::Duration worker_timeout = absl::Seconds(60);    // how long a job waits for a pipeline
   absl::Duration heartbeat_timeout = absl::Seconds(5);  // two heartbeats: a silent worker is lost
+  absl::Duration rejoin_delay = absl::Seconds(30);      // as RejoinBackoff
 };
 
 /// Serves from Start until Stop.

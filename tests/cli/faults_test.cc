@@ -257,7 +257,8 @@ class FaultsTest : public ::testing::Test {
     network_ = *std::move(network);
     cluster_ = std::make_unique<TestCluster>(
         [this](const std::string& name) { return network_->Enter(BoxOf(name)); });
-    cluster_->StartCoordinator({"--workers", absl::StrCat(kWorkers), "--insecure", "--listen",
+    cluster_->StartCoordinator({"--workers", absl::StrCat(kWorkers), "--rejoin-delay", "0",
+                                "--insecure", "--listen",
                                 absl::StrCat(network_->host(0), ":7000")});
     log_.emplace(cluster_->coordinator().err_path());
     for (int i = 0; i < kWorkers; ++i) {

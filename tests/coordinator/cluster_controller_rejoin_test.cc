@@ -1,0 +1,100 @@
+// What a ClusterController does about a worker that comes and goes.
+
+#include <string>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/coordinator/fake_cluster.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+v1::Registration At(const std::string& address) {
+  v1::Registration registration;
+  registration.set_address(address);
+  return registration;
+}
+
+/// A worker that serves, and one that comes and goes beside it.
+class ClusterControllerRejoinTest : public ::testing::Test {
+ protected:
+  FakeWorker* ComeBack() {
+    return cluster_.Join("box-b", kWhole, /*offloads=*/false, At("10.0.0.99:7000"));
+  }
+  /// It joins, a plan with both takes the other's place, and it is lost.
+  void ComeAndGo() {
+    FakeWorker* const b = ComeBack();
+    const uint64_t plan = OnlyPrepare(a_->TakeOrders()).stage().plan_version();
+    for (FakeWorker* const worker : {a_, b}) cluster_.Prepared(worker, plan);
+    cluster_.WaitUntilQuiet();
+    for (FakeWorker* const worker : {a_, b}) cluster_.Ready(worker, plan);
+    EXPECT_TRUE(cluster_.Status().serving());
+    cluster_.Gone(b);
+    ServeAlone();
+  }
+  void ServeAlone() {
+    cluster_.Ready(a_, cluster_.Status().plan_version());
+    EXPECT_TRUE(cluster_.Status().serving());
+    a_->TakeOrders();
+  }
+  /// So long, while box-a is heard of.
+  void Pass(absl::Duration time) {
+    for (; time > absl::ZeroDuration(); time -= absl::Seconds(1)) {
+      cluster_.Heartbeat(a_);
+      if (b_ != nullptr) cluster_.Heartbeat(b_);
+      cluster_.Advance(absl::Seconds(1));
+    }
+  }
+
+  FakeCluster cluster_;
+  FakeWorker* const a_ = cluster_.Join("box-a", kWhole, /*offloads=*/false, At("10.0.0.98:7000"));
+  FakeWorker* b_ = nullptr;
+};
+
+TEST_F(ClusterControllerRejoinTest, FromTheFourthTimeOnItStaysSpareForAWhile) {
+  ServeAlone();
+  for (int i = 0; i < 3; ++i) ComeAndGo();
+  const uint64_t plan = cluster_.Status().plan_version();
+  b_ = ComeBack();
+  EXPECT_TRUE(cluster_.Status().serving());
+  EXPECT_EQ(cluster_.Status().plan_version(), plan) << "nobody is disturbed";
+  EXPECT_EQ(cluster_.Status().pipeline_state(),
+            "serving; held back: worker 5 (box-b), lost 3 times in a row, for 30s");
+  EXPECT_EQ(cluster_.Status().workers(1).state(), v1::WORKER_STATE_SPARE);
+  EXPECT_EQ(cluster_.Status().workers(1).held_back_s(), 30);
+  Pass(absl::Seconds(29));
+  EXPECT_EQ(cluster_.Status().plan_version(), plan);
+  EXPECT_TRUE(a_->TakeOrders().empty());
+  Pass(absl::Seconds(1));
+  EXPECT_GT(OnlyPrepare(a_->TakeOrders()).stage().plan_version(), plan);
+  EXPECT_THAT(cluster_.Status().pipeline_state(), Not(HasSubstr("held back")));
+  EXPECT_EQ(cluster_.Status().workers(1).held_back_s(), 0);
+}
+
+TEST_F(ClusterControllerRejoinTest, ItIsLetInWhereTheOthersCannotDoWithoutIt) {
+  ServeAlone();
+  for (int i = 0; i < 3; ++i) ComeAndGo();
+  FakeWorker* const b = ComeBack();
+  EXPECT_THAT(cluster_.Status().pipeline_state(), HasSubstr("held back"));
+  b->TakeOrders();
+  cluster_.Gone(a_);
+  EXPECT_EQ(cluster_.Status().pipeline_state(), "loading");
+  cluster_.Ready(b, OnlyLoad(b->TakeOrders()).plan_version());
+  EXPECT_EQ(cluster_.Status().pipeline_state(), "serving");
+}
+
+TEST_F(ClusterControllerRejoinTest, AProcessThatTakesAnAddressOverCountsAsALossOfTheOneBefore) {
+  ServeAlone();
+  for (int i = 0; i < 4; ++i) {
+    EXPECT_THAT(cluster_.Status().pipeline_state(), Not(HasSubstr("held back")));
+    ComeBack();  // The life before is not known to be over.
+  }
+  EXPECT_THAT(cluster_.Status().pipeline_state(),
+              HasSubstr("held back: worker 5 (box-b), lost 3 times in a row, for 30s"));
+}
+
+}  // namespace
+}  // namespace caravan
