@@ -24,8 +24,8 @@ inline constexpr char kSenderIncarnationKey[] = "caravan-incarnation";
 /// leave.
 class PipelineService final : public v1::Pipeline::Service {
  public:
-  /// `gate`, which is borrowed, is asked about the first step of each stream; null: whoever sends
-  /// may.
+  /// `gate`, which is borrowed, is asked about the first step of each stream, which carries steps
+  /// of that plan only; null: whoever sends may.
   PipelineService(uint64_t incarnation, StepReceiver receiver, const SenderGate* gate = nullptr)
       : incarnation_(incarnation), receiver_(std::move(receiver)), gate_(gate) {}
 

@@ -5,6 +5,7 @@
 // its plan puts before it.
 
 #include <cstdint>
+#include <map>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
@@ -23,17 +24,18 @@ struct StepSender {
 /// Thread-safe.
 class SenderGate {
  public:
-  /// From now on steps of the plan come from `sender`; of what is 0 or empty in it, from any.
+  /// From now on steps of the plan come from `sender`; of what is 0 or empty in it, from any. Said
+  /// before anybody is told that steps of the plan may come. The newest few plans are known, as one
+  /// may be made ready while another serves.
   void Expect(uint64_t plan_version, StepSender sender);
 
-  /// About steps of a plan that is not expected (any more) others decide.
-  /// Errors: PermissionDenied - the plan's steps come from somebody else.
+  /// Errors: PermissionDenied - the plan's steps come from somebody else; Aborted - nobody expects
+  ///         steps of this plan here (any more).
   absl::Status Check(const StepSender& sender, uint64_t plan_version) const;
 
  private:
   mutable Mutex mu_;
-  uint64_t plan_version_ ABSL_GUARDED_BY(mu_) = 0;
-  StepSender expected_ ABSL_GUARDED_BY(mu_);
+  std::map<uint64_t, StepSender> expected_ ABSL_GUARDED_BY(mu_);  // by plan
 };
 
 }  // namespace caravan

@@ -28,14 +28,27 @@ TEST(SenderGateTest, WithoutCertificatesTheIncarnationCounts) {
   EXPECT_EQ(gate.Check({18, ""}, 3).code(), absl::StatusCode::kPermissionDenied);
 }
 
-TEST(SenderGateTest, OtherPlansAreOthersMatter) {
+TEST(SenderGateTest, StepsOfPlansThatNobodyToldOfAreRefused) {
   SenderGate gate;
-  EXPECT_TRUE(gate.Check({18, "worker/box-b"}, 3).ok());
+  EXPECT_EQ(gate.Check({}, 0).code(), absl::StatusCode::kAborted);
+  gate.Expect(3, {17, "worker/box-a"});
+  const absl::Status unknown = gate.Check({17, "worker/box-a"}, 4);
+  EXPECT_EQ(unknown.code(), absl::StatusCode::kAborted);
+  EXPECT_THAT(unknown.message(), HasSubstr("steps of plan 4 are not expected here"));
+  EXPECT_EQ(gate.Check({17, "worker/box-a"}, 2).code(), absl::StatusCode::kAborted);
+}
+
+TEST(SenderGateTest, EachPlanHasItsOwnSenderAndOldOnesAreForgotten) {
+  SenderGate gate;
   gate.Expect(3, {17, "worker/box-a"});
   gate.Expect(4, {18, "worker/box-b"});
   EXPECT_TRUE(gate.Check({18, "worker/box-b"}, 4).ok());
-  EXPECT_FALSE(gate.Check({17, "worker/box-a"}, 4).ok());
-  EXPECT_TRUE(gate.Check({99, ""}, 3).ok());
+  EXPECT_TRUE(gate.Check({17, "worker/box-a"}, 3).ok()) << "it may serve while 4 is made ready";
+  EXPECT_EQ(gate.Check({17, "worker/box-a"}, 4).code(), absl::StatusCode::kPermissionDenied);
+  EXPECT_EQ(gate.Check({18, "worker/box-b"}, 3).code(), absl::StatusCode::kPermissionDenied);
+  for (uint64_t plan = 5; plan < 100; ++plan) gate.Expect(plan, {19, "worker/box-c"});
+  EXPECT_EQ(gate.Check({18, "worker/box-b"}, 4).code(), absl::StatusCode::kAborted);
+  EXPECT_TRUE(gate.Check({19, "worker/box-c"}, 99).ok());
 }
 
 }  // namespace
