@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/open_file.h"
 #include "base/status_macros.h"
+#include "model/gguf/gguf_set.h"
 #include "model/pack/pack_manifest.h"
 
 namespace caravan {
@@ -39,7 +40,7 @@ absl::StatusOr<std::string> ModelIdentity(const StoredModel& model, const std::s
     if (error) return absl::NotFoundError(absl::StrCat(path, ": ", error.message()));
     std::sort(files.begin(), files.end());
   } else {
-    files.push_back(path);
+    files = GgufSetPaths(path);
   }
   for (const std::string& file : files) {
     struct stat info = {};

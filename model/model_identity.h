@@ -11,7 +11,8 @@
 namespace caravan {
 
 /// Text that changes when the model at `path` (as OpenStoredModel takes it) does. Of a packed model
-/// its fingerprint, which covers all bytes. Else also the names, sizes and times of its files, as
+/// its fingerprint, which covers all bytes. Else also the names, sizes and times of its files (all
+/// of a split set, whichever is named), as
 /// to read them takes too long: a copy counts as another model, and one changed behind the clock's
 /// back as the same. Errors: NotFound, PermissionDenied - a file cannot be looked at; names it.
 absl::StatusOr<std::string> ModelIdentity(const StoredModel& model, const std::string& path);

@@ -3,8 +3,10 @@
 #include <utility>
 
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_split.h"
 #include "base/check.h"
 #include "base/sorted_keys.h"
 #include "base/status_macros.h"
@@ -32,6 +34,25 @@ absl::Status CheckSays(const GgufFile& file, absl::string_view key, int64_t valu
 }  // namespace
 
 bool IsGgufPath(absl::string_view path) { return absl::EndsWith(path, ".gguf"); }
+
+std::vector<std::string> GgufSetPaths(const std::string& path) {
+  const size_t suffix_bytes = SplitSuffix(0, 1).size();
+  if (path.size() > suffix_bytes) {
+    const std::string prefix = path.substr(0, path.size() - suffix_bytes);
+    const std::vector<absl::string_view> numbers = absl::StrSplit(
+        absl::string_view(path).substr(prefix.size() + 1, suffix_bytes - 1), absl::ByAnyChar("-."));
+    int64_t no = 0;
+    int64_t count = 0;
+    if (numbers.size() == 4 && absl::SimpleAtoi(numbers[0], &no) &&
+        absl::SimpleAtoi(numbers[2], &count) && 1 <= no && no <= count && count <= kMaxSplits &&
+        path == prefix + SplitSuffix(no - 1, count)) {
+      std::vector<std::string> paths;
+      for (int64_t i = 0; i < count; ++i) paths.push_back(prefix + SplitSuffix(i, count));
+      return paths;
+    }
+  }
+  return {path};
+}
 
 absl::StatusOr<std::unique_ptr<GgufSet>> GgufSet::Open(const std::string& path) {
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<GgufFile> given, GgufFile::Open(path));

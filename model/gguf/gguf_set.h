@@ -23,6 +23,10 @@ namespace caravan {
 /// Whether `path` has the name of a GGUF file.
 bool IsGgufPath(absl::string_view path);
 
+/// The paths of all files of the set that `path`, one of them, is named as part of; else `path`
+/// alone. Looks at names only.
+std::vector<std::string> GgufSetPaths(const std::string& path);
+
 /// Tensors under GGUF's own names. Immutable once open, so thread-safe.
 class GgufSet : public TensorSource {
  public:

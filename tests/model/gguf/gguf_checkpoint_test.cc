@@ -1,6 +1,8 @@
 #include "model/gguf/gguf_checkpoint.h"
 
+#include <chrono>
 #include <cstring>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <random>
@@ -15,6 +17,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "model/checkpoint.h"
+#include "model/model_identity.h"
 #include "model/tensor_table.h"
 #include "tests/model/gguf/gguf_model.h"
 #include "tests/support/gguf_writer.h"
@@ -204,17 +207,28 @@ TEST_F(GgufCheckpointTest, ReadsASplitSetFromAnyOfItsFiles) {
     AddGgufTensor(name, tensor, writers[static_cast<size_t>(1 + turn++ % (kCount - 1))]);
   }
   std::string path;
+  std::string first;
   for (int no = 0; no < kCount; ++no) {
     GgufWriter& writer = writers[static_cast<size_t>(no)];
     writer.Set("split.no", static_cast<uint16_t>(no));
     writer.Set("split.count", uint16_t{kCount});
     writer.Set("split.tensors.count", int32_t{turn});
     path = dir_.Write(absl::StrFormat("x-%05d-of-%05d.gguf", no + 1, kCount), writer.Bytes());
+    if (no == 0) first = path;
   }
   const auto checkpoint = MustOpen(path);
   ASSERT_NE(checkpoint, nullptr);
   ExpectHolds(*checkpoint, tensors);
   EXPECT_EQ(*checkpoint->metadata().String("general.name"), "a test's model");
+
+  // Whichever of its files is named, what is kept for longer is kept for all of them.
+  const std::string identity = *ModelIdentity(*checkpoint, path);
+  EXPECT_EQ(*ModelIdentity(*checkpoint, first), identity);
+  namespace fs = std::filesystem;
+  fs::last_write_time(first, fs::last_write_time(first) - std::chrono::hours(1));
+  EXPECT_NE(*ModelIdentity(*checkpoint, path), identity);
+  fs::remove(first);
+  EXPECT_EQ(ModelIdentity(*checkpoint, path).status().code(), absl::StatusCode::kNotFound);
 }
 
 TEST_F(GgufCheckpointTest, LeavesCopiesAndFurtherPredictionsOut) {

@@ -56,6 +56,19 @@ class GgufSetTest : public ::testing::Test {
   TempDir dir_;
 };
 
+TEST_F(GgufSetTest, ASetsFilesAreKnownByTheNameOfAnyOfThem) {
+  for (int no = 0; no < kCount; ++no) {
+    EXPECT_THAT(GgufSetPaths("a/" + Name(no)),
+                ElementsAre("a/" + Name(0), "a/" + Name(1), "a/" + Name(2)));
+  }
+  for (const char* path :
+       {"m.gguf", "", "-00001-of-00003", "m-00004-of-00003.gguf", "m-00000-of-00003.gguf",
+        "m-00001-of-00000.gguf", "m-0x001-of-00003.gguf", "m-00001_of_00003.gguf", "m-1-of-3.gguf",
+        "m-00001-of-99999.gguf", "m-00001-or-00003.gguf"}) {
+    EXPECT_THAT(GgufSetPaths(path), ElementsAre(path));
+  }
+}
+
 TEST_F(GgufSetTest, FindsTheOthersFromAnyOfThem) {
   for (int no = 0; no < kCount; ++no) {
     const auto set = GgufSet::Open(dir_.File(Name(no)));
