@@ -2,11 +2,13 @@
 
 #include <pthread.h>
 
+#include <cstdlib>
 #include <memory>
 #include <thread>
 #include <utility>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/mutex.h"
@@ -232,6 +234,35 @@ class FlowCall final : public grpc::ClientBidiReactor<v1::Step, v1::FlowReply> {
   v1::FlowReply reply_;
 };
 
+/// Whether this process is ending by exit(), which destroys what gRPC needs while threads that
+/// nobody joins still run. Thread-safe; never destroyed.
+class ProcessExit {
+ public:
+  static ProcessExit* Get() {
+    static ProcessExit* const instance = [] {
+      // What is registered later is called earlier: before what gRPC has at this point.
+      std::atexit([] { Get()->Begin(); });
+      return new ProcessExit;
+    }();
+    return instance;
+  }
+
+  /// Calls `body` unless the end has begun, which then waits for it.
+  void UnlessBegun(absl::FunctionRef<void()> body) {
+    MutexLock lock(&mu_);
+    if (!begun_) body();
+  }
+
+ private:
+  void Begin() {
+    MutexLock lock(&mu_);
+    begun_ = true;
+  }
+
+  Mutex mu_;  // held while a call goes, of which nothing else takes it
+  bool begun_ ABSL_GUARDED_BY(mu_) = false;
+};
+
 class GrpcChannel : public ActivationChannel {
  public:
   explicit GrpcChannel(const GrpcChannelOptions& options)
@@ -240,9 +271,11 @@ class GrpcChannel : public ActivationChannel {
     Close();
     if (call_->WaitUntilDone(kFarewell)) return;
     // The one thread that nobody joins: it ends when the network lets go, or the process ends.
-    std::thread([call = std::move(call_)] {
+    std::thread([call = std::move(call_), end = ProcessExit::Get()]() mutable {
       pthread_setname_np(pthread_self(), "hop-remains");
       call->WaitUntilDone(absl::InfiniteDuration());
+      end->UnlessBegun([&call] { call.reset(); });
+      (void)call.release();  // nothing, or what the end of the process takes with it
     }).detach();
   }
 

@@ -49,7 +49,9 @@ class StepLoop {
   ~StepLoop();
 
   /// Drops the steps that wait, releases whoever waits in Receive, ends the links and the channel
-  /// to the next hop and joins the threads. Idempotent; any thread.
+  /// to the next hop and joins the threads. Idempotent; any thread. Waits for what the stage is at:
+  /// where a disk hangs that a step reads from, or that its archive of KV blocks is written to, for
+  /// as long as that hangs.
   void Stop();
 
   uint64_t plan_version() const { return plan_version_; }
