@@ -146,14 +146,7 @@ void AddLoadOptions(CLI::App& command, PlanFlags& flags) {
       .add_option("--prompt", flags.prompt, "Tokens of the prompt whose first token is waited for")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
       ->default_str(absl::StrCat(kPromptTokens, ", at most the context"));
-  command
-      .add_option_function<std::string>(
-          "--for", [&flags](const std::string& aim) { flags.interactive = aim == "interactive"; },
-          "bulk: most tokens/s of all jobs together; interactive: most of one that decodes alone, "
-          "with room for the others' KV caches")
-      ->check(CLI::IsMember({"interactive", "bulk"}))
-      ->type_name("interactive|bulk")
-      ->default_str("bulk");
+  AddAimOption(command, flags.interactive);
   AddKvOption(command, flags.kv_dtype);
 }
 

@@ -1,7 +1,8 @@
 #ifndef CARAVAN_CLI_SHAPE_FLAGS_H_
 #define CARAVAN_CLI_SHAPE_FLAGS_H_
 
-// Which model a prediction is about: one that is here, or the shape of one that is not.
+// Which model a prediction is about: one that is here, or the shape of one that is not; and what
+// else `plan` and `simulate` are both told.
 
 #include <cstdint>
 #include <memory>
@@ -31,6 +32,9 @@ struct ShapeFlags {
   ///         formats for a model that has its own, or no format of so many bits; names the flag.
   absl::StatusOr<std::unique_ptr<StoredModel>> Open() const;
 };
+
+/// The option --for: what a plan is to be best at. Keeps a reference to `interactive`.
+void AddAimOption(CLI::App& command, bool& interactive);
 
 /// Whether the model has so many positions, and its KV cache can have this format.
 /// Errors: InvalidArgument - names --context or --kv.

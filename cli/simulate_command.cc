@@ -160,13 +160,7 @@ void AddSimulateCommand(CLI::App& app, CommandBody& body) {
       ->capture_default_str();
   command->add_option("--seed", flags->seed, "Of when jobs come and how long they are")
       ->capture_default_str();
-  command
-      ->add_option_function<std::string>(
-          "--for", [flags](const std::string& aim) { flags->interactive = aim == "interactive"; },
-          "What the plan is for, as caravan plan takes it")
-      ->check(CLI::IsMember({"interactive", "bulk"}))
-      ->type_name("interactive|bulk")
-      ->default_str("bulk");
+  AddAimOption(*command, flags->interactive);
   AddKvOption(*command, flags->kv_dtype);
   command->callback(
       [flags, &body] { body = [flags] { return ReportStatus(RunSimulation(*flags)); }; });
