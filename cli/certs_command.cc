@@ -5,6 +5,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -41,23 +42,31 @@ struct CertsFlags {
   absl::Duration lifetime() const { return absl::Hours(24) * days; }
 };
 
-/// Puts a new certificate with its key, and what it trusts, into a directory.
+/// Errors: AlreadyExists - one of the files is there.
+absl::Status CheckNotThere(const std::vector<std::string>& paths) {
+  for (const std::string& path : paths) {
+    if (!FileExists(path)) continue;
+    return absl::AlreadyExistsError(absl::StrCat(path, ": it is there already, and is kept"));
+  }
+  return absl::OkStatus();
+}
+
+/// Puts a new certificate with its key, and what it trusts, into a directory that has neither.
 absl::Status WriteIdentity(const std::string& directory, const std::string& authorities,
                            const KeyAndCertificate& identity) {
+  CARAVAN_RETURN_IF_ERROR(CheckNotThere({IdentityPath(directory), AuthorityPath(directory)}));
   CARAVAN_RETURN_IF_ERROR(MakePrivateDirectory(directory));
   CARAVAN_RETURN_IF_ERROR(
       WritePrivateFile(IdentityPath(directory), identity.key_pem + identity.certificate_pem));
-  return ReplacePrivateFile(AuthorityPath(directory), authorities);
+  return WritePrivateFile(AuthorityPath(directory), authorities);
 }
 
 absl::Status Init(const CertsFlags& flags) {
   const absl::Time now = absl::Now();
   CARAVAN_RETURN_IF_ERROR(CheckIdentityName(flags.name));
-  for (const std::string& path : {AuthorityKeyPath(flags.directory), AuthorityPath(flags.directory),
-                                  IdentityPath(flags.directory)}) {
-    if (!FileExists(path)) continue;
-    return absl::AlreadyExistsError(absl::StrCat(path, ": it is there already, and is kept"));
-  }
+  CARAVAN_RETURN_IF_ERROR(
+      CheckNotThere({AuthorityKeyPath(flags.directory), AuthorityPath(flags.directory),
+                     IdentityPath(flags.directory)}));
   CARAVAN_ASSIGN_OR_RETURN(const KeyAndCertificate authority,
                            MakeAuthority({now, kAuthorityLifetime}));
   CARAVAN_ASSIGN_OR_RETURN(
@@ -79,10 +88,11 @@ absl::Status Add(const CertsFlags& flags, Role role) {
           : JoinPath(JoinPath(flags.directory, role == Role::kClient ? "clients" : "boxes"),
                      flags.name);
   CARAVAN_ASSIGN_OR_RETURN(const KeyAndCertificate authority, ReadAuthority(flags.directory));
+  CARAVAN_ASSIGN_OR_RETURN(const std::string authorities, ReadAuthorities(flags.directory));
   CARAVAN_ASSIGN_OR_RETURN(
       const KeyAndCertificate identity,
       IssueIdentity(authority, {role, flags.name}, {absl::Now(), flags.lifetime()}));
-  CARAVAN_RETURN_IF_ERROR(WriteIdentity(out, authority.certificate_pem, identity));
+  CARAVAN_RETURN_IF_ERROR(WriteIdentity(out, authorities, identity));
   std::printf("made %s: copy it to where %s runs, as the directory for --certs\n", out.c_str(),
               flags.name.c_str());
   return absl::OkStatus();
@@ -94,15 +104,14 @@ absl::Status Renew(const CertsFlags& flags) {
   const absl::StatusOr<CertificateFacts> facts = ReadCertificate(old);
   if (!facts.ok()) return Annotate(facts.status(), path);
   if (!facts->identity.ok()) return Annotate(facts->identity.status(), path);
-  CARAVAN_ASSIGN_OR_RETURN(
-      const KeyAndCertificate authority,
-      ReadAuthority(flags.authority.empty() ? flags.directory : flags.authority));
+  const std::string& signer = flags.authority.empty() ? flags.directory : flags.authority;
+  CARAVAN_ASSIGN_OR_RETURN(const KeyAndCertificate authority, ReadAuthority(signer));
+  CARAVAN_ASSIGN_OR_RETURN(const std::string authorities, ReadAuthorities(signer));
   CARAVAN_ASSIGN_OR_RETURN(
       const KeyAndCertificate identity,
       IssueIdentity(authority, *facts->identity, {absl::Now(), flags.lifetime()}));
   // In this order: what the new certificate is of is trusted before it is shown.
-  CARAVAN_RETURN_IF_ERROR(
-      ReplacePrivateFile(AuthorityPath(flags.directory), authority.certificate_pem));
+  CARAVAN_RETURN_IF_ERROR(ReplacePrivateFile(AuthorityPath(flags.directory), authorities));
   CARAVAN_RETURN_IF_ERROR(ReplacePrivateFile(path, identity.key_pem + identity.certificate_pem));
   std::printf("renewed %s of %s for %d days\n", path.c_str(), ToString(*facts->identity).c_str(),
               flags.days);
@@ -125,10 +134,8 @@ absl::Status Join(const CertsFlags& flags) {
   if (text == "-") std::getline(std::cin, text);
   CARAVAN_ASSIGN_OR_RETURN(const JoinToken token, ParseJoinToken(text));
   // Before the token is used up.
-  if (FileExists(IdentityPath(flags.directory))) {
-    return absl::AlreadyExistsError(
-        absl::StrCat(IdentityPath(flags.directory), ": it is there already, and is kept"));
-  }
+  CARAVAN_RETURN_IF_ERROR(
+      CheckNotThere({IdentityPath(flags.directory), AuthorityPath(flags.directory)}));
   CARAVAN_RETURN_IF_ERROR(MakePrivateDirectory(flags.directory));
   CARAVAN_ASSIGN_OR_RETURN(const Enrolled enrolled, Enrol(flags.address, token));
   CARAVAN_RETURN_IF_ERROR(

@@ -38,17 +38,22 @@ absl::StatusOr<std::string> AskForAuthority(v1::Enrolment::Stub& stub, const Joi
   return response.ca_pem();
 }
 
+/// The one whose fingerprint is known, and nothing that was sent beside it.
+absl::StatusOr<std::string> FindAuthority(const std::string& shown,
+                                          const std::string& fingerprint) {
+  for (std::string& certificate : SplitCertificates(shown)) {
+    CARAVAN_ASSIGN_OR_RETURN(const CertificateFacts facts, ReadCertificate(certificate));
+    if (facts.fingerprint == fingerprint) return std::move(certificate);
+  }
+  return absl::UnauthenticatedError(
+      "its authority is not the one that the token names: it is another cluster's, or somebody "
+      "stands between");
+}
+
 absl::StatusOr<Enrolled> TryEnrol(const std::string& address, const JoinToken& token) {
   const absl::StatusOr<std::string> shown = AskForAuthority(*Dial(address, std::nullopt), token);
   CARAVAN_RETURN_IF_ERROR(shown.status());
-  // The one whose fingerprint is known, and nothing that was sent beside it.
-  CARAVAN_ASSIGN_OR_RETURN(const std::string authority, FirstCertificate(*shown));
-  CARAVAN_ASSIGN_OR_RETURN(const CertificateFacts facts, ReadCertificate(authority));
-  if (facts.fingerprint != token.fingerprint) {
-    return absl::UnauthenticatedError(
-        "its authority is not the one that the token names: it is another cluster's, or somebody "
-        "stands between");
-  }
+  CARAVAN_ASSIGN_OR_RETURN(const std::string authority, FindAuthority(*shown, token.fingerprint));
   const std::unique_ptr<v1::Enrolment::Stub> stub = Dial(address, authority);
   Enrolled enrolled;
   CARAVAN_ASSIGN_OR_RETURN(enrolled.authorities_pem, AskForAuthority(*stub, token));

@@ -27,6 +27,7 @@ void SecurityFlags::AddTo(CLI::App& command) {
 
 void SecurityFlags::AddToServer(CLI::App& command) {
   AddTo(command);
+  serves = true;
   command.add_flag("--insecure", insecure,
                    "Without certificates listen beyond this machine's loopback too: whoever "
                    "reaches the port may do everything, and read what goes by");
@@ -48,8 +49,8 @@ absl::StatusOr<TransportSecurity> SecurityFlags::Load() const {
   CARAVAN_ASSIGN_OR_RETURN(security.tls, ClusterTls::Load(certs, now));
   CARAVAN_ASSIGN_OR_RETURN(const std::string pem, ReadIdentity(certs, now));
   CARAVAN_ASSIGN_OR_RETURN(const CertificateFacts facts, ReadCertificate(pem));
-  if (facts.not_after - now < kSoon) {
-    LogWarning("certificate_expires_soon",
+  if (!serves && facts.not_after - now < kSoon) {
+    LogWarning("certificate_expires",
                {{"path", IdentityPath(certs)}, {"at", absl::FormatTime(facts.not_after)}});
   }
   return security;

@@ -15,12 +15,13 @@ namespace caravan {
 struct SecurityFlags {
   std::string certs;  // directory; empty: no certificates
   bool insecure = false;
+  bool serves = false;  // for long: a CertificateWatcher says what Load would
 
   /// Keeps a reference to this, as AddToServer.
   void AddTo(CLI::App& command);
   void AddToServer(CLI::App& command);
 
-  /// Warns of --insecure, and of a certificate that soon expires.
+  /// Warns of --insecure, and, unless the command serves, of a certificate that soon expires.
   /// Errors: as ReadIdentity; InvalidArgument - both options.
   absl::StatusOr<TransportSecurity> Load() const;
 };

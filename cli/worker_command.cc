@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -26,6 +27,7 @@
 #include "cli/stop_signals.h"
 #include "cli/validators.h"
 #include "cluster/address.h"
+#include "cluster/certificate_watch.h"
 #include "cluster/machine.h"
 #include "cluster/trusted_network.h"
 #include "model/pack/packed_model.h"
@@ -194,6 +196,10 @@ absl::Status ApplyDefaults(WorkerFlags& flags) {
 absl::Status Work(WorkerFlags flags) {
   const StopSignals signals;
   CARAVAN_RETURN_IF_ERROR(ApplyDefaults(flags));
+  std::optional<CertificateWatcher> certificates;
+  if (flags.options.security.tls != nullptr) {
+    certificates.emplace(flags.options.security.tls->directory());
+  }
   LogInfo("worker_starting", {{"name", flags.options.name},
                               {"device", flags.options.device->Name()},
                               {"vram", FormatByteSize(flags.options.device->memory_budget_bytes())},

@@ -259,9 +259,24 @@ absl::StatusOr<CertificateFacts> ReadCertificate(const std::string& pem) {
   };
 }
 
-absl::StatusOr<std::string> FirstCertificate(const std::string& pem) {
-  CARAVAN_ASSIGN_OR_RETURN(const Certificate certificate, ReadX509(pem));
-  return ToPem(certificate.get());
+std::vector<std::string> SplitCertificates(const std::string& pem) {
+  std::vector<std::string> certificates;
+  const Bio reader = Reader(pem);
+  while (true) {
+    const Certificate certificate(PEM_read_bio_X509(reader.get(), nullptr, NoPassphrase, nullptr));
+    if (certificate == nullptr) return certificates;
+    certificates.push_back(ToPem(certificate.get()));
+  }
+}
+
+absl::StatusOr<std::string> CertificateOfKey(const std::string& certificates_pem,
+                                             const std::string& key_pem) {
+  CARAVAN_ASSIGN_OR_RETURN(const Key key, ReadKey(key_pem));
+  for (std::string& pem : SplitCertificates(certificates_pem)) {
+    CARAVAN_ASSIGN_OR_RETURN(const Certificate certificate, ReadX509(pem));
+    if (X509_check_private_key(certificate.get(), key.get()) == 1) return std::move(pem);
+  }
+  return absl::FailedPreconditionError("the authority's key belongs to none of the certificates");
 }
 
 absl::Status CheckIdentity(const std::string& authorities_pem, const std::string& identity_pem,

@@ -7,6 +7,7 @@
 // Functions are thread-safe.
 
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -61,8 +62,13 @@ struct CertificateFacts {
 /// Errors: InvalidArgument - no certificate.
 absl::StatusOr<CertificateFacts> ReadCertificate(const std::string& pem);
 
-/// Of several in the text the first alone. Errors: as ReadCertificate.
-absl::StatusOr<std::string> FirstCertificate(const std::string& pem);
+/// Each certificate in the text alone, in order; what else is there is left out.
+std::vector<std::string> SplitCertificates(const std::string& pem);
+
+/// Of the certificates in the text the first that is this key's.
+/// Errors: InvalidArgument - no key; FailedPrecondition - it belongs to none of them.
+absl::StatusOr<std::string> CertificateOfKey(const std::string& certificates_pem,
+                                             const std::string& key_pem);
 
 /// Whether `identity_pem`, a key with its certificate in any order, can be shown in a cluster whose
 /// authorities are those of `authorities_pem` (one, or more while they are exchanged).

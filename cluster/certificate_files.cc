@@ -51,12 +51,14 @@ std::string IdentityPath(const std::string& directory) {
 absl::Status MakePrivateDirectory(const std::string& directory) {
   std::error_code error;
   if (std::filesystem::is_directory(directory, error)) return absl::OkStatus();
-  std::filesystem::create_directories(std::filesystem::path(directory).lexically_normal(), error);
-  if (error || ::chmod(directory.c_str(), 0700) != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        directory,
-        ": it cannot be made: ", error ? error.message() : std::string(std::strerror(errno))));
+  std::filesystem::path path = std::filesystem::path(directory).lexically_normal();
+  if (!path.has_filename()) path = path.parent_path();  // it ended with /
+  if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path(), error);
+  if (error) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(directory, ": it cannot be made: ", error.message()));
   }
+  if (::mkdir(path.c_str(), 0700) != 0) return CannotMake(directory);
   return absl::OkStatus();
 }
 
@@ -111,7 +113,10 @@ absl::StatusOr<std::string> ReadIdentity(const std::string& directory, absl::Tim
 absl::StatusOr<KeyAndCertificate> ReadAuthority(const std::string& directory) {
   KeyAndCertificate authority;
   CARAVAN_ASSIGN_OR_RETURN(authority.key_pem, ReadPrivateFile(AuthorityKeyPath(directory)));
-  CARAVAN_ASSIGN_OR_RETURN(authority.certificate_pem, ReadAuthorities(directory));
+  CARAVAN_ASSIGN_OR_RETURN(const std::string authorities, ReadAuthorities(directory));
+  absl::StatusOr<std::string> own = CertificateOfKey(authorities, authority.key_pem);
+  if (!own.ok()) return Annotate(own.status(), AuthorityPath(directory));
+  authority.certificate_pem = *std::move(own);
   return authority;
 }
 

@@ -24,7 +24,8 @@ std::string AuthorityPath(const std::string& directory);     // ca.pem
 std::string AuthorityKeyPath(const std::string& directory);  // ca.key
 std::string IdentityPath(const std::string& directory);      // identity.pem
 
-/// Makes the directory, for its owner alone, unless it is there; with its parents.
+/// Makes the directory, for its owner alone from the beginning, unless it is there; with its
+/// parents, which are as usual.
 /// Errors: InvalidArgument - it cannot be made.
 absl::Status MakePrivateDirectory(const std::string& directory);
 
@@ -47,8 +48,8 @@ absl::StatusOr<std::string> ReadAuthorities(const std::string& directory);
 /// the path.
 absl::StatusOr<std::string> ReadIdentity(const std::string& directory, absl::Time now);
 
-/// The authority that signs: ca.key with the first certificate of ca.pem.
-/// Errors: NotFound - it is not here; as ReadPrivateFile.
+/// The authority that signs: ca.key with its certificate of those in ca.pem.
+/// Errors: NotFound - it is not here; as ReadPrivateFile and CertificateOfKey. Each names the path.
 absl::StatusOr<KeyAndCertificate> ReadAuthority(const std::string& directory);
 
 }  // namespace caravan

@@ -4,12 +4,15 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <memory>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "cluster/certificate_watch.h"
 #include "cluster/grpc_channel.h"
 #include "cluster/grpc_transport.h"
 #include "cluster/incarnation.h"
@@ -101,6 +104,7 @@ class Server final : public CoordinatorServer {
                                             &batch_service_,    &model_files_service_,
                                             &pipeline_service_, &probe_service_};
     if (options_.security.tls != nullptr) {
+      certificates_.emplace(options_.security.tls->directory());
       CARAVAN_ASSIGN_OR_RETURN(enrolment_service_,
                                EnrolmentService::Open(options_.security.tls->directory()));
       services.push_back(enrolment_service_.get());
@@ -193,6 +197,10 @@ class Server final : public CoordinatorServer {
     http.batches = &batches_;
     http.listen = options_.http_listen;
     http.api_key_file = options_.api_key_file;
+    http.certificate_not_after = [this]() -> std::optional<absl::Time> {
+      if (!certificates_.has_value()) return std::nullopt;
+      return certificates_->not_after();
+    };
     return std::make_unique<HttpFront>(std::move(http));
   }
 
@@ -248,6 +256,7 @@ class Server final : public CoordinatorServer {
   PipelineService pipeline_service_;
   ProbeService probe_service_;
   std::unique_ptr<EnrolmentService> enrolment_service_;  // null: there are no certificates
+  std::optional<CertificateWatcher> certificates_;       // the same
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<BatchRunner> runner_;
   std::string address_;

@@ -6,6 +6,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "coordinator/dashboard_files.h"
 #include "coordinator/dashboard_json.h"
 #include "coordinator/http/http_error.h"
@@ -94,8 +95,14 @@ HttpResponse DashboardService::Data() const {
 HttpResponse DashboardService::RenderMetrics() const {
   HttpResponse response;
   response.content_type = Metrics::kContentType;
-  response.body = options_.metrics->Render(
-      {options_.driver->stats(), Cluster(), options_.history->BusyShares()});
+  Metrics::Snapshot snapshot = {options_.driver->stats(), Cluster(),
+                                options_.history->BusyShares()};
+  if (options_.certificate_not_after != nullptr) {
+    if (const std::optional<absl::Time> end = options_.certificate_not_after()) {
+      snapshot.certificate_expires = *end - absl::Now();
+    }
+  }
+  response.body = options_.metrics->Render(snapshot);
   return response;
 }
 

@@ -5,10 +5,12 @@
 // and /metrics. Chat goes through the OpenAI endpoints, as everybody's does.
 
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 #include "base/clock.h"
 #include "base/mutex.h"
 #include "caravan/v1/cluster.pb.h"
@@ -30,6 +32,8 @@ class DashboardService {
     const Clock* clock = &SteadyClock();  // the history's
     /// Ends a job. Errors: NotFound - no such job is queued or running.
     std::function<absl::Status(uint64_t job_id)> cancel;
+    /// When the coordinator's certificate ends; nullopt: it has none. Null: the same.
+    std::function<std::optional<absl::Time>()> certificate_not_after = nullptr;
   };
   explicit DashboardService(Options options) : options_(std::move(options)) {}
 

@@ -41,9 +41,12 @@ bool EnrolmentService::KnowsToken(const std::string& id) const {
 grpc::Status EnrolmentService::GetAuthority(grpc::ServerContext* /*context*/,
                                             const v1::GetAuthorityRequest* /*request*/,
                                             v1::GetAuthorityResponse* response) {
-  absl::StatusOr<KeyAndCertificate> authority = ReadSigner(directory_);
-  if (!authority.ok()) return ToGrpcStatus(authority.status());
-  response->set_ca_pem(std::move(authority->certificate_pem));
+  const absl::Status signs = ReadSigner(directory_).status();
+  if (!signs.ok()) return ToGrpcStatus(signs);
+  // All of them: whoever joins while they are exchanged is to trust both.
+  absl::StatusOr<std::string> authorities = ReadAuthorities(directory_);
+  if (!authorities.ok()) return ToGrpcStatus(authorities.status());
+  response->set_ca_pem(*std::move(authorities));
   return grpc::Status::OK;
 }
 

@@ -30,6 +30,7 @@ absl::Status HttpFront::Start(PipelineDriver* driver) {
   dashboard.driver = driver;
   dashboard.history = &history_;
   dashboard.metrics = &metrics_;
+  dashboard.certificate_not_after = options_.certificate_not_after;
   dashboard.cancel = [driver](uint64_t job_id) { return driver->Cancel(job_id); };
   dashboard_ = std::make_unique<DashboardService>(std::move(dashboard));
 

@@ -3,7 +3,9 @@
 
 // All that the coordinator serves over HTTP, behind one port: OpenAI's API, the dashboard, metrics.
 
+#include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/status/status.h"
@@ -30,6 +32,8 @@ class HttpFront {
     std::string listen;        // HOST:PORT; port 0: any free one
     std::string api_key_file;  // empty: no keys, and loopback only
     BatchBook* batches;        // outlives this
+    /// As DashboardService's; called from Start until Stop.
+    std::function<std::optional<absl::Time>()> certificate_not_after = nullptr;
   };
 
   explicit HttpFront(Options options);

@@ -251,6 +251,13 @@ void AppendCluster(const Metrics::Snapshot& snapshot, std::vector<MetricFamily>&
   const v1::GetStatusResponse& cluster = snapshot.cluster;
   out.push_back(One(MetricType::Gauge, "caravan_pipeline_serving",
                     "1 while a full pipeline serves, else 0.", cluster.serving() ? 1 : 0));
+  if (snapshot.certificate_expires.has_value()) {
+    Numbers certificate(MetricType::Gauge, "caravan_certificate_expires_seconds",
+                        "How long the coordinator's certificate is good yet; negative once it is "
+                        "not any more.");
+    certificate.Add(absl::ToDoubleSeconds(*snapshot.certificate_expires), {});
+    out.push_back(certificate.Take());
+  }
 
   std::map<v1::WorkerState, int64_t> in_state;
   for (const v1::WorkerStatus& worker : cluster.workers()) ++in_state[worker.state()];

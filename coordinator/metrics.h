@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,7 @@ class Metrics final : public PipelineObserver, public HttpObserver {
     PipelineStats pipeline;
     v1::GetStatusResponse cluster;
     std::map<uint32_t, double> busy_shares;  // by worker_id, in [0, 1]; LoadHistory::BusyShares
+    std::optional<absl::Duration> certificate_expires = {};  // nullopt: there is no certificate
   };
 
   Metrics();

@@ -161,6 +161,16 @@ TEST_F(SecurityTest, NothingThatIsThereIsOverwritten) {
     EXPECT_THAT(again.Err(), HasSubstr("it is there already, and is kept"));
   }
   EXPECT_EQ(Slurp(absl::StrCat(ca_, "/ca.key")), before);
+  // Nor is what somebody trusts.
+  const std::string trusts = File("trusts");
+  std::filesystem::create_directory(trusts);
+  std::ofstream(absl::StrCat(trusts, "/ca.pem")) << "another cluster's";
+  TestProcess& beside =
+      cluster_.Launch("certs", {"certs", "add-box", "box-c", ca_, "--out", trusts});
+  EXPECT_EQ(beside.Wait(), 1);
+  EXPECT_THAT(beside.Err(), HasSubstr("trusts/ca.pem: it is there already, and is kept"));
+  EXPECT_EQ(Slurp(absl::StrCat(trusts, "/ca.pem")), "another cluster's");
+  EXPECT_FALSE(std::filesystem::exists(absl::StrCat(trusts, "/identity.pem")));
   EXPECT_THAT(Certs({"show", Box("box-a")}), StartsWith("identity     worker/box-a\n"));
 }
 
@@ -218,6 +228,41 @@ TEST_F(SecurityTest, ABoxJoinsByAToken) {
   EXPECT_EQ(kept.Wait(), 1);
   EXPECT_THAT(kept.Err(), HasSubstr("it is there already"));
   Certs({"join", cluster_.address(), second, File("other-box")});
+}
+
+TEST_F(SecurityTest, ATokenIsGoodWhileTheAuthorityIsExchanged) {
+  const std::string next = File("next");
+  Certs({"init", next});
+  const std::string old_ca = Slurp(absl::StrCat(ca_, "/ca.pem"));
+  std::ofstream(absl::StrCat(ca_, "/ca.pem")) << Slurp(absl::StrCat(next, "/ca.pem")) << old_ca;
+  StartCoordinator();
+  const std::string token(absl::StripSuffix(Certs({"token", "box-c", ca_}), "\n"));
+  Certs({"join", cluster_.address(), token, File("mine")});
+  EXPECT_EQ(Slurp(File("mine/ca.pem")), Slurp(absl::StrCat(ca_, "/ca.pem"))) << "it trusts both";
+  StartWorker("box-c", File("mine")).WaitForErr("joined");
+}
+
+TEST_F(SecurityTest, MissingCertificatesAreNotFound) {
+  for (const char* missing : {"ca.pem", "identity.pem"}) {
+    const std::string directory = File(absl::StrCat("without-", missing));
+    std::filesystem::copy(Client(), directory);
+    std::filesystem::remove(absl::StrCat(directory, "/", missing));
+    TestProcess& status = cluster_.Launch("status", {"status", "--certs", directory});
+    EXPECT_EQ(status.Wait(), 2);
+    EXPECT_THAT(status.Err(), HasSubstr(absl::StrCat(directory, "/", missing)));
+  }
+}
+
+TEST_F(SecurityTest, RunningProcessesSayThatTheirCertificatesEndSoonOrAreBroken) {
+  Certs({"renew", ca_, "--days", "10"});
+  Certs({"renew", Box("box-a"), "--authority", ca_, "--days", "10"});
+  StartCoordinator();
+  cluster_.coordinator().WaitForErr("certificate_expires");
+  TestProcess& worker = StartWorker("box-a", Box("box-a"));
+  worker.WaitForErr("certificate_expires");
+  std::ofstream(absl::StrCat(Box("box-a"), "/identity.pem")) << "broken";
+  worker.WaitForErr("certificate_unusable");
+  EXPECT_THAT(cluster_.coordinator().Err(), Not(HasSubstr("worker_lost")));
 }
 
 TEST_F(SecurityTest, ATokenOfAnotherClusterTellsNobodyItsSecret) {

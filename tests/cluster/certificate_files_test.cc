@@ -4,7 +4,9 @@
 
 #include <string>
 
+#include "absl/time/clock.h"
 #include "base/file.h"
+#include "cluster/certificate.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/temp_dir.h"
@@ -59,6 +61,42 @@ TEST_F(CertificateFilesTest, AreNotReadWhereOthersMayReadThem) {
   }
   ASSERT_EQ(::chmod(path.c_str(), 0400), 0);
   EXPECT_TRUE(ReadPrivateFile(path).ok());
+}
+
+TEST_F(CertificateFilesTest, DirectoriesAreMadeForTheirOwnerAloneHoweverTheyAreWritten) {
+  const mode_t before = ::umask(022);
+  for (const char* name : {"plain", "with/", "in/another", "by/./way/../way/"}) {
+    ASSERT_TRUE(MakePrivateDirectory(dir_.File(name)).ok()) << name;
+    EXPECT_EQ(ModeOf(dir_.File(name)), 0700u) << name;
+  }
+  EXPECT_EQ(ModeOf(dir_.File("in")), 0755u);
+  EXPECT_TRUE(MakePrivateDirectory(dir_.File("in")).ok());
+  EXPECT_EQ(ModeOf(dir_.File("in")), 0755u) << "one that is there stays as it is";
+  ::umask(before);
+  dir_.Write("file", "");
+  const absl::Status status = MakePrivateDirectory(dir_.File("file/below"));
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(status.message(), HasSubstr("file/below"));
+}
+
+TEST_F(CertificateFilesTest, OfSeveralAuthoritiesTheOneWhoseKeyIsThereSigns) {
+  const Validity year = {absl::Now(), absl::Hours(24 * 365)};
+  const KeyAndCertificate old = *MakeAuthority(year);
+  const KeyAndCertificate next = *MakeAuthority(year);
+  ASSERT_TRUE(
+      WritePrivateFile(AuthorityPath(dir_.path()), next.certificate_pem + old.certificate_pem)
+          .ok());
+  EXPECT_EQ(ReadAuthority(dir_.path()).status().code(), absl::StatusCode::kNotFound);
+  for (const KeyAndCertificate& each : {old, next}) {
+    ASSERT_TRUE(ReplacePrivateFile(AuthorityKeyPath(dir_.path()), each.key_pem).ok());
+    const absl::StatusOr<KeyAndCertificate> authority = ReadAuthority(dir_.path());
+    ASSERT_TRUE(authority.ok()) << authority.status();
+    EXPECT_EQ(authority->certificate_pem, each.certificate_pem);
+  }
+  ASSERT_TRUE(ReplacePrivateFile(AuthorityKeyPath(dir_.path()), *MakeKey()).ok());
+  const absl::Status status = ReadAuthority(dir_.path()).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(status.message(), HasSubstr("ca.pem"));
 }
 
 TEST_F(CertificateFilesTest, AMissingOneIsNamed) {

@@ -9,7 +9,9 @@
 namespace caravan {
 namespace {
 
+using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 const absl::Time kNow =
     absl::FromCivil(absl::CivilSecond(2026, 3, 1, 12, 0, 0), absl::UTCTimeZone());
@@ -129,10 +131,21 @@ TEST_F(CertificateTest, AnAuthorityNeedsItsOwnKey) {
             absl::StatusCode::kFailedPrecondition);
 }
 
-TEST_F(CertificateTest, TheFirstOfSeveralIsTakenAlone) {
+TEST_F(CertificateTest, SeveralAreToldApartAndTheOneOfAKeyIsFound) {
   const KeyAndCertificate other = *MakeAuthority(kYear);
-  EXPECT_EQ(*FirstCertificate(authority_.certificate_pem + other.certificate_pem),
-            authority_.certificate_pem);
+  const std::string both =
+      authority_.certificate_pem + other.key_pem + "words\n" + other.certificate_pem;
+  EXPECT_THAT(SplitCertificates(both),
+              ElementsAre(authority_.certificate_pem, other.certificate_pem));
+  EXPECT_THAT(SplitCertificates(other.key_pem), IsEmpty());
+  for (const KeyAndCertificate& each : {authority_, other}) {
+    EXPECT_EQ(*CertificateOfKey(both, each.key_pem), each.certificate_pem);
+  }
+  EXPECT_EQ(CertificateOfKey(both, *MakeKey()).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(CertificateOfKey("", other.key_pem).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(CertificateOfKey(both, "no key").status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 }  // namespace

@@ -1,0 +1,89 @@
+#include "cluster/certificate_watch.h"
+
+#include <array>
+
+#include "absl/status/statusor.h"
+#include "absl/time/clock.h"
+#include "base/log.h"
+#include "base/status_macros.h"
+#include "cluster/certificate.h"
+#include "cluster/certificate_files.h"
+
+namespace caravan {
+namespace {
+
+constexpr absl::Duration kBetweenLooks = absl::Seconds(10);
+
+// Before the end, the longest first.
+constexpr std::array kWarnings = {absl::Hours(24 * 14), absl::Hours(24), absl::ZeroDuration()};
+
+absl::StatusOr<CertificateFacts> ReadFacts(const std::string& directory, absl::Time now) {
+  CARAVAN_ASSIGN_OR_RETURN(const std::string pem, ReadIdentity(directory, now));
+  return ReadCertificate(pem);
+}
+
+}  // namespace
+
+void CertificateWatch::Look(absl::Time now) {
+  const absl::StatusOr<CertificateFacts> facts = ReadFacts(directory_, now);
+  if (!facts.ok()) {
+    // Of one that has ended there is nothing more to say than that.
+    const absl::Time known_end = not_after();
+    if (now >= known_end) SayWhenItEnds(known_end, now);
+    if (++looks_without_ == 2 && now < known_end) {
+      LogWarning("certificate_unusable",
+                 {{"directory", directory_}, {"why", facts.status().message()}});
+    }
+    return;
+  }
+  looks_without_ = 0;
+  if (facts->fingerprint != fingerprint_) {
+    if (!fingerprint_.empty()) {
+      LogInfo("certificate_renewed",
+              {{"directory", directory_}, {"until", absl::FormatTime(facts->not_after)}});
+    }
+    fingerprint_ = facts->fingerprint;
+    warnings_ = 0;
+    MutexLock lock(&mu_);
+    not_after_ = facts->not_after;
+  }
+  SayWhenItEnds(facts->not_after, now);
+}
+
+void CertificateWatch::SayWhenItEnds(absl::Time not_after, absl::Time now) {
+  int due = 0;
+  for (const absl::Duration before : kWarnings) due += now >= not_after - before ? 1 : 0;
+  if (due <= warnings_) return;
+  warnings_ = due;
+  LogWarning("certificate_expires", {{"path", IdentityPath(directory_)},
+                                     {"at", absl::FormatTime(not_after)},
+                                     {"hours", absl::ToInt64Hours(not_after - now)}});
+}
+
+absl::Time CertificateWatch::not_after() const {
+  MutexLock lock(&mu_);
+  return not_after_;
+}
+
+CertificateWatcher::CertificateWatcher(const std::string& directory)
+    : watch_(directory), thread_("certificates", [this] { Run(); }) {}
+
+CertificateWatcher::~CertificateWatcher() {
+  {
+    MutexLock lock(&mu_);
+    stopping_ = true;
+    changed_.SignalAll();
+  }
+  thread_.Join();
+}
+
+void CertificateWatcher::Run() {
+  while (true) {
+    watch_.Look(absl::Now());
+    MutexLock lock(&mu_);
+    if (!stopping_) changed_.WaitWithTimeout(&mu_, kBetweenLooks);
+    if (stopping_) return;
+  }
+}
+
+}  // namespace caravan
