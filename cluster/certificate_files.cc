@@ -51,6 +51,7 @@ std::string IdentityPath(const std::string& directory) {
 absl::Status MakePrivateDirectory(const std::string& directory) {
   std::error_code error;
   if (std::filesystem::is_directory(directory, error)) return absl::OkStatus();
+  error.clear();
   std::filesystem::path path = std::filesystem::path(directory).lexically_normal();
   if (!path.has_filename()) path = path.parent_path();  // it ended with /
   if (path.has_parent_path()) std::filesystem::create_directories(path.parent_path(), error);

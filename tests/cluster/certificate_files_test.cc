@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 
+#include <filesystem>
 #include <string>
 
 #include "absl/time/clock.h"
@@ -72,6 +73,11 @@ TEST_F(CertificateFilesTest, DirectoriesAreMadeForTheirOwnerAloneHoweverTheyAreW
   EXPECT_EQ(ModeOf(dir_.File("in")), 0755u);
   EXPECT_TRUE(MakePrivateDirectory(dir_.File("in")).ok());
   EXPECT_EQ(ModeOf(dir_.File("in")), 0755u) << "one that is there stays as it is";
+  const std::filesystem::path here = std::filesystem::current_path();
+  std::filesystem::current_path(dir_.path());
+  EXPECT_TRUE(MakePrivateDirectory("relative").ok());
+  std::filesystem::current_path(here);
+  EXPECT_EQ(ModeOf(dir_.File("relative")), 0700u);
   ::umask(before);
   dir_.Write("file", "");
   const absl::Status status = MakePrivateDirectory(dir_.File("file/below"));
