@@ -135,7 +135,8 @@ TEST(ConfigurationTest, NamesOnlyOptionsThatThereAre) {
   for (const std::string command : {"coordinator", "worker"}) {
     const std::set<std::string> known = OptionsOf(cluster, command);
     const std::string file = absl::StrCat("caravan-", command, ".toml");
-    for (const std::string directory : {"/config/", "/kubernetes/base/", "/kubernetes/cards/"}) {
+    for (const std::string directory :
+         {"/config/", "/kubernetes/base/", "/kubernetes/cards/", "/kubernetes/certs/"}) {
       const std::string path = absl::StrCat(kDeploy, directory, file);
       if (command == "coordinator" && directory == "/kubernetes/cards/") continue;
       const std::set<std::string> used = OptionsIn(path);
@@ -145,14 +146,16 @@ TEST(ConfigurationTest, NamesOnlyOptionsThatThereAre) {
   }
 }
 
-TEST(ComposeTest, NamesOnlyOptionsThatThereAre) {
+class ComposeTest : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(ComposeTest, NamesOnlyOptionsThatThereAre) {
   TestCluster cluster;
   std::map<std::string, std::set<std::string>> known;
   std::map<std::string, int> seen;
   std::string command;
   const std::regex item(R"( *- (--)?([a-z][a-z-]*)(=.*)?)");
   for (const absl::string_view each :
-       absl::StrSplit(Slurp(kDeploy + "/docker/compose.yaml"), '\n')) {
+       absl::StrSplit(Slurp(absl::StrCat(kDeploy, "/docker/", GetParam())), '\n')) {
     const std::string text(each);
     std::smatch match;
     if (!std::regex_match(text, match, item)) continue;
@@ -166,6 +169,26 @@ TEST(ComposeTest, NamesOnlyOptionsThatThereAre) {
   }
   EXPECT_GT(seen["coordinator"], 0);
   EXPECT_GT(seen["worker"], 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Files, ComposeTest,
+                         ::testing::Values("compose.yaml", "compose.certs.yaml"));
+
+/// What two lists of lines have in common is one thing kept twice.
+std::vector<std::string> LinesBut(const std::string& path, const std::string& without) {
+  std::vector<std::string> lines;
+  for (const absl::string_view each : absl::StrSplit(Slurp(path), '\n')) {
+    if (each.empty() || each.front() == '#' || absl::StrContains(each, without)) continue;
+    lines.emplace_back(each);
+  }
+  return lines;
+}
+
+TEST(KubernetesTest, TheOptionsWithCertificatesAreTheOthersButForThese) {
+  for (const std::string file : {"caravan-coordinator.toml", "caravan-worker.toml"}) {
+    EXPECT_EQ(LinesBut(absl::StrCat(kDeploy, "/kubernetes/certs/", file), "certs = "),
+              LinesBut(absl::StrCat(kDeploy, "/kubernetes/base/", file), "insecure = "));
+  }
 }
 
 /// A shipped configuration with its comments' options set, but for `without`.
