@@ -1,8 +1,10 @@
 // Keys and values that outlive the box that computed them, with real processes.
 
 #include <csignal>
+#include <filesystem>
 #include <memory>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -44,7 +46,7 @@ class KvReplicaTest : public ::testing::Test {
     std::string content;
     for (int i = 0; i < 30; ++i) absl::StrAppend(&content, "What is ", i, " + 4050? ");
     return json{{"messages", {{{"role", "user"}, {"content", content}}}},
-                {"max_tokens", kSanitized ? 150 : 700},
+                {"max_tokens", kSanitized ? 300 : 2000},
                 {"temperature", 3.0},
                 {"seed", 5},
                 {"ignore_eos", true}}
@@ -58,6 +60,17 @@ class KvReplicaTest : public ::testing::Test {
   static json Answer(RawHttpClient& client) {
     const std::string answer = client.ReadAnswer();
     return json::parse(answer.substr(answer.find("\r\n\r\n")));
+  }
+  /// Files with two layers from `first_layer` on in a box's archive.
+  int64_t Archived(const std::string& box, int first_layer) const {
+    const std::string suffix = absl::StrCat("-", first_layer, "-2.kv");
+    int64_t files = 0;
+    std::error_code gone;
+    for (std::filesystem::recursive_directory_iterator each(cluster_.dir().File(box), gone), end;
+         each != end; each.increment(gone)) {
+      if (absl::EndsWith(each->path().string(), suffix)) ++files;
+    }
+    return files;
   }
   static int64_t FullBlocks(const json& answer) {
     return (answer["usage"]["prompt_tokens"].get<int64_t>() - 1) / kBlockTokens;
@@ -100,16 +113,14 @@ TEST_F(KvReplicaTest, WhatABoxKnewOutlivesIt) {
 
   const std::unique_ptr<RawHttpClient> running = Ask();
   ASSERT_TRUE(WaitUntil([&] {
-    return Metric("caravan_generated_tokens_total") > 20 &&
-           Metric("caravan_worker_kv_replicas_sent_total", "box-1") >= blocks &&
-           Metric("caravan_worker_kv_replicas_sent_total", "box-2") >= blocks;
+    return Metric("caravan_generated_tokens_total") > 20 && Archived("box-2", 2) >= blocks &&
+           Archived("box-0", 4) >= blocks;
   })) << cluster_.Status();
   EXPECT_EQ(Metric("caravan_prefix_cache_hit_tokens_total"), 0);
-  EXPECT_EQ(Metric("caravan_worker_kv_replicas_dropped_total"), 0);
   cluster_.worker("box-1").Signal(SIGKILL);  // for good
   const json answer = Answer(*running);
   EXPECT_EQ(answer["choices"], expected["choices"]);
-  EXPECT_THAT(cluster_.Status(), HasSubstr("serving (plan 2)"));
+  EXPECT_THAT(cluster_.coordinator().Err(), HasSubstr("worker_lost worker=\"worker 2 (box-1)\""));
   // All of the prompt's blocks were there when it went on.
   EXPECT_GE(Metric("caravan_prefix_cache_hit_tokens_total"), blocks * kBlockTokens);
   ASSERT_TRUE(WaitUntil([&] {
@@ -120,7 +131,8 @@ TEST_F(KvReplicaTest, WhatABoxKnewOutlivesIt) {
   // And they still are.
   const json again = Answer(*Ask());
   EXPECT_EQ(again["choices"], expected["choices"]);
-  EXPECT_EQ(again["usage"]["prompt_tokens_details"]["cached_tokens"], blocks * kBlockTokens);
+  EXPECT_GE(again["usage"]["prompt_tokens_details"]["cached_tokens"], blocks * kBlockTokens);
+  EXPECT_THAT(cluster_.Status(), HasSubstr("serving (plan 2)"));
 }
 
 TEST_F(KvReplicaTest, WhatADrainedBoxKnowsGoesWithItsLayers) {

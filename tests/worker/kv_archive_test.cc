@@ -317,13 +317,10 @@ TEST_F(KvArchiveTest, StepsDoNotWaitForReplicas) {
     asked.set_value();
     answer.get_future().wait();
   };
-  const auto store = Store("own", 64 << 20);
-  const auto archive = MustOpen({store, {}, a, {}});
+  const auto archive = MustOpen({Store("own"), {}, a, {}});
   Keep(*archive, 0);
   asked.get_future().wait();
-  // The queue holds 8192.
-  for (int i = 0; i < 9000; ++i) Keep(*archive, 0);
-  EXPECT_GE(archive->counters().replicas.dropped, 9000 - 8192);
+  while (archive->counters().replicas.dropped < 10) Keep(*archive, 0);
   answer.set_value();
   archive->Flush();
   EXPECT_EQ(archive->counters().replicas.sent, 1);
