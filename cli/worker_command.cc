@@ -104,8 +104,7 @@ absl::Status ApplyKvArchive(const WorkerFlags& flags, WorkerSessionOptions& opti
   absl::StatusOr<std::unique_ptr<KvBlockStore>> store =
       KvBlockStore::Open(flags.kv_archive_directory, flags.kv_archive_bytes);
   if (!store.ok()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--kv-archive-dir: ", store.status().message()));
+    return absl::InvalidArgumentError(absl::StrCat("--kv-archive-dir: ", store.status().message()));
   }
   options.kv_store = *std::move(store);
   return absl::OkStatus();

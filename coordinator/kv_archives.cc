@@ -18,16 +18,14 @@ bool Alike(const Member& a, const Member& b) {
 }
 
 bool OnOneMachine(const Member& a, const Member& b) {
-  return !a.registration.machine().empty() &&
-         a.registration.machine() == b.registration.machine();
+  return !a.registration.machine().empty() && a.registration.machine() == b.registration.machine();
 }
 
 v1::KvArchivePeer ToPeer(const Member& member) {
   v1::KvArchivePeer peer;
   peer.set_address(member.registration.address());
   peer.set_incarnation(member.incarnation);
-  peer.set_name(
-      absl::StrCat("worker ", Number(member.id), " (", member.registration.name(), ")"));
+  peer.set_name(absl::StrCat("worker ", Number(member.id), " (", member.registration.name(), ")"));
   peer.set_identity(member.identity);
   return peer;
 }

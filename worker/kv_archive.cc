@@ -43,14 +43,12 @@ absl::StatusOr<std::unique_ptr<KvArchive>> KvArchive::Open(const Options& option
     return absl::InvalidArgumentError(absl::StrCat(
         "the KV archive's budget of ", FormatByteSize(store.budget_bytes()),
         " holds no block: one of this stage takes ", FormatByteSize(own_bytes),
-        block_bytes == own_bytes
-            ? ""
-            : absl::StrCat(", and what others send here of it ",
-                           FormatByteSize(block_bytes - own_bytes))));
+        block_bytes == own_bytes ? ""
+                                 : absl::StrCat(", and what others send here of it ",
+                                                FormatByteSize(block_bytes - own_bytes))));
   }
   const int64_t excess = store.Prefer(options.format, ranges, block_bytes);
-  const int64_t capacity =
-      std::max<int64_t>(1, (store.budget_bytes() - excess) / block_bytes);
+  const int64_t capacity = std::max<int64_t>(1, (store.budget_bytes() - excess) / block_bytes);
   auto archive = absl::WrapUnique(new KvArchive(options, capacity));
   archive->ListPeers();
   return archive;
@@ -63,8 +61,7 @@ KvArchive::KvArchive(const Options& options, int64_t capacity)
       replicator_(options.place.replica == nullptr
                       ? nullptr
                       : std::make_unique<KvReplicator>(options.format, options.layers,
-                                                       options.place.store,
-                                                       options.place.replica)),
+                                                       options.place.store, options.place.replica)),
       queue_(kWaitingBlocks),
       writer_("kv-archive", [this] { Write(); }) {}
 
@@ -161,8 +158,8 @@ absl::Status KvArchive::Keep(const KvBlockName& name, CopyOut copy) {
 
 void KvArchive::Write() {
   while (const std::optional<Block> block = queue_.Pop()) {
-    const absl::Status written = options_.place.store->Write(
-        options_.format, {block->name, options_.layers}, block->layers);
+    const absl::Status written =
+        options_.place.store->Write(options_.format, {block->name, options_.layers}, block->layers);
     if (written.ok()) Replicate(block->name);
     MutexLock lock(&mu_);
     if (written.ok()) {

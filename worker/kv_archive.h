@@ -132,11 +132,11 @@ class KvArchive {
 
   const Options options_;
   const int64_t capacity_;
-  absl::Time listed_at_;                                       // constant once open, as is:
-  absl::flat_hash_map<KvBlockName, RemoteBlock> remote_;       // but for the thread of Fetch
-  std::vector<bool> given_up_;                                 // by peer; of that thread
-  absl::flat_hash_set<KvBlockName> fetched_;                   // by the last Fetch; the same
-  std::stop_source stop_;                                      // own synchronisation
+  absl::Time listed_at_;                                  // constant once open, as is:
+  absl::flat_hash_map<KvBlockName, RemoteBlock> remote_;  // but for the thread of Fetch
+  std::vector<bool> given_up_;                            // by peer; of that thread
+  absl::flat_hash_set<KvBlockName> fetched_;              // by the last Fetch; the same
+  std::stop_source stop_;                                 // own synchronisation
 
   mutable Mutex mu_;
   CondVar written_;

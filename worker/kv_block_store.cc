@@ -135,9 +135,8 @@ absl::Status KvBlockStore::LookThrough() {
 }
 
 std::string KvBlockStore::PathOf(const Key& key, const LayerRange& layers) const {
-  return JoinPath(
-      JoinPath(directory_, key.format.ToString()),
-      absl::StrCat(key.name.Hex(), "-", layers.first, "-", layers.num, kSuffix));
+  return JoinPath(JoinPath(directory_, key.format.ToString()),
+                  absl::StrCat(key.name.Hex(), "-", layers.first, "-", layers.num, kSuffix));
 }
 
 void KvBlockStore::AddLocked(File file) {
@@ -269,8 +268,8 @@ absl::Status KvBlockStore::Read(const KvFormat& format, const KvBlockPart& part,
       }
     }
     if (!best.has_value()) {
-      return absl::NotFoundError(absl::StrCat("layer ", layer, " of KV block ", part.name.Hex(),
-                                              " is not archived here"));
+      return absl::NotFoundError(
+          absl::StrCat("layer ", layer, " of KV block ", part.name.Hex(), " is not archived here"));
     }
     absl::Status shown;
     const absl::Status read = ReadFile(*best, part.layers, done, show, shown);
@@ -289,9 +288,9 @@ absl::Status KvBlockStore::ReadFile(const File& file, const LayerRange& layers, 
   CARAVAN_RETURN_IF_ERROR(
       in->Read(0, absl::MakeSpan(reinterpret_cast<std::byte*>(&header), sizeof(header))));
   std::vector<LayerHash> hashes(static_cast<size_t>(file.layers.num));
-  CARAVAN_RETURN_IF_ERROR(in->Read(
-      static_cast<int64_t>(sizeof(Header)), absl::MakeSpan(reinterpret_cast<std::byte*>(hashes.data()),
-                                     hashes.size() * sizeof(LayerHash))));
+  CARAVAN_RETURN_IF_ERROR(in->Read(static_cast<int64_t>(sizeof(Header)),
+                                   absl::MakeSpan(reinterpret_cast<std::byte*>(hashes.data()),
+                                                  hashes.size() * sizeof(LayerHash))));
   const absl::Status wrong = absl::DataLossError(absl::StrCat(path, ": is not what was written"));
   if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0 ||
       header.first_layer != file.layers.first || header.num_layers != file.layers.num ||

@@ -26,17 +26,16 @@ absl::StatusOr<KvFormat> CheckRequest(uint64_t incarnation, uint64_t expected,
   }
   const std::optional<KvFormat> parsed = ParseKvFormat(format);
   if (!parsed.has_value()) {
-    return absl::InvalidArgumentError(absl::StrCat("format: none of KV blocks, of ", format.size(),
-                                                   " bytes"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("format: none of KV blocks, of ", format.size(), " bytes"));
   }
   return *parsed;
 }
 
 absl::Status Offer(KvBlockStore& store, uint64_t incarnation,
                    const v1::OfferKvBlocksRequest& request, v1::OfferKvBlocksResponse& response) {
-  CARAVAN_ASSIGN_OR_RETURN(
-      const KvFormat format,
-      CheckRequest(request.incarnation(), incarnation, request.format()));
+  CARAVAN_ASSIGN_OR_RETURN(const KvFormat format,
+                           CheckRequest(request.incarnation(), incarnation, request.format()));
   CARAVAN_ASSIGN_OR_RETURN(const LayerRange layers, LayersFromProto(request.layers()));
   CARAVAN_ASSIGN_OR_RETURN(const std::vector<KvBlockName> names, SplitNames(request.names()));
   std::vector<KvBlockName> lacking;
@@ -48,9 +47,8 @@ absl::Status Offer(KvBlockStore& store, uint64_t incarnation,
 }
 
 absl::Status Put(KvBlockStore& store, uint64_t incarnation, const v1::PutKvBlockRequest& request) {
-  CARAVAN_ASSIGN_OR_RETURN(
-      const KvFormat format,
-      CheckRequest(request.incarnation(), incarnation, request.format()));
+  CARAVAN_ASSIGN_OR_RETURN(const KvFormat format,
+                           CheckRequest(request.incarnation(), incarnation, request.format()));
   CARAVAN_ASSIGN_OR_RETURN(const absl::Span<const std::byte> layers,
                            CheckLayers(format, request.block()));
   CARAVAN_ASSIGN_OR_RETURN(const KvBlockPart part, PartFromProto(request.block().part()));
@@ -60,9 +58,8 @@ absl::Status Put(KvBlockStore& store, uint64_t incarnation, const v1::PutKvBlock
 absl::Status List(const KvBlockStore& store, uint64_t incarnation,
                   const v1::ListKvBlocksRequest& request,
                   grpc::ServerWriter<v1::ListKvBlocksResponse>& writer) {
-  CARAVAN_ASSIGN_OR_RETURN(
-      const KvFormat format,
-      CheckRequest(request.incarnation(), incarnation, request.format()));
+  CARAVAN_ASSIGN_OR_RETURN(const KvFormat format,
+                           CheckRequest(request.incarnation(), incarnation, request.format()));
   CARAVAN_ASSIGN_OR_RETURN(const LayerRange layers, LayersFromProto(request.layers()));
   v1::ListKvBlocksResponse piece;
   for (const ListedKvPart& each : store.List(format, layers, kMostArchivedNames)) {
@@ -79,9 +76,8 @@ absl::Status List(const KvBlockStore& store, uint64_t incarnation,
 
 absl::Status Get(KvBlockStore& store, uint64_t incarnation, const v1::GetKvBlocksRequest& request,
                  grpc::ServerWriter<v1::GetKvBlocksResponse>& writer) {
-  CARAVAN_ASSIGN_OR_RETURN(
-      const KvFormat format,
-      CheckRequest(request.incarnation(), incarnation, request.format()));
+  CARAVAN_ASSIGN_OR_RETURN(const KvFormat format,
+                           CheckRequest(request.incarnation(), incarnation, request.format()));
   if (request.parts_size() > static_cast<int>(kMostKvParts)) {
     return absl::InvalidArgumentError(
         absl::StrCat("parts: ", request.parts_size(), "; at most ", kMostKvParts));

@@ -19,8 +19,7 @@ class KvBlocksService final : public v1::KvBlocks::Service {
   KvBlocksService(uint64_t incarnation, std::shared_ptr<KvBlockStore> store)
       : incarnation_(incarnation), store_(std::move(store)) {}
 
-  grpc::Status OfferKvBlocks(grpc::ServerContext* context,
-                             const v1::OfferKvBlocksRequest* request,
+  grpc::Status OfferKvBlocks(grpc::ServerContext* context, const v1::OfferKvBlocksRequest* request,
                              v1::OfferKvBlocksResponse* response) override;
   grpc::Status PutKvBlock(grpc::ServerContext* context, const v1::PutKvBlockRequest* request,
                           v1::PutKvBlockResponse* response) override;

@@ -45,8 +45,8 @@ class KvPeer {
   /// Hands over those of `wanted` that it has, each one whole and with the hashes that it should
   /// have. REQUIRES: at most kMostKvParts.
   /// Errors: DataLoss - it sends what was not asked for or is broken; those of `take`.
-  using Take = absl::FunctionRef<absl::Status(const KvBlockPart& part,
-                                              absl::Span<const std::byte> layers)>;
+  using Take =
+      absl::FunctionRef<absl::Status(const KvBlockPart& part, absl::Span<const std::byte> layers)>;
   virtual absl::Status Get(const KvFormat& format, absl::Span<const KvBlockPart> wanted,
                            absl::Duration timeout, Take take) = 0;
 

@@ -17,8 +17,8 @@ v1::KvLayerRange ToProto(const LayerRange& layers) {
 absl::StatusOr<LayerRange> LayersFromProto(const v1::KvLayerRange& layers) {
   constexpr uint32_t kMost = kMostKvLayers;
   if (layers.num_layers() == 0 || layers.num_layers() > kMost || layers.first_layer() > kMost) {
-    return absl::InvalidArgumentError(absl::StrCat("layers: ", layers.num_layers(), " from ",
-                                                   layers.first_layer(), " on"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("layers: ", layers.num_layers(), " from ", layers.first_layer(), " on"));
   }
   return LayerRange{static_cast<int>(layers.first_layer()), static_cast<int>(layers.num_layers())};
 }
@@ -90,7 +90,8 @@ std::string JoinNames(absl::Span<const KvBlockName> names) {
 }
 
 absl::StatusOr<std::vector<KvBlockName>> SplitNames(absl::string_view bytes) {
-  if (bytes.size() % KvBlockName::kBytes != 0 || bytes.size() / KvBlockName::kBytes > kMostKvParts) {
+  if (bytes.size() % KvBlockName::kBytes != 0 ||
+      bytes.size() / KvBlockName::kBytes > kMostKvParts) {
     return absl::InvalidArgumentError(absl::StrCat("names: ", bytes.size(), " bytes; at most ",
                                                    kMostKvParts, " of ", KvBlockName::kBytes));
   }

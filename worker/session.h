@@ -44,7 +44,7 @@ struct WorkerSessionOptions {
   std::shared_ptr<KvBlockStore> kv_store;  // of full KV blocks, which outlive the session; null:
                                            // there is none
   bool kv_replicates = false;              // those that are kept go to another worker's too
-  ExpertStore::Options experts;                 // of those on disk
+  ExpertStore::Options experts;            // of those on disk
   std::optional<std::string> expert_heat = "";  // as Stage::Options
   std::string record_routing;                   // as Worker::Environment
   int num_threads = 1;

@@ -190,8 +190,8 @@ TEST_F(KvArchiveTest, TheCapacityLeavesRoomForWhatOthersSendAndForOtherSplits) {
   EXPECT_EQ(MustOpen({store, {}, nullptr, {{2, 2}}})->capacity(), 5);
   EXPECT_TRUE(WriteKv(*store, 1, {3, 5}).ok());  // more layers than the stage has
   EXPECT_EQ(MustOpen({store, {}, nullptr, {}})->capacity(), 8);
-  const auto too_small = KvArchive::Open(
-      {{Store("small", kBlockBytes), {}, nullptr, {{2, 2}}}, kSmallKv, {4, 2}});
+  const auto too_small =
+      KvArchive::Open({{Store("small", kBlockBytes), {}, nullptr, {{2, 2}}}, kSmallKv, {4, 2}});
   EXPECT_EQ(too_small.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(too_small.status().message()), HasSubstr("what others send here"));
 }
@@ -217,8 +217,8 @@ TEST_F(KvArchiveTest, LayersComeFromWhoHasThem) {
   const auto a = Peer("a", {{1, {5, 3}}, {3, {4, 1}}, {5, {4, 2}}});
   const auto b = Peer("b", {{3, {3, 3}}, {4, {5, 1}}});
   const auto archive = MustOpen({store, {a, b}, nullptr, {}});
-  EXPECT_THAT(archive->Names(9), ::testing::UnorderedElementsAre(KvName(1), KvName(2), KvName(3),
-                                                                 KvName(5)));
+  EXPECT_THAT(archive->Names(9),
+              ::testing::UnorderedElementsAre(KvName(1), KvName(2), KvName(3), KvName(5)));
   archive->Fetch(Names({1, 2, 3}));
   for (const int i : {1, 2, 3}) EXPECT_TRUE(Restore(*archive, i).ok()) << i;
   EXPECT_EQ(archive->counters().restored_from_peers, 2);

@@ -96,8 +96,7 @@ TEST_F(KvBlocksServiceTest, WhatIsPutCanBeListedAndHad) {
   EXPECT_TRUE(peer_->Put(kSmallKv, {KvName(1), {4, 3}}, KvLayers(1, {4, 3}), kLong).ok());
   EXPECT_TRUE(peer_->Put(kSmallKv, {KvName(2), {4, 2}}, KvLayers(2, {4, 2}), kLong).ok());
   EXPECT_TRUE(ReadKv(*store_, 1, {4, 3}).ok());
-  const auto lacking =
-      peer_->Offer(kSmallKv, {5, 2}, {KvName(2), KvName(1), KvName(3)}, kLong);
+  const auto lacking = peer_->Offer(kSmallKv, {5, 2}, {KvName(2), KvName(1), KvName(3)}, kLong);
   ASSERT_TRUE(lacking.ok()) << lacking.status();
   EXPECT_THAT(*lacking, ElementsAre(KvName(2), KvName(3)));
   const auto listed = peer_->List(kSmallKv, {5, 1}, kLong);
@@ -109,8 +108,7 @@ TEST_F(KvBlocksServiceTest, WhatIsPutCanBeListedAndHad) {
 
   std::vector<KvBlockPart> got;
   const absl::Status status =
-      peer_->Get(kSmallKv,
-                 {{KvName(2), {4, 2}}, {KvName(3), {4, 2}}, {KvName(1), {5, 2}}}, kLong,
+      peer_->Get(kSmallKv, {{KvName(2), {4, 2}}, {KvName(3), {4, 2}}, {KvName(1), {5, 2}}}, kLong,
                  [&](const KvBlockPart& part, absl::Span<const std::byte> layers) {
                    got.push_back(part);
                    const int block = part.name == KvName(1) ? 1 : 2;
@@ -135,7 +133,9 @@ TEST_F(KvBlocksServiceTest, WhatCannotBeIsNotPut) {
     ExpectRefused([&](Request& put) { put.mutable_block()->mutable_part()->set_name(name); },
                   kInvalid, "name");
   }
-  const auto layers = [](Request& put) { return put.mutable_block()->mutable_part()->mutable_layers(); };
+  const auto layers = [](Request& put) {
+    return put.mutable_block()->mutable_part()->mutable_layers();
+  };
   ExpectRefused([&](Request& put) { layers(put)->set_num_layers(0); }, kInvalid, "layers");
   ExpectRefused([&](Request& put) { layers(put)->set_num_layers(1); }, kInvalid, "layers");
   ExpectRefused([&](Request& put) { layers(put)->set_num_layers(UINT32_MAX); }, kInvalid, "layers");
@@ -232,8 +232,12 @@ TEST(KvPeerChannelTest, WhatAPeerSendsIsChecked) {
   const std::vector<std::function<void(v1::GetKvBlocksResponse&)>> spoils = {
       [](auto& sent) { sent.mutable_block()->mutable_layers()->front() ^= 1; },
       [](auto& sent) { sent.mutable_block()->mutable_layers()->pop_back(); },
-      [](auto& sent) { sent = BlockOf(9, {4, 2}); },  // nobody asked for that
-      [](auto& sent) { sent = BlockOf(1, {4, 1}); },
+      [](auto& sent) {
+        sent = BlockOf(9, {4, 2});
+      },  // nobody asked for that
+      [](auto& sent) {
+        sent = BlockOf(1, {4, 1});
+      },
   };
   for (const auto& spoil : spoils) {
     FakeKvBlocks service([&](const auto&, auto& writer) {
@@ -243,12 +247,12 @@ TEST(KvPeerChannelTest, WhatAPeerSendsIsChecked) {
       return grpc::Status::OK;
     });
     const Serving serving(&service);
-    const absl::Status status = serving.Connect()->Get(
-        kSmallKv, {{KvName(1), {4, 2}}}, kLong,
-        [](const KvBlockPart&, absl::Span<const std::byte>) {
-          ADD_FAILURE() << "taken";
-          return absl::OkStatus();
-        });
+    const absl::Status status =
+        serving.Connect()->Get(kSmallKv, {{KvName(1), {4, 2}}}, kLong,
+                               [](const KvBlockPart&, absl::Span<const std::byte>) {
+                                 ADD_FAILURE() << "taken";
+                                 return absl::OkStatus();
+                               });
     EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr("worker 2 (box-b)"));
   }

@@ -46,12 +46,12 @@ inline absl::Status WriteKv(KvBlockStore& store, int i, const LayerRange& layers
 /// Whether the store has these layers, as they should be.
 inline absl::Status ReadKv(KvBlockStore& store, int i, const LayerRange& layers) {
   std::vector<std::byte> read;
-  absl::Status status = store.Read(kSmallKv, {KvName(i), layers},
-                                   [&](int layer, absl::Span<const std::byte> bytes) {
-                                     EXPECT_EQ(std::ssize(read), layer * kSmallLayerBytes);
-                                     read.insert(read.end(), bytes.begin(), bytes.end());
-                                     return absl::OkStatus();
-                                   });
+  absl::Status status =
+      store.Read(kSmallKv, {KvName(i), layers}, [&](int layer, absl::Span<const std::byte> bytes) {
+        EXPECT_EQ(std::ssize(read), layer * kSmallLayerBytes);
+        read.insert(read.end(), bytes.begin(), bytes.end());
+        return absl::OkStatus();
+      });
   if (status.ok()) {
     EXPECT_EQ(read, KvLayers(i, layers));
   }
