@@ -45,6 +45,9 @@ struct WorkerFlags {
   std::string transport = "auto";
   std::vector<std::string> trusted_networks;
   KvDiskFlags kv_disk;
+  int64_t kv_archive_bytes = 0;
+  std::string kv_archive_directory = "kv-archive";
+  std::string kv_replica;  // empty: disk with an archive, else none
   ExpertFlags experts;
   std::string expert_heat = "auto";
   int threads = 0;
@@ -84,6 +87,28 @@ absl::Status ApplyExpertFlags(WorkerFlags& flags) {
     CARAVAN_RETURN_IF_ERROR(Annotate(CheckDirectory(flags.expert_heat), "--expert-heat"));
     options.expert_heat = flags.expert_heat;
   }
+  return absl::OkStatus();
+}
+
+/// Opens the archive of KV blocks, once for all sessions.
+absl::Status ApplyKvArchive(const WorkerFlags& flags, WorkerSessionOptions& options) {
+  const bool archives = flags.kv_archive_bytes > 0;
+  if (archives && flags.kv_replica == "none") {
+    return absl::InvalidArgumentError(
+        "--kv-replica none: --kv-archive SIZE says that KV blocks are kept; leave one of them out");
+  }
+  if (!archives && !flags.kv_replica.empty() && flags.kv_replica != "none") {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--kv-replica ", flags.kv_replica, ": give --kv-archive SIZE, the disk that it may take"));
+  }
+  if (!archives) return absl::OkStatus();
+  options.kv_replicates = flags.kv_replica == "peer";
+  absl::StatusOr<std::unique_ptr<KvBlockStore>> store =
+      KvBlockStore::Open(flags.kv_archive_directory, flags.kv_archive_bytes);
+  if (!store.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("--kv-archive-dir: ", store.status().message()));
+  }
+  options.kv_store = *std::move(store);
   return absl::OkStatus();
 }
 
@@ -181,6 +206,7 @@ absl::Status ApplyDefaults(WorkerFlags& flags) {
   CARAVAN_RETURN_IF_ERROR(flags.kv_disk.Check());
   options.kv_disk_bytes = flags.kv_disk.bytes;
   options.kv_disk_directory = flags.kv_disk.directory;
+  CARAVAN_RETURN_IF_ERROR(ApplyKvArchive(flags, options));
   CARAVAN_RETURN_IF_ERROR(ApplyExpertFlags(flags));
   CpuOptions cpu;
   cpu.num_threads = options.num_threads;
@@ -280,12 +306,19 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
   AddKvOption(*command, options.kv_dtype);
   flags->kv_disk.AddTo(*command);
   CLI::Option* const archive = AddByteSizeOption(
-      *command, "--kv-archive", options.kv_archive_bytes,
-      "Disk for keys and values of prompts and replies, such as 50GiB: what begins like one of "
-      "them "
-      "is not computed again, in this run or a later one. Only where all workers have it");
+      *command, "--kv-archive", flags->kv_archive_bytes,
+      "Disk for keys and values of prompts and replies, such as 50GiB, and for what other workers "
+      "send of theirs: what begins like one of them is not computed again, in this run or a later "
+      "one. Only where all workers have it");
   command
-      ->add_option("--kv-archive-dir", options.kv_archive_directory,
+      ->add_option("--kv-replica", flags->kv_replica,
+                   "Where what --kv-archive keeps lies: disk: on this worker's (the default with "
+                   "--kv-archive); peer: on another worker's too, so that it outlives this box; "
+                   "none: nowhere, without --kv-archive")
+      ->check(CLI::IsMember({"peer", "disk", "none"}))
+      ->type_name("peer|disk|none");
+  command
+      ->add_option("--kv-archive-dir", flags->kv_archive_directory,
                    "Where --kv-archive is; made if it is not there")
       ->type_name("DIRECTORY")
       ->check(NotEmpty())

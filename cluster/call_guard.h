@@ -10,6 +10,7 @@
 //   Cluster.Drain                 x                  x
 //   Jobs, Batches                 x                  x
 //   ModelFiles                               x
+//   KvBlocks                                 x
 //   Pipeline.Flow                 x          x
 //   Probe                         x          x       x
 //   Enrolment                     x          x       x       with a join token that is good

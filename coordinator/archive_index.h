@@ -1,11 +1,11 @@
 #ifndef CARAVAN_COORDINATOR_ARCHIVE_INDEX_H_
 #define CARAVAN_COORDINATOR_ARCHIVE_INDEX_H_
 
-// Which KV blocks all stages of a pipeline have in their archives (worker/kv_archive.h). Stages are
-// told alike what to keep and what to use, so that what one of them has, all have; each forgets
-// what was used least recently, and here that happens a little before it does for the smallest of
-// them. Where they differ all the same, because a disk was full or broke, a stage answers NotFound,
-// and the index is cleared.
+// Which KV blocks all stages of a pipeline have in their archives (worker/kv_archive.h), or can
+// have from those of other workers. Stages are told alike what to keep and what to use, so that
+// what one of them has, all have; each forgets what was used least recently, and here that happens
+// a little before it does for the smallest of them. Where they differ all the same, because a disk
+// was full or broke, a stage answers NotFound, and the index is cleared.
 
 #include <cstdint>
 #include <list>

@@ -10,6 +10,7 @@
 #include "cluster/kv_tiers.h"
 #include "cluster/planner.h"
 #include "cluster/protocol_version.h"
+#include "coordinator/kv_archives.h"
 #include "kernels/kv_rows.h"
 
 namespace caravan {
@@ -463,6 +464,9 @@ v1::LoadStage ClusterController::MakeLoad(const PipelinePlan& plan, size_t i) co
     load.set_resident_budget_bytes(static_cast<uint64_t>(ResidentBudget(stage)));
   }
   const Member member = *membership_.Find(stage.worker);
+  if (member.registration.kv_archive_bytes() > 0) {
+    *load.mutable_kv_archives() = KvArchivesOf(plan)[i];
+  }
   if (i > 0) {
     const Member previous = *membership_.Find(plan.stages[i - 1].worker);
     *load.mutable_previous() = hops_.Make(member, previous);
@@ -535,6 +539,24 @@ void ClusterController::CancelNext() {
   for (const StagePlan& stage : next_->plan.stages) SendOrder(stage.worker, order);
   next_.reset();
   driver_->GoOn();
+}
+
+std::vector<v1::KvArchives> ClusterController::KvArchivesOf(const PipelinePlan& plan) const {
+  std::vector<RingMember> ring;
+  for (const StagePlan& stage : plan.stages) {
+    ring.push_back({*membership_.Find(stage.worker), stage.stage});
+  }
+  std::vector<Member> spares;
+  std::vector<Member> others;
+  for (const Member& member : membership_.Members()) {
+    const bool has_stage =
+        std::any_of(plan.stages.begin(), plan.stages.end(),
+                    [&member](const StagePlan& stage) { return stage.worker == member.id; });
+    if (has_stage) continue;
+    const bool usable = !left_out_.contains(member.id) && !drained_.contains(member.id);
+    (usable ? spares : others).push_back(member);
+  }
+  return PlanKvArchives(ring, spares, others);
 }
 
 void ClusterController::StartServing() {

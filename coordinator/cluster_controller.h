@@ -167,6 +167,8 @@ class ClusterController {
   absl::StatusOr<PipelinePlan> MakePlan(
       const std::optional<WorkerId>& without = std::nullopt) const;
   void StartLoading(PipelinePlan plan);
+  /// What each stage's worker is told of the others' archives.
+  std::vector<v1::KvArchives> KvArchivesOf(const PipelinePlan& plan) const;
   void StartServing();
   void StartPreparing(PipelinePlan plan);
   bool IsNextPrepared() const;

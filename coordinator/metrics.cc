@@ -197,6 +197,43 @@ void AppendExperts(const v1::GetStatusResponse& cluster, std::vector<MetricFamil
   }
 }
 
+/// Of workers whose stages had an archive of KV blocks.
+void AppendKvArchives(const v1::GetStatusResponse& cluster, std::vector<MetricFamily>& out) {
+  struct Counter {
+    const char* name;
+    const char* help;
+    uint64_t (*value)(const v1::KvArchiveLoad& load);
+  };
+  static constexpr Counter kCounters[] = {
+      {"caravan_worker_kv_archived_blocks_total",
+       "Full KV blocks that a worker wrote to its archive.",
+       [](const v1::KvArchiveLoad& load) { return load.kept(); }},
+      {"caravan_worker_kv_restored_from_disk_blocks_total",
+       "KV blocks that a worker filled from its own archive.",
+       [](const v1::KvArchiveLoad& load) { return load.restored_from_disk(); }},
+      {"caravan_worker_kv_restored_from_peers_blocks_total",
+       "KV blocks that a worker filled with layers from other workers' archives.",
+       [](const v1::KvArchiveLoad& load) { return load.restored_from_peers(); }},
+      {"caravan_worker_kv_replicas_sent_total",
+       "KV blocks that a worker sent to another worker's archive.",
+       [](const v1::KvArchiveLoad& load) { return load.replicas_sent(); }},
+      {"caravan_worker_kv_replica_bytes_total", "Bytes of those.",
+       [](const v1::KvArchiveLoad& load) { return load.replica_bytes(); }},
+      {"caravan_worker_kv_replicas_dropped_total",
+       "KV blocks that were to be sent to another worker's archive and were not.",
+       [](const v1::KvArchiveLoad& load) { return load.replicas_dropped(); }},
+  };
+  for (const Counter& counter : kCounters) {
+    Numbers numbers(MetricType::Counter, counter.name, counter.help);
+    for (const v1::WorkerStatus& worker : cluster.workers()) {
+      if (!worker.load().has_kv_archive()) continue;
+      numbers.Add(static_cast<int64_t>(counter.value(worker.load().kv_archive())),
+                  WorkerLabels(cluster, worker));
+    }
+    out.push_back(numbers.Take());
+  }
+}
+
 /// Of workers with cards: what they take of them, and where experts were computed that they have no
 /// room for.
 void AppendCards(const v1::GetStatusResponse& cluster, std::vector<MetricFamily>& out) {
@@ -308,6 +345,7 @@ void AppendCluster(const Metrics::Snapshot& snapshot, std::vector<MetricFamily>&
     out.push_back(numbers->Take());
   }
   AppendExperts(cluster, out);
+  AppendKvArchives(cluster, out);
   AppendCards(cluster, out);
 }
 

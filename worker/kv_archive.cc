@@ -1,214 +1,152 @@
 #include "worker/kv_archive.h"
 
-#include <xxhash.h>
-
 #include <algorithm>
-#include <bit>
-#include <cstring>
-#include <filesystem>
-#include <optional>
-#include <system_error>
+#include <utility>
 
-#include "absl/strings/numbers.h"
+#include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_split.h"
+#include "absl/time/clock.h"
 #include "base/byte_size.h"
 #include "base/check.h"
-#include "base/file.h"
+#include "base/clock.h"
 #include "base/log.h"
-#include "base/output_file.h"
 #include "base/status_macros.h"
 
 namespace caravan {
 namespace {
 
-namespace fs = std::filesystem;
-
-static_assert(std::endian::native == std::endian::little, "files are little-endian");
-
-constexpr char kMagic[8] = {'C', 'R', 'V', 'N', 'K', 'V', '1', '\n'};
-constexpr char kSuffix[] = ".kv";
-
-// A file: this, the layers' hashes, the layers.
-struct Header {
-  char magic[sizeof(kMagic)];
-  int32_t first_layer;
-  int32_t num_layers;
-  int64_t layer_bytes;
-};
-using LayerHash = uint64_t;
-
-int64_t FileBytes(int64_t num_layers, int64_t layer_bytes) {
-  return static_cast<int64_t>(sizeof(Header)) +
-         num_layers * (static_cast<int64_t>(sizeof(LayerHash)) + layer_bytes);
-}
-
 /// Blocks that may wait to be written. They take memory, and the page cache takes them at once.
 constexpr size_t kWaitingBlocks = 2;
 
-struct FoundFile {
-  fs::file_time_type time;
-  KvBlockName name;
-  std::string path;
-  int64_t bytes = 0;
-  int first_layer = 0;
-  int num_layers = 0;
-};
+// One call brings at most so much: then a slow peer is found out before long.
+constexpr int64_t kErrandBytes = int64_t{32} << 20;
 
-/// nullopt: no file of an archive. Its name is NAME-FIRST-NUM.kv.
-std::optional<FoundFile> FromPath(const fs::path& path) {
-  if (path.extension() != kSuffix) return std::nullopt;
-  const std::vector<std::string> parts = absl::StrSplit(path.stem().string(), '-');
-  FoundFile found;
-  found.path = path.string();
-  if (parts.size() != 3 || !absl::SimpleAtoi(parts[1], &found.first_layer) ||
-      !absl::SimpleAtoi(parts[2], &found.num_layers)) {
-    return std::nullopt;
-  }
-  const std::optional<KvBlockName> name = KvBlockNameFromHex(parts[0]);
-  if (!name.has_value()) return std::nullopt;
-  found.name = *name;
-  return found;
-}
-
-/// What a process that is no more was writing (OutputFile): NAME-FIRST-NUM.kv.PID.new.
-bool IsLeftover(const fs::path& path) {
-  if (path.extension() != ".new") return false;
-  const fs::path with_pid = path.stem();
-  int pid = 0;
-  return FromPath(with_pid.stem()).has_value() &&
-         absl::SimpleAtoi(with_pid.extension().string().substr(1), &pid) &&
-         !FileExists(absl::StrCat("/proc/", pid));
+/// What a call may take: long enough for a slow link, short beside computing it all anew.
+absl::Duration TimeFor(int64_t bytes) {
+  constexpr double kLeastBytesPerS = 4e6;
+  return absl::Seconds(5) + absl::Seconds(static_cast<double>(bytes) / kLeastBytesPerS);
 }
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<KvArchive>> KvArchive::Open(const Options& options) {
-  CARAVAN_CHECK(options.num_layers > 0 && options.layer_bytes > 0);
-  const int64_t block_bytes = FileBytes(options.num_layers, options.layer_bytes);
-  if (options.budget_bytes < block_bytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the KV archive's budget of ", FormatByteSize(options.budget_bytes),
-                     " holds no block: one of this stage takes ", FormatByteSize(block_bytes)));
+  CARAVAN_CHECK(options.place.store != nullptr && options.layers.num > 0);
+  KvBlockStore& store = *options.place.store;
+  const int64_t own_bytes = KvBlockStore::FileBytes(options.format, options.layers.num);
+  int64_t block_bytes = own_bytes;
+  std::vector<LayerRange> ranges = {options.layers};
+  for (const LayerRange& incoming : options.place.incoming) {
+    ranges.push_back(incoming);
+    block_bytes += KvBlockStore::FileBytes(options.format, incoming.num);
   }
-  std::error_code error;
-  fs::create_directories(JoinPath(options.directory, options.format), error);
-  if (error) {
-    return absl::InvalidArgumentError(absl::StrCat(options.directory, ": ", error.message()));
+  if (store.budget_bytes() < block_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the KV archive's budget of ", FormatByteSize(store.budget_bytes()),
+        " holds no block: one of this stage takes ", FormatByteSize(own_bytes),
+        block_bytes == own_bytes ? ""
+                                 : absl::StrCat(", and what others send here of it ",
+                                                FormatByteSize(block_bytes - own_bytes))));
   }
-  std::vector<FoundFile> found;
-  std::vector<fs::path> leftovers;
-  fs::recursive_directory_iterator each(options.directory, error);
-  for (; !error && each != fs::end(each); each.increment(error)) {
-    if (IsLeftover(each->path())) leftovers.push_back(each->path());
-    std::optional<FoundFile> file = FromPath(each->path());
-    if (!file.has_value()) continue;
-    // One that another process removes meanwhile is not there.
-    std::error_code gone;
-    file->bytes = static_cast<int64_t>(each->file_size(gone));
-    if (!gone) file->time = each->last_write_time(gone);
-    if (!gone) found.push_back(*std::move(file));
-  }
-  if (error) {
-    return absl::InvalidArgumentError(absl::StrCat(options.directory, ": ", error.message()));
-  }
-  for (const fs::path& path : leftovers) fs::remove(path, error);
-  std::sort(found.begin(), found.end(),
-            [](const FoundFile& a, const FoundFile& b) { return a.time < b.time; });
-  Files files;
-  for (FoundFile& file : found) {
-    files.push_back(
-        {file.name,
-         {std::move(file.path), file.bytes, file.first_layer, file.num_layers, file.time}});
-  }
-  return std::unique_ptr<KvArchive>(new KvArchive(options, std::move(files)));
+  const int64_t excess = store.Prefer(options.format, ranges, block_bytes);
+  const int64_t capacity = std::max<int64_t>(1, (store.budget_bytes() - excess) / block_bytes);
+  auto archive = absl::WrapUnique(new KvArchive(options, capacity));
+  archive->ListPeers();
+  return archive;
 }
 
-KvArchive::KvArchive(const Options& options, Files files)
+KvArchive::KvArchive(const Options& options, int64_t capacity)
     : options_(options),
-      capacity_(options.budget_bytes / FileBytes(options.num_layers, options.layer_bytes)),
+      capacity_(capacity),
+      given_up_(options.place.peers.size(), false),
+      replicator_(options.place.replica == nullptr
+                      ? nullptr
+                      : std::make_unique<KvReplicator>(options.format, options.layers,
+                                                       options.place.store, options.place.replica)),
       queue_(kWaitingBlocks),
-      writer_("kv-archive", [this] { Write(); }) {
-  MutexLock lock(&mu_);
-  for (auto& [name, file] : files) AddLocked(name, std::move(file));
-}
+      writer_("kv-archive", [this] { Write(); }) {}
 
 KvArchive::~KvArchive() {
+  StopFetching();
   queue_.Close();
   writer_.Join();
 }
 
-std::string KvArchive::PathOf(const KvBlockName& name) const {
-  return JoinPath(
-      JoinPath(options_.directory, options_.format),
-      absl::StrCat(name.Hex(), "-", options_.first_layer, "-", options_.num_layers, kSuffix));
-}
-
-bool KvArchive::Covers(const File& file) const {
-  return file.first_layer <= options_.first_layer &&
-         options_.first_layer + options_.num_layers <= file.first_layer + file.num_layers &&
-         file.bytes == FileBytes(file.num_layers, options_.layer_bytes) &&
-         fs::path(file.path).parent_path().filename() == options_.format;
-}
-
-void KvArchive::AddLocked(const KvBlockName& name, File file) {
-  bytes_ += file.bytes;
-  files_.emplace_back(name, std::move(file));
-  const auto added = std::prev(files_.end());
-  if (Covers(added->second)) by_name_[name] = added;
-  while (bytes_ > options_.budget_bytes) {
-    const auto oldest = files_.begin();
-    std::error_code ignored;  // somebody else may have removed it
-    const fs::file_time_type time = fs::last_write_time(oldest->second.path, ignored);
-    if (!ignored && time > oldest->second.time) {  // or used it
-      oldest->second.time = time;
-      files_.splice(files_.end(), files_, oldest);
+void KvArchive::ListPeers() {
+  const std::vector<std::shared_ptr<KvPeer>>& peers = options_.place.peers;
+  std::vector<absl::StatusOr<std::vector<ListedKvPart>>> lists(peers.size());
+  {
+    std::vector<std::unique_ptr<NamedThread>> threads;
+    for (size_t i = 0; i < peers.size(); ++i) {
+      threads.push_back(std::make_unique<NamedThread>("kv-list", [this, &peers, &lists, i] {
+        lists[i] = peers[i]->List(options_.format, options_.layers, kListTimeout);
+      }));
+    }
+  }
+  listed_at_ = absl::Now();
+  for (size_t i = 0; i < peers.size(); ++i) {
+    if (!lists[i].ok()) {
+      LogWarning("kv_peer_not_listed", {{"why", lists[i].status().message()}});
+      given_up_[i] = true;
       continue;
     }
-    fs::remove(oldest->second.path, ignored);
-    bytes_ -= oldest->second.bytes;
-    const auto named = by_name_.find(oldest->first);
-    if (named != by_name_.end() && named->second == oldest) by_name_.erase(named);
-    files_.erase(oldest);
+    for (const ListedKvPart& each : *lists[i]) {
+      const auto [found, added] = remote_.try_emplace(each.part.name, RemoteBlock{{}, each.unused});
+      found->second.parts.push_back({i, each.part.layers});
+      found->second.unused = std::min(found->second.unused, each.unused);
+    }
   }
-}
-
-void KvArchive::TouchLocked(Files::iterator file) {
-  file->second.time = fs::file_time_type::clock::now();
-  std::error_code ignored;
-  fs::last_write_time(file->second.path, file->second.time, ignored);
-  files_.splice(files_.end(), files_, file);
 }
 
 std::vector<KvBlockName> KvArchive::Names(size_t limit) const {
-  MutexLock lock(&mu_);
-  std::vector<KvBlockName> names;
-  for (auto it = files_.rbegin(); it != files_.rend() && names.size() < limit; ++it) {
-    const auto named = by_name_.find(it->first);
-    if (named != by_name_.end() && named->second == std::prev(it.base()))
-      names.push_back(it->first);
+  struct Known {
+    std::vector<LayerRange> layers;
+    absl::Duration unused = absl::InfiniteDuration();
+  };
+  absl::flat_hash_map<KvBlockName, Known> known;
+  std::vector<KvBlockName> order;  // that of the last mention here, then theirs
+  for (const ListedKvPart& each :
+       options_.place.store->List(options_.format, options_.layers, SIZE_MAX)) {
+    Known& block = known[each.part.name];
+    if (block.layers.empty()) order.push_back(each.part.name);
+    block.layers.push_back(each.part.layers);
+    block.unused = std::min(block.unused, each.unused);
   }
-  std::reverse(names.begin(), names.end());
-  return names;
+  const absl::Duration since = absl::Now() - listed_at_;
+  for (const auto& [name, remote] : remote_) {
+    Known& block = known[name];
+    if (block.layers.empty()) {
+      order.push_back(name);
+      block.unused = remote.unused + since;
+    }
+    for (const Elsewhere& part : remote.parts) block.layers.push_back(part.layers);
+  }
+  std::erase_if(order, [&](const KvBlockName& name) {
+    return !Without(options_.layers, known[name].layers).empty();
+  });
+  std::stable_sort(order.begin(), order.end(), [&](const KvBlockName& a, const KvBlockName& b) {
+    return known[a].unused > known[b].unused;
+  });
+  if (order.size() > limit) order.erase(order.begin(), order.end() - static_cast<ptrdiff_t>(limit));
+  return order;
 }
 
 absl::Status KvArchive::Keep(const KvBlockName& name, CopyOut copy) {
   {
     MutexLock lock(&mu_);
     if (waiting_.contains(name)) return absl::OkStatus();
-    if (const auto named = by_name_.find(name); named != by_name_.end()) {
-      TouchLocked(named->second);
-      return absl::OkStatus();
-    }
+  }
+  if (options_.place.store->Use(options_.format, {name, options_.layers}).empty()) {
+    Replicate(name);
+    return absl::OkStatus();
   }
   Block block;
   block.name = name;
-  block.layers.resize(static_cast<size_t>(options_.num_layers * options_.layer_bytes));
+  const auto layer_bytes = static_cast<size_t>(options_.format.layer_bytes());
+  block.layers.resize(static_cast<size_t>(options_.layers.num) * layer_bytes);
   const absl::Span<std::byte> layers = absl::MakeSpan(block.layers);
-  for (int layer = 0; layer < options_.num_layers; ++layer) {
+  for (int layer = 0; layer < options_.layers.num; ++layer) {
     CARAVAN_RETURN_IF_ERROR(
-        copy(layer, layers.subspan(static_cast<size_t>(layer * options_.layer_bytes),
-                                   static_cast<size_t>(options_.layer_bytes))));
+        copy(layer, layers.subspan(static_cast<size_t>(layer) * layer_bytes, layer_bytes)));
   }
   {
     MutexLock lock(&mu_);
@@ -220,17 +158,12 @@ absl::Status KvArchive::Keep(const KvBlockName& name, CopyOut copy) {
 
 void KvArchive::Write() {
   while (const std::optional<Block> block = queue_.Pop()) {
-    const absl::Status written = WriteBlock(*block);
-    File file = {PathOf(block->name),
-                 FileBytes(options_.num_layers, options_.layer_bytes),
-                 options_.first_layer,
-                 options_.num_layers,
-                 {}};
-    std::error_code ignored;
-    file.time = fs::last_write_time(file.path, ignored);
+    const absl::Status written =
+        options_.place.store->Write(options_.format, {block->name, options_.layers}, block->layers);
+    if (written.ok()) Replicate(block->name);
     MutexLock lock(&mu_);
     if (written.ok()) {
-      AddLocked(block->name, std::move(file));
+      ++counters_.kept;
     } else if (!warned_) {
       warned_ = true;
       LogWarning("kv_not_archived", {{"why", written.message()}});
@@ -240,91 +173,116 @@ void KvArchive::Write() {
   }
 }
 
-absl::Status KvArchive::WriteBlock(const Block& block) {
-  Header header = {};
-  std::memcpy(header.magic, kMagic, sizeof(kMagic));
-  header.first_layer = options_.first_layer;
-  header.num_layers = options_.num_layers;
-  header.layer_bytes = options_.layer_bytes;
-  std::vector<LayerHash> hashes;
-  for (int layer = 0; layer < options_.num_layers; ++layer) {
-    hashes.push_back(XXH3_64bits(block.layers.data() + layer * options_.layer_bytes,
-                                 static_cast<size_t>(options_.layer_bytes)));
+void KvArchive::Replicate(const KvBlockName& name) {
+  if (replicator_ != nullptr && !stop_.stop_requested()) replicator_->Offer(name);
+}
+
+void KvArchive::Fetch(absl::Span<const KvBlockName> names) {
+  fetched_.clear();
+  {
+    MutexLock lock(&mu_);
+    for (const KvBlockName& name : names) {
+      while (waiting_.contains(name)) written_.Wait(&mu_);
+    }
   }
-  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFile> file,
-                           OutputFile::Create(PathOf(block.name)));
-  const auto write = [&file](const void* data, size_t bytes) {
-    return file->Write({static_cast<const char*>(data), bytes});
-  };
-  CARAVAN_RETURN_IF_ERROR(write(&header, sizeof(header)));
-  CARAVAN_RETURN_IF_ERROR(write(hashes.data(), hashes.size() * sizeof(LayerHash)));
-  CARAVAN_RETURN_IF_ERROR(write(block.layers.data(), block.layers.size()));
-  return file->Commit();
+  const absl::Duration deadline = SteadyClock().Now() + kMostFetching;
+  // Each errand brings all that it is to, or there is less to be asked for.
+  while (SteadyClock().Now() < deadline && !stop_.stop_requested()) {
+    const std::optional<Errand> errand = NextErrand(names);
+    if (!errand.has_value()) break;
+    Run(*errand);
+  }
+  for (const KvBlockName& name : names) Replicate(name);
+}
+
+std::optional<KvArchive::Errand> KvArchive::NextErrand(absl::Span<const KvBlockName> names) {
+  Errand errand;
+  int64_t bytes = 0;
+  for (const KvBlockName& name : names) {
+    // All of them, lest what comes puts out what is here.
+    const std::vector<LayerRange> missing =
+        options_.place.store->Use(options_.format, {name, options_.layers});
+    const auto remote = remote_.find(name);
+    if (remote == remote_.end() || errand.parts.size() == kMostKvParts || bytes >= kErrandBytes) {
+      continue;
+    }
+    for (const LayerRange& range : missing) {
+      for (const Elsewhere& part : remote->second.parts) {
+        const LayerRange there = Overlap(part.layers, range);
+        if (there.num == 0 || given_up_[part.peer]) continue;
+        if (!errand.parts.empty() && errand.peer != part.peer) continue;
+        errand.peer = part.peer;
+        errand.parts.push_back({name, there});
+        bytes += there.num * options_.format.layer_bytes();
+        break;
+      }
+      if (errand.parts.size() == kMostKvParts) break;
+    }
+  }
+  if (errand.parts.empty()) return std::nullopt;
+  return errand;
+}
+
+void KvArchive::Run(const Errand& errand) {
+  KvPeer& peer = *options_.place.peers[errand.peer];
+  int64_t bytes = 0;
+  for (const KvBlockPart& part : errand.parts) {
+    bytes += part.layers.num * options_.format.layer_bytes();
+  }
+  absl::Status written;
+  const absl::Status got =
+      peer.Get(options_.format, errand.parts, TimeFor(bytes),
+               [&](const KvBlockPart& part, absl::Span<const std::byte> layers) {
+                 written = options_.place.store->Write(options_.format, part, layers);
+                 if (written.ok()) fetched_.insert(part.name);
+                 return written;
+               });
+  if (!got.ok()) {
+    given_up_[errand.peer] = true;
+    if (!stop_.stop_requested()) LogWarning("kv_not_fetched", {{"why", got.message()}});
+  }
+  // What it was asked for has come, or will not.
+  for (const KvBlockPart& part : errand.parts) {
+    std::erase_if(remote_[part.name].parts, [&](const Elsewhere& each) {
+      return each.peer == errand.peer && Overlap(each.layers, part.layers).num > 0;
+    });
+  }
 }
 
 absl::Status KvArchive::Restore(const KvBlockName& name, CopyIn copy) {
-  File file;
   {
     MutexLock lock(&mu_);
     while (waiting_.contains(name)) written_.Wait(&mu_);
-    const auto named = by_name_.find(name);
-    if (named == by_name_.end()) {
-      return absl::NotFoundError(absl::StrCat("no KV block ", name.Hex(), " is archived here"));
-    }
-    TouchLocked(named->second);
-    file = named->second->second;
   }
-  absl::Status copied;
-  const absl::Status read = Read(file, [&](int layer, absl::Span<const std::byte> from) {
-    return copied = copy(layer, from);
-  });
-  if (!copied.ok() || read.ok()) return copied;
-  Remove(name);
-  return absl::NotFoundError(absl::StrCat("an archived KV block: ", read.message()));
-}
-
-absl::Status KvArchive::Read(const File& file, CopyIn layer) const {
-  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<ReadableFile> in, ReadableFile::Open(file.path));
-  Header header;
   CARAVAN_RETURN_IF_ERROR(
-      in->Read(0, absl::MakeSpan(reinterpret_cast<std::byte*>(&header), sizeof(header))));
-  const int first = options_.first_layer - file.first_layer;
-  std::vector<LayerHash> hashes(static_cast<size_t>(options_.num_layers));
-  CARAVAN_RETURN_IF_ERROR(in->Read(
-      static_cast<int64_t>(sizeof(Header) + static_cast<size_t>(first) * sizeof(LayerHash)),
-      absl::MakeSpan(reinterpret_cast<std::byte*>(hashes.data()),
-                     hashes.size() * sizeof(LayerHash))));
-  const absl::Status wrong =
-      absl::DataLossError(absl::StrCat(file.path, ": is not what was written"));
-  if (std::memcmp(header.magic, kMagic, sizeof(kMagic)) != 0 ||
-      header.first_layer != file.first_layer || header.num_layers != file.num_layers ||
-      header.layer_bytes != options_.layer_bytes) {
-    return wrong;
-  }
-  std::vector<std::byte> bytes(static_cast<size_t>(options_.layer_bytes));
-  for (int i = 0; i < options_.num_layers; ++i) {
-    CARAVAN_RETURN_IF_ERROR(in->Read(
-        FileBytes(file.num_layers, 0) + (first + i) * options_.layer_bytes, absl::MakeSpan(bytes)));
-    if (XXH3_64bits(bytes.data(), bytes.size()) != hashes[static_cast<size_t>(i)]) return wrong;
-    CARAVAN_RETURN_IF_ERROR(layer(i, bytes));
-  }
+      options_.place.store->Read(options_.format, {name, options_.layers}, copy));
+  MutexLock lock(&mu_);
+  ++(fetched_.contains(name) ? counters_.restored_from_peers : counters_.restored_from_disk);
   return absl::OkStatus();
 }
 
-void KvArchive::Remove(const KvBlockName& name) {
-  MutexLock lock(&mu_);
-  const auto named = by_name_.find(name);
-  if (named == by_name_.end()) return;
-  std::error_code ignored;
-  fs::remove(named->second->second.path, ignored);
-  bytes_ -= named->second->second.bytes;
-  files_.erase(named->second);
-  by_name_.erase(named);
+void KvArchive::StopFetching() {
+  stop_.request_stop();
+  for (const std::shared_ptr<KvPeer>& peer : options_.place.peers) peer->Cancel();
+  if (options_.place.replica != nullptr) options_.place.replica->Cancel();
+}
+
+KvArchive::Counters KvArchive::counters() const {
+  Counters counters;
+  {
+    MutexLock lock(&mu_);
+    counters = counters_;
+  }
+  if (replicator_ != nullptr) counters.replicas = replicator_->counters();
+  return counters;
 }
 
 void KvArchive::Flush() {
-  MutexLock lock(&mu_);
-  while (!waiting_.empty()) written_.Wait(&mu_);
+  {
+    MutexLock lock(&mu_);
+    while (!waiting_.empty()) written_.Wait(&mu_);
+  }
+  if (replicator_ != nullptr) replicator_->Flush();
 }
 
 }  // namespace caravan

@@ -1,24 +1,19 @@
 #ifndef CARAVAN_WORKER_KV_ARCHIVE_H_
 #define CARAVAN_WORKER_KV_ARCHIVE_H_
 
-// Full KV blocks on disk, by the tokens that they hold: what a stage computed once need not be
-// computed again, in this life of the process or in the next one (docs/state.md, "KV archive").
+// A stage's full KV blocks beyond its memory, by the tokens that they hold: what was computed once
+// need not be computed again, by this stage or by whoever holds its layers later (docs/state.md,
+// "KV archive").
 //
-// A block is a file of its own, with the layers of the stage that wrote it; another stage of the
-// same model takes from it the layers that it has, if all of them are there. The directory is the
-// index: files appear whole (OutputFile), and their times say which was used last. Beyond the
-// budget the least recently used go. Each layer carries a hash, so that what a disk breaks is
-// missing, not wrong.
-//
-// Several stages, in one process or in several, may share a directory; each keeps to its budget by
-// what it sees when it opens and what it adds, so that of two that fill one directory each has less
-// than it was told: they should have directories of their own.
+// They lie in the worker's KvBlockStore, the layers of one block perhaps in several files. What is
+// not there may be in the archives of other workers, and is fetched when it is wanted; and what is
+// kept here may be sent to one of them besides (KvReplicator).
 
 #include <cstddef>
 #include <cstdint>
-#include <filesystem>
-#include <list>
 #include <memory>
+#include <optional>
+#include <stop_token>
 #include <string>
 #include <utility>
 #include <vector>
@@ -29,35 +24,57 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "base/bounded_queue.h"
 #include "base/mutex.h"
 #include "base/named_thread.h"
 #include "cluster/kv_block_name.h"
+#include "worker/kv_block_store.h"
+#include "worker/kv_format.h"
+#include "worker/kv_peer.h"
+#include "worker/kv_replicator.h"
 
 namespace caravan {
 
-/// Keep and Restore are called by one thread; the rest by any.
+/// Names, Keep, Fetch and Restore are called by one thread at a time; the rest by any.
 class KvArchive {
  public:
+  /// Where a plan puts a stage's archive.
+  struct Place {
+    std::shared_ptr<KvBlockStore> store;         // null: there is none
+    std::vector<std::shared_ptr<KvPeer>> peers;  // who may have blocks that are not there
+    std::shared_ptr<KvPeer> replica;             // gets what is kept; null: nobody
+    std::vector<LayerRange> incoming;            // of each block, what others send here
+  };
   struct Options {
-    std::string directory;
-    int64_t budget_bytes = 0;
-    std::string format;       // what a layer's bytes depend on but for names: "f16-64x576"
-    int first_layer = 0;      // of the stage, counted in the model
-    int num_layers = 0;       // with keys and values
-    int64_t layer_bytes = 0;  // of a block
+    Place place;  // with a store
+    KvFormat format;
+    LayerRange layers;  // of the stage
+  };
+  struct Counters {
+    int64_t kept = 0;                 // blocks that were written
+    int64_t restored_from_disk = 0;   // blocks
+    int64_t restored_from_peers = 0;  // those of which some layers were fetched
+    KvReplicator::Counters replicas;
   };
 
-  /// Makes the directory if it is not there, and looks through it.
-  /// Errors: InvalidArgument - it cannot be made or read, or the budget holds no block; names it.
+  /// How long it waits for what peers say that they have.
+  static constexpr absl::Duration kListTimeout = absl::Seconds(2);
+  /// What Fetch may take, all in all.
+  static constexpr absl::Duration kMostFetching = absl::Seconds(60);
+
+  /// Asks the peers, all at once, for what they have; one that does not answer has nothing.
+  /// Errors: InvalidArgument - the budget holds no block, with what others send here of it.
   static absl::StatusOr<std::unique_ptr<KvArchive>> Open(const Options& options);
   /// Writes what waits.
   ~KvArchive();
 
-  /// How many blocks the budget holds.
+  /// How many blocks the budget holds, each with what others send here of it, beside what files of
+  /// other splits take.
   int64_t capacity() const { return capacity_; }
-  /// Blocks that Restore finds, the least recently used first, at most `limit` of the newest.
+  /// Blocks whose layers are all here or with the peers, as far as is known, the least recently
+  /// used first, at most `limit` of the newest.
   std::vector<KvBlockName> Names(size_t limit) const;
 
   /// Copies `layer` (counted from 0) of a block to `to`, or from there.
@@ -65,56 +82,69 @@ class KvArchive {
   using CopyIn = absl::FunctionRef<absl::Status(int layer, absl::Span<const std::byte> from)>;
 
   /// Copies the block out, and has it written meanwhile; waits while others are. One that is there
-  /// counts as used. Where writing
-  /// fails the block is not kept, with a warning once. Errors: those of `copy`.
+  /// counts as used. Where writing fails the block is not kept, with a warning once. Errors: those
+  /// of `copy`.
   absl::Status Keep(const KvBlockName& name, CopyOut copy);
 
-  /// Waits for it if it is being written.
-  /// Errors: NotFound - it is not here, or not whole (then it is removed); those of `copy`.
+  /// Brings what these blocks lack here from the peers, as far as they have it, in few round trips
+  /// and within kMostFetching; gives up on a peer that fails. All of them count as used now.
+  void Fetch(absl::Span<const KvBlockName> names);
+
+  /// Errors: NotFound - it is not here, or not whole; those of `copy`.
   absl::Status Restore(const KvBlockName& name, CopyIn copy);
 
-  /// Waits until all that Keep took is written. For tests.
+  /// Ends a Fetch that is under way, and all that come later; nothing is replicated any more.
+  void StopFetching();
+
+  Counters counters() const;
+
+  /// Waits until all that Keep took is written, and sent on. For tests.
   void Flush();
 
  private:
-  struct File {
-    std::string path;
-    int64_t bytes = 0;
-    int first_layer = 0;  // of those that it holds
-    int num_layers = 0;
-    std::filesystem::file_time_type time;  // when it was used last, as far as is known
-  };
-  // The least recently used first.
-  using Files = std::list<std::pair<KvBlockName, File>>;
   struct Block {
     KvBlockName name;
-    std::vector<std::byte> layers;  // [num_layers] of layer_bytes
+    std::vector<std::byte> layers;  // those of the stage
+  };
+  // Of a block, layers that a peer has.
+  struct Elsewhere {
+    size_t peer = 0;  // of options_.place.peers
+    LayerRange layers;
+  };
+  struct RemoteBlock {
+    std::vector<Elsewhere> parts;
+    absl::Duration unused;  // at listed_at_
+  };
+  // What one call is to bring.
+  struct Errand {
+    size_t peer = 0;
+    std::vector<KvBlockPart> parts;
   };
 
-  KvArchive(const Options& options, Files files);
+  KvArchive(const Options& options, int64_t capacity);
 
-  std::string PathOf(const KvBlockName& name) const;
-  bool Covers(const File& file) const;
+  void ListPeers();
   void Write();  // what the writing thread does
-  absl::Status WriteBlock(const Block& block);
-  void AddLocked(const KvBlockName& name, File file) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void Remove(const KvBlockName& name);
-  /// It is used now.
-  void TouchLocked(Files::iterator file) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  /// What the file holds of the stage's layers, one after the other.
-  absl::Status Read(const File& file, CopyIn layer) const;
+  /// Whom to ask next for what `names` lack; nullopt: nobody.
+  std::optional<Errand> NextErrand(absl::Span<const KvBlockName> names);
+  void Run(const Errand& errand);
+  void Replicate(const KvBlockName& name);
 
   const Options options_;
   const int64_t capacity_;
+  absl::Time listed_at_;                                  // constant once open, as is:
+  absl::flat_hash_map<KvBlockName, RemoteBlock> remote_;  // but for the thread of Fetch
+  std::vector<bool> given_up_;                            // by peer; of that thread
+  absl::flat_hash_set<KvBlockName> fetched_;              // by the last Fetch; the same
+  std::stop_source stop_;                                 // own synchronisation
 
   mutable Mutex mu_;
   CondVar written_;
-  Files files_ ABSL_GUARDED_BY(mu_);
-  absl::flat_hash_map<KvBlockName, Files::iterator> by_name_ ABSL_GUARDED_BY(mu_);
-  int64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;
   absl::flat_hash_set<KvBlockName> waiting_ ABSL_GUARDED_BY(mu_);  // blocks to be written
   bool warned_ ABSL_GUARDED_BY(mu_) = false;
+  Counters counters_ ABSL_GUARDED_BY(mu_);  // but for replicas
 
+  std::unique_ptr<KvReplicator> replicator_;  // null: nobody gets replicas
   BoundedQueue<Block> queue_;
   NamedThread writer_;  // last: it uses the above
 };

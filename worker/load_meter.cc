@@ -36,6 +36,16 @@ void AddLoad(const v1::WorkerLoad& load, v1::WorkerLoad& sum) {
   sum.set_total_s(sum.total_s() + load.total_s());
   sum.set_steps(sum.steps() + load.steps());
   sum.set_rows(sum.rows() + load.rows());
+  if (load.has_kv_archive()) {
+    const v1::KvArchiveLoad& more = load.kv_archive();
+    v1::KvArchiveLoad& archive = *sum.mutable_kv_archive();
+    archive.set_kept(archive.kept() + more.kept());
+    archive.set_restored_from_disk(archive.restored_from_disk() + more.restored_from_disk());
+    archive.set_restored_from_peers(archive.restored_from_peers() + more.restored_from_peers());
+    archive.set_replicas_sent(archive.replicas_sent() + more.replicas_sent());
+    archive.set_replica_bytes(archive.replica_bytes() + more.replica_bytes());
+    archive.set_replicas_dropped(archive.replicas_dropped() + more.replicas_dropped());
+  }
   if (load.has_card_experts()) {
     const v1::CardExpertLoad& more = load.card_experts();
     v1::CardExpertLoad& on_card = *sum.mutable_card_experts();

@@ -25,6 +25,9 @@
 #include "cluster/protocol_version.h"
 #include "model/pack/packed_model.h"
 #include "model/stored_model.h"
+#include "worker/kv_blocks_service.h"
+#include "worker/kv_peer_channel.h"
+#include "worker/kv_wire.h"
 #include "worker/process_memory.h"
 #include "worker/remote_tensor_source.h"
 #include "worker/worker.h"
@@ -70,8 +73,7 @@ class Session {
     environment.name = absl::StrCat("worker ", options_.name);
     environment.kv_dtype = options_.kv_dtype;
     environment.kv_disk_directory = options_.kv_disk_directory;
-    environment.kv_archive_bytes = options_.kv_archive_bytes;
-    environment.kv_archive_directory = options_.kv_archive_directory;
+    environment.kv_archive = [this](const v1::LoadStage& order) { return KvPlace(order); };
     environment.experts = options_.experts;
     environment.expert_heat = options_.expert_heat;
     environment.record_routing = options_.record_routing;
@@ -119,9 +121,13 @@ class Session {
   }
 
   absl::Status Listen() {
-    CARAVAN_ASSIGN_OR_RETURN(
-        GrpcServer started,
-        StartGrpcServer(options_.listen, {&pipeline_service_, &probe_service_}, options_.security));
+    std::vector<grpc::Service*> services = {&pipeline_service_, &probe_service_};
+    if (options_.kv_store != nullptr) {
+      kv_blocks_service_.emplace(incarnation_, options_.kv_store);
+      services.push_back(&*kv_blocks_service_);
+    }
+    CARAVAN_ASSIGN_OR_RETURN(GrpcServer started,
+                             StartGrpcServer(options_.listen, services, options_.security));
     server_ = std::move(started.server);
     port_ = started.port;
     return absl::OkStatus();
@@ -226,6 +232,10 @@ class Session {
     registration.set_num_threads(static_cast<uint32_t>(options_.num_threads));
     registration.set_kv_dtype(std::string(DTypeName(options_.kv_dtype)));
     registration.set_kv_disk_bytes(static_cast<uint64_t>(options_.kv_disk_bytes));
+    if (options_.kv_store != nullptr) {
+      registration.set_kv_archive_bytes(static_cast<uint64_t>(options_.kv_store->budget_bytes()));
+      registration.set_kv_replicates(options_.kv_replicates);
+    }
     registration.set_offloads(options_.offloads);
     if (!device.is_card()) {
       registration.set_process_bytes(static_cast<uint64_t>(ProcessBytes(options_.num_threads)));
@@ -307,6 +317,35 @@ class Session {
     return nullptr;
   }
 
+  absl::StatusOr<KvArchive::Place> KvPlace(const v1::LoadStage& order) const {
+    const v1::KvArchives& archives = order.kv_archives();
+    KvArchive::Place place;
+    if (options_.kv_store == nullptr) return place;
+    place.store = options_.kv_store;
+    for (const v1::KvArchivePeer& peer : archives.peers()) {
+      CARAVAN_ASSIGN_OR_RETURN(place.peers.emplace_back(), OpenKvPeer(peer));
+    }
+    if (archives.has_replica()) {
+      CARAVAN_ASSIGN_OR_RETURN(place.replica, OpenKvPeer(archives.replica()));
+    }
+    for (const v1::KvLayerRange& layers : archives.incoming()) {
+      CARAVAN_ASSIGN_OR_RETURN(place.incoming.emplace_back(), LayersFromProto(layers));
+    }
+    return place;
+  }
+
+  absl::StatusOr<std::shared_ptr<KvPeer>> OpenKvPeer(const v1::KvArchivePeer& peer) const {
+    KvPeerOptions options;
+    options.address = peer.address();
+    options.incarnation = peer.incarnation();
+    options.name = peer.name();
+    options.security = options_.security;
+    if (!peer.identity().empty()) {
+      CARAVAN_ASSIGN_OR_RETURN(options.identity, ParseIdentity(peer.identity()));
+    }
+    return MakeKvPeerChannel(options);
+  }
+
   absl::StatusOr<std::unique_ptr<ActivationChannel>> OpenNextHop(
       const v1::LoadStage& order, std::function<void(absl::Status)> on_broken,
       std::stop_token stop) {
@@ -346,6 +385,7 @@ class Session {
   Worker worker_;
   PipelineService pipeline_service_;
   ProbeService probe_service_;
+  std::optional<KvBlocksService> kv_blocks_service_;  // where there is an archive
   std::unique_ptr<grpc::Server> server_;
 };
 

@@ -18,6 +18,7 @@
 #include "cluster/transport_security.h"
 #include "worker/compute_device.h"
 #include "worker/experts/expert_store.h"
+#include "worker/kv_block_store.h"
 
 namespace caravan {
 
@@ -40,9 +41,10 @@ struct WorkerSessionOptions {
   DType kv_dtype = DType::kF32;      // of the KV cache
   int64_t kv_disk_bytes = 0;         // for KV blocks beyond what memory holds
   std::string kv_disk_directory;     // where they lie
-  int64_t kv_archive_bytes = 0;      // for full KV blocks that outlive the session
-  std::string kv_archive_directory = "kv-archive";
-  ExpertStore::Options experts;                 // of those on disk
+  std::shared_ptr<KvBlockStore> kv_store;  // of full KV blocks, which outlive the session; null:
+                                           // there is none
+  bool kv_replicates = false;              // those that are kept go to another worker's too
+  ExpertStore::Options experts;            // of those on disk
   std::optional<std::string> expert_heat = "";  // as Stage::Options
   std::string record_routing;                   // as Worker::Environment
   int num_threads = 1;

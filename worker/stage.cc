@@ -142,7 +142,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
                                           std::move(experts), std::move(card_experts),
                                           std::move(heat), std::move(kv_cache), options));
   CARAVAN_RETURN_IF_ERROR(stage->TakeMemory());
-  stage->OpenArchive();
+  stage->OpenArchive(options.kv_archive);
   if (!stage->backend_->memory().is_host()) {
     CARAVAN_RETURN_IF_ERROR(stage->Rehearse([&] { return progress(total, total); }));
   }
@@ -255,23 +255,24 @@ absl::Status Stage::Apply(v1::Step& step) {
   return drafter_->Run(hidden_.floats(), *kv_cache_, spec_.num_layers(), step);
 }
 
-void Stage::OpenArchive() {
-  if (options_.kv_archive_bytes == 0) return;
+void Stage::OpenArchive(KvArchive::Place place) {
   kv_archive_.reset();  // which writes what waits
   KvArchive::Options archive;
-  archive.directory = options_.kv_archive_directory;
-  archive.budget_bytes = options_.kv_archive_bytes;
-  archive.format = absl::StrCat(DTypeName(options_.kv_dtype), "-", kKvBlockTokens, "x",
-                                config_.Mla().kv_width());
-  archive.first_layer = spec_.first_layer;
-  archive.num_layers = spec_.num_kv_layers();
-  archive.layer_bytes = kv_cache_->layer_bytes();
+  archive.place = std::move(place);
+  if (archive.place.store == nullptr) return;
+  archive.format = {options_.kv_dtype, kKvBlockTokens, config_.Mla().kv_width()};
+  archive.layers = {spec_.first_layer, spec_.num_kv_layers()};
+  CARAVAN_CHECK(archive.format.layer_bytes() == kv_cache_->layer_bytes());
   absl::StatusOr<std::unique_ptr<KvArchive>> opened = KvArchive::Open(archive);
   if (opened.ok()) {
     kv_archive_ = *std::move(opened);
   } else {
     LogWarning("no_kv_archive", {{"why", opened.status().message()}});
   }
+}
+
+void Stage::StopFetching() {
+  if (kv_archive_ != nullptr) kv_archive_->StopFetching();
 }
 
 absl::Status Stage::MoveBlocks(const v1::Step& step) {
@@ -282,6 +283,11 @@ absl::Status Stage::MoveBlocks(const v1::Step& step) {
           return kv_cache_->ReadLayer(kept.block(), layer, to);
         }));
   }
+  std::vector<KvBlockName> restored_names;
+  for (const v1::ArchivedBlock& restored : step.restored_blocks()) {
+    restored_names.push_back(*KvBlockNameFromWire(restored.name()));
+  }
+  if (kv_archive_ != nullptr && !restored_names.empty()) kv_archive_->Fetch(restored_names);
   for (const v1::ArchivedBlock& restored : step.restored_blocks()) {
     if (kv_archive_ == nullptr) return absl::NotFoundError("no KV blocks are archived here");
     CARAVAN_RETURN_IF_ERROR(kv_archive_->Restore(

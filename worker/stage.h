@@ -54,9 +54,7 @@ class Stage {
     // host's.
     int64_t kv_disk_bytes = 0;
     std::string kv_disk_directory;
-    // For full blocks that outlive the stage, in kv_archive_directory; 0: none do.
-    int64_t kv_archive_bytes = 0;
-    std::string kv_archive_directory;
+    KvArchive::Place kv_archive;  // for full blocks that outlive the stage
     DType kv_dtype = DType::kF32;
     int64_t max_step_tokens = 0;  // rows that one step may carry
     // Where others than the stage put hidden states into slots, or take them from there: how many
@@ -126,7 +124,7 @@ class Stage {
 
   /// Looks anew for blocks that outlive stages: others may have added some since it was made.
   /// Without an archive, with a warning, where that cannot be opened.
-  void OpenArchive();
+  void OpenArchive(KvArchive::Place place);
 
   /// Whether its card failed in a way that leaves it of no use to this process: what a step's error
   /// of code Internal says there.
@@ -136,6 +134,8 @@ class Stage {
   const KvCache& kv_cache() const { return *kv_cache_; }
   /// Null: no block outlives the stage.
   const KvArchive* kv_archive() const { return kv_archive_.get(); }
+  /// Run waits for no other worker any more: what it would fetch is missing. Any thread.
+  void StopFetching();
   const StageWeights& weights() const { return *weights_; }
   /// What it takes of its card's memory; 0: it computes in the host's.
   int64_t card_bytes() const { return backend_->memory().taken_bytes(); }

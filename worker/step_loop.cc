@@ -45,6 +45,7 @@ void StepLoop::Stop() {
   queue_.Close();
   outgoing_.Close();
   stage_->slots().Close();
+  stage_->StopFetching();
   if (links_.previous != nullptr) links_.previous->Abort();
   if (links_.next != nullptr) links_.next->Abort();
   next_->Close();
@@ -54,6 +55,16 @@ void StepLoop::Stop() {
 
 v1::WorkerLoad StepLoop::load() const {
   v1::WorkerLoad load = meter_.Read();
+  if (stage_->kv_archive() != nullptr) {
+    const KvArchive::Counters counters = stage_->kv_archive()->counters();
+    v1::KvArchiveLoad& archive = *load.mutable_kv_archive();
+    archive.set_kept(static_cast<uint64_t>(counters.kept));
+    archive.set_restored_from_disk(static_cast<uint64_t>(counters.restored_from_disk));
+    archive.set_restored_from_peers(static_cast<uint64_t>(counters.restored_from_peers));
+    archive.set_replicas_sent(static_cast<uint64_t>(counters.replicas.sent));
+    archive.set_replica_bytes(static_cast<uint64_t>(counters.replicas.bytes));
+    archive.set_replicas_dropped(static_cast<uint64_t>(counters.replicas.dropped));
+  }
   if (stage_->card_experts() != nullptr) {
     const CardExperts::Counters counters = stage_->card_experts()->counters();
     v1::CardExpertLoad& on_card = *load.mutable_card_experts();

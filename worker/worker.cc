@@ -256,8 +256,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Worker::MakeStage(const v1::LoadStage& or
   options.kv_budget_bytes = static_cast<int64_t>(order.kv_budget_bytes());
   options.kv_disk_bytes = static_cast<int64_t>(order.kv_disk_bytes());
   options.kv_disk_directory = environment_.kv_disk_directory;
-  options.kv_archive_bytes = environment_.kv_archive_bytes;
-  options.kv_archive_directory = environment_.kv_archive_directory;
+  CARAVAN_ASSIGN_OR_RETURN(options.kv_archive, environment_.kv_archive(order));
   options.max_step_tokens = order.max_step_tokens();
   if (order.previous().by_nccl() || order.next().by_nccl()) options.hidden_slots = kHiddenSlots;
   options.leaves_hidden = order.next().by_nccl();
@@ -294,7 +293,8 @@ absl::StatusOr<std::unique_ptr<Stage>> Worker::TakeStage(const v1::LoadStage& or
   }
   std::unique_ptr<Stage> stage = std::move(prepared_->stage);
   prepared_.reset();
-  stage->OpenArchive();
+  CARAVAN_ASSIGN_OR_RETURN(KvArchive::Place place, environment_.kv_archive(order));
+  stage->OpenArchive(std::move(place));
   return stage;
 }
 

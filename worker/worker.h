@@ -52,8 +52,9 @@ class Worker {
     std::string name;               // for errors and logs
     DType kv_dtype = DType::kF32;   // of the stages' KV caches
     std::string kv_disk_directory;  // as Stage::Options
-    int64_t kv_archive_bytes = 0;   // likewise
-    std::string kv_archive_directory;
+    /// Where full KV blocks of a stage outlive it.
+    std::function<absl::StatusOr<KvArchive::Place>(const v1::LoadStage& order)> kv_archive =
+        [](const v1::LoadStage&) { return KvArchive::Place(); };
     ExpertStore::Options experts;            // of the stages' experts on disk
     std::optional<std::string> expert_heat;  // as Stage::Options
     // Routing is recorded in files of this prefix (RecordStage); empty: it is not.

@@ -6,7 +6,9 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -86,6 +88,35 @@ TEST_F(SecurityTest, AClusterWithCertificatesServes) {
   EXPECT_THAT(cluster_.coordinator().Err(),
               AllOf(HasSubstr("identity=worker/box-a"), HasSubstr("identity=worker/box-b")));
   for (const char* name : {"box-a", "box-b"}) {
+    EXPECT_THAT(cluster_.worker(name).Err(), Not(HasSubstr("WARNING")));
+  }
+}
+
+TEST_F(SecurityTest, KvBlocksGoTheSameWay) {
+  StartCoordinator({"--workers", "2"});
+  for (const char* name : {"box-a", "box-b"}) {
+    StartWorker(name, Box(name),
+                {"--kv-archive", "64MiB", "--kv-archive-dir", File(absl::StrCat("kv-", name)),
+                 "--kv-replica", "peer"})
+        .WaitForErr("joined");
+  }
+  cluster_.WaitForStatus("serving");
+  TestProcess& run = cluster_.StartLongRun({"--max-tokens", "200"});
+  EXPECT_EQ(run.Wait(), 0) << run.Transcript();
+  // Each has what both have computed.
+  for (const char* name : {"box-a", "box-b"}) {
+    EXPECT_TRUE(WaitUntil([&] {
+      std::set<std::string> layers;
+      std::error_code gone;
+      const std::filesystem::path kv = File(absl::StrCat("kv-", name));
+      for (std::filesystem::recursive_directory_iterator each(kv, gone), end; each != end;
+           each.increment(gone)) {
+        if (each->path().extension() != ".kv") continue;
+        const std::string file = each->path().filename();
+        layers.insert(file.substr(file.find('-')));
+      }
+      return layers.size() == 2;
+    })) << name;
     EXPECT_THAT(cluster_.worker(name).Err(), Not(HasSubstr("WARNING")));
   }
 }

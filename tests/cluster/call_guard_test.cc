@@ -9,6 +9,7 @@
 #include "caravan/v1/cluster.pb.h"
 #include "caravan/v1/enrolment.pb.h"
 #include "caravan/v1/jobs.pb.h"
+#include "caravan/v1/kv_blocks.pb.h"
 #include "caravan/v1/model_files.pb.h"
 #include "caravan/v1/pipeline.pb.h"
 #include "caravan/v1/probe.pb.h"
@@ -28,7 +29,7 @@ std::set<std::string> AllCalls() {
        {v1::BatchHeader::descriptor()->file(), v1::Registration::descriptor()->file(),
         v1::EnrolRequest::descriptor()->file(), v1::SubmitRequest::descriptor()->file(),
         v1::ReadTensorRequest::descriptor()->file(), v1::EchoRequest::descriptor()->file(),
-        v1::Step::descriptor()->file()}) {
+        v1::Step::descriptor()->file(), v1::KvBlockPart::descriptor()->file()}) {
     for (int i = 0; i < file->service_count(); ++i) {
       for (int k = 0; k < file->service(i)->method_count(); ++k) {
         calls.insert(absl::StrCat("/", file->service(i)->full_name(), "/",
@@ -65,6 +66,8 @@ TEST(CallGuardTest, WithoutACertificateOneCanOnlyAskForOne) {
 TEST(CallGuardTest, AWorkerJoinsReadsWeightsAndPassesStepsOn) {
   EXPECT_EQ(Allowed(Identity{Role::kWorker, "a"}),
             With({"/caravan.v1.Cluster/Attend", "/caravan.v1.Cluster/GetStatus",
+                  "/caravan.v1.KvBlocks/OfferKvBlocks", "/caravan.v1.KvBlocks/PutKvBlock",
+                  "/caravan.v1.KvBlocks/ListKvBlocks", "/caravan.v1.KvBlocks/GetKvBlocks",
                   "/caravan.v1.ModelFiles/ListTensors", "/caravan.v1.ModelFiles/ReadTensor",
                   "/caravan.v1.Pipeline/Flow", "/caravan.v1.Probe/Echo",
                   "/caravan.v1.Probe/Receive", "/caravan.v1.Probe/Send"}));

@@ -93,6 +93,32 @@ TEST(ClusterControllerTest, EachStageIsToldWhoseStepsItTakes) {
   EXPECT_EQ(second.next_identity(), "");
 }
 
+TEST(ClusterControllerTest, EachStageIsToldOfTheOthersArchives) {
+  v1::Registration archive;
+  archive.set_kv_archive_bytes(1 << 20);
+  archive.set_kv_replicates(true);
+  FakeCluster cluster(2);
+  FakeWorker* const a = cluster.Join("box-a", kWhole, false, archive);
+  FakeWorker* const b = cluster.Join("box-b", kWhole, false, archive);
+  const v1::LoadStage first = a->TakeOrders().back().load_stage();
+  const v1::LoadStage second = b->TakeOrders().back().load_stage();
+  ASSERT_EQ(first.kv_archives().peers_size(), 1);
+  EXPECT_EQ(first.kv_archives().peers(0).address(), b->address);
+  EXPECT_EQ(first.kv_archives().replica().incarnation(), b->incarnation);
+  ASSERT_EQ(first.kv_archives().incoming_size(), 1);
+  EXPECT_EQ(first.kv_archives().incoming(0).first_layer(), second.stage().first_layer());
+  EXPECT_EQ(second.kv_archives().replica().incarnation(), a->incarnation);
+  // One that is drained is asked for what it has, and sent nothing.
+  ASSERT_TRUE(cluster.controller().Drain("box-b", false).ok());
+  const v1::KvArchives alone = a->TakeOrders().back().load_stage().kv_archives();
+  ASSERT_EQ(alone.peers_size(), 1);
+  EXPECT_EQ(alone.peers(0).incarnation(), b->incarnation);
+  EXPECT_FALSE(alone.has_replica());
+  // Without an archive there is nothing to be told.
+  FakeCluster without;
+  EXPECT_FALSE(without.Join("box-c")->TakeOrders().back().load_stage().has_kv_archives());
+}
+
 TEST(ClusterControllerTest, ServesOnceEveryStageIsReady) {
   FakeCluster cluster(2);
   FakeWorker* const a = cluster.Join("box-a");

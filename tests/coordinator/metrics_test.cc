@@ -44,6 +44,7 @@ Metrics::Snapshot FullSnapshot() {
   card.set_on_card(true);
   card.mutable_load()->mutable_experts();
   card.mutable_load()->mutable_card_experts();
+  card.mutable_load()->mutable_kv_archive();
   snapshot.busy_shares = {{1, 0.75}, {2, 0.5}};
   snapshot.certificate_expires = absl::Hours(1);
   return snapshot;
@@ -217,6 +218,13 @@ TEST(MetricsTest, RendersWhatTheSnapshotSays) {
   on_card.set_on_cpu(36);
   on_card.set_promotions(37);
   on_card.set_copied_bytes(38);
+  v1::KvArchiveLoad& archive = *card.mutable_load()->mutable_kv_archive();
+  archive.set_kept(39);
+  archive.set_restored_from_disk(40);
+  archive.set_restored_from_peers(41);
+  archive.set_replicas_sent(42);
+  archive.set_replica_bytes(43);
+  archive.set_replicas_dropped(44);
   const std::string text = Metrics().Render(snapshot);
   for (const char* line : {
            "caravan_generated_tokens_total 12345678901",
@@ -245,6 +253,12 @@ TEST(MetricsTest, RendersWhatTheSnapshotSays) {
            "caravan_worker_card_expert_on_cpu_total{stage=\"1\",worker=\"box-b\"} 36",
            "caravan_worker_card_expert_promotions_total{stage=\"1\",worker=\"box-b\"} 37",
            "caravan_worker_card_expert_copied_bytes_total{stage=\"1\",worker=\"box-b\"} 38",
+           "caravan_worker_kv_archived_blocks_total{stage=\"1\",worker=\"box-b\"} 39",
+           "caravan_worker_kv_restored_from_disk_blocks_total{stage=\"1\",worker=\"box-b\"} 40",
+           "caravan_worker_kv_restored_from_peers_blocks_total{stage=\"1\",worker=\"box-b\"} 41",
+           "caravan_worker_kv_replicas_sent_total{stage=\"1\",worker=\"box-b\"} 42",
+           "caravan_worker_kv_replica_bytes_total{stage=\"1\",worker=\"box-b\"} 43",
+           "caravan_worker_kv_replicas_dropped_total{stage=\"1\",worker=\"box-b\"} 44",
            "caravan_worker_info{stage=\"0\",worker=\"box-a\",device=\"cpu\",next_hop=\"tcp\"} 1",
            "caravan_worker_info{stage=\"1\",worker=\"box-b\",device=\"cuda:0 (a card)\","
            "next_hop=\"none\"} 1",

@@ -1,180 +1,348 @@
+// A stage's archive, with peers that are other stores of the same process.
+
 #include "worker/kv_archive.h"
 
-#include <filesystem>
-#include <fstream>
+#include <functional>
+#include <future>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "base/status_macros.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/temp_dir.h"
+#include "tests/worker/kv_testing.h"
 
 namespace caravan {
 namespace {
 
-namespace fs = std::filesystem;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::SizeIs;
 
-constexpr int64_t kLayerBytes = 100;
-constexpr int64_t kBlockBytes = 24 + 2 * (8 + kLayerBytes);  // of two layers
+/// A peer whose archive is `store`, and that may fail.
+class FakePeer : public KvPeer {
+ public:
+  FakePeer(std::string name, std::shared_ptr<KvBlockStore> store)
+      : name_(std::move(name)), store_(std::move(store)) {}
 
-KvBlockName Name(int i) { return NameKvRoot(std::to_string(i)); }
+  const std::string& name() const override { return name_; }
+  absl::StatusOr<std::vector<ListedKvPart>> List(const KvFormat& format, const LayerRange& layers,
+                                                 absl::Duration) override {
+    CARAVAN_RETURN_IF_ERROR(fails);
+    return store_->List(format, layers, kMostArchivedNames);
+  }
+  absl::Status Get(const KvFormat& format, absl::Span<const KvBlockPart> wanted, absl::Duration,
+                   Take take) override {
+    ++gets;
+    CARAVAN_RETURN_IF_ERROR(fails);
+    for (const KvBlockPart& part : wanted) {
+      if (parts_until_it_dies-- == 0) return absl::UnavailableError("it died");
+      std::vector<std::byte> layers;
+      const absl::Status read =
+          store_->Read(format, part, [&](int, absl::Span<const std::byte> bytes) {
+            layers.insert(layers.end(), bytes.begin(), bytes.end());
+            return absl::OkStatus();
+          });
+      if (read.ok()) CARAVAN_RETURN_IF_ERROR(take(part, layers));
+    }
+    return absl::OkStatus();
+  }
+  absl::StatusOr<std::vector<KvBlockName>> Offer(const KvFormat& format, const LayerRange& layers,
+                                                 absl::Span<const KvBlockName> names,
+                                                 absl::Duration) override {
+    if (before_offer) before_offer();
+    CARAVAN_RETURN_IF_ERROR(fails);
+    std::vector<KvBlockName> lacking;
+    for (const KvBlockName& name : names) {
+      if (!store_->Use(format, {name, layers}).empty()) lacking.push_back(name);
+    }
+    return lacking;
+  }
+  absl::Status Put(const KvFormat& format, const KvBlockPart& part,
+                   absl::Span<const std::byte> layers, absl::Duration) override {
+    ++puts;
+    return store_->Write(format, part, layers);
+  }
+  void Cancel() override { cancelled = true; }
+
+  absl::Status fails;
+  int64_t parts_until_it_dies = -1;
+  std::function<void()> before_offer;
+  int gets = 0;
+  std::atomic<int> puts = 0;
+  std::atomic<bool> cancelled = false;
+
+ private:
+  const std::string name_;
+  const std::shared_ptr<KvBlockStore> store_;
+};
 
 class KvArchiveTest : public ::testing::Test {
  protected:
-  /// Of layers 4 and 5.
-  KvArchive::Options Options(int64_t blocks) const {
-    return {dir_.File("archive"), blocks * kBlockBytes, "f16-64x576", 4, 2, kLayerBytes};
+  std::shared_ptr<KvBlockStore> Store(const std::string& name, int64_t budget = 1 << 20) const {
+    return MustOpenKvStore(dir_.File(name), budget);
   }
-  static std::unique_ptr<KvArchive> MustOpen(const KvArchive::Options& options) {
-    auto archive = KvArchive::Open(options);
+  std::shared_ptr<FakePeer> Peer(const std::string& name,
+                                 const std::vector<std::pair<int, LayerRange>>& blocks = {}) {
+    std::shared_ptr<KvBlockStore> store = Store(name);
+    for (const auto& [i, layers] : blocks) EXPECT_TRUE(WriteKv(*store, i, layers).ok());
+    peers_.push_back(store);
+    return std::make_shared<FakePeer>(name, store);
+  }
+
+  /// Of layers 4 and 5.
+  static std::unique_ptr<KvArchive> MustOpen(KvArchive::Place place,
+                                             const LayerRange& layers = {4, 2}) {
+    auto archive = KvArchive::Open({std::move(place), kSmallKv, layers});
     EXPECT_TRUE(archive.ok()) << archive.status();
     return *std::move(archive);
   }
 
-  /// What layer `layer` of the model holds of block `i`.
-  static std::byte Value(int i, int layer) { return static_cast<std::byte>(16 * i + layer); }
-
-  static void Keep(KvArchive& archive, int i, int first_layer = 4) {
+  static void Keep(KvArchive& archive, int i, const LayerRange& layers = {4, 2}) {
     EXPECT_TRUE(archive
-                    .Keep(Name(i),
+                    .Keep(KvName(i),
                           [&](int layer, absl::Span<std::byte> to) {
-                            std::fill(to.begin(), to.end(), Value(i, first_layer + layer));
+                            std::fill(to.begin(), to.end(), KvValue(i, layers.first + layer));
                             return absl::OkStatus();
                           })
                     .ok());
-    archive.Flush();
   }
-
-  static absl::Status Restore(KvArchive& archive, int i, int first_layer = 4) {
-    return archive.Restore(Name(i), [&](int layer, absl::Span<const std::byte> from) {
-      EXPECT_THAT(from, ::testing::Each(Value(i, first_layer + layer)));
-      EXPECT_EQ(std::ssize(from), kLayerBytes);
-      return absl::OkStatus();
-    });
-  }
-
-  std::vector<fs::path> Files() const {
-    std::vector<fs::path> files;
-    for (const auto& each : fs::recursive_directory_iterator(dir_.path())) {
-      if (each.is_regular_file()) files.push_back(each.path());
+  static absl::Status Restore(KvArchive& archive, int i, const LayerRange& layers = {4, 2}) {
+    std::vector<std::byte> restored;
+    const absl::Status status =
+        archive.Restore(KvName(i), [&](int, absl::Span<const std::byte> from) {
+          restored.insert(restored.end(), from.begin(), from.end());
+          return absl::OkStatus();
+        });
+    if (status.ok()) {
+      EXPECT_EQ(restored, KvLayers(i, layers));
     }
-    return files;
+    return status;
+  }
+  static std::vector<KvBlockName> Names(const std::vector<int>& blocks) {
+    std::vector<KvBlockName> names;
+    for (const int i : blocks) names.push_back(KvName(i));
+    return names;
   }
 
   const TempDir dir_;
+  std::vector<std::shared_ptr<KvBlockStore>> peers_;  // of Peer, in order
 };
 
+constexpr int64_t kBlockBytes = 24 + 2 * (8 + kSmallLayerBytes);  // of two layers
+
 TEST_F(KvArchiveTest, ABlockOutlivesTheArchive) {
+  const std::shared_ptr<KvBlockStore> store = Store("own", 3 * kBlockBytes);
   {
-    const auto archive = MustOpen(Options(3));
+    const auto archive = MustOpen({store, {}, nullptr, {}});
     EXPECT_EQ(archive->capacity(), 3);
     EXPECT_EQ(Restore(*archive, 1).code(), absl::StatusCode::kNotFound);
     Keep(*archive, 1);
     Keep(*archive, 2);
+    archive->Flush();
+    archive->Fetch(Names({1}));
     EXPECT_TRUE(Restore(*archive, 1).ok());
-    EXPECT_THAT(archive->Names(9), ElementsAre(Name(2), Name(1)));
-    EXPECT_THAT(archive->Names(1), ElementsAre(Name(1)));
+    EXPECT_THAT(archive->Names(9), ElementsAre(KvName(2), KvName(1)));
+    EXPECT_THAT(archive->Names(1), ElementsAre(KvName(1)));
+    EXPECT_EQ(archive->counters().kept, 2);
+    EXPECT_EQ(archive->counters().restored_from_disk, 1);
+    EXPECT_EQ(archive->counters().restored_from_peers, 0);
   }
-  const auto archive = MustOpen(Options(3));
-  EXPECT_THAT(archive->Names(9), ElementsAre(Name(2), Name(1)));
+  const auto archive = MustOpen({store, {}, nullptr, {}});
+  EXPECT_THAT(archive->Names(9), ElementsAre(KvName(2), KvName(1)));
   EXPECT_TRUE(Restore(*archive, 2).ok());
-  EXPECT_TRUE(Restore(*archive, 1).ok());
+  Keep(*archive, 2);
+  archive->Flush();
+  EXPECT_EQ(archive->counters().kept, 0) << "it is there already";
+  EXPECT_THAT(archive->Names(9), ElementsAre(KvName(1), KvName(2))) << "and used";
 }
 
 TEST_F(KvArchiveTest, WhatWaitsIsWrittenAtTheEnd) {
+  const std::shared_ptr<KvBlockStore> store = Store("own");
   {
-    const auto archive = MustOpen(Options(9));
-    for (int i = 0; i < 9; ++i) {
-      EXPECT_TRUE(
-          archive->Keep(Name(i), [](int, absl::Span<std::byte>) { return absl::OkStatus(); }).ok());
-    }
+    const auto archive = MustOpen({store, {}, nullptr, {}});
+    for (int i = 0; i < 9; ++i) Keep(*archive, i);
   }
-  EXPECT_EQ(MustOpen(Options(9))->Names(99).size(), 9u);
+  EXPECT_THAT(MustOpen({store, {}, nullptr, {}})->Names(99), SizeIs(9));
 }
 
-TEST_F(KvArchiveTest, TheLeastRecentlyUsedGoBeyondTheBudget) {
-  const auto archive = MustOpen(Options(2));
-  Keep(*archive, 1);
-  Keep(*archive, 2);
+TEST_F(KvArchiveTest, FilesOfOtherSplitsServeTogether) {
+  const std::shared_ptr<KvBlockStore> store = Store("own");
+  EXPECT_TRUE(WriteKv(*store, 1, {2, 3}).ok());
+  EXPECT_TRUE(WriteKv(*store, 1, {5, 3}).ok());
+  EXPECT_TRUE(WriteKv(*store, 2, {5, 3}).ok());
+  const auto archive = MustOpen({store, {}, nullptr, {}});
+  EXPECT_THAT(archive->Names(9), ElementsAre(KvName(1)));
   EXPECT_TRUE(Restore(*archive, 1).ok());
-  Keep(*archive, 3);
-  EXPECT_THAT(archive->Names(9), ElementsAre(Name(1), Name(3)));
   EXPECT_EQ(Restore(*archive, 2).code(), absl::StatusCode::kNotFound);
-  EXPECT_EQ(Files().size(), 2u);
-  // A smaller budget next time, too.
-  const auto smaller = MustOpen(Options(1));
-  EXPECT_THAT(smaller->Names(9), ElementsAre(Name(3)));
-  EXPECT_EQ(Files().size(), 1u);
-}
-
-TEST_F(KvArchiveTest, BlocksOfOtherStagesServeIfTheyHaveTheLayers) {
-  KvArchive::Options wider = Options(9);
-  wider.first_layer = 2;
-  wider.num_layers = 5;
-  {
-    const auto archive = MustOpen(wider);
-    Keep(*archive, 1, 2);
-  }
-  const auto narrower = MustOpen(Options(9));
-  EXPECT_THAT(narrower->Names(9), ElementsAre(Name(1)));
-  EXPECT_TRUE(Restore(*narrower, 1).ok());
-  Keep(*narrower, 1);
-  EXPECT_EQ(Files().size(), 1u) << "it is there already";
-  KvArchive::Options beyond = Options(9);
-  beyond.first_layer = 6;
-  EXPECT_THAT(MustOpen(beyond)->Names(9), IsEmpty());
-  KvArchive::Options of_another_format = Options(9);
-  of_another_format.format = "q8_0-64x576";
-  EXPECT_THAT(MustOpen(of_another_format)->Names(9), IsEmpty());
-}
-
-TEST_F(KvArchiveTest, WhatADiskBreaksIsMissing) {
-  for (const bool cut : {false, true}) {
-    const auto archive = MustOpen(Options(3));
-    Keep(*archive, 1);
-    ASSERT_EQ(Files().size(), 1u);
-    if (cut) {
-      fs::resize_file(Files()[0], kBlockBytes - 1);
-    } else {
-      std::fstream file(Files()[0], std::ios::in | std::ios::out | std::ios::binary);
-      file.seekp(kBlockBytes - 1);
-      file.put('x');
-    }
-    EXPECT_EQ(Restore(*archive, 1).code(), absl::StatusCode::kNotFound);
-    EXPECT_THAT(archive->Names(9), IsEmpty());
-    EXPECT_THAT(Files(), IsEmpty());
-    Keep(*archive, 1);
-    EXPECT_TRUE(Restore(*archive, 1).ok());
-    fs::remove(Files()[0]);  // by somebody else
-    EXPECT_EQ(Restore(*archive, 1).code(), absl::StatusCode::kNotFound);
-  }
-}
-
-TEST_F(KvArchiveTest, OtherFilesAreLeftAlone) {
-  fs::create_directories(dir_.File("archive"));
-  dir_.Write("archive/notes.kv", "mine");
-  dir_.Write("archive/" + std::string(32, 'z') + "-4-2.kv", "mine");
-  const auto archive = MustOpen(Options(1));
-  Keep(*archive, 1);
   Keep(*archive, 2);
-  EXPECT_EQ(Files().size(), 3u);
+  archive->Flush();
+  EXPECT_TRUE(Restore(*archive, 2).ok());
+}
+
+TEST_F(KvArchiveTest, TheCapacityLeavesRoomForWhatOthersSendAndForOtherSplits) {
+  const std::shared_ptr<KvBlockStore> store = Store("own", 10 * kBlockBytes);
+  EXPECT_EQ(MustOpen({store, {}, nullptr, {}})->capacity(), 10);
+  EXPECT_EQ(MustOpen({store, {}, nullptr, {{2, 2}}})->capacity(), 5);
+  EXPECT_TRUE(WriteKv(*store, 1, {3, 5}).ok());  // more layers than the stage has
+  EXPECT_EQ(MustOpen({store, {}, nullptr, {}})->capacity(), 8);
+  const auto too_small =
+      KvArchive::Open({{Store("small", kBlockBytes), {}, nullptr, {{2, 2}}}, kSmallKv, {4, 2}});
+  EXPECT_EQ(too_small.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(too_small.status().message()), HasSubstr("what others send here"));
+}
+
+TEST_F(KvArchiveTest, WhatIsCountedOnIsThereHoweverMuchOthersSend) {
+  // As the coordinator counts on it: `capacity` blocks, those used last.
+  const std::shared_ptr<KvBlockStore> store = Store("own", 20 * kBlockBytes);
+  for (int i = 20; i < 60; ++i) EXPECT_TRUE(WriteKv(*store, i, {8, 2}).ok());  // of old plans
+  const auto archive = MustOpen({store, {}, nullptr, {{2, 2}}});
+  ASSERT_EQ(archive->capacity(), 10);
+  for (int i = 0; i < 15; ++i) {
+    Keep(*archive, i);
+    archive->Flush();
+    EXPECT_TRUE(WriteKv(*store, i, {2, 2}).ok());
+    for (int k = std::max(0, i - 9); k <= i; ++k) EXPECT_TRUE(Restore(*archive, k).ok()) << k;
+  }
+}
+
+TEST_F(KvArchiveTest, LayersComeFromWhoHasThem) {
+  const std::shared_ptr<KvBlockStore> store = Store("own");
+  EXPECT_TRUE(WriteKv(*store, 1, {4, 1}).ok());
+  EXPECT_TRUE(WriteKv(*store, 2, {4, 2}).ok());
+  const auto a = Peer("a", {{1, {5, 3}}, {3, {4, 1}}, {5, {4, 2}}});
+  const auto b = Peer("b", {{3, {3, 3}}, {4, {5, 1}}});
+  const auto archive = MustOpen({store, {a, b}, nullptr, {}});
+  EXPECT_THAT(archive->Names(9),
+              ::testing::UnorderedElementsAre(KvName(1), KvName(2), KvName(3), KvName(5)));
+  archive->Fetch(Names({1, 2, 3}));
+  for (const int i : {1, 2, 3}) EXPECT_TRUE(Restore(*archive, i).ok()) << i;
+  EXPECT_EQ(archive->counters().restored_from_peers, 2);
+  EXPECT_EQ(archive->counters().restored_from_disk, 1);
+  EXPECT_EQ(a->gets + b->gets, 2) << "a round trip each";
+  // It is kept here.
+  archive->Fetch(Names({1, 2, 3}));
+  for (const int i : {1, 2, 3}) EXPECT_TRUE(Restore(*archive, i).ok()) << i;
+  EXPECT_EQ(archive->counters().restored_from_disk, 4);
+  EXPECT_EQ(a->gets + b->gets, 2);
+  // What nobody has is not there.
+  archive->Fetch(Names({4, 6}));
+  EXPECT_EQ(Restore(*archive, 4).code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(Restore(*archive, 6).code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(KvArchiveTest, ManyBlocksComeInFewRoundTrips) {
+  std::vector<std::pair<int, LayerRange>> blocks;
+  std::vector<int> numbers;
+  for (int i = 0; i < 300; ++i) {
+    blocks.push_back({i, {4, 2}});
+    numbers.push_back(i);
+  }
+  const auto a = Peer("a", blocks);
+  const auto archive = MustOpen({Store("own"), {a}, nullptr, {}});
+  archive->Fetch(Names(numbers));
+  EXPECT_EQ(a->gets, 2);
+  for (const int i : numbers) EXPECT_TRUE(Restore(*archive, i).ok()) << i;
+}
+
+TEST_F(KvArchiveTest, APeerThatDiesMidwayIsReplacedByAnother) {
+  const std::vector<std::pair<int, LayerRange>> blocks = {{1, {4, 2}}, {2, {4, 2}}, {3, {4, 2}}};
+  for (const bool another : {true, false}) {
+    const auto a = Peer(another ? "a" : "c", blocks);
+    a->parts_until_it_dies = 1;
+    std::vector<std::shared_ptr<KvPeer>> peers = {a};
+    if (another) peers.push_back(Peer("b", blocks));
+    const auto archive = MustOpen({Store(another ? "own" : "alone"), peers, nullptr, {}});
+    archive->Fetch(Names({1, 2, 3}));
+    EXPECT_TRUE(Restore(*archive, 1).ok());
+    for (const int i : {2, 3}) {
+      EXPECT_EQ(Restore(*archive, i).code(),
+                another ? absl::StatusCode::kOk : absl::StatusCode::kNotFound);
+    }
+    archive->Fetch(Names({2, 3}));
+    EXPECT_EQ(a->gets, 1) << "it is given up";
+  }
+}
+
+TEST_F(KvArchiveTest, APeerThatDoesNotAnswerHasNothing) {
+  const auto silent = Peer("silent", {{1, {4, 2}}});
+  silent->fails = absl::DeadlineExceededError("no answer");
+  const auto archive = MustOpen({Store("own"), {silent}, nullptr, {}});
+  EXPECT_THAT(archive->Names(9), IsEmpty());
+  archive->Fetch(Names({1}));
+  EXPECT_EQ(silent->gets, 0);
+}
+
+TEST_F(KvArchiveTest, NothingIsFetchedOnceItIsStopped) {
+  const auto a = Peer("a", {{1, {4, 2}}});
+  const auto archive = MustOpen({Store("own"), {a}, nullptr, {}});
+  archive->StopFetching();
+  EXPECT_TRUE(a->cancelled);
+  archive->Fetch(Names({1}));
+  EXPECT_EQ(a->gets, 0);
+  EXPECT_EQ(Restore(*archive, 1).code(), absl::StatusCode::kNotFound);
+}
+
+TEST_F(KvArchiveTest, WhatIsKeptGoesToAnother) {
+  const auto a = Peer("a", {{2, {4, 2}}, {1, {8, 1}}});
+  const auto archive = MustOpen({Store("own"), {}, a, {}});
+  for (const int i : {1, 2, 3}) Keep(*archive, i);
+  archive->Flush();
+  EXPECT_EQ(a->puts, 2) << "one was there";
+  EXPECT_EQ(archive->counters().replicas.sent, 2);
+  EXPECT_EQ(archive->counters().replicas.bytes, 4 * kSmallLayerBytes);
+  EXPECT_EQ(archive->counters().replicas.dropped, 0);
+  for (const int i : {1, 2, 3}) EXPECT_TRUE(ReadKv(*peers_[0], i, {4, 2}).ok());
+  // What is used here is used there.
+  Keep(*archive, 1);
+  archive->Fetch(Names({2}));
+  archive->Flush();
+  EXPECT_EQ(a->puts, 2);
+  const std::vector<ListedKvPart> there = peers_[0]->List(kSmallKv, {4, 2}, 99);
+  ASSERT_THAT(there, SizeIs(3));
+  EXPECT_EQ(there[0].part.name, KvName(3));
+  EXPECT_EQ(there[2].part.name, KvName(2));
+}
+
+TEST_F(KvArchiveTest, StepsDoNotWaitForReplicas) {
+  const auto a = Peer("a");
+  std::promise<void> asked;
+  std::promise<void> answer;
+  a->before_offer = [&, first = true]() mutable {
+    if (!std::exchange(first, false)) return;
+    asked.set_value();
+    answer.get_future().wait();
+  };
+  const auto archive = MustOpen({Store("own"), {}, a, {}});
+  Keep(*archive, 0);
+  asked.get_future().wait();
+  while (archive->counters().replicas.dropped < 10) Keep(*archive, 0);
+  answer.set_value();
+  archive->Flush();
+  EXPECT_EQ(archive->counters().replicas.sent, 1);
+}
+
+TEST_F(KvArchiveTest, AReplicaThatCannotBeHadIsCounted) {
+  const auto a = Peer("a");
+  a->fails = absl::UnavailableError("gone");
+  const auto archive = MustOpen({Store("own"), {}, a, {}});
+  Keep(*archive, 1);
+  archive->Flush();
+  EXPECT_EQ(archive->counters().replicas.dropped, 1);
+  EXPECT_EQ(archive->counters().replicas.sent, 0);
+  EXPECT_TRUE(Restore(*archive, 1).ok());
 }
 
 TEST_F(KvArchiveTest, SaysWhatIsWrong) {
-  EXPECT_THAT(KvArchive::Open(Options(0)).status().message(), HasSubstr("holds no block"));
-  dir_.Write("file", "");
-  KvArchive::Options in_a_file = Options(1);
-  in_a_file.directory = dir_.File("file");
-  const absl::Status refused = KvArchive::Open(in_a_file).status();
-  EXPECT_EQ(refused.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(refused.message(), HasSubstr(dir_.File("file")));
-  const auto archive = MustOpen(Options(1));
+  const auto none = KvArchive::Open({{Store("own", 1), {}, nullptr, {}}, kSmallKv, {4, 2}});
+  EXPECT_THAT(std::string(none.status().message()), HasSubstr("holds no block"));
+  const auto archive = MustOpen({Store("other"), {}, nullptr, {}});
   EXPECT_EQ(archive->Keep(
-                Name(1),
+                KvName(1),
                 [](int, absl::Span<std::byte>) { return absl::InternalError("the card says no"); }),
             absl::InternalError("the card says no"));
   archive->Flush();

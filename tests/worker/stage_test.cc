@@ -58,10 +58,7 @@ class StageTest : public ::testing::Test {
     // Four blocks of the 4 layers at most.
     options.kv_budget_bytes = 4 * 4 * 64 * checkpoint_->config().Mla().kv_width() * 4;
     options.max_step_tokens = 8;
-    if (!archive_.empty()) {
-      options.kv_archive_bytes = 1 << 20;
-      options.kv_archive_directory = archive_;
-    }
+    options.kv_archive.store = archive_;
     return Stage::Create(checkpoint_->config(), spec, source, *MakeCpuBackend({}), options,
                          progress);
   }
@@ -112,7 +109,7 @@ class StageTest : public ::testing::Test {
     EXPECT_TRUE(step.activations().empty());
   }
 
-  std::string archive_;  // a directory; empty: none
+  std::shared_ptr<KvBlockStore> archive_;  // null: none
   const std::unique_ptr<Checkpoint> checkpoint_ =
       MustOpenCheckpoint(SmallGoldenModel("v3-like").directory);
 };
@@ -197,7 +194,7 @@ TEST_F(StageTest, ACopiedBlockGoesOnByItself) {
 
 TEST_F(StageTest, AnArchivedBlockGoesOnInTheNextStage) {
   const TempDir dir;
-  archive_ = dir.File("kv");
+  archive_ = *KvBlockStore::Open(dir.File("kv"), 1 << 20);
   const std::string name(16, 'n');
   v1::Step next = MakeStep(1, 64, 6, 2);
   next.mutable_slices(0)->clear_kv_blocks();
@@ -225,7 +222,7 @@ TEST_F(StageTest, AnArchivedBlockGoesOnInTheNextStage) {
   next.mutable_restored_blocks(0)->set_name(std::string(16, 'o'));
   const v1::Step missing = stage->Run(next);
   EXPECT_EQ(missing.error().code(), static_cast<int>(absl::StatusCode::kNotFound));
-  ExpectError(missing, "no KV block 6f6f6f6f6f6f6f6f6f6f6f6f6f6f6f6f is archived here");
+  ExpectError(missing, "KV block 6f6f6f6f6f6f6f6f6f6f6f6f6f6f6f6f is not archived here");
   for (const auto& [block, bytes] : {std::pair{99u, 16}, std::pair{1u, 15}}) {
     next.mutable_restored_blocks(0)->set_block(block);
     next.mutable_restored_blocks(0)->set_name(std::string(static_cast<size_t>(bytes), 'n'));

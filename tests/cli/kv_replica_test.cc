@@ -1,0 +1,168 @@
+// Keys and values that outlive the box that computed them, with real processes.
+
+#include <csignal>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "tests/support/raw_http_client.h"
+#include "tests/support/sanitized.h"
+#include "tests/support/test_cluster.h"
+
+namespace caravan {
+namespace {
+
+using nlohmann::json;
+using ::testing::HasSubstr;
+
+constexpr int kBlockTokens = 64;
+
+/// Three workers, whose archives are of the kind that --kv-replica says.
+class KvReplicaTest : public ::testing::Test {
+ protected:
+  void Start(const std::string& replica) {
+    cluster_.StartCoordinator({"--workers", "3"});
+    for (const char* box : {"box-0", "box-1", "box-2"}) {
+      cluster_
+          .StartWorker(box, {"--kv-archive", "64MiB", "--kv-archive-dir", cluster_.dir().File(box),
+                             "--kv-replica", replica})
+          .WaitForErr("joined");
+    }
+    cluster_.WaitForStatus("serving");
+  }
+
+  /// A prompt of some hundred tokens, and a reply of noise that is the same each time.
+  static std::string Question() {
+    std::string content;
+    for (int i = 0; i < 30; ++i) absl::StrAppend(&content, "What is ", i, " + 4050? ");
+    return json{{"messages", {{{"role", "user"}, {"content", content}}}},
+                {"max_tokens", kSanitized ? 300 : 2000},
+                {"temperature", 3.0},
+                {"seed", 5},
+                {"ignore_eos", true}}
+        .dump();
+  }
+  std::unique_ptr<RawHttpClient> Ask() {
+    auto client = std::make_unique<RawHttpClient>(cluster_.http_address());
+    client->SendRequest("POST", "/v1/chat/completions", Question());
+    return client;
+  }
+  static json Answer(RawHttpClient& client) {
+    const std::string answer = client.ReadAnswer();
+    return json::parse(answer.substr(answer.find("\r\n\r\n")));
+  }
+  /// Files with two layers from `first_layer` on in a box's archive.
+  int64_t Archived(const std::string& box, int first_layer) const {
+    const std::string suffix = absl::StrCat("-", first_layer, "-2.kv");
+    int64_t files = 0;
+    std::error_code gone;
+    for (std::filesystem::recursive_directory_iterator each(cluster_.dir().File(box), gone), end;
+         each != end; each.increment(gone)) {
+      if (absl::EndsWith(each->path().string(), suffix)) ++files;
+    }
+    return files;
+  }
+  static int64_t FullBlocks(const json& answer) {
+    return (answer["usage"]["prompt_tokens"].get<int64_t>() - 1) / kBlockTokens;
+  }
+
+  /// The sum of a metric over workers whose name has `worker` in it, or of one without labels.
+  int64_t Metric(const std::string& name, const std::string& worker = "") {
+    RawHttpClient client(cluster_.http_address());
+    client.SendRequest("GET", "/metrics");
+    double sum = 0;
+    const std::string answer = client.ReadAnswer();
+    for (const absl::string_view line : absl::StrSplit(answer, '\n')) {
+      const std::pair<absl::string_view, absl::string_view> parts =
+          absl::StrSplit(line, absl::MaxSplits(' ', 1));
+      double value = 0;
+      if (parts.first.substr(0, parts.first.find('{')) == name &&
+          absl::StrContains(parts.first, worker) && absl::SimpleAtod(parts.second, &value)) {
+        sum += value;
+      }
+    }
+    return static_cast<int64_t>(sum);
+  }
+
+  TestCluster cluster_;
+};
+
+TEST_F(KvReplicaTest, WhatABoxKnewOutlivesIt) {
+  Start("peer");
+  // What an undisturbed reply is, of a cluster that keeps nothing.
+  json expected;
+  {
+    TestCluster other;
+    other.Start(1);
+    RawHttpClient client(other.http_address());
+    client.SendRequest("POST", "/v1/chat/completions", Question());
+    expected = Answer(client);
+  }
+  const int64_t blocks = FullBlocks(expected);
+  ASSERT_GT(blocks, 4);
+
+  const std::unique_ptr<RawHttpClient> running = Ask();
+  ASSERT_TRUE(WaitUntil([&] {
+    return Metric("caravan_generated_tokens_total") > 20 && Archived("box-2", 2) >= blocks &&
+           Archived("box-0", 4) >= blocks;
+  })) << cluster_.Status();
+  EXPECT_EQ(Metric("caravan_prefix_cache_hit_tokens_total"), 0);
+  cluster_.worker("box-1").Signal(SIGKILL);  // for good
+  const json answer = Answer(*running);
+  EXPECT_EQ(answer["choices"], expected["choices"]);
+  EXPECT_THAT(cluster_.coordinator().Err(), HasSubstr("worker_lost worker=\"worker 2 (box-1)\""));
+  // All of the prompt's blocks were there when it went on.
+  EXPECT_GE(Metric("caravan_prefix_cache_hit_tokens_total"), blocks * kBlockTokens);
+  ASSERT_TRUE(WaitUntil([&] {
+    return Metric("caravan_worker_kv_restored_from_peers_blocks_total", "box-0") >= blocks;
+  })) << "the lost box's first layer came from box-2";
+  EXPECT_GE(Metric("caravan_worker_kv_restored_from_disk_blocks_total", "box-2"), blocks)
+      << "and its second lay there";
+  // And they still are.
+  const json again = Answer(*Ask());
+  EXPECT_EQ(again["choices"], expected["choices"]);
+  EXPECT_GE(again["usage"]["prompt_tokens_details"]["cached_tokens"], blocks * kBlockTokens);
+  EXPECT_THAT(cluster_.Status(), HasSubstr("serving (plan 2)"));
+}
+
+TEST_F(KvReplicaTest, WhatADrainedBoxKnowsGoesWithItsLayers) {
+  Start("disk");
+  const json first = Answer(*Ask());
+  const int64_t blocks = FullBlocks(first);
+  EXPECT_EQ(first["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+  TestProcess& drain =
+      cluster_.Launch("drain", {"drain", "--coordinator", cluster_.address(), "box-1"});
+  EXPECT_EQ(drain.Wait(), 0) << drain.Transcript();
+  cluster_.WaitForStatus("serving; drained: worker 2 (box-1) (plan 2)");
+  const json second = Answer(*Ask());
+  EXPECT_EQ(second["choices"], first["choices"]);
+  EXPECT_EQ(second["usage"]["prompt_tokens_details"]["cached_tokens"], blocks * kBlockTokens);
+  ASSERT_TRUE(WaitUntil([&] {
+    return Metric("caravan_worker_kv_restored_from_peers_blocks_total", "box-0") >= blocks &&
+           Metric("caravan_worker_kv_restored_from_peers_blocks_total", "box-2") >= blocks;
+  }));
+  EXPECT_EQ(Metric("caravan_worker_kv_replicas_sent_total"), 0);
+}
+
+TEST_F(KvReplicaTest, WithoutAReplicaALostBoxsKvIsComputedAgain) {
+  Start("disk");
+  const json first = Answer(*Ask());
+  cluster_.worker("box-1").Signal(SIGKILL);
+  cluster_.WaitForStatus("serving (plan 2)");
+  const json second = Answer(*Ask());
+  EXPECT_EQ(second["choices"], first["choices"]);
+  EXPECT_EQ(second["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+}
+
+}  // namespace
+}  // namespace caravan
