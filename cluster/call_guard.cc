@@ -18,13 +18,14 @@ struct Rule {
   bool client;
 };
 
-constexpr std::array<Rule, 8> kRules = {{
+constexpr std::array<Rule, 9> kRules = {{
     {"/caravan.v1.Cluster/Attend", false, true, false},
     {"/caravan.v1.Cluster/GetStatus", true, true, true},
     {"/caravan.v1.Cluster/Drain", true, false, true},
     {"/caravan.v1.Jobs/", true, false, true},
     {"/caravan.v1.Batches/", true, false, true},
     {"/caravan.v1.ModelFiles/", false, true, false},
+    {"/caravan.v1.PackFiles/", false, true, false},
     {"/caravan.v1.Pipeline/Flow", true, true, false},
     {"/caravan.v1.Probe/", true, true, true},
 }};

@@ -66,6 +66,7 @@ TEST(CallGuardTest, AWorkerJoinsReadsWeightsAndPassesStepsOn) {
   EXPECT_EQ(Allowed(Identity{Role::kWorker, "a"}),
             With({"/caravan.v1.Cluster/Attend", "/caravan.v1.Cluster/GetStatus",
                   "/caravan.v1.ModelFiles/ListTensors", "/caravan.v1.ModelFiles/ReadTensor",
+                  "/caravan.v1.PackFiles/ListFiles", "/caravan.v1.PackFiles/ReadFile",
                   "/caravan.v1.Pipeline/Flow", "/caravan.v1.Probe/Echo",
                   "/caravan.v1.Probe/Receive", "/caravan.v1.Probe/Send"}));
 }
