@@ -447,6 +447,7 @@ v1::LoadStage ClusterController::MakeLoad(const PipelinePlan& plan, size_t i) co
     load.set_resident_budget_bytes(static_cast<uint64_t>(ResidentBudget(stage)));
   }
   const Member member = *membership_.Find(stage.worker);
+  AddModelSources(member.id, load);
   if (i > 0) {
     const Member previous = *membership_.Find(plan.stages[i - 1].worker);
     *load.mutable_previous() = hops_.Make(member, previous);
@@ -553,14 +554,14 @@ void ClusterController::StartServing() {
   }
   pipeline.archive = CommonArchive(NameKvRoot(options_.model_identity), archives);
   pipeline.first_hop = *std::move(first_hop);
-  LogInfo("pipeline_serving",
-          {{"plan", version},
-           {"stages", pipeline.num_stages},
-           {"seconds_without",
-            absl::ToDoubleSeconds(options_.clock->Now() -
-                                  served_until_.value_or(options_.clock->Now()))},
-           {"kv_tokens", pipeline.kv_blocks * kKvBlockTokens},
-           {"archived_tokens", std::ssize(pipeline.archive.names) * kKvBlockTokens}});
+  LogInfo(
+      "pipeline_serving",
+      {{"plan", version},
+       {"stages", pipeline.num_stages},
+       {"seconds_without", absl::ToDoubleSeconds(options_.clock->Now() -
+                                                 served_until_.value_or(options_.clock->Now()))},
+       {"kv_tokens", pipeline.kv_blocks * kKvBlockTokens},
+       {"archived_tokens", std::ssize(pipeline.archive.names) * kKvBlockTokens}});
   active_->serving = true;
   driver_->Attach(std::move(pipeline));
 }
@@ -591,6 +592,17 @@ void ClusterController::Dismiss(const std::string& reason) {
   v1::WorkerOrder order;
   order.mutable_dismissal()->set_reason(reason);
   for (const auto& [id, link] : links_) link.order(order);
+}
+
+void ClusterController::AddModelSources(WorkerId worker, v1::LoadStage& order) const {
+  for (const Member& member : membership_.Members()) {
+    if (member.id == worker || !member.registration.shares_files()) continue;
+    v1::ModelSource& source = *order.add_model_sources();
+    source.set_address(member.registration.address());
+    source.set_incarnation(member.incarnation);
+    source.set_identity(member.identity);
+    source.set_name(DescribeWorker(member));
+  }
 }
 
 int64_t ClusterController::ResidentBudget(const StagePlan& stage) const {
