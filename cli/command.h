@@ -41,6 +41,10 @@ void AddSpeculateOption(CLI::App& command, bool& speculate);
 /// The option --kv f32|f16|q8_0. Borrows `dtype`, which keeps its value without the option.
 void AddKvOption(CLI::App& command, DType& dtype);
 
+/// The option --share-files PERCENT. Borrows `percent`, which keeps its value without the option.
+inline constexpr double kDefaultSharePercent = 5;
+void AddShareFilesOption(CLI::App& command, double& percent);
+
 /// What every --model but the worker's takes.
 inline constexpr char kModelHelp[] =
     "The model: a directory in Hugging Face's layout or made by caravan pack, or a GGUF file";

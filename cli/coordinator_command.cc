@@ -20,6 +20,7 @@ struct CoordinatorFlags {
   SecurityFlags security;
   std::string address_file;
   std::string http_address_file;
+  double share_files = kDefaultSharePercent;
   double worker_timeout_s = 60;
   double heartbeat_timeout_s = 5;
   double rejoin_delay_s = 30;
@@ -46,6 +47,7 @@ absl::Status Serve(CoordinatorFlags flags) {
   CARAVAN_ASSIGN_OR_RETURN(flags.options.security, flags.security.Load());
   CARAVAN_RETURN_IF_ERROR(
       Annotate(CheckListen(flags.options.listen, flags.options.security), "--listen"));
+  flags.options.share_files = flags.share_files / 100;
   flags.options.worker_timeout = absl::Seconds(flags.worker_timeout_s);
   flags.options.heartbeat_timeout = absl::Seconds(flags.heartbeat_timeout_s);
   flags.options.rejoin_delay = absl::Seconds(flags.rejoin_delay_s);
@@ -128,6 +130,7 @@ void AddCoordinatorCommand(CLI::App& app, CommandBody& body) {
   command->add_option("--max-jobs", options.max_queued_jobs, "Jobs that may be queued")
       ->check(CLI::Range(1, 1000000))
       ->capture_default_str();
+  AddShareFilesOption(*command, flags->share_files);
   command
       ->add_option("--worker-timeout", flags->worker_timeout_s,
                    "A job fails when no pipeline serves within SECONDS")

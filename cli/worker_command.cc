@@ -50,6 +50,8 @@ struct WorkerFlags {
   std::string kv_replica;  // empty: disk with an archive, else none
   ExpertFlags experts;
   std::string expert_heat = "auto";
+  ModelCache::Options model_cache;  // of a directory, where it was given
+  double share_files = kDefaultSharePercent;
   int threads = 0;
   CpuIsa isa = CpuIsa::kAuto;
   double connect_timeout_s = 60;
@@ -208,6 +210,12 @@ absl::Status ApplyDefaults(WorkerFlags& flags) {
   options.kv_disk_directory = flags.kv_disk.directory;
   CARAVAN_RETURN_IF_ERROR(ApplyKvArchive(flags, options));
   CARAVAN_RETURN_IF_ERROR(ApplyExpertFlags(flags));
+  options.share_files = flags.share_files / 100;
+  if (!flags.model_cache.directory.empty()) {
+    absl::StatusOr<std::unique_ptr<ModelCache>> cache = ModelCache::Open(flags.model_cache);
+    if (!cache.ok()) return Annotate(cache.status(), "--model-cache");
+    options.model_cache = *std::move(cache);
+  }
   CpuOptions cpu;
   cpu.num_threads = options.num_threads;
   cpu.isa = flags.isa;
@@ -326,8 +334,8 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
       ->capture_default_str();
   CLI::Option* const model = command->add_option(
       "--model", options.model_directory,
-      "Local copy of the model; if not given, the coordinator's directory where it "
-      "is here too, else its files over the network");
+      "Local copy of the model; if not given, the coordinator's directory where it is here too, "
+      "else --model-cache, else its tensors over the network at each start");
   command
       ->add_option("--mirror", options.mirrors,
                    "Directory on another disk with some or all files of the packed model at "
@@ -335,6 +343,22 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
       ->type_name("DIRECTORY")
       ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
       ->needs(model);
+  CLI::Option* const cache =
+      command
+          ->add_option(
+              "--model-cache", flags->model_cache.directory,
+              "Without a local copy of a packed model: where the files of this worker's "
+              "layers are fetched to, from the coordinator and other workers, and kept for "
+              "its next start; made if it is not there. A directory of this worker's own")
+          ->type_name("DIRECTORY")
+          ->check(NotEmpty())
+          ->excludes(model);
+  AddByteSizeOption(*command, "--model-cache-size", flags->model_cache.budget_bytes,
+                    "Most that --model-cache may take, such as 200GiB: files that the stage does "
+                    "not need make room, those used least recently first. If not given, what the "
+                    "disk has")
+      ->needs(cache);
+  AddShareFilesOption(*command, flags->share_files);
   command
       ->add_option("--connect-timeout", flags->connect_timeout_s,
                    "Give up reaching the coordinator after SECONDS")

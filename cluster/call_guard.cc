@@ -18,7 +18,7 @@ struct Rule {
   bool client;
 };
 
-constexpr std::array<Rule, 9> kRules = {{
+constexpr std::array<Rule, 10> kRules = {{
     {"/caravan.v1.Cluster/Attend", false, true, false},
     {"/caravan.v1.Cluster/GetStatus", true, true, true},
     {"/caravan.v1.Cluster/Drain", true, false, true},
@@ -26,6 +26,7 @@ constexpr std::array<Rule, 9> kRules = {{
     {"/caravan.v1.Batches/", true, false, true},
     {"/caravan.v1.ModelFiles/", false, true, false},
     {"/caravan.v1.KvBlocks/", false, true, false},
+    {"/caravan.v1.PackFiles/", false, true, false},
     {"/caravan.v1.Pipeline/Flow", true, true, false},
     {"/caravan.v1.Probe/", true, true, true},
 }};

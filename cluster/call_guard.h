@@ -9,8 +9,8 @@
 //   Cluster.GetStatus             x          x       x
 //   Cluster.Drain                 x                  x
 //   Jobs, Batches                 x                  x
-//   ModelFiles                               x
 //   KvBlocks                                 x
+//   ModelFiles, PackFiles                    x
 //   Pipeline.Flow                 x          x
 //   Probe                         x          x       x
 //   Enrolment                     x          x       x       with a join token that is good

@@ -467,6 +467,7 @@ v1::LoadStage ClusterController::MakeLoad(const PipelinePlan& plan, size_t i) co
   if (member.registration.kv_archive_bytes() > 0) {
     *load.mutable_kv_archives() = KvArchivesOf(plan)[i];
   }
+  AddModelSources(member.id, load);
   if (i > 0) {
     const Member previous = *membership_.Find(plan.stages[i - 1].worker);
     *load.mutable_previous() = hops_.Make(member, previous);
@@ -630,6 +631,17 @@ void ClusterController::Dismiss(const std::string& reason) {
   v1::WorkerOrder order;
   order.mutable_dismissal()->set_reason(reason);
   for (const auto& [id, link] : links_) link.order(order);
+}
+
+void ClusterController::AddModelSources(WorkerId worker, v1::LoadStage& order) const {
+  for (const Member& member : membership_.Members()) {
+    if (member.id == worker || !member.registration.shares_files()) continue;
+    v1::Peer& source = *order.add_model_sources();
+    source.set_address(member.registration.address());
+    source.set_incarnation(member.incarnation);
+    source.set_identity(member.identity);
+    source.set_name(DescribeWorker(member));
+  }
 }
 
 int64_t ClusterController::ResidentBudget(const StagePlan& stage) const {

@@ -185,6 +185,8 @@ class ClusterController {
   /// their stages, but for those in `goes_on`.
   void EndPlan(const absl::Status& why, absl::Span<const WorkerId> goes_on = {});
   void SendOrder(WorkerId worker, v1::WorkerOrder order);
+  /// Tells `worker` who else may have files of the model.
+  void AddModelSources(WorkerId worker, v1::LoadStage& order) const;
   /// The least memory that holds the stage with all of its experts.
   int64_t ResidentBudget(const StagePlan& stage) const;
   /// The stage of the present plan that `worker` holds, or of the next; -1: none.
@@ -207,7 +209,7 @@ class ClusterController {
   HopRules hops_;
   RejoinBackoff backoff_;
   std::optional<ActivePlan> active_;
-  std::optional<NextPlan> next_;         // only while the active one serves
+  std::optional<NextPlan> next_;                // only while the active one serves
   std::optional<absl::Duration> served_until_;  // when the last plan that served ended
   uint64_t last_version_ = 0;
   bool leaving_ = false;

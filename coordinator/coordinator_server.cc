@@ -16,9 +16,11 @@
 #include "cluster/grpc_channel.h"
 #include "cluster/grpc_transport.h"
 #include "cluster/incarnation.h"
+#include "cluster/pack_files_service.h"
 #include "cluster/pipeline_service.h"
 #include "cluster/probe_service.h"
 #include "cluster/sender_gate.h"
+#include "cluster/serving_share.h"
 #include "coordinator/batch/batch_book.h"
 #include "coordinator/batch/batch_runner.h"
 #include "coordinator/batch_grpc_service.h"
@@ -33,6 +35,7 @@
 #include "coordinator/store/job_ids.h"
 #include "coordinator/store/job_store.h"
 #include "model/model_identity.h"
+#include "model/pack/packed_model.h"
 #include "model/stored_model.h"
 #include "model/stored_model_cost.h"
 #include "model/text_model.h"
@@ -89,6 +92,9 @@ class Server final : public CoordinatorServer {
         job_service_(text_.get(), driver_.get(), &SteadyClock()),
         batch_service_(&batches_),
         model_files_service_(model_files_.get()),
+        share_(ShareOptions()),
+        pack_files_service_(
+            incarnation_, [this](uint64_t fingerprint) { return ListFiles(fingerprint); }, &share_),
         pipeline_service_(
             controller_options.incarnation,
             [this](v1::Step step) { return driver_->Receive(std::move(step)); }, &last_stage_) {}
@@ -100,9 +106,12 @@ class Server final : public CoordinatorServer {
   }
 
   absl::Status Listen() {
-    std::vector<grpc::Service*> services = {&cluster_service_,  &job_service_,
-                                            &batch_service_,    &model_files_service_,
-                                            &pipeline_service_, &probe_service_};
+    if (const auto* const pack = dynamic_cast<const PackedModel*>(model_files_.get())) {
+      CARAVAN_ASSIGN_OR_RETURN(pack_files_, FilesOfPack(*pack));
+    }
+    std::vector<grpc::Service*> services = {
+        &cluster_service_,    &job_service_,      &batch_service_, &model_files_service_,
+        &pack_files_service_, &pipeline_service_, &probe_service_};
     if (options_.security.tls != nullptr) {
       certificates_.emplace(options_.security.tls->directory());
       CARAVAN_ASSIGN_OR_RETURN(enrolment_service_,
@@ -167,6 +176,21 @@ class Server final : public CoordinatorServer {
       (void)loop_.Post([this, version] { controller_.PipelineQuiet(version); });
     };
     return driver;
+  }
+
+  ServingShare::Options ShareOptions() {
+    ServingShare::Options share;
+    share.share = options_.share_files;
+    share.steps_run = [this, last = int64_t{0}]() mutable {
+      const PipelineStats stats = driver_->stats();
+      return std::exchange(last, stats.steps) != stats.steps || stats.steps_in_flight > 0;
+    };
+    return share;
+  }
+
+  std::vector<ShelvedFile> ListFiles(uint64_t fingerprint) const {
+    if (fingerprint != model_files_->fingerprint()) return {};
+    return pack_files_;
   }
 
   BatchRunner::Options RunnerOptions() {
@@ -252,6 +276,9 @@ class Server final : public CoordinatorServer {
   JobService job_service_;
   BatchGrpcService batch_service_;
   ModelFilesService model_files_service_;
+  std::vector<ShelvedFile> pack_files_;  // set by Listen; empty: the model is not packed
+  ServingShare share_;                   // of them
+  PackFilesService pack_files_service_;
   SenderGate last_stage_;  // whose steps come home
   PipelineService pipeline_service_;
   ProbeService probe_service_;

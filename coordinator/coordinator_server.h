@@ -28,7 +28,8 @@ struct CoordinatorOptions {
   int64_t context_tokens = 0;  // longest prompt with its reply; 0: as the model allows
   int64_t prefill_chunk = 512;
   int64_t max_queued_jobs = 1024;
-  bool speculate = false;  // the model's layer of multi-token prediction drafts
+  bool speculate = false;     // the model's layer of multi-token prediction drafts
+  double share_files = 0.05;  // ServingShare::Options::share
   absl::Duration worker_timeout = absl::Seconds(60);    // how long a job waits for a pipeline
   absl::Duration heartbeat_timeout = absl::Seconds(5);  // two heartbeats: a silent worker is lost
   absl::Duration rejoin_delay = absl::Seconds(30);      // as RejoinBackoff

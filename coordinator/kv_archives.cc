@@ -21,8 +21,8 @@ bool OnOneMachine(const Member& a, const Member& b) {
   return !a.registration.machine().empty() && a.registration.machine() == b.registration.machine();
 }
 
-v1::KvArchivePeer ToPeer(const Member& member) {
-  v1::KvArchivePeer peer;
+v1::Peer ToPeer(const Member& member) {
+  v1::Peer peer;
   peer.set_address(member.registration.address());
   peer.set_incarnation(member.incarnation);
   peer.set_name(absl::StrCat("worker ", Number(member.id), " (", member.registration.name(), ")"));

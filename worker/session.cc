@@ -3,9 +3,11 @@
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -20,11 +22,15 @@
 #include "cluster/grpc_status.h"
 #include "cluster/grpc_transport.h"
 #include "cluster/incarnation.h"
+#include "cluster/pack_files_service.h"
 #include "cluster/pipeline_service.h"
 #include "cluster/probe_service.h"
 #include "cluster/protocol_version.h"
+#include "cluster/serving_share.h"
 #include "model/pack/packed_model.h"
 #include "model/stored_model.h"
+#include "worker/files/model_fetch.h"
+#include "worker/files/remote_file_source.h"
 #include "worker/kv_blocks_service.h"
 #include "worker/kv_peer_channel.h"
 #include "worker/kv_wire.h"
@@ -53,11 +59,17 @@ class Session {
         stop_(std::move(stop)),
         reports_(kQueuedReports),
         worker_(MakeEnvironment()),
+        give_share_(MakeShare()),
+        take_share_(MakeShare()),
         pipeline_service_(
             incarnation_, [this](v1::Step step) { return worker_.Receive(std::move(step)); },
-            &worker_.sender_gate()) {}
+            &worker_.sender_gate()),
+        pack_files_service_(
+            incarnation_, [this](uint64_t fingerprint) { return ListFiles(fingerprint); },
+            &give_share_) {}
 
   absl::Status Run() {
+    LookAtLocalModel();
     CARAVAN_RETURN_IF_ERROR(Listen());
     absl::Status status = Attend();
     worker_.Drop();
@@ -86,8 +98,9 @@ class Session {
     environment.card_transport = options_.card_transport;
     environment.requires_card_transport = options_.requires_card_transport;
     environment.show_progress = options_.show_progress;
-    environment.open_model = [this](const v1::LoadStage& order, std::stop_token stop) {
-      return OpenModel(order, std::move(stop));
+    environment.open_model = [this](const v1::LoadStage& order, const LoadProgress& progress,
+                                    std::stop_token stop) {
+      return OpenModel(order, progress, std::move(stop));
     };
     environment.open_next_hop = [this](const v1::LoadStage& order,
                                        std::function<void(absl::Status)> on_broken,
@@ -101,7 +114,12 @@ class Session {
       }
       Leave();
     };
-    environment.report = [this](v1::WorkerReport report) { Enqueue(std::move(report)); };
+    environment.report = [this](v1::WorkerReport report) {
+      if (report.failure().code() == static_cast<int32_t>(absl::StatusCode::kDataLoss)) {
+        DoubtFiles(report.failure().plan_version());
+      }
+      Enqueue(std::move(report));
+    };
     return environment;
   }
 
@@ -121,7 +139,8 @@ class Session {
   }
 
   absl::Status Listen() {
-    std::vector<grpc::Service*> services = {&pipeline_service_, &probe_service_};
+    std::vector<grpc::Service*> services = {&pipeline_service_, &probe_service_,
+                                            &pack_files_service_};
     if (options_.kv_store != nullptr) {
       kv_blocks_service_.emplace(incarnation_, options_.kv_store);
       services.push_back(&*kv_blocks_service_);
@@ -163,7 +182,7 @@ class Session {
           worker_.Drop();
           reports_.Close();
         } else if (refused.ok()) {
-          worker_.Handle(order);
+          Handle(order);
         }
       }
       reports_.Close();
@@ -199,19 +218,43 @@ class Session {
         kProtocolVersion, ": all processes of a cluster must be of one version"));
   }
 
-  /// Of the model that --model names; 0 where it names none or what cannot be opened, which is said
-  /// when a stage is to be loaded from it.
-  uint64_t LocalFingerprint() const {
-    if (options_.model_directory.empty()) return 0;
+  /// Finds out what --model names, for the coordinator and for others who want its files. What
+  /// cannot be opened is said when a stage is to be loaded from it.
+  void LookAtLocalModel() {
+    if (options_.model_directory.empty()) return;
     const absl::StatusOr<std::unique_ptr<StoredModel>> local = OpenModelDirectory();
-    return local.ok() ? (*local)->fingerprint() : 0;
+    if (!local.ok()) return;
+    local_fingerprint_ = (*local)->fingerprint();
+    const auto* const pack = dynamic_cast<const PackedModel*>(local->get());
+    if (pack == nullptr) return;
+    absl::StatusOr<std::vector<ShelvedFile>> files = FilesOfPack(*pack);
+    if (files.ok()) local_files_ = *std::move(files);
+  }
+
+  /// What this worker has of the packed model, for others.
+  std::vector<ShelvedFile> ListFiles(uint64_t fingerprint) const {
+    if (fingerprint == local_fingerprint_) return local_files_;
+    if (options_.model_cache != nullptr) return options_.model_cache->List(fingerprint);
+    return {};
+  }
+
+  ServingShare::Options MakeShare() {
+    ServingShare::Options share;
+    share.share = options_.share_files;
+    // The time grows while a step is worked on.
+    share.steps_run = [this, last = 0.0]() mutable {
+      const double busy_s = worker_.load().busy_s();
+      return std::exchange(last, busy_s) != busy_s;
+    };
+    return share;
   }
 
   v1::WorkerReport MakeRegistration() const {
     v1::WorkerReport report;
     v1::Registration& registration = *report.mutable_registration();
     registration.set_protocol_version(kProtocolVersion);
-    registration.set_model_fingerprint(LocalFingerprint());
+    registration.set_model_fingerprint(local_fingerprint_);
+    registration.set_shares_files(!local_files_.empty() || options_.model_cache != nullptr);
     registration.set_machine(options_.machine);
     for (const std::string& network : options_.trusted_networks) {
       registration.add_trusted_networks(network);
@@ -273,22 +316,101 @@ class Session {
     stream.WritesDone();
   }
 
+  /// The worker's orders. With a stage go the leases on the files that it was loaded from.
+  void Handle(const v1::WorkerOrder& order) {
+    if (order.has_load_stage()) {
+      MutexLock lock(&mu_);
+      loads_plan_ = order.load_stage().plan_version();
+      std::erase_if(leases_, [this](const auto& lease) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+        return lease.first != loads_plan_;
+      });
+    }
+    worker_.Handle(order);
+    if (order.has_drop_stage()) {
+      MutexLock lock(&mu_);
+      leases_.erase(order.drop_stage().plan_version());
+    }
+  }
+
+  /// A stage could not read what was kept for it: its next start finds out what is wrong.
+  void DoubtFiles(uint64_t plan_version) {
+    MutexLock lock(&mu_);
+    const auto lease = leases_.find(plan_version);
+    if (lease != leases_.end()) options_.model_cache->Doubt(*lease->second);
+  }
+
   absl::StatusOr<std::unique_ptr<TensorSource>> OpenModel(const v1::LoadStage& order,
+                                                          const LoadProgress& progress,
                                                           std::stop_token stop) {
     const v1::ModelReference& model = order.model();
     CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<StoredModel> local, OpenLocalModel(model));
     if (local != nullptr) return local;
+    std::string no_copy =
+        "no local copy of the pack is here: give --model or --model-cache DIRECTORY";
+    if (options_.model_cache != nullptr) {
+      absl::StatusOr<std::unique_ptr<PackedModel>> cached = OpenCachedModel(order, progress, stop);
+      if (cached.ok()) return *std::move(cached);
+      const absl::Status why = Annotate(cached.status(), "--model-cache");
+      // Without room for a copy the stage can still be read into memory.
+      if (!absl::IsResourceExhausted(why) && !absl::IsUnimplemented(why)) return why;
+      LogWarning("model_not_cached", {{"why", why.message()}});
+      no_copy = absl::StrCat(why.message(), ": give more room");
+    }
     // Only a pack's experts are left on disks, so a local copy would have been one.
     if (order.expert_budget_bytes() > 0) {
       constexpr int64_t kMiB = int64_t{1} << 20;
-      return absl::FailedPreconditionError(absl::StrCat(
-          "its experts do not fit in memory, and no local copy of the pack is here: give --model "
-          "DIRECTORY, or --ram of at least ",
-          CeilDiv(static_cast<int64_t>(order.resident_budget_bytes()), kMiB), "MiB"));
+      return absl::FailedPreconditionError(
+          absl::StrCat("its experts do not fit in memory, and ", no_copy, ", or --ram of at least ",
+                       CeilDiv(static_cast<int64_t>(order.resident_budget_bytes()), kMiB), "MiB"));
     }
     LogInfo("reading_weights_from_coordinator", {{"coordinator", options_.coordinator}});
     return RemoteTensorSource::Connect(CoordinatorChannel(), model.fingerprint(),
                                        options_.connect_timeout, std::move(stop));
+  }
+
+  /// Errors: as FetchModel.
+  absl::StatusOr<std::unique_ptr<PackedModel>> OpenCachedModel(const v1::LoadStage& order,
+                                                               const LoadProgress& progress,
+                                                               const std::stop_token& stop) {
+    CARAVAN_ASSIGN_OR_RETURN(const std::vector<std::unique_ptr<FileSource>> owned,
+                             MakeFileSources(order));
+    std::vector<FileSource*> sources;
+    for (const std::unique_ptr<FileSource>& source : owned) sources.push_back(source.get());
+    CARAVAN_ASSIGN_OR_RETURN(CachedModel cached,
+                             FetchModel(order, *options_.model_cache, sources, progress, stop));
+    MutexLock lock(&mu_);
+    // Not if another plan has come meanwhile: nobody would end that lease.
+    if (order.plan_version() >= loads_plan_) {
+      leases_[order.plan_version()] = std::move(cached.lease);
+    }
+    return std::move(cached.model);
+  }
+
+  /// The coordinator first.
+  absl::StatusOr<std::vector<std::unique_ptr<FileSource>>> MakeFileSources(
+      const v1::LoadStage& order) {
+    RemoteFileSource::Options source;
+    source.security = options_.security;
+    source.fingerprint = order.model().fingerprint();
+    source.share = &take_share_;
+    source.name = "coordinator";
+    source.address = options_.coordinator;
+    {
+      MutexLock lock(&mu_);
+      source.incarnation = coordinator_incarnation_;
+    }
+    std::vector<std::unique_ptr<FileSource>> sources;
+    sources.push_back(std::make_unique<RemoteFileSource>(source));
+    for (const v1::Peer& worker : order.model_sources()) {
+      source.name = worker.name();
+      source.address = worker.address();
+      source.incarnation = worker.incarnation();
+      if (!worker.identity().empty()) {
+        CARAVAN_ASSIGN_OR_RETURN(source.identity, ParseIdentity(worker.identity()));
+      }
+      sources.push_back(std::make_unique<RemoteFileSource>(source));
+    }
+    return sources;
   }
 
   absl::StatusOr<std::unique_ptr<StoredModel>> OpenModelDirectory() const {
@@ -322,7 +444,7 @@ class Session {
     KvArchive::Place place;
     if (options_.kv_store == nullptr) return place;
     place.store = options_.kv_store;
-    for (const v1::KvArchivePeer& peer : archives.peers()) {
+    for (const v1::Peer& peer : archives.peers()) {
       CARAVAN_ASSIGN_OR_RETURN(place.peers.emplace_back(), OpenKvPeer(peer));
     }
     if (archives.has_replica()) {
@@ -334,7 +456,7 @@ class Session {
     return place;
   }
 
-  absl::StatusOr<std::shared_ptr<KvPeer>> OpenKvPeer(const v1::KvArchivePeer& peer) const {
+  absl::StatusOr<std::shared_ptr<KvPeer>> OpenKvPeer(const v1::Peer& peer) const {
     KvPeerOptions options;
     options.address = peer.address();
     options.incarnation = peer.incarnation();
@@ -373,19 +495,27 @@ class Session {
   const WorkerSessionOptions& options_;
   const std::stop_token stop_;
   const uint64_t incarnation_ = NewIncarnation();
-  int port_ = 0;  // set by Listen
+  int port_ = 0;                          // set by Listen
+  uint64_t local_fingerprint_ = 0;        // set by LookAtLocalModel; 0: of no model
+  std::vector<ShelvedFile> local_files_;  // the same
 
   Mutex mu_;
   uint64_t coordinator_incarnation_ ABSL_GUARDED_BY(mu_) = 0;
   absl::Status card_lost_ ABSL_GUARDED_BY(mu_);
+  uint64_t loads_plan_ ABSL_GUARDED_BY(mu_) = 0;  // of the last LoadStage
+  // By plan, that one and one that is prepared: on what its stage is loaded from.
+  std::map<uint64_t, std::unique_ptr<ModelCache::Lease>> leases_ ABSL_GUARDED_BY(mu_);
   // Until Welcome names one: short, so that it is heeded soon.
   absl::Duration heartbeat_interval_ ABSL_GUARDED_BY(mu_) = absl::Milliseconds(50);
 
   BoundedQueue<v1::WorkerReport> reports_;  // own synchronisation
   Worker worker_;
+  ServingShare give_share_;  // of files that others take
+  ServingShare take_share_;  // of files that come
   PipelineService pipeline_service_;
   ProbeService probe_service_;
   std::optional<KvBlocksService> kv_blocks_service_;  // where there is an archive
+  PackFilesService pack_files_service_;
   std::unique_ptr<grpc::Server> server_;
 };
 

@@ -18,6 +18,7 @@
 #include "cluster/transport_security.h"
 #include "worker/compute_device.h"
 #include "worker/experts/expert_store.h"
+#include "worker/files/model_cache.h"
 #include "worker/kv_block_store.h"
 
 namespace caravan {
@@ -36,11 +37,15 @@ struct WorkerSessionOptions {
                                 // it is here too, else its files over the network
   std::vector<std::string> mirrors;  // directories on other disks with files of that local copy,
                                      // which is a packed model then (PackedModel::Open)
-  int64_t memory_budget_bytes = 0;   // of the host
-  bool offloads = false;             // experts that do not fit it may stay in a local pack
-  DType kv_dtype = DType::kF32;      // of the KV cache
-  int64_t kv_disk_bytes = 0;         // for KV blocks beyond what memory holds
-  std::string kv_disk_directory;     // where they lie
+  // Where files of a packed model are fetched to without a local copy; null: its tensors are read
+  // over the network into memory, and kept nowhere.
+  std::shared_ptr<ModelCache> model_cache;
+  double share_files = 0.05;  // ServingShare::Options::share, of files given and of files taken
+  int64_t memory_budget_bytes = 0;         // of the host
+  bool offloads = false;                   // experts that do not fit it may stay in a local pack
+  DType kv_dtype = DType::kF32;            // of the KV cache
+  int64_t kv_disk_bytes = 0;               // for KV blocks beyond what memory holds
+  std::string kv_disk_directory;           // where they lie
   std::shared_ptr<KvBlockStore> kv_store;  // of full KV blocks, which outlive the session; null:
                                            // there is none
   bool kv_replicates = false;              // those that are kept go to another worker's too

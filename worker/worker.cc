@@ -194,15 +194,15 @@ absl::Status Worker::PrepareBeside(const v1::PrepareStage& order, const std::sto
       ParseModelConfig(load.model().config_json(), "the coordinator's config.json"));
   CARAVAN_ASSIGN_OR_RETURN(const StageSpec spec, StageFromProto(load.stage()));
   // Which brings the files that are not here.
+  LoadProgress progress;
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TensorSource> source,
-                           environment_.open_model(load, stop));
+                           OpenModel(load, stop, progress));
   if (order.memory_bytes() == 0) return absl::OkStatus();
   CARAVAN_RETURN_IF_ERROR(CheckTensors(*source, StageTensors(config, spec)).status());
   CARAVAN_ASSIGN_OR_RETURN(
       WeightParts loaded,
       LoadWeightParts(config, PartsOf(config, spec, load.expert_budget_bytes() == 0), *source,
-                      held_, HostMemory(), ReportProgress(load.plan_version(), stop),
-                      static_cast<int64_t>(order.memory_bytes())));
+                      held_, HostMemory(), progress, static_cast<int64_t>(order.memory_bytes())));
   held_.merge(std::move(loaded));
   return absl::OkStatus();
 }
@@ -221,6 +221,23 @@ LoadProgress Worker::ReportProgress(uint64_t plan_version, const std::stop_token
     }
     return !stop.stop_requested();
   };
+}
+
+absl::StatusOr<std::unique_ptr<TensorSource>> Worker::OpenModel(const v1::LoadStage& order,
+                                                                const std::stop_token& stop,
+                                                                LoadProgress& progress) const {
+  const LoadProgress tell = ReportProgress(order.plan_version(), stop);
+  int64_t fetched_bytes = 0;
+  const auto fetch_progress = [&](int64_t done_bytes, int64_t total_bytes) {
+    fetched_bytes = done_bytes;
+    return tell(done_bytes, total_bytes);
+  };
+  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<TensorSource> source,
+                           environment_.open_model(order, fetch_progress, stop));
+  progress = [tell, fetched_bytes](int64_t loaded_bytes, int64_t total_bytes) {
+    return tell(fetched_bytes + loaded_bytes, fetched_bytes + total_bytes);
+  };
+  return source;
 }
 
 absl::StatusOr<HopLinks> Worker::MakeLinks(const v1::LoadStage& order, const std::stop_token& stop,
@@ -247,8 +264,9 @@ absl::StatusOr<std::unique_ptr<Stage>> Worker::MakeStage(const v1::LoadStage& or
       const ModelConfig config,
       ParseModelConfig(order.model().config_json(), "the coordinator's config.json"));
   CARAVAN_ASSIGN_OR_RETURN(const StageSpec spec, StageFromProto(order.stage()));
+  LoadProgress progress;
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TensorSource> source,
-                           environment_.open_model(order, stop));
+                           OpenModel(order, stop, progress));
 
   Stage::Options options;
   options.name = environment_.name;
@@ -277,8 +295,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Worker::MakeStage(const v1::LoadStage& or
     if (const auto part = held_.find(id); part != held_.end()) options.held.insert(*part);
   }
   held_.clear();
-  return Stage::Create(config, spec, *source, std::move(backend), options,
-                       ReportProgress(order.plan_version(), stop));
+  return Stage::Create(config, spec, *source, std::move(backend), options, progress);
 }
 
 absl::StatusOr<std::unique_ptr<Stage>> Worker::TakeStage(const v1::LoadStage& order,

@@ -68,9 +68,11 @@ class Worker {
     int64_t card_ram_bytes = 0;
     std::function<absl::StatusOr<std::unique_ptr<Backend>>()> make_cpu;
     /// The source's reads heed `stop` too. A pack on this machine where the order leaves experts
-    /// there (expert_budget_bytes > 0).
-    std::function<absl::StatusOr<std::unique_ptr<TensorSource>>(const v1::LoadStage& order,
-                                                                std::stop_token stop)>
+    /// there (expert_budget_bytes > 0). Files that it has to fetch first count as progress of
+    /// loading: `progress` is told how many bytes of those and of what is loaded then are done; its
+    /// answer is LoadProgress's.
+    std::function<absl::StatusOr<std::unique_ptr<TensorSource>>(
+        const v1::LoadStage& order, const LoadProgress& progress, std::stop_token stop)>
         open_model;
     // For hops that the coordinator plans by NCCL; null: there are none. Where it is required, no
     // stage is loaded that has another hop to a worker.
@@ -152,6 +154,11 @@ class Worker {
                                                     const std::stop_token& stop,
                                                     const TellFailure& tell_failure,
                                                     v1::StageReady& ready, v1::HopEnd& unjoined);
+  /// environment_.open_model. Files that it fetches are reported as part of loading, and what is
+  /// loaded then is to be reported by `progress`.
+  absl::StatusOr<std::unique_ptr<TensorSource>> OpenModel(const v1::LoadStage& order,
+                                                          const std::stop_token& stop,
+                                                          LoadProgress& progress) const;
   LoadProgress ReportProgress(uint64_t plan_version, const std::stop_token& stop) const;
   /// Tells why no stage could be made.
   void ReportFailure(const absl::Status& why, v1::HopEnd unjoined, const TellFailure& tell_failure);

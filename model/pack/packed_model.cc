@@ -73,7 +73,7 @@ bool PackedModel::IsAt(const std::string& directory) {
 }
 
 absl::StatusOr<std::unique_ptr<PackedModel>> PackedModel::Open(
-    const std::string& directory, absl::Span<const std::string> mirrors) {
+    const std::string& directory, absl::Span<const std::string> mirrors, Files which) {
   const std::string path = JoinPath(directory, kPackManifestName);
   if (!FileExists(path) && FileExists(JoinPath(directory, kUnfinishedPackName))) {
     return absl::FailedPreconditionError(absl::StrCat(
@@ -89,9 +89,12 @@ absl::StatusOr<std::unique_ptr<PackedModel>> PackedModel::Open(
   std::vector<std::string> directories = {directory};
   directories.insert(directories.end(), mirrors.begin(), mirrors.end());
   CARAVAN_RETURN_IF_ERROR(CheckMirrors(directory, mirrors));
-  for (const PackedFile& file : model->manifest_.files) {
-    CARAVAN_ASSIGN_OR_RETURN(std::vector<std::unique_ptr<ReadableFile>> copies,
-                             OpenCopies(file, directories));
+  std::vector<PackedFile> here;
+  for (PackedFile& file : model->manifest_.files) {
+    absl::StatusOr<std::vector<std::unique_ptr<ReadableFile>>> opened =
+        OpenCopies(file, directories);
+    if (which == Files::kPresent && absl::IsNotFound(opened.status())) continue;
+    CARAVAN_ASSIGN_OR_RETURN(std::vector<std::unique_ptr<ReadableFile>> copies, std::move(opened));
     for (PackedTensor& tensor : AllTensors(file)) {
       const bool is_new = model->places_
                               .try_emplace(tensor.name, Place{std::move(tensor.info),
@@ -108,12 +111,18 @@ absl::StatusOr<std::unique_ptr<PackedModel>> PackedModel::Open(
       for (size_t i = 1; i < copies.size(); ++i) experts.mirrors.push_back(copies[i]->path());
     }
     model->files_.push_back(std::move(copies[0]));
+    here.push_back(std::move(file));
   }
-  Fingerprint fingerprint;
-  fingerprint.AddText(model->config_json());
-  fingerprint.AddText(text);
-  model->set_fingerprint(fingerprint.value());
+  model->manifest_.files = std::move(here);
+  model->set_fingerprint(FingerprintOf(model->config_json(), text));
   return model;
+}
+
+uint64_t PackedModel::FingerprintOf(absl::string_view config_json, absl::string_view manifest) {
+  Fingerprint fingerprint;
+  fingerprint.AddText(config_json);
+  fingerprint.AddText(manifest);
+  return fingerprint.value();
 }
 
 absl::Status PackedModel::CheckMirrors(const std::string& directory,

@@ -25,8 +25,13 @@ class PackedModel : public StoredModel {
   /// Whether `directory` holds a packed model, or what is there of one.
   static bool IsAt(const std::string& directory);
 
+  /// Which of the manifest's files must be there.
+  enum class Files { kAll, kPresent };
+
   /// Reads the manifest, no weights. A pack that was not finished is refused; so is one whose files
   /// are missing or of another size than the manifest says.
+  /// With Files::kPresent, files that are missing everywhere are left out, and their tensors with
+  /// them: for who needs some layers alone.
   /// mirrors: further directories, on other disks of this machine, with the same manifest and some
   /// or all of the files that it names. These are taken from the first directory that has them,
   /// `directory` before the others; of experts all copies are known (ExpertFile).
@@ -34,14 +39,22 @@ class PackedModel : public StoredModel {
   ///         InvalidArgument - as ParsePackManifest and CheckMirrors, a tensor in two places, a
   ///         wrong size. Each names the file.
   static absl::StatusOr<std::unique_ptr<PackedModel>> Open(
-      const std::string& directory, absl::Span<const std::string> mirrors = {});
+      const std::string& directory, absl::Span<const std::string> mirrors = {},
+      Files files = Files::kAll);
 
   /// Whether `mirrors` are such directories. Errors: InvalidArgument - one of them holds another
   /// pack or none, or is `directory` or another one of them; NotFound - `directory` holds no pack.
   static absl::Status CheckMirrors(const std::string& directory,
                                    absl::Span<const std::string> mirrors);
 
+  /// Of the files that were not left out.
   const PackManifest& manifest() const { return manifest_; }
+
+  /// Where the first copy of manifest().files[i] lies.
+  const std::string& FilePath(size_t i) const { return files_[i]->path(); }
+
+  /// The fingerprint of a pack with these files.
+  static uint64_t FingerprintOf(absl::string_view config_json, absl::string_view manifest);
 
   /// Reads every file and compares its hash and those of its experts; config and text files too
   /// where the manifest has their hashes. `progress` is called now and then with how many bytes are

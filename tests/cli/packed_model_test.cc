@@ -75,7 +75,7 @@ TEST(PackedModelTest, AWorkerWithoutThePackIsGivenNoExpertsToLeaveThere) {
   cluster.StartWorker("box", {"--ram", "90MiB"});
   cluster.WaitForStatus(
       "left out: worker box: its experts do not fit in memory, and no local copy of the pack is "
-      "here: give --model DIRECTORY, or --ram of at least 10");
+      "here: give --model or --model-cache DIRECTORY, or --ram of at least 10");
   EXPECT_THAT(cluster.Status(),
               AllOf(HasSubstr("but the worker offers 90.0 MiB"), HasSubstr("spare")));
   // Together with another its part fits its memory.

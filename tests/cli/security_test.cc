@@ -130,6 +130,25 @@ TEST_F(SecurityTest, WeightsGoTheSameWay) {
   cluster_.ExpectAnswers();
 }
 
+TEST_F(SecurityTest, FilesGoBetweenBoxesTheSameWay) {
+  const std::string pack = File("packed");
+  ASSERT_EQ(cluster_
+                .Launch("pack", {"pack", "--model", CARAVAN_SOURCE_DIR "/models/tiny-r1", "--out",
+                                 pack, "--experts", "q4_K", "--dense", "q8_0"})
+                .Wait(),
+            0);
+  cluster_.StartCoordinator({"--certs", ca_}, "/proc/self/cwd", pack);
+  StartWorker("box-a", Box("box-a"), {"--model-cache", File("cache-a")}).WaitForErr("stage_ready");
+  // What the second fetches only the first has by now.
+  for (const std::filesystem::directory_entry& file : std::filesystem::directory_iterator(pack)) {
+    if (file.path().extension() == ".bin") std::filesystem::remove(file.path());
+  }
+  TestProcess& second = StartWorker("box-b", Box("box-b"), {"--model-cache", File("cache-b")});
+  second.WaitForErr("stage_ready");
+  cluster_.ExpectAnswers();
+  EXPECT_THAT(second.Err(), HasSubstr("from=\"worker 1 (box-a): "));
+}
+
 TEST_F(SecurityTest, StrangersAreRefusedOnBothSidesAndTheClusterGoesOn) {
   Start();
   const TestProcess& coordinator = cluster_.coordinator();

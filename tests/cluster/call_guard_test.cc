@@ -69,6 +69,7 @@ TEST(CallGuardTest, AWorkerJoinsReadsWeightsAndPassesStepsOn) {
                   "/caravan.v1.KvBlocks/OfferKvBlocks", "/caravan.v1.KvBlocks/PutKvBlock",
                   "/caravan.v1.KvBlocks/ListKvBlocks", "/caravan.v1.KvBlocks/GetKvBlocks",
                   "/caravan.v1.ModelFiles/ListTensors", "/caravan.v1.ModelFiles/ReadTensor",
+                  "/caravan.v1.PackFiles/ListFiles", "/caravan.v1.PackFiles/ReadFile",
                   "/caravan.v1.Pipeline/Flow", "/caravan.v1.Probe/Echo",
                   "/caravan.v1.Probe/Receive", "/caravan.v1.Probe/Send"}));
 }

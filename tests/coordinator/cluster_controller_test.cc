@@ -61,6 +61,25 @@ TEST(ClusterControllerTest, TellsEachStageWhatToLoadAndWhoIsNext) {
   EXPECT_EQ(first.kv_budget_bytes(), 2 * 512 * 4u);  // two layers, kv_tokens, f32
 }
 
+TEST(ClusterControllerTest, AWorkerIsToldWhoElseMayHaveFiles) {
+  FakeCluster cluster(3);
+  v1::Registration sharing;
+  sharing.set_shares_files(true);
+  FakeWorker* const a = cluster.Join("box-a", kWhole, false, sharing, "worker/box-a");
+  FakeWorker* const b = cluster.Join("box-b", kWhole, false, sharing);
+  FakeWorker* const c = cluster.Join("box-c");
+  const v1::LoadStage of_a = a->TakeOrders().back().load_stage();
+  ASSERT_EQ(of_a.model_sources_size(), 1);  // not itself, nor who shares none
+  EXPECT_EQ(of_a.model_sources(0).name(), "worker 2 (box-b)");
+  EXPECT_EQ(of_a.model_sources(0).incarnation(), b->incarnation);
+  const v1::LoadStage of_c = c->TakeOrders().back().load_stage();
+  ASSERT_EQ(of_c.model_sources_size(), 2);
+  EXPECT_EQ(of_c.model_sources(0).name(), "worker 1 (box-a)");
+  EXPECT_EQ(of_c.model_sources(0).incarnation(), a->incarnation);
+  EXPECT_EQ(of_c.model_sources(0).identity(), "worker/box-a");
+  EXPECT_FALSE(of_c.model_sources(0).address().empty());
+}
+
 TEST(ClusterControllerTest, AWorkerOfAnotherVersionOrModelDoesNotJoin) {
   FakeCluster cluster;
   v1::Registration registration;

@@ -42,7 +42,7 @@ std::vector<RingMember> Ring(const std::vector<Member>& members) {
 
 std::vector<std::string> PeersOf(const v1::KvArchives& archives) {
   std::vector<std::string> names;
-  for (const v1::KvArchivePeer& peer : archives.peers()) names.push_back(peer.name());
+  for (const v1::Peer& peer : archives.peers()) names.push_back(peer.name());
   return names;
 }
 

@@ -57,7 +57,7 @@ class LoggedSource : public BorrowedSource {
 class WorkerTest : public ::testing::Test {
  protected:
   using OpenModel = std::function<absl::StatusOr<std::unique_ptr<TensorSource>>(
-      const v1::LoadStage&, std::stop_token)>;
+      const v1::LoadStage&, const LoadProgress&, std::stop_token)>;
   using OpenNextHop = std::function<absl::StatusOr<std::unique_ptr<ActivationChannel>>(
       const v1::LoadStage&, std::function<void(absl::Status)>, std::stop_token)>;
 
@@ -134,7 +134,7 @@ class WorkerTest : public ::testing::Test {
   }
 
   void LogReads() {
-    open_model_ = [this](const v1::LoadStage&, std::stop_token) {
+    open_model_ = [this](const v1::LoadStage&, const LoadProgress&, std::stop_token) {
       return std::make_unique<LoggedSource>(*checkpoint_, &reads_);
     };
   }
@@ -166,7 +166,7 @@ class WorkerTest : public ::testing::Test {
   std::function<void(absl::Status)> on_broken_;  // of the last hop; set before StageReady
   BoundedQueue<v1::WorkerReport> reports_{1000};
   absl::Status fails_to_open_;
-  OpenModel open_model_ = [this](const v1::LoadStage&,
+  OpenModel open_model_ = [this](const v1::LoadStage&, const LoadProgress&,
                                  std::stop_token) -> absl::StatusOr<std::unique_ptr<TensorSource>> {
     if (!fails_to_open_.ok()) return fails_to_open_;
     return std::make_unique<BorrowedSource>(*checkpoint_);
@@ -209,8 +209,34 @@ TEST_F(WorkerTest, WithoutAStageStepsAreAborted) {
   EXPECT_EQ(worker().Receive(MakeStep(7, 1)).code(), absl::StatusCode::kAborted);
 }
 
+TEST_F(WorkerTest, FilesThatTheModelFetchesCountAsLoading) {
+  constexpr uint64_t kFiles = 1 << 30;
+  open_model_ = [this](const v1::LoadStage&, const LoadProgress& progress,
+                       std::stop_token) -> absl::StatusOr<std::unique_ptr<TensorSource>> {
+    EXPECT_TRUE(progress(kFiles / 2, kFiles + 1));
+    EXPECT_TRUE(progress(kFiles, kFiles + 1));
+    return std::make_unique<BorrowedSource>(*checkpoint_);
+  };
+  worker().Handle(LoadOrder(7));
+  std::vector<v1::StageProgress> told;
+  while (true) {
+    const v1::WorkerReport report = *reports_.Pop();
+    if (!report.has_progress()) {
+      EXPECT_TRUE(report.has_ready());
+      break;
+    }
+    told.push_back(report.progress());
+  }
+  ASSERT_GT(told.size(), 2u);
+  EXPECT_EQ(told[0].loaded_bytes(), kFiles / 2);
+  EXPECT_EQ(told[1].loaded_bytes(), kFiles);
+  EXPECT_GE(told[2].loaded_bytes(), kFiles);
+  EXPECT_GT(told.back().total_bytes(), kFiles + 1);
+  EXPECT_EQ(told.back().loaded_bytes(), told.back().total_bytes());
+}
+
 TEST_F(WorkerTest, AFailedLoadIsReportedWithItsCode) {
-  open_model_ = [](const v1::LoadStage&, std::stop_token) {
+  open_model_ = [](const v1::LoadStage&, const LoadProgress&, std::stop_token) {
     return absl::NotFoundError("/models/r1: no such directory");
   };
   worker().Handle(LoadOrder(7));
@@ -231,7 +257,7 @@ TEST_F(WorkerTest, AConfigThatCannotBeReadIsAFailure) {
 
 TEST_F(WorkerTest, TheBudgetOfExpertsReachesTheModelAndTheStage) {
   uint64_t asked = 0;
-  open_model_ = [&](const v1::LoadStage& order, std::stop_token) {
+  open_model_ = [&](const v1::LoadStage& order, const LoadProgress&, std::stop_token) {
     asked = order.expert_budget_bytes();
     return std::make_unique<BorrowedSource>(*checkpoint_);
   };
@@ -248,7 +274,7 @@ TEST_F(WorkerTest, TheBudgetOfExpertsReachesTheModelAndTheStage) {
 
 TEST_F(WorkerTest, DropStopsALoadThatWaitsAndReportsNothing) {
   std::promise<void> begun;
-  open_model_ = [&](const v1::LoadStage&,
+  open_model_ = [&](const v1::LoadStage&, const LoadProgress&,
                     std::stop_token stop) -> absl::StatusOr<std::unique_ptr<TensorSource>> {
     begun.set_value();
     WaitForStop(stop);
@@ -279,7 +305,7 @@ TEST_F(WorkerTest, DropStopsALoadThatOpensItsNextHop) {
 TEST_F(WorkerTest, ASecondLoadStageReplacesTheFirst) {
   std::promise<void> begun;
   std::atomic<bool> first{true};
-  open_model_ = [&](const v1::LoadStage&,
+  open_model_ = [&](const v1::LoadStage&, const LoadProgress&,
                     std::stop_token stop) -> absl::StatusOr<std::unique_ptr<TensorSource>> {
     if (first.exchange(false)) {
       begun.set_value();

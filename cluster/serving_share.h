@@ -1,0 +1,63 @@
+#ifndef CARAVAN_CLUSTER_SERVING_SHARE_H_
+#define CARAVAN_CLUSTER_SERVING_SHARE_H_
+
+// How much of its time a process that runs steps gives to passing model files on.
+//
+// Files and steps share the network, the disk and the processor, and which of them is scarce
+// differs from box to box. So what is bounded is time: while steps run, parts of files pass one by
+// one, and after one that took t, the process rests for t (1 / share - 1). Whatever a part wanted,
+// it had for no more than that share of the time. Where no step ran for a while, there is no bound.
+
+#include <functional>
+#include <optional>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/time/time.h"
+#include "base/clock.h"
+#include "base/mutex.h"
+
+namespace caravan {
+
+/// Thread-safe.
+class ServingShare {
+ public:
+  /// Steps are taken to run until none has for this long.
+  static constexpr absl::Duration kHold = absl::Seconds(5);
+  /// The longest rest: after a part that went to a slow box, this one has done little for it.
+  static constexpr absl::Duration kLongestRest = absl::Seconds(5);
+
+  struct Options {
+    double share = 0.05;  // from more than 0 to 1, which sets no bound
+    /// Whether a step runs, or has run since the last call. Called by any thread, one at a time.
+    std::function<bool()> steps_run;
+    const Clock* clock = &SteadyClock();
+  };
+
+  explicit ServingShare(Options options) : options_(std::move(options)) {}
+
+  /// Waits for a part's turn. Returns for how long, or nullopt once `cancelled`, which is asked now
+  /// and then.
+  std::optional<absl::Duration> Begin(const std::function<bool()>& cancelled);
+
+  /// The part has passed, or failed, and took that long. REQUIRES: Begin gave it its turn.
+  void End(absl::Duration took);
+
+  /// How long a part must wait now: 0 - it may begin; infinite - until another has ended. Takes
+  /// `steps_run` for what it returned just now.
+  absl::Duration Wait(bool steps_run);
+
+ private:
+  absl::Duration WaitLocked(bool steps_run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  const Options options_;
+  Mutex ask_mu_;  // held while steps_run is called
+  Mutex mu_;
+  CondVar changed_;
+  int turns_ ABSL_GUARDED_BY(mu_) = 0;  // parts that pass now
+  absl::Duration last_step_ ABSL_GUARDED_BY(mu_) = -absl::InfiniteDuration();   // on the clock
+  absl::Duration not_before_ ABSL_GUARDED_BY(mu_) = -absl::InfiniteDuration();  // likewise
+};
+
+}  // namespace caravan
+
+#endif  // CARAVAN_CLUSTER_SERVING_SHARE_H_

@@ -1,0 +1,105 @@
+#include "cluster/serving_share.h"
+
+#include <atomic>
+#include <thread>
+
+#include "absl/time/time.h"
+#include "gtest/gtest.h"
+
+namespace caravan {
+namespace {
+
+class ServingShareTest : public ::testing::Test {
+ protected:
+  ServingShare::Options Options(double share) {
+    ServingShare::Options options;
+    options.share = share;
+    options.steps_run = [this] { return steps_run_.load(); };
+    options.clock = &clock_;
+    return options;
+  }
+  static bool Never() { return false; }
+
+  SimulatedClock clock_;
+  std::atomic<bool> steps_run_ = true;
+};
+
+TEST_F(ServingShareTest, WithoutStepsPartsPassAtOnceAndTogether) {
+  steps_run_ = false;
+  ServingShare share(Options(0.05));
+  EXPECT_EQ(share.Begin(Never), absl::ZeroDuration());
+  EXPECT_EQ(share.Begin(Never), absl::ZeroDuration());
+  share.End(absl::Seconds(1));
+  EXPECT_EQ(share.Begin(Never), absl::ZeroDuration());
+}
+
+TEST_F(ServingShareTest, WhileStepsRunAPartRestsForItsShare) {
+  ServingShare share(Options(0.05));
+  ASSERT_TRUE(share.Begin(Never).has_value());
+  EXPECT_EQ(share.Wait(true), absl::InfiniteDuration());  // one at a time
+  clock_.Advance(absl::Milliseconds(10));
+  share.End(absl::Milliseconds(10));
+  EXPECT_NEAR(absl::ToDoubleMilliseconds(share.Wait(true)), 190, 1e-3);
+  clock_.Advance(absl::Milliseconds(190) + absl::Microseconds(1));
+  EXPECT_EQ(share.Wait(true), absl::ZeroDuration());
+}
+
+TEST_F(ServingShareTest, OverAnyTimePartsHaveNoMoreThanTheShare) {
+  ServingShare share(Options(0.1));
+  absl::Duration passing;
+  for (int i = 1; i <= 200; ++i) {
+    clock_.Advance(share.Wait(true));
+    ASSERT_TRUE(share.Begin(Never).has_value());
+    const absl::Duration took = absl::Milliseconds(1 + i * 37 % 90);
+    clock_.Advance(took);
+    share.End(took);
+    passing += took;
+  }
+  EXPECT_LE(absl::FDivDuration(passing, clock_.Now()), 0.101);
+  EXPECT_GE(absl::FDivDuration(passing, clock_.Now()), 0.095);
+}
+
+TEST_F(ServingShareTest, TheBoundHoldsForAWhileAfterTheLastStep) {
+  ServingShare share(Options(0.05));
+  ASSERT_TRUE(share.Begin(Never).has_value());
+  EXPECT_GT(share.Wait(false), absl::ZeroDuration());
+  clock_.Advance(ServingShare::kHold - absl::Seconds(1));
+  EXPECT_GT(share.Wait(false), absl::ZeroDuration());
+  clock_.Advance(absl::Seconds(1));
+  EXPECT_EQ(share.Wait(false), absl::ZeroDuration());
+}
+
+TEST_F(ServingShareTest, APartToASlowBoxDoesNotKeepOthersWaitingForEver) {
+  ServingShare share(Options(0.01));
+  ASSERT_TRUE(share.Begin(Never).has_value());
+  clock_.Advance(absl::Minutes(1));
+  share.End(absl::Minutes(1));
+  EXPECT_EQ(share.Wait(true), ServingShare::kLongestRest);
+}
+
+TEST_F(ServingShareTest, AllOfTheTimeIsNoBound) {
+  ServingShare share(Options(1));
+  EXPECT_TRUE(share.Begin(Never).has_value());
+  EXPECT_EQ(share.Wait(true), absl::ZeroDuration());
+}
+
+TEST_F(ServingShareTest, WhoWaitsBeginsWhenTheOtherEndsAndGivesUpWhenCancelled) {
+  ServingShare share(Options(0.5));
+  ASSERT_TRUE(share.Begin(Never).has_value());
+  std::atomic<bool> began = false;
+  std::thread waiting([&] { began = share.Begin(Never).has_value(); });
+  share.End(absl::ZeroDuration());
+  waiting.join();
+  EXPECT_TRUE(began);
+
+  std::atomic<bool> cancelled = false;
+  std::atomic<bool> gave_up = false;
+  std::thread cancelling(
+      [&] { gave_up = !share.Begin([&] { return cancelled.load(); }).has_value(); });
+  cancelled = true;
+  cancelling.join();
+  EXPECT_TRUE(gave_up);
+}
+
+}  // namespace
+}  // namespace caravan

@@ -1,0 +1,393 @@
+// Files from sources that are slow, wrong, short or dying.
+
+#include "worker/files/file_fetch.h"
+
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <future>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/bounded_queue.h"
+#include "base/file.h"
+#include "base/mutex.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/support/temp_dir.h"
+#include "tests/worker/files/made_file.h"
+#include "worker/files/file_pieces.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::Not;
+
+/// Has what it was given. What a test's `on_read` does to a read comes first: it may change what
+/// is sent, or fail.
+class FakeSource : public FileSource {
+ public:
+  using OnRead = std::function<absl::Status(const std::string& file, int64_t offset,
+                                            std::string& sent, const std::stop_token& stop)>;
+
+  explicit FakeSource(std::string name) : name_(std::move(name)) {}
+
+  void Give(const MadeFile& file) { files_[file.packed.name] = file.bytes; }
+  void set_on_read(OnRead on_read) { on_read_ = std::move(on_read); }
+  void set_list_error(absl::Status error) { list_error_ = std::move(error); }
+  int64_t bytes_asked() const { return bytes_asked_; }
+  int lists() const { return lists_; }
+
+  const std::string& name() const override { return name_; }
+  absl::StatusOr<std::vector<OfferedFile>> List(const std::stop_token&) override {
+    ++lists_;
+    if (!list_error_.ok()) return list_error_;
+    std::vector<OfferedFile> offered;
+    for (const auto& [name, bytes] : files_) {
+      offered.push_back({name, static_cast<int64_t>(bytes.size())});
+    }
+    return offered;
+  }
+  absl::Status Read(const std::string& file, int64_t offset, int64_t size,
+                    absl::FunctionRef<absl::Status(absl::Span<const std::byte>)> sink,
+                    const std::stop_token& stop) override {
+    bytes_asked_ += size;
+    std::string sent =
+        files_.at(file).substr(static_cast<size_t>(offset), static_cast<size_t>(size));
+    if (on_read_ != nullptr) {
+      if (absl::Status status = on_read_(file, offset, sent, stop); !status.ok()) return status;
+    }
+    // Parts that end anywhere, as nobody promises where they do.
+    constexpr size_t kPart = 100'003;
+    for (size_t at = 0; at < sent.size(); at += kPart) {
+      const absl::string_view part = absl::string_view(sent).substr(at, kPart);
+      const absl::Status kept =
+          sink(absl::MakeConstSpan(reinterpret_cast<const std::byte*>(part.data()), part.size()));
+      if (!kept.ok()) return kept;
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  const std::string name_;
+  std::map<std::string, std::string> files_;
+  OnRead on_read_;
+  absl::Status list_error_;
+  std::atomic<int64_t> bytes_asked_ = 0;
+  std::atomic<int> lists_ = 0;
+};
+
+class FileFetchTest : public ::testing::Test {
+ protected:
+  FileFetchTest() {
+    // Rests before, between and behind, of several pieces.
+    made_.push_back(MakeFile("embedding.bin", 3 * kPieceBytes + 1000));
+    made_.push_back(MakeFile("layer-000.bin", 5000));
+    made_.push_back(MakeFile("layer-001.bin", 1 << 20, 10, 3 << 20, 777));
+    made_.push_back(MakeFile("layer-002.bin", 4096, 40, 4096));
+    for (const MadeFile& file : made_) {
+      wanted_.push_back(file.packed);
+      total_ += file.packed.bytes;
+    }
+    options_.retry_delay = absl::Milliseconds(1);
+  }
+
+  FakeSource& AddSource(const std::string& name) {
+    sources_.push_back(std::make_unique<FakeSource>(name));
+    for (const MadeFile& file : made_) sources_.back()->Give(file);
+    return *sources_.back();
+  }
+
+  absl::StatusOr<FileFetchResult> Fetch() {
+    std::vector<FileSource*> sources;
+    for (const auto& source : sources_) sources.push_back(source.get());
+    ::testing::internal::CaptureStderr();
+    absl::StatusOr<FileFetchResult> result = FetchFiles(dir_.path(), wanted_, sources, options_);
+    log_ = ::testing::internal::GetCapturedStderr();
+    return result;
+  }
+  void ExpectAllThere() {
+    for (const MadeFile& file : made_) {
+      EXPECT_TRUE(ReadFile(dir_.File(file.packed.name), 1 << 28).value_or("") == file.bytes)
+          << file.packed.name;
+      EXPECT_FALSE(FileExists(dir_.File(file.packed.name + ".part")));
+      EXPECT_FALSE(FileExists(dir_.File(file.packed.name + ".have")));
+    }
+  }
+  void ExpectFetchesAll() {
+    const absl::StatusOr<FileFetchResult> result = Fetch();
+    ASSERT_TRUE(result.ok()) << result.status();
+    ExpectAllThere();
+  }
+
+  const TempDir dir_;
+  std::vector<MadeFile> made_;
+  std::vector<PackedFile> wanted_;
+  int64_t total_ = 0;
+  std::vector<std::unique_ptr<FakeSource>> sources_;
+  FileFetchOptions options_;
+  std::string log_;  // of the last fetch
+};
+
+TEST_F(FileFetchTest, BringsAllAndSaysHowFarItIs) {
+  AddSource("coordinator");
+  std::vector<int64_t> done_bytes;
+  options_.progress = [&](int64_t done, int64_t total) {
+    EXPECT_EQ(total, total_);
+    done_bytes.push_back(done);
+    return true;
+  };
+  const absl::StatusOr<FileFetchResult> result = Fetch();
+  ASSERT_TRUE(result.ok()) << result.status();
+  ExpectAllThere();
+  EXPECT_EQ(result->files, 4);
+  EXPECT_EQ(result->bytes, total_);
+  EXPECT_EQ(result->kept_bytes, 0);
+  EXPECT_EQ(result->bytes_from.at("coordinator"), total_);
+  EXPECT_TRUE(std::is_sorted(done_bytes.begin(), done_bytes.end()));
+  ASSERT_FALSE(done_bytes.empty());
+  EXPECT_EQ(done_bytes.back(), total_);
+}
+
+TEST_F(FileFetchTest, WhatIsThereIsNotAskedFor) {
+  FakeSource& source = AddSource("coordinator");
+  ExpectFetchesAll();
+  const int64_t asked = source.bytes_asked();
+  const absl::StatusOr<FileFetchResult> again = Fetch();
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->bytes, 0);
+  EXPECT_EQ(again->files, 0);
+  EXPECT_EQ(again->kept_bytes, total_);
+  EXPECT_EQ(source.bytes_asked(), asked);
+  EXPECT_EQ(source.lists(), 1);
+}
+
+TEST_F(FileFetchTest, SeveralSourcesShareTheWorkWhetherTheyHaveAllOrNot) {
+  FakeSource& coordinator = AddSource("coordinator");
+  sources_.push_back(std::make_unique<FakeSource>("worker 1"));
+  FakeSource& worker = *sources_.back();
+  worker.Give(made_[0]);
+  sources_.push_back(std::make_unique<FakeSource>("worker 2"));  // has nothing
+  // Each gives its first piece only when the other has been asked for one too.
+  std::promise<void> asked[2];
+  std::shared_future<void> was_asked[2] = {asked[0].get_future().share(),
+                                           asked[1].get_future().share()};
+  std::atomic<bool> first[2] = {true, true};
+  const auto wait_for = [&](int self) {
+    return [&, self](const std::string&, int64_t, std::string&, const std::stop_token&) {
+      if (first[self].exchange(false)) asked[self].set_value();
+      was_asked[1 - self].wait();
+      return absl::OkStatus();
+    };
+  };
+  coordinator.set_on_read(wait_for(0));
+  worker.set_on_read(wait_for(1));
+  const absl::StatusOr<FileFetchResult> result = Fetch();
+  ASSERT_TRUE(result.ok()) << result.status();
+  ExpectAllThere();
+  EXPECT_GT(result->bytes_from.at("worker 1"), 0);
+  EXPECT_GT(result->bytes_from.at("coordinator"), 0);
+  EXPECT_EQ(result->bytes, total_);
+}
+
+TEST_F(FileFetchTest, AWrongExpertComesFromAnotherSourceAndItsSourceIsNamed) {
+  FakeSource& liar = AddSource("worker 1 (liar)");
+  AddSource("coordinator");
+  const int64_t first_expert = made_[2].packed.experts->offset;
+  // The other source holds back until the liar has been asked: it has no more than two of the five
+  // pieces of experts under way.
+  std::promise<void> lied;
+  std::atomic<bool> first = true;
+  liar.set_on_read(
+      [&](const std::string& file, int64_t offset, std::string& sent, const std::stop_token&) {
+        if (file == "layer-001.bin" && offset >= first_expert) {
+          sent[17] = static_cast<char>(sent[17] ^ 1);
+          if (first.exchange(false)) lied.set_value();
+        }
+        return absl::OkStatus();
+      });
+  const std::shared_future<void> has_lied = lied.get_future().share();
+  sources_[1]->set_on_read(
+      [&](const std::string& file, int64_t offset, std::string&, const std::stop_token&) {
+        if (file == "layer-001.bin" && offset >= first_expert) has_lied.wait();
+        return absl::OkStatus();
+      });
+  ExpectFetchesAll();
+  EXPECT_THAT(log_, HasSubstr("bad_piece file=\"layer-001.bin, bytes"));
+  EXPECT_THAT(log_, HasSubstr("from=\"worker 1 (liar)\" why=\"expert "));
+  EXPECT_THAT(log_, HasSubstr("is not what the manifest says"));
+  EXPECT_THAT(log_, Not(HasSubstr("from=coordinator why")));
+}
+
+TEST_F(FileFetchTest, AWrongRestComesAgainFromOthersAndItsSourceIsNamed) {
+  FakeSource& liar = AddSource("liar");
+  FakeSource& honest = AddSource("honest");
+  // As above: of four pieces.
+  std::promise<void> lied;
+  std::atomic<bool> first = true;
+  liar.set_on_read(
+      [&](const std::string& file, int64_t, std::string& sent, const std::stop_token&) {
+        if (file == "embedding.bin") {
+          sent[0] = static_cast<char>(sent[0] ^ 1);
+          if (first.exchange(false)) lied.set_value();
+        }
+        return absl::OkStatus();
+      });
+  const std::shared_future<void> has_lied = lied.get_future().share();
+  honest.set_on_read([&](const std::string& file, int64_t, std::string&, const std::stop_token&) {
+    if (file == "embedding.bin") has_lied.wait();
+    return absl::OkStatus();
+  });
+  ExpectFetchesAll();
+  EXPECT_THAT(log_, HasSubstr("file_hash_wrong file=embedding.bin"));
+  EXPECT_THAT(log_, HasSubstr("bad_piece file=\"embedding.bin, bytes"));
+  EXPECT_THAT(log_, HasSubstr("from=liar why=\"the file's hash was wrong with it\""));
+  EXPECT_THAT(log_, Not(HasSubstr("from=honest why")));
+}
+
+TEST_F(FileFetchTest, ARestThatNobodyHasRightIsDataLoss) {
+  for (const char* name : {"a", "b"}) {
+    AddSource(name).set_on_read(
+        [](const std::string& file, int64_t, std::string& sent, const std::stop_token&) {
+          if (file == "layer-000.bin") sent[1] = static_cast<char>(sent[1] ^ 1);
+          return absl::OkStatus();
+        });
+  }
+  const absl::Status status = Fetch().status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("layer-000.bin: nobody has the bytes"));
+  EXPECT_FALSE(FileExists(dir_.File("layer-000.bin")));
+}
+
+TEST_F(FileFetchTest, TooFewAndTooManyBytesAreAsGoodAsWrongOnes) {
+  for (const bool more : {false, true}) {
+    FakeSource& odd = AddSource(absl::StrCat("odd ", more));
+    odd.set_on_read([more](const std::string&, int64_t, std::string& sent, const std::stop_token&) {
+      if (more) {
+        sent += '!';
+      } else {
+        sent.pop_back();
+      }
+      return absl::OkStatus();
+    });
+  }
+  AddSource("honest");
+  ExpectFetchesAll();
+  EXPECT_THAT(log_, HasSubstr("it sent more than was asked for"));
+  EXPECT_THAT(log_, HasSubstr("bytes\""));
+}
+
+TEST_F(FileFetchTest, ADyingSourceIsGivenUpAndTheOthersGoOn) {
+  AddSource("coordinator");
+  FakeSource& dying = AddSource("dying");
+  // The coordinator holds back until the other has failed for good.
+  std::atomic<int> reads = 0;
+  std::promise<void> died;
+  dying.set_on_read([&](const std::string&, int64_t, std::string&, const std::stop_token&) {
+    const int read = ++reads;
+    if (read == 5) died.set_value();
+    return read <= 2 ? absl::OkStatus() : absl::UnavailableError("connection reset");
+  });
+  const std::shared_future<void> has_died = died.get_future().share();
+  sources_[0]->set_on_read([&](const std::string&, int64_t, std::string&, const std::stop_token&) {
+    has_died.wait();
+    return absl::OkStatus();
+  });
+  ExpectFetchesAll();
+  EXPECT_THAT(log_, HasSubstr("file_source_lost source=dying"));
+}
+
+TEST_F(FileFetchTest, WithoutAnybodyLeftItIsUnavailableAndTheNextRunGoesOn) {
+  FakeSource& source = AddSource("coordinator");
+  std::atomic<int64_t> given = 0;
+  source.set_on_read([&](const std::string&, int64_t, std::string& sent, const std::stop_token&) {
+    if (given > total_ / 2) return absl::UnavailableError("connection reset");
+    given += static_cast<int64_t>(sent.size());
+    return absl::OkStatus();
+  });
+  const absl::Status status = Fetch().status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("connection reset"));
+
+  source.set_on_read(nullptr);
+  const absl::StatusOr<FileFetchResult> rest = Fetch();
+  ASSERT_TRUE(rest.ok()) << rest.status();
+  ExpectAllThere();
+  EXPECT_LE(rest->bytes, total_ - given);
+  EXPECT_GT(rest->bytes, 0);
+}
+
+TEST_F(FileFetchTest, ASourceThatDoesNotAnswerIsDoneWithout) {
+  AddSource("silent").set_list_error(absl::DeadlineExceededError("no answer"));
+  AddSource("another by now").set_list_error(absl::AbortedError("another process answers"));
+  AddSource("coordinator");
+  ExpectFetchesAll();
+  EXPECT_EQ(sources_[0]->lists(), 3);
+  EXPECT_EQ(sources_[1]->lists(), 1);
+}
+
+TEST_F(FileFetchTest, WhatNobodyHasIsUnavailableByName) {
+  sources_.push_back(std::make_unique<FakeSource>("coordinator"));
+  for (size_t i = 1; i < made_.size(); ++i) sources_[0]->Give(made_[i]);
+  const absl::Status status = Fetch().status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("embedding.bin"));
+}
+
+TEST_F(FileFetchTest, ARecordThatLiesIsFoundOutByTheHashes) {
+  FakeSource& source = AddSource("coordinator");
+  // As if power had been lost before the data was on the disk: zeros where bytes are noted.
+  for (const PackedFile& file : wanted_) {
+    dir_.Write(file.name + ".part", std::string(static_cast<size_t>(file.bytes), '\0'));
+    dir_.Write(file.name + ".have", absl::StrCat("have 0 ", file.bytes, "\n"));
+  }
+  ExpectFetchesAll();
+  EXPECT_THAT(log_, HasSubstr("file_read_back_wrong"));
+  EXPECT_THAT(log_, HasSubstr("from=\"an earlier run\""));
+  EXPECT_EQ(source.bytes_asked(), total_);
+}
+
+TEST_F(FileFetchTest, WhatAnEarlierRunWroteRightStays) {
+  FakeSource& source = AddSource("coordinator");
+  const MadeFile& file = made_[2];
+  dir_.Write(file.packed.name + ".part", file.bytes);
+  const PackedExperts& experts = *file.packed.experts;
+  const int64_t end = experts.offset + 4 * experts.stride;
+  dir_.Write(file.packed.name + ".have", absl::StrCat("have 0 ", end, "\n"));
+  const absl::StatusOr<FileFetchResult> result = Fetch();
+  ASSERT_TRUE(result.ok()) << result.status();
+  ExpectAllThere();
+  EXPECT_EQ(result->kept_bytes, end);
+  EXPECT_EQ(source.bytes_asked(), total_ - end);
+}
+
+TEST_F(FileFetchTest, AStopEndsReadsThatWait) {
+  FakeSource& source = AddSource("coordinator");
+  BoundedQueue<int> entered(100);
+  source.set_on_read([&](const std::string&, int64_t, std::string&, const std::stop_token& stop) {
+    entered.Push(0);
+    std::promise<void> stopped;
+    const std::stop_callback wake(stop, [&] { stopped.set_value(); });
+    stopped.get_future().wait();
+    return absl::CancelledError("stopped");
+  });
+  std::stop_source stop;
+  options_.stop = stop.get_token();
+  auto fetching = std::async(std::launch::async, [&] { return Fetch().status(); });
+  entered.Pop();
+  stop.request_stop();
+  EXPECT_EQ(fetching.get().code(), absl::StatusCode::kCancelled);
+}
+
+TEST_F(FileFetchTest, ProgressThatSaysNoEndsIt) {
+  AddSource("coordinator");
+  options_.progress = [](int64_t done, int64_t) { return done == 0; };
+  EXPECT_EQ(Fetch().status().code(), absl::StatusCode::kCancelled);
+}
+
+}  // namespace
+}  // namespace caravan

@@ -1,0 +1,263 @@
+// A stage's files from real servers into a cache.
+
+#include "worker/files/model_fetch.h"
+
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "base/file.h"
+#include "cluster/grpc_transport.h"
+#include "cluster/pack_files_service.h"
+#include "cluster/pipeline_plan.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "model/tensor_table.h"
+#include "tests/support/temp_dir.h"
+#include "tests/worker/experts/expert_testing.h"
+#include "worker/files/remote_file_source.h"
+
+namespace caravan {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+constexpr uint64_t kIncarnation = 77;
+
+ServingShare::Options NoSteps() {
+  ServingShare::Options options;
+  options.steps_run = [] { return false; };
+  return options;
+}
+
+/// A process that gives files.
+class Giver {
+ public:
+  explicit Giver(PackFilesService::List list) : service_(kIncarnation, std::move(list), &share_) {
+    absl::StatusOr<GrpcServer> started = StartGrpcServer("127.0.0.1:0", {&service_});
+    CARAVAN_CHECK(started.ok());
+    server_ = *std::move(started);
+  }
+  explicit Giver(const PackedModel& model)
+      : Giver([files = *FilesOfPack(model), fingerprint = model.fingerprint()](uint64_t wanted) {
+          return wanted == fingerprint ? files : std::vector<ShelvedFile>();
+        }) {}
+  ~Giver() { ShutDownGrpcServer(*server_.server, absl::ZeroDuration()); }
+  std::string address() const { return absl::StrCat("127.0.0.1:", server_.port); }
+
+ private:
+  ServingShare share_{NoSteps()};
+  PackFilesService service_;
+  GrpcServer server_;
+};
+
+class ModelFetchTest : public ::testing::Test {
+ protected:
+  ModelFetchTest() : cache_(*ModelCache::Open({dir_.File("cache")})) {}
+
+  std::unique_ptr<RemoteFileSource> Source(const Giver& giver, const std::string& name,
+                                           uint64_t incarnation = kIncarnation) {
+    RemoteFileSource::Options options;
+    options.name = name;
+    options.address = giver.address();
+    options.incarnation = incarnation;
+    options.fingerprint = toy_.model().fingerprint();
+    options.share = &share_;
+    return std::make_unique<RemoteFileSource>(options);
+  }
+  v1::LoadStage Order(const StageSpec& stage) const {
+    v1::LoadStage order;
+    *order.mutable_stage() = ToProto(stage);
+    order.mutable_model()->set_fingerprint(toy_.model().fingerprint());
+    order.mutable_model()->set_config_json(toy_.model().config_json());
+    return order;
+  }
+  absl::StatusOr<CachedModel> Fetch(const v1::LoadStage& order,
+                                    const std::vector<FileSource*>& sources) {
+    return FetchModel(order, *cache_, sources, [](int64_t, int64_t) { return true; }, {});
+  }
+  std::string CacheDirectory() const { return cache_->DirectoryOf(toy_.model().fingerprint()); }
+  static std::vector<std::string> NamesOf(const std::vector<PackedFile>& files) {
+    std::vector<std::string> names;
+    for (const PackedFile& file : files) names.push_back(file.name);
+    return names;
+  }
+
+  const PackedToy toy_;
+  const TempDir dir_;
+  const std::unique_ptr<ModelCache> cache_;
+  ServingShare share_{NoSteps()};
+};
+
+TEST_F(ModelFetchTest, AStageNeedsTheFilesThatItsTensorsLieIn) {
+  const PackManifest& manifest = toy_.model().manifest();
+  const auto files_of = [&](const StageSpec& stage) {
+    return NamesOf(FilesOfStage(manifest, toy_.config(), stage));
+  };
+  EXPECT_THAT(files_of({0, 1, true, false, false}), ElementsAre("embedding.bin", "layer-000.bin"));
+  EXPECT_THAT(files_of({1, 2, false, false, false}), ElementsAre("layer-001.bin"));
+  EXPECT_THAT(files_of({2, 3, false, true, false}), ElementsAre("layer-002.bin", "head.bin"));
+  EXPECT_THAT(files_of({2, 3, false, true, true}),
+              ElementsAre("embedding.bin", "layer-002.bin", "head.bin", "mtp.bin"));
+}
+
+TEST_F(ModelFetchTest, TheCacheHoldsTheStageByteForByte) {
+  const Giver giver(toy_.model());
+  const auto coordinator = Source(giver, "coordinator");
+  const StageSpec stage = {1, 2, false, false, false};
+  int64_t last_done = 0;
+  int64_t last_total = 0;
+  absl::StatusOr<CachedModel> cached = FetchModel(Order(stage), *cache_, {coordinator.get()},
+                                                  [&](int64_t done, int64_t total) {
+                                                    last_done = done;
+                                                    last_total = total;
+                                                    return true;
+                                                  },
+                                                  {});
+  ASSERT_TRUE(cached.ok()) << cached.status();
+  EXPECT_EQ(cached->model->fingerprint(), toy_.model().fingerprint());
+  EXPECT_TRUE(cached->model->is_partial());
+  for (const TensorSpec& tensor : StageTensors(toy_.config(), stage)) {
+    const TensorInfo* const info = cached->model->Find(tensor.name);
+    ASSERT_NE(info, nullptr) << tensor.name;
+    std::vector<std::byte> bytes(static_cast<size_t>(info->num_bytes()));
+    std::vector<std::byte> expected(bytes.size());
+    ASSERT_TRUE(cached->model->Read(tensor.name, absl::MakeSpan(bytes)).ok());
+    ASSERT_TRUE(toy_.model().Read(tensor.name, absl::MakeSpan(expected)).ok());
+    EXPECT_TRUE(bytes == expected) << tensor.name;
+  }
+  EXPECT_EQ(cached->model->FindExperts(1)->path, CacheDirectory() + "/layer-001.bin");
+  EXPECT_EQ(cached->model->Find("lm_head.weight"), nullptr);
+  EXPECT_FALSE(FileExists(CacheDirectory() + "/layer-002.bin"));
+  // What is fetched, then loaded.
+  EXPECT_EQ(last_done, static_cast<int64_t>(std::filesystem::file_size(toy_.PathOf(1))));
+  EXPECT_GT(last_total, last_done);
+  EXPECT_LE(last_total, 2 * last_done);
+}
+
+TEST_F(ModelFetchTest, WhatIsThereIsOpenedWithoutAsking) {
+  auto giver = std::make_unique<Giver>(toy_.model());
+  const auto coordinator = Source(*giver, "coordinator");
+  const v1::LoadStage order = Order({0, 1, true, false, false});
+  ASSERT_TRUE(Fetch(order, {coordinator.get()}).ok());
+  giver.reset();
+  EXPECT_TRUE(Fetch(order, {coordinator.get()}).ok());
+}
+
+TEST_F(ModelFetchTest, OfDoubtedFilesOnlyWhatIsWrongComesAgain) {
+  const Giver giver(toy_.model());
+  const auto coordinator = Source(giver, "coordinator");
+  const v1::LoadStage order = Order({1, 3, false, true, false});
+  absl::StatusOr<CachedModel> cached = Fetch(order, {coordinator.get()});
+  ASSERT_TRUE(cached.ok()) << cached.status();
+  const std::string path = cached->model->FindExperts(2)->path;
+  const int64_t at = toy_.OffsetOf(2, 5) + 100;
+  {
+    std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+    file.seekp(at);
+    file.put('?');
+  }
+  EXPECT_FALSE(cached->model->CheckHashes([](int64_t, int64_t) { return true; }).ok());
+  cache_->Doubt(*cached->lease);
+  // Who has it open reads on.
+  std::vector<std::byte> bytes(
+      static_cast<size_t>(cached->model->Find("lm_head.weight")->num_bytes()));
+  EXPECT_TRUE(cached->model->Read("lm_head.weight", absl::MakeSpan(bytes)).ok());
+
+  ::testing::internal::CaptureStderr();
+  absl::StatusOr<CachedModel> again = Fetch(order, {coordinator.get()});
+  const std::string log = ::testing::internal::GetCapturedStderr();
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_TRUE(again->model->CheckHashes([](int64_t, int64_t) { return true; }).ok());
+  // All experts of a toy are one piece.
+  EXPECT_THAT(log, HasSubstr("file_read_back_wrong"));
+  EXPECT_THAT(log, HasSubstr(absl::StrCat(" bytes=", PackedToy::kExperts * toy_.run_bytes(), " ")));
+}
+
+TEST_F(ModelFetchTest, AWorkersCacheServesTheNextOne) {
+  const Giver giver(toy_.model());
+  const auto coordinator = Source(giver, "coordinator");
+  const v1::LoadStage order = Order({1, 3, false, true, false});
+  ASSERT_TRUE(Fetch(order, {coordinator.get()}).ok());
+
+  // The second coordinator has lost all files but the manifest.
+  const std::string fingerprint_directory = CacheDirectory();
+  const Giver bare([&](uint64_t) {
+    std::vector<ShelvedFile> files = *FilesOfPack(toy_.model());
+    files.resize(1);
+    return files;
+  });
+  const Giver worker([&](uint64_t fingerprint) { return cache_->List(fingerprint); });
+  const auto second_coordinator = Source(bare, "coordinator");
+  const auto from_worker = Source(worker, "worker 1 (box-a)");
+  const auto second_cache = *ModelCache::Open({dir_.File("second")});
+  absl::StatusOr<CachedModel> cached =
+      FetchModel(order, *second_cache, {second_coordinator.get(), from_worker.get()},
+                 [](int64_t, int64_t) { return true; }, {});
+  ASSERT_TRUE(cached.ok()) << cached.status();
+  EXPECT_TRUE(cached->model->CheckHashes([](int64_t, int64_t) { return true; }).ok());
+}
+
+TEST_F(ModelFetchTest, AManifestThatIsNotTheOrdersIsRefused) {
+  const Giver giver([&](uint64_t) {
+    std::vector<ShelvedFile> files = *FilesOfPack(toy_.model());
+    files[0].path = dir_.Write("manifest", "{}");
+    files[0].bytes = 2;
+    return files;
+  });
+  const auto coordinator = Source(giver, "coordinator");
+  EXPECT_EQ(Fetch(Order({0, 1, true, false, false}), {coordinator.get()}).status().code(),
+            absl::StatusCode::kAborted);
+}
+
+TEST_F(ModelFetchTest, AModelThatIsNotPackedIsSaidToBeNone) {
+  const Giver giver([](uint64_t) { return std::vector<ShelvedFile>(); });
+  const auto coordinator = Source(giver, "coordinator");
+  const absl::Status status =
+      Fetch(Order({0, 1, true, false, false}), {coordinator.get()}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("only packed models are kept"));
+}
+
+TEST_F(ModelFetchTest, OnlyListedFilesAreGivenAndOnlyToWhoMeansThisProcess) {
+  const Giver giver(toy_.model());
+  const auto read = [&](RemoteFileSource& source, const std::string& file, int64_t offset,
+                        int64_t size) {
+    return source.Read(file, offset, size,
+                       [](absl::Span<const std::byte>) { return absl::OkStatus(); }, {});
+  };
+  const auto source = Source(giver, "coordinator");
+  const auto bytes = static_cast<int64_t>(std::filesystem::file_size(toy_.PathOf(1)));
+  EXPECT_TRUE(read(*source, "layer-001.bin", 0, bytes).ok());
+  EXPECT_TRUE(read(*source, "layer-001.bin", bytes - 1, 1).ok());
+  for (const std::string name : {"config.json", "../config.json", "/etc/passwd", "./layer-001.bin",
+                                 "layer-001.bin/", "", "."}) {
+    EXPECT_EQ(read(*source, name, 0, 1).code(), absl::StatusCode::kNotFound) << name;
+  }
+  EXPECT_EQ(read(*source, "layer-001.bin", bytes, 1).code(), absl::StatusCode::kOutOfRange);
+  EXPECT_EQ(read(*source, "layer-001.bin", INT64_MAX - 1, 1).code(), absl::StatusCode::kOutOfRange);
+  const auto stale = Source(giver, "coordinator", kIncarnation + 1);
+  EXPECT_EQ(read(*stale, "layer-001.bin", 0, 1).code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(stale->List({}).status().code(), absl::StatusCode::kAborted);
+}
+
+TEST_F(ModelFetchTest, ASourceThatVanishesIsUnavailable) {
+  auto giver = std::make_unique<Giver>(toy_.model());
+  const auto source = Source(*giver, "coordinator");
+  giver.reset();
+  EXPECT_EQ(source->List({}).status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(source
+                ->Read("layer-001.bin", 0, 1,
+                       [](absl::Span<const std::byte>) { return absl::OkStatus(); }, {})
+                .code(),
+            absl::StatusCode::kUnavailable);
+}
+
+}  // namespace
+}  // namespace caravan
