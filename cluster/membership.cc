@@ -80,6 +80,15 @@ std::string DescribeWorker(const Member& member) {
   return absl::StrCat("worker ", Number(member.id), " (", member.registration.name(), ")");
 }
 
+v1::Peer ToPeer(const Member& member) {
+  v1::Peer peer;
+  peer.set_address(member.registration.address());
+  peer.set_incarnation(member.incarnation);
+  peer.set_name(DescribeWorker(member));
+  peer.set_identity(member.identity);
+  return peer;
+}
+
 absl::StatusOr<WorkerId> Membership::Join(uint64_t incarnation,
                                           const v1::Registration& registration,
                                           const std::string& identity) {

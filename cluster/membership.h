@@ -44,6 +44,8 @@ struct Member {
 
 /// What messages call it: "worker 2 (box-b)".
 std::string DescribeWorker(const Member& member);
+/// As others are told of it.
+v1::Peer ToPeer(const Member& member);
 
 struct MembershipOptions {
   absl::Duration heartbeat_timeout = absl::Seconds(10);

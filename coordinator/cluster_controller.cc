@@ -636,11 +636,7 @@ void ClusterController::Dismiss(const std::string& reason) {
 void ClusterController::AddModelSources(WorkerId worker, v1::LoadStage& order) const {
   for (const Member& member : membership_.Members()) {
     if (member.id == worker || !member.registration.shares_files()) continue;
-    v1::Peer& source = *order.add_model_sources();
-    source.set_address(member.registration.address());
-    source.set_incarnation(member.incarnation);
-    source.set_identity(member.identity);
-    source.set_name(DescribeWorker(member));
+    *order.add_model_sources() = ToPeer(member);
   }
 }
 

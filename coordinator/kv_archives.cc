@@ -2,8 +2,6 @@
 
 #include <cstddef>
 
-#include "absl/strings/str_cat.h"
-
 namespace caravan {
 namespace {
 
@@ -19,15 +17,6 @@ bool Alike(const Member& a, const Member& b) {
 
 bool OnOneMachine(const Member& a, const Member& b) {
   return !a.registration.machine().empty() && a.registration.machine() == b.registration.machine();
-}
-
-v1::Peer ToPeer(const Member& member) {
-  v1::Peer peer;
-  peer.set_address(member.registration.address());
-  peer.set_incarnation(member.incarnation);
-  peer.set_name(absl::StrCat("worker ", Number(member.id), " (", member.registration.name(), ")"));
-  peer.set_identity(member.identity);
-  return peer;
 }
 
 }  // namespace
