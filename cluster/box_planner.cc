@@ -43,15 +43,17 @@ class BoxPlanner {
                        "give fewer kinds, or fewer of them"));
     }
     const DecodeLoad load = LoadFor(aim, load_);
-    const std::optional<Split> split = FastestSplit(
-        config_, num_layers_, kinds_, load, [&](int kind, int first, int end, double rows) {
-          const LayerCost& stage = CostOf(first, end);
-          if (LackOf(stage, BoxOf(kind), load).bytes() > 0) return kImpossible;
-          const absl::StatusOr<StageTime> time =
-              PredictStage(config_, stage, BoxOf(kind), load, rows);
-          CARAVAN_CHECK(time.ok());
-          return time->seconds;
-        });
+    const std::optional<Split> split =
+        FastestSplit(config_, num_layers_, kinds_,
+                     [&](int kind, int first, int end, double rows) {
+                       const LayerCost& stage = CostOf(first, end);
+                       if (LackOf(stage, BoxOf(kind), load).bytes() > 0) return kImpossible;
+                       const absl::StatusOr<StageTime> time =
+                           PredictStage(config_, stage, BoxOf(kind), load, rows);
+                       CARAVAN_CHECK(time.ok());
+                       return time->seconds;
+                     },
+                     {.load = load});
     if (!split.has_value()) return WhatLacks();
     return Stages(*split);
   }

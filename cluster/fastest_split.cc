@@ -30,14 +30,15 @@ struct Networks {
 class Search {
  public:
   Search(const ModelConfig& config, int num_layers, absl::Span<const BoxKind> kinds,
-         const DecodeLoad& load, StageSeconds seconds, double below)
+         StageSeconds seconds, const FastestSplitOptions& options)
       : config_(config),
         num_layers_(num_layers),
         kinds_(kinds),
-        load_(load),
+        load_(options.load),
         seconds_(seconds),
         networks_(kinds),
-        least_(below) {
+        least_(options.below) {
+    rules_.in_order = options.in_order;
     rules_.networks = networks_.of_kinds;
     for (const BoxKind& kind : kinds) {
       rules_.counts.push_back(kind.count);
@@ -170,10 +171,10 @@ DecodeLoad LoadFor(PlanAim aim, DecodeLoad load) {
 }
 
 std::optional<Split> FastestSplit(const ModelConfig& config, int num_layers,
-                                  absl::Span<const BoxKind> kinds, const DecodeLoad& load,
-                                  StageSeconds seconds, double below) {
-  CARAVAN_CHECK(num_layers >= 1 && !kinds.empty() && load.jobs >= 1);
-  return Search(config, num_layers, kinds, load, seconds, below).Run();
+                                  absl::Span<const BoxKind> kinds, StageSeconds seconds,
+                                  const FastestSplitOptions& options) {
+  CARAVAN_CHECK(num_layers >= 1 && !kinds.empty() && options.load.jobs >= 1);
+  return Search(config, num_layers, kinds, seconds, options).Run();
 }
 
 double FastestSplitStates(int num_layers, absl::Span<const BoxKind> kinds) {

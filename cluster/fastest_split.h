@@ -30,16 +30,23 @@ struct BoxKind {
 /// kImpossible where it does not fit.
 using StageSeconds = absl::FunctionRef<double(int kind, int first, int end, double rows)>;
 
+struct FastestSplitOptions {
+  DecodeLoad load;             // jobs >= 1
+  bool in_order = false;       // kinds are single boxes, and keep their order
+  double below = kImpossible;  // seconds that are not worth a split
+};
+
 /// The split with the least seconds from one token of all decoding jobs to their next, as
 /// PredictPipeline has them; that is its `cost`. Boxes may be left out. Exact: no other choice of
-/// boxes, order or split has less. nullopt: none fits, or has less than `below`.
-/// REQUIRES: layers; kinds; load.jobs >= 1.
+/// boxes, order (unless that is given) or split has less. nullopt: none fits, or has less than
+/// options.below.
+/// REQUIRES: layers; kinds.
 std::optional<Split> FastestSplit(const ModelConfig& config, int num_layers,
-                                  absl::Span<const BoxKind> kinds, const DecodeLoad& load,
-                                  StageSeconds seconds, double below = kImpossible);
+                                  absl::Span<const BoxKind> kinds, StageSeconds seconds,
+                                  const FastestSplitOptions& options);
 
-/// States that FastestSplit goes through at most, for each number of stages a few times: what it
-/// takes grows with that.
+/// States that FastestSplit goes through at most in any order, for each number of stages a few
+/// times: what it takes grows with that.
 double FastestSplitStates(int num_layers, absl::Span<const BoxKind> kinds);
 
 }  // namespace caravan

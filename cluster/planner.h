@@ -69,16 +69,16 @@ struct PlannerOptions {
 ///
 /// Where `cost` has multi-token prediction, the last stage drafts.
 ///
-/// By times, where `options` has the config and all workers their boxes (256 at most): the workers,
-/// their order and the split for which step_time foretells most, with what stages are given above.
+/// By times, where `options` has the config and all workers their boxes: the workers, their order
+/// and the split for which step_time foretells most, with what stages are given above.
 /// For bulk: most tokens/s of as many longest sequences as kv_tokens are, or where caches have no
 /// room for them, of a half, a quarter, ... of these; all of their context is looked back on. For
 /// interactive: least time for a token of one that is alone. A stage offloads where that is faster,
-/// and a worker that would make all slower stays spare. Exact up to about a dozen workers that all
-/// differ (equal ones count less, networks that differ more); beyond, those that are nearest to
-/// each other are planned as if each was as slow, in each stage, as the slowest of them, until what
-/// is left can be gone through. Two things are counted as for the worst order: steps that wait, as
-/// if every worker had a stage, and NCCL, as if each that has it had such a neighbour.
+/// and a worker that would make all slower stays spare. Exact up to a dozen workers that all differ
+/// (equal ones count less, networks that differ more). More of them keep the order of `workers`:
+/// exact but for that. Of more than 24 that differ, layers are shared out by memory. Two
+/// things are counted as for the worst order: steps that wait, as if every worker had a stage, and
+/// NCCL, as if each that has it had such a neighbour.
 ///
 /// Else by memory, in the order of `workers`. Nothing offloads where a plan without that is found.
 /// Chosen is the split whose largest share (a stage's weights, wherever they are / its worker's

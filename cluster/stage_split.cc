@@ -14,6 +14,7 @@ struct Way {
   int16_t kind = -1;
   int16_t first = 0;
   int16_t network = 0;  // before that stage
+  int16_t passed = 0;   // with in_order: boxes that were used or left out before it
 };
 
 class Search {
@@ -25,11 +26,13 @@ class Search {
         networks_(static_cast<int>(rules.hops.size())),
         bound_(rules.below) {
     if (rules_.in_order) {
-      // The first so many boxes, and no other combinations.
-      strides_.assign(rules_.counts.size(), 1);
-      combinations_ = rules_.counts.size() + 1;
+      // A combination is (stages so far, boxes that were used or left out).
+      CARAVAN_CHECK(rules_.num_stages > 0);
+      combinations_ = static_cast<size_t>(rules_.num_stages + 1) * (num_kinds() + 1);
       totals_.resize(combinations_);
-      std::iota(totals_.begin(), totals_.end(), 0);
+      for (size_t c = 0; c < combinations_; ++c) {
+        totals_[c] = static_cast<int>(c / (num_kinds() + 1));
+      }
       FindTakeovers();
       return;
     }
@@ -59,8 +62,7 @@ class Search {
     size_t best_combination = 0;
     for (size_t combination = 0; combination < combinations_; ++combination, Next(used)) {
       const int total = totals_[combination];
-      if (total > 0 && (rules_.num_stages == 0 || total == rules_.num_stages) &&
-          !(rules_.in_order && MayGoOn(total))) {
+      if (total > 0 && (rules_.num_stages == 0 || total == rules_.num_stages)) {
         for (int network = 0; network < networks_; ++network) {
           const size_t at = At(combination, network, layers_);
           const double back = total > 1 ? rules_.returns[static_cast<size_t>(network)] : 0;
@@ -87,11 +89,17 @@ class Search {
     return kind * static_cast<size_t>(layers_ + 1) + static_cast<size_t>(layer);
   }
 
-  size_t num_kinds() const { return strides_.size(); }
+  size_t num_kinds() const { return rules_.counts.size(); }
 
   /// Whether a box of the kind may come behind such boxes; `used` is not looked at with in_order.
   bool HasMore(size_t combination, const std::vector<int>& used, size_t kind) const {
-    return rules_.in_order ? kind == combination : used[kind] < limits_[kind];
+    return rules_.in_order ? kind >= Passed(combination) : used[kind] < limits_[kind];
+  }
+  size_t Passed(size_t combination) const { return combination % (num_kinds() + 1); }
+  /// The combination with one more box of the kind.
+  size_t With(size_t combination, size_t kind) const {
+    if (!rules_.in_order) return combination + strides_[kind];
+    return combination - Passed(combination) + num_kinds() + 1 + kind + 1;
   }
 
   /// The combinations in order: whoever uses one box more comes later.
@@ -106,7 +114,6 @@ class Search {
   }
 
   bool MayGoOn(int total) const {
-    if (rules_.in_order && total == static_cast<int>(num_kinds())) return false;
     return total < layers_ && (rules_.num_stages == 0 || total < rules_.num_stages);
   }
 
@@ -141,7 +148,7 @@ class Search {
       int& first = takeovers_[combination];
       for (size_t kind = 0; kind < kinds; ++kind) {
         if (!HasMore(combination, used, kind)) continue;
-        first = std::min(first, begins[ByKind(kind, takeovers_[combination + strides_[kind]])]);
+        first = std::min(first, begins[ByKind(kind, takeovers_[With(combination, kind)])]);
       }
     }
   }
@@ -208,14 +215,20 @@ class Search {
           const double hop =
               total == 0 ? 0 : rules_.hops[static_cast<size_t>(network)][static_cast<size_t>(next)];
           if (hop == kImpossible) continue;
-          Append(combination + strides_[kind], static_cast<int>(kind), first, network, total,
-                 cost + hop);
+          const Way way = {cost + hop, static_cast<int16_t>(kind), static_cast<int16_t>(first),
+                           static_cast<int16_t>(network),
+                           static_cast<int16_t>(rules_.in_order ? Passed(combination) : 0)};
+          Append(With(combination, kind), total, way);
         }
       }
     }
   }
 
-  void Append(size_t to, int kind, int first, int network, int total, double cost) {
+  /// Stages of all ends that `last` may have, as it is, with what comes before them as its cost.
+  void Append(size_t to, int total, const Way& last) {
+    const int kind = last.kind;
+    const int first = last.first;
+    const double cost = last.cost;
     // A box that follows wants a layer too.
     const int left = rules_.num_stages == 0 ? 0 : rules_.num_stages - total - 1;
     const int begin =
@@ -230,8 +243,8 @@ class Search {
       if (stage > rules_.most || cost + stage + rests[end] >= bound_) continue;
       Way& way = ways[end];
       if (cost + stage < way.cost) {
-        way = {cost + stage, static_cast<int16_t>(kind), static_cast<int16_t>(first),
-               static_cast<int16_t>(network)};
+        way = last;
+        way.cost = cost + stage;
       }
     }
   }
@@ -243,7 +256,11 @@ class Search {
     while (end > 0) {
       const Way& way = ways_[at];
       split.stages.push_back({way.kind, way.first, end});
-      combination -= strides_[static_cast<size_t>(way.kind)];
+      if (rules_.in_order) {
+        combination += static_cast<size_t>(way.passed) - Passed(combination) - num_kinds() - 1;
+      } else {
+        combination -= strides_[static_cast<size_t>(way.kind)];
+      }
       end = way.first;
       at = At(combination, way.network, end);
     }

@@ -4,7 +4,8 @@
 // Layers in a row, split into stages over boxes of some kinds in whatever order is cheapest. Knows
 // nothing of what the costs are; box_planner makes them. Exact, by dynamic programming over (how
 // many boxes of each kind are used, layers done, the network that the last one is in): time and
-// memory grow with the product of the kinds' counts. What bounds say of a state keeps most of them
+// memory grow with the product of the kinds' counts, or, where boxes keep their order, with their
+// number times that of the stages. What bounds say of a state keeps most of them
 // from being gone through: where the boxes that are left must take over at the latest, and what the
 // layers that are left cost at least. Pure functions.
 
@@ -44,7 +45,8 @@ class StageCosts {
 
 struct SplitRules {
   std::vector<int> counts;    // boxes of each kind; some may stay unused
-  bool in_order = false;      // each kind is one box, and has a stage, in this order
+  bool in_order = false;      // each kind is one box, and those that are used follow each other in
+                              // this order; with num_stages
   std::vector<int> networks;  // of each kind, from 0 on: which row and column of `hops` is its own
   std::vector<std::vector<double>> hops;  // what a hop costs, from network to network
   std::vector<double> returns;            // what the way back costs from the last stage's network,

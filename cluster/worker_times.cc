@@ -1,7 +1,6 @@
 #include "cluster/worker_times.h"
 
 #include <algorithm>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <tuple>
@@ -14,14 +13,11 @@
 namespace caravan {
 namespace {
 
-// Of the search: some tenths of a second, for which the coordinator does nothing else. Twelve
-// workers that all differ with 35 layers, eleven with 70.
-constexpr double kMostStates = 1.5e5;
-// Workers are compared two by two, and again for each that is put with another.
-constexpr size_t kMostWorkers = 256;
-
-// Between workers one of which has what the other has not: farther than any that have it.
-constexpr double kUnlike = 100;
+// Of the search through all orders: some tenths of a second, for which the coordinator does nothing
+// else. Twelve workers that all differ, with as many as 72 layers.
+constexpr double kMostStates = 3e5;
+// Of the search in one order: as long.
+constexpr size_t kMostWorkers = 24;
 
 /// As many longest sequences as the KV caches are to hold.
 int64_t JobsOf(const PlannerOptions& options) {
@@ -55,100 +51,45 @@ void GiveRoom(const PlannerWorker& worker, const LayerCost& stage, int64_t exper
   }
 }
 
-/// All by which workers can differ to the planner.
-std::vector<double> FiguresOf(const PlannerWorker& worker) {
-  const Box& box = *worker.box;
-  std::vector<double> figures = {
-      box.cpu.multiply_adds, box.cpu.attention_multiply_adds, box.memory.read_bytes,
-      box.disk.read_bytes, box.network.bytes, box.network.latency_seconds,
-      static_cast<double>(worker.memory_budget_bytes), static_cast<double>(worker.process_bytes),
-      static_cast<double>(worker.kv_disk_bytes),
-      // One has it, or the other: kUnlike.
-      worker.offloads ? 1.0 : 0.0, worker.has_nccl ? 1.0 : 0.0,
-      worker.kv_dtype == DType::kF32 ? 1.0 : 0.0, worker.kv_dtype == DType::kF16 ? 1.0 : 0.0,
-      worker.on_card ? 1.0 : 0.0};
-  if (worker.on_card) {
-    figures.insert(figures.end(), {box.card.read_bytes, box.card.multiply_adds, box.card.pcie_bytes,
-                                   static_cast<double>(box.memory.bytes)});
-  } else {
-    figures.resize(figures.size() + 4, 0);
-  }
-  return figures;
+/// Whether two workers are the same to the planner.
+bool AreEqual(const PlannerWorker& a, const PlannerWorker& b) {
+  const auto key = [](const PlannerWorker& worker) {
+    const Box& box = *worker.box;
+    const bool on_card = worker.on_card;
+    return std::tuple(
+        std::tuple(worker.memory_budget_bytes, worker.kv_dtype, worker.offloads,
+                   worker.process_bytes, worker.kv_disk_bytes, worker.on_card, worker.has_nccl),
+        std::tuple(box.cpu.multiply_adds, box.cpu.attention_multiply_adds, box.memory.read_bytes,
+                   box.disk.read_bytes, box.network.bytes, box.network.latency_seconds),
+        std::tuple(on_card ? box.card.read_bytes : 0, on_card ? box.card.multiply_adds : 0,
+                   on_card ? box.card.pcie_bytes : 0, on_card ? box.memory.bytes : 0));
+  };
+  return key(a) == key(b);
 }
 
-/// How far apart two workers are: of all figures the largest ratio's logarithm.
-double Distance(const std::vector<double>& a, const std::vector<double>& b) {
-  double distance = 0;
-  for (size_t i = 0; i < a.size(); ++i) {
-    if (a[i] == b[i]) continue;
-    const bool is_missing = a[i] <= 0 || b[i] <= 0;
-    distance = std::max(distance, is_missing ? kUnlike : std::abs(std::log(a[i] / b[i])));
-  }
-  return distance;
-}
+/// Numbers of workers that are equal, in order of joining.
+using Group = std::vector<int>;
 
-/// Workers that are planned as equal ones.
-struct Group {
-  std::vector<int> members;   // in order of joining
-  std::vector<int> distinct;  // of these, one of each that are equal
-  Box network;                // of which only the network counts: the slowest of theirs
-};
-
-std::vector<BoxKind> KindsOf(const std::vector<Group>& groups) {
-  std::vector<BoxKind> kinds;
-  for (const Group& group : groups) {
-    kinds.push_back({&group.network, static_cast<int>(group.members.size())});
-  }
-  return kinds;
-}
-
-/// Equal workers together; then, until the search can go through all that is left, those that are
-/// nearest to each other.
-std::vector<Group> GroupWorkers(absl::Span<const PlannerWorker> workers, int num_layers) {
+std::vector<Group> GroupWorkers(absl::Span<const PlannerWorker> workers, bool one_each) {
   std::vector<Group> groups;
-  std::vector<std::vector<double>> figures;
   for (size_t w = 0; w < workers.size(); ++w) {
-    figures.push_back(FiguresOf(workers[w]));
-    Group& group = groups.emplace_back();
-    group.members = group.distinct = {static_cast<int>(w)};
-    group.network.network = workers[w].box->network;
-  }
-  std::vector<std::vector<double>> apart(groups.size(), std::vector<double>(groups.size()));
-  for (size_t a = 0; a < groups.size(); ++a) {
-    for (size_t b = 0; b < groups.size(); ++b) apart[a][b] = Distance(figures[a], figures[b]);
-  }
-  while (groups.size() > 1) {
-    size_t first = 0;
-    size_t second = 1;
-    for (size_t a = 0; a < groups.size(); ++a) {
-      for (size_t b = a + 1; b < groups.size(); ++b) {
-        if (apart[a][b] < apart[first][second]) std::tie(first, second) = std::pair(a, b);
-      }
-    }
-    const bool are_equal = apart[first][second] == 0;
-    if (!are_equal && FastestSplitStates(num_layers, KindsOf(groups)) <= kMostStates) break;
-    Group& into = groups[first];
-    const Group& from = groups[second];
-    into.members.insert(into.members.end(), from.members.begin(), from.members.end());
-    std::sort(into.members.begin(), into.members.end());
-    if (!are_equal) {
-      into.distinct.insert(into.distinct.end(), from.distinct.begin(), from.distinct.end());
-    }
-    Box::Network& network = into.network.network;
-    network.bytes = std::min(network.bytes, from.network.network.bytes);
-    network.latency_seconds =
-        std::max(network.latency_seconds, from.network.network.latency_seconds);
-    for (size_t other = 0; other < groups.size(); ++other) {
-      apart[first][other] = apart[other][first] =
-          std::max(apart[first][other], apart[second][other]);
-    }
-    groups.erase(groups.begin() + static_cast<std::ptrdiff_t>(second));
-    apart.erase(apart.begin() + static_cast<std::ptrdiff_t>(second));
-    for (std::vector<double>& row : apart) {
-      row.erase(row.begin() + static_cast<std::ptrdiff_t>(second));
-    }
+    const auto equal = std::find_if(groups.begin(), groups.end(), [&](const Group& group) {
+      return !one_each && AreEqual(workers[static_cast<size_t>(group.front())], workers[w]);
+    });
+    Group& group = equal == groups.end() ? groups.emplace_back() : *equal;
+    group.push_back(static_cast<int>(w));
   }
   return groups;
+}
+
+std::vector<BoxKind> KindsOf(absl::Span<const PlannerWorker> workers,
+                             const std::vector<Group>& groups) {
+  std::vector<BoxKind> kinds;
+  for (const Group& group : groups) {
+    kinds.push_back(
+        {&*workers[static_cast<size_t>(group.front())].box, static_cast<int>(group.size())});
+  }
+  return kinds;
 }
 
 /// What stages take on each worker.
@@ -199,7 +140,7 @@ class WorkerTimes {
 }  // namespace
 
 bool CanPlanByTime(absl::Span<const PlannerWorker> workers, const PlannerOptions& options) {
-  return options.config != nullptr && workers.size() <= kMostWorkers &&
+  return options.config != nullptr &&
          std::all_of(workers.begin(), workers.end(),
                      [](const PlannerWorker& worker) { return worker.box.has_value(); });
 }
@@ -208,23 +149,25 @@ std::optional<WorkerSplit> SplitByTime(const PossibleStages& stages,
                                        absl::Span<const PlannerWorker> workers,
                                        const PlannerOptions& options) {
   const int num_layers = stages.num_layers();
-  const std::vector<Group> groups = GroupWorkers(workers, num_layers);
-  const std::vector<BoxKind> kinds = KindsOf(groups);
+  FastestSplitOptions search;
+  std::vector<Group> groups = GroupWorkers(workers, /*one_each=*/false);
+  if (FastestSplitStates(num_layers, KindsOf(workers, groups)) > kMostStates) {
+    if (workers.size() > kMostWorkers) return std::nullopt;
+    search.in_order = true;
+    groups = GroupWorkers(workers, /*one_each=*/true);
+  }
+  const std::vector<BoxKind> kinds = KindsOf(workers, groups);
   WorkerTimes times(stages, workers, options);
   std::optional<Split> best;
   double rate = 0;  // tokens/s of the best
   const bool alone = options.aim == PlanAim::kInteractive;
   for (int64_t jobs = alone ? 1 : JobsOf(options); jobs >= 1; jobs /= 2) {
     const auto seconds = [&](int kind, int begin, int end, double rows) {
-      double longest = 0;
-      for (const int w : groups[static_cast<size_t>(kind)].distinct) {
-        longest = std::max(longest, times.Seconds(w, begin, end, jobs, rows));
-      }
-      return longest;
+      return times.Seconds(groups[static_cast<size_t>(kind)].front(), begin, end, jobs, rows);
     };
-    const double below = rate > 0 ? static_cast<double>(jobs) / rate : kImpossible;
-    std::optional<Split> split = FastestSplit(*options.config, num_layers, kinds,
-                                              {.jobs = jobs, .context_tokens = 1}, seconds, below);
+    search.load = {.jobs = jobs, .context_tokens = 1};  // of stages' times `seconds` knows more
+    if (rate > 0) search.below = static_cast<double>(jobs) / rate;
+    std::optional<Split> split = FastestSplit(*options.config, num_layers, kinds, seconds, search);
     if (!split.has_value()) continue;
     rate = static_cast<double>(jobs) / split->cost;
     best = std::move(split);
@@ -234,7 +177,7 @@ std::optional<WorkerSplit> SplitByTime(const PossibleStages& stages,
   std::vector<size_t> used(groups.size(), 0);
   for (const PickedStage& stage : best->stages) {
     const auto kind = static_cast<size_t>(stage.kind);
-    const int w = groups[kind].members[used[kind]++];
+    const int w = groups[kind][used[kind]++];
     chosen.workers.push_back(&workers[static_cast<size_t>(w)]);
     chosen.ends.push_back(stage.end);
   }

@@ -23,7 +23,8 @@ struct WorkerSplit {
 /// Whether there is all that times are foretold from.
 bool CanPlanByTime(absl::Span<const PlannerWorker> workers, const PlannerOptions& options);
 
-/// The best split for options.aim, as planner.h says. nullopt: none fits.
+/// The best split for options.aim, as planner.h says. nullopt: none fits, or there are too many
+/// workers that differ.
 /// REQUIRES: CanPlanByTime.
 std::optional<WorkerSplit> SplitByTime(const PossibleStages& stages,
                                        absl::Span<const PlannerWorker> workers,

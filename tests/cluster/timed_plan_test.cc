@@ -328,7 +328,7 @@ TEST(TimedPlan, ThePresentPlanStaysUnlessAnotherIsWorthIt) {
   EXPECT_LT(LayersOf(*forced, 2)[1], 20);
 }
 
-TEST(TimedPlan, WorkersBeyondTheSearchArePlannedAsTheirLikes) {
+TEST(TimedPlan, ManyWorkersThatDifferKeepTheirOrder) {
   std::mt19937 random(5);
   std::uniform_real_distribution<double> noise(0.97, 1.03);
   std::vector<PlannerWorker> workers;
@@ -343,13 +343,25 @@ TEST(TimedPlan, WorkersBeyondTheSearchArePlannedAsTheirLikes) {
   ASSERT_TRUE(plan->forecast.has_value());
   int next = 0;
   int fast = 0;
+  uint32_t last = 0;
   for (const StagePlan& stage : plan->stages) {
     EXPECT_EQ(stage.stage.first_layer, next);
     next = stage.stage.end_layer;
+    EXPECT_GT(Number(stage.worker), last);
+    last = Number(stage.worker);
     if (Number(stage.worker) % 2 == 0) fast += stage.stage.num_layers();
   }
   EXPECT_EQ(next, 60);
   EXPECT_GT(fast, 40);
+  // Too many: by memory.
+  while (workers.size() < 40) {
+    workers.push_back(workers[workers.size() - 24]);
+    workers.back().id = WorkerId(static_cast<uint32_t>(workers.size()));
+    workers.back().memory_budget_bytes += static_cast<int64_t>(workers.size());
+  }
+  const auto by_memory = PlanStages(Layers(60), workers, Options(PlanAim::kBulk));
+  ASSERT_TRUE(by_memory.ok()) << by_memory.status();
+  EXPECT_FALSE(by_memory->forecast.has_value());
 }
 
 }  // namespace
