@@ -33,6 +33,7 @@
 #include "cluster/activation_channel.h"
 #include "cluster/membership.h"
 #include "cluster/pipeline_plan.h"
+#include "cluster/plan_aim.h"
 #include "coordinator/hop_rules.h"
 #include "coordinator/pipeline_driver.h"
 #include "model/layer_cost.h"
@@ -51,6 +52,7 @@ class ClusterController {
     int64_t context_tokens = 0;     // longest sequence
     int64_t kv_tokens = 0;          // the KV caches are to hold, if memory allows
     int64_t max_step_tokens = 512;  // rows that one step may carry
+    PlanAim aim = PlanAim::kBulk;   // of plans by times (cluster/planner.h)
     absl::Duration heartbeat_interval = absl::Seconds(2.5);
     absl::Duration heartbeat_timeout = absl::Seconds(5);
     absl::Duration retry_delay = absl::Seconds(5);  // after a plan that failed to load
@@ -160,6 +162,9 @@ class ClusterController {
   void MaybePlan();
   absl::StatusOr<PipelinePlan> MakePlan(
       const std::optional<WorkerId>& without = std::nullopt) const;
+  /// The stages of the present plan, or those of the last on workers of the same names: what a new
+  /// plan has to be better than.
+  std::vector<StagePlan> PresentStages() const;
   void StartLoading(PipelinePlan plan);
   void StartServing();
   void StartPreparing(PipelinePlan plan);
@@ -198,9 +203,11 @@ class ClusterController {
   std::map<WorkerId, v1::WorkerLoad> loads_;       // of the last heartbeat that came
   HopRules hops_;
   std::optional<ActivePlan> active_;
-  std::optional<NextPlan> next_;         // only while the active one serves
+  std::optional<NextPlan> next_;                // only while the active one serves
   std::optional<absl::Duration> served_until_;  // when the last plan that served ended
   uint64_t last_version_ = 0;
+  std::vector<std::pair<std::string, StageSpec>>
+      last_stages_;  // of the last plan, by worker's name
   bool leaving_ = false;
   bool planned_once_ = false;
   bool plan_is_due_ = false;  // members came or went, or a plan ended, since MaybePlan settled it

@@ -252,6 +252,14 @@ void AppendCluster(const Metrics::Snapshot& snapshot, std::vector<MetricFamily>&
   out.push_back(One(MetricType::Gauge, "caravan_pipeline_serving",
                     "1 while a full pipeline serves, else 0.", cluster.serving() ? 1 : 0));
 
+  Numbers foretold(
+      MetricType::Gauge, "caravan_foretold_tokens_per_second",
+      "What the workers' figures say that the present plan gives while as many of the "
+      "longest sequences decode as its KV caches have room for; 0 where it was made by "
+      "memory alone.");
+  foretold.Add(cluster.forecast().tokens_per_s());
+  out.push_back(foretold.Take());
+
   std::map<v1::WorkerState, int64_t> in_state;
   for (const v1::WorkerStatus& worker : cluster.workers()) ++in_state[worker.state()];
   Numbers workers(MetricType::Gauge, "caravan_workers", "Workers that are here.");

@@ -227,6 +227,7 @@ class Session {
     registration.set_kv_dtype(std::string(DTypeName(options_.kv_dtype)));
     registration.set_kv_disk_bytes(static_cast<uint64_t>(options_.kv_disk_bytes));
     registration.set_offloads(options_.offloads);
+    registration.set_box(options_.box);
     if (!device.is_card()) {
       registration.set_process_bytes(static_cast<uint64_t>(ProcessBytes(options_.num_threads)));
     }
