@@ -48,21 +48,23 @@ class Search {
 
   /// The least of max(a round, micro-batches * what is busy longest), of each number of stages.
   std::optional<Split> Run() {
-    const int most = std::min(num_boxes_, num_layers_);
-    // A lone job mostly wants few stages, many jobs want many: those first, so that the others are
-    // soon seen to be worse.
-    const bool alone = load_.decoding_jobs() == 1;
-    for (int i = 1; i <= most; ++i) Improve(alone ? i : most + 1 - i);
+    // A lone job is one micro-batch however many stages there are: all numbers at once.
+    const bool all_at_once = load_.decoding_jobs() == 1 && !rules_.in_order;
+    const int most = all_at_once ? 0 : std::min(num_boxes_, num_layers_);
+    const int least = all_at_once ? 0 : 1;
+    // Many jobs mostly want many stages: those first, so that the others are soon seen to be worse.
+    for (int stages = most; stages >= least; --stages) Improve(stages);
     if (best_.has_value()) best_->cost = least_;
     return std::move(best_);
   }
 
  private:
-  /// Looks for a split into so many stages that is better than the best. With a limit on what may
+  /// Looks for a split into so many stages (0: any number, of a lone job) that is better than the
+  /// best. With a limit on what may
   /// be busy how long, a lower limit makes the cheapest round longer: so the best limit is found by
   /// halves, among those for which there may be a split at all.
   void Improve(int num_stages) {
-    const auto batches = static_cast<double>(MicroBatches(num_stages, load_));
+    const auto batches = static_cast<double>(MicroBatches(std::max(1, num_stages), load_));
     const double rows = static_cast<double>(load_.decoding_jobs()) / batches;
     if (rows != table_rows_) MakeTable(rows);
     const StageCosts& table = *table_;
