@@ -1,6 +1,7 @@
 #include "cli/box_probe.h"
 
 #include <sys/statvfs.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -18,12 +19,16 @@
 #include "base/clock.h"
 #include "base/cpu_model.h"
 #include "base/io/read_rate.h"
+#include "base/json.h"
+#include "base/log.h"
 #include "base/open_file.h"
+#include "base/output_file.h"
 #include "base/status_macros.h"
 #include "base/thread_pool.h"
 #include "cli/command.h"
 #include "cli/compute_meter.h"
 #include "cli/disk_probe.h"
+#include "cluster/box_json.h"
 #include "cluster/machine.h"
 #include "kernels/cpu/memory_read.h"
 
@@ -32,8 +37,6 @@ namespace {
 
 constexpr int64_t kMiB = int64_t{1} << 20;
 
-// Past any cache of a CPU, where the machine has the room.
-constexpr int64_t kMostMemoryBytes = 1024 * kMiB;
 constexpr int64_t kLeastMemoryBytes = 64 * kMiB;
 constexpr size_t kLeastPasses = 5;
 
@@ -44,6 +47,11 @@ constexpr int kDiskRuns = 3;
 // Of a chunk of a prompt, an expert's: what the CPU computes grows no more after a few dozen.
 constexpr int64_t kCpuRows = 128;
 constexpr int64_t kCardRows = 512;
+
+// Of KeptBox: a worker waits for it before it joins.
+constexpr absl::Duration kBriefDuration = absl::Milliseconds(100);
+constexpr int64_t kBriefScratchBytes = 256 * kMiB;
+constexpr int64_t kBriefMemoryBytes = 256 * kMiB;
 
 constexpr char kMeasured[] = "measured by caravan probe";
 constexpr char kSystem[] = "what the system says";
@@ -91,7 +99,7 @@ class BoxProber {
     memory.total_bytes = machine_.memory_bytes;
     memory.bytes = DefaultWorkerMemory(machine_);
     const int64_t bytes =
-        std::min(kMostMemoryBytes, machine_.available_memory_bytes / 4) / kMiB * kMiB;
+        std::min(options_.memory_bytes, machine_.available_memory_bytes / 4) / kMiB * kMiB;
     if (bytes < kLeastMemoryBytes) {
       return absl::ResourceExhaustedError(
           absl::StrCat("only ", FormatByteSize(machine_.available_memory_bytes),
@@ -185,7 +193,9 @@ class BoxProber {
     load.duration = options_.duration;
     CARAVAN_ASSIGN_OR_RETURN(
         const std::unique_ptr<DirectFile> file,
-        MakeScratchFile(options_.disk_directory, options_.scratch_bytes, options_.stop));
+        options_.disk_file.empty()
+            ? MakeScratchFile(options_.disk_directory, options_.scratch_bytes, options_.stop)
+            : DirectFile::Open(options_.disk_file));
     CARAVAN_ASSIGN_OR_RETURN(Buffer memory, Buffer::Allocate(MemoryOf(load)));
     memory.PreferLargePages();
     std::vector<double> rates;
@@ -239,12 +249,56 @@ class BoxProber {
   Machine machine_;
 };
 
+/// The largest file there that is large enough to be read; empty: none is.
+std::string LargestFile(const std::string& directory) {
+  std::string largest;
+  std::uintmax_t most = kLeastProbeBytes - 1;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) {
+    if (!entry.is_regular_file(ignored)) continue;
+    const std::uintmax_t size = entry.file_size(ignored);
+    if (size == static_cast<std::uintmax_t>(-1) || size <= most) continue;
+    most = size;
+    largest = entry.path().string();
+  }
+  return largest;
+}
+
+absl::Status WriteFile(const std::string& path, const std::string& text) {
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFile> file, OutputFile::Create(path));
+  CARAVAN_RETURN_IF_ERROR(file->Write(text));
+  return file->Commit();
+}
+
 }  // namespace
 
 absl::StatusOr<Box> ProbeBox(const BoxProbeOptions& options) {
   CARAVAN_CHECK(options.duration > absl::ZeroDuration() && options.duration <= absl::Seconds(10));
   CARAVAN_CHECK(options.scratch_bytes >= kLeastProbeBytes);
   return BoxProber(options).Run();
+}
+
+absl::StatusOr<std::optional<Box>> KeptBox(const std::string& path, BoxProbeOptions options) {
+  absl::StatusOr<nlohmann::json> kept = ReadJsonFile(path);
+  if (kept.ok()) return BoxFromJson(*kept, path);
+  if (!absl::IsNotFound(kept.status())) return kept.status();
+  options.duration = kBriefDuration;
+  options.scratch_bytes = kBriefScratchBytes;
+  options.memory_bytes = kBriefMemoryBytes;
+  options.disk_file = LargestFile(options.disk_directory);
+  // A model's directory may be read-only; the disk of the present one is then the best guess.
+  if (options.disk_file.empty() && ::access(options.disk_directory.c_str(), W_OK) != 0) {
+    options.disk_directory = ".";
+  }
+  LogInfo("measuring_box", {{"file", path}, {"why", "it is not there"}});
+  absl::StatusOr<Box> box = ProbeBox(options);
+  if (!box.ok()) {
+    LogWarning("box_not_measured", {{"why", box.status().message()}});
+    return std::nullopt;
+  }
+  const absl::Status written = WriteFile(path, BoxToJson(*box).dump(2) + "\n");
+  if (!written.ok()) LogWarning("box_not_kept", {{"file", path}, {"why", written.message()}});
+  return *std::move(box);
 }
 
 std::string BoxTable(const Box& box) {

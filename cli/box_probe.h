@@ -24,9 +24,11 @@ struct BoxProbeOptions {
   // Where the model lies or will lie; a scratch file is written there for the time being.
   std::string disk_directory = ".";
   int64_t scratch_bytes = int64_t{2}
-                          << 30;        // larger than the disk's caches; the most where room is
-  const ComputeDevice* card = nullptr;  // null: none is measured
-  std::string link_address;             // as LinkProbeOptions; empty: no network is measured
+                          << 30;            // larger than the disk's caches; the most where room is
+  std::string disk_file;                    // one that is read in its place; empty: none
+  int64_t memory_bytes = int64_t{1} << 30;  // the most that is read of memory
+  const ComputeDevice* card = nullptr;      // null: none is measured
+  std::string link_address;                 // as LinkProbeOptions; empty: no network is measured
   absl::Duration duration = absl::Seconds(1);        // of each measurement
   std::function<void(absl::string_view)> on_result;  // a line for people, as soon as it is there
   std::stop_token stop;
@@ -38,6 +40,13 @@ struct BoxProbeOptions {
 /// ProbeMachine, MakeScratchFile and MeasureReadRate; of a card as
 ///         ComputeDevice; as ProbeLink; ResourceExhausted - too little memory; Cancelled - stopped.
 absl::StatusOr<Box> ProbeBox(const BoxProbeOptions& options);
+
+/// The box that the file at `path` tells of. Where there is no such file, it is measured in brief
+/// (a few seconds, and some more for a card), and kept there for the next time. `options` says what
+/// of, but for durations and sizes: of the disk, the largest file in its directory is read, where
+/// that is large enough. nullopt: it could not be measured; that, and a file that cannot be
+/// written, are warnings in the log. Errors: as ReadJsonFile and BoxFromJson.
+absl::StatusOr<std::optional<Box>> KeptBox(const std::string& path, BoxProbeOptions options);
 
 /// One figure a line.
 std::string BoxTable(const Box& box);

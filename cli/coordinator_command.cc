@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/output_file.h"
 #include "base/status_macros.h"
+#include "cli/aim_option.h"
 #include "cli/commands.h"
 #include "cli/security_flags.h"
 #include "cli/stop_signals.h"
@@ -126,6 +127,10 @@ void AddCoordinatorCommand(CLI::App& app, CommandBody& body) {
                    "Most tokens of a prompt that one step takes")
       ->check(CLI::Range(1, 8192))
       ->capture_default_str();
+  AddAimOption(*command, options.aim,
+               "What the model is split for, where all workers know what their boxes can do "
+               "(caravan worker --box): bulk: most tokens/s of all jobs together; interactive: "
+               "most of one that decodes alone. Else by memory");
   AddSpeculateOption(*command, options.speculate);
   command->add_option("--max-jobs", options.max_queued_jobs, "Jobs that may be queued")
       ->check(CLI::Range(1, 1000000))

@@ -12,6 +12,7 @@
 #include "absl/strings/str_join.h"
 #include "base/output_file.h"
 #include "base/status_macros.h"
+#include "cli/aim_option.h"
 #include "cli/commands.h"
 #include "cli/plan_page.h"
 #include "cli/plan_report.h"
@@ -35,7 +36,7 @@ struct PlanFlags {
   std::vector<int> jobs = {1, 8, 32, 128, 256, 512};
   int64_t context = 2048;
   int64_t prompt = 0;  // 0: kPromptTokens, or the context where that is less
-  bool interactive = false;
+  PlanAim aim = PlanAim::kBulk;
   DType kv_dtype = DType::kF16;
   double target = 0;  // tokens/s
   std::string html;   // a path
@@ -119,7 +120,7 @@ absl::Status Plan(const PlanFlags& flags) {
   }
   question.jobs = flags.jobs;
   question.load.decode = {.jobs = 1, .context_tokens = flags.context, .kv_dtype = flags.kv_dtype};
-  question.load.aim = flags.interactive ? PlanAim::kInteractive : PlanAim::kBulk;
+  question.load.aim = flags.aim;
   question.load.prompt_tokens =
       flags.prompt > 0 ? flags.prompt : std::min(kPromptTokens, flags.context);
   question.target = flags.target;
@@ -146,7 +147,9 @@ void AddLoadOptions(CLI::App& command, PlanFlags& flags) {
       .add_option("--prompt", flags.prompt, "Tokens of the prompt whose first token is waited for")
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 30))
       ->default_str(absl::StrCat(kPromptTokens, ", at most the context"));
-  AddAimOption(command, flags.interactive);
+  AddAimOption(command, flags.aim,
+               "bulk: most tokens/s of all jobs together; interactive: most of one that decodes "
+               "alone, with room for the others' KV caches");
   AddKvOption(command, flags.kv_dtype);
 }
 

@@ -150,11 +150,29 @@ void AppendCards(const v1::GetStatusResponse& status, std::string& text) {
 
 }  // namespace
 
+namespace {
+
+/// One line: the prediction, to be seen beside what comes.
+void AppendForecast(const v1::GetStatusResponse& status, std::string& text) {
+  const v1::PlanForecast& forecast = status.forecast();
+  const auto slowest = std::find_if(status.workers().begin(), status.workers().end(),
+                                    [&](const v1::WorkerStatus& worker) {
+                                      return worker.worker_id() == forecast.slowest_worker_id();
+                                    });
+  absl::StrAppendFormat(
+      &text, "foretold  %.2f tokens/s of %d jobs, %.2f of one alone; slowest: %s, by its %s\n",
+      forecast.tokens_per_s(), forecast.jobs(), forecast.tokens_per_s_alone(),
+      slowest == status.workers().end() ? "?" : slowest->name(), forecast.bottleneck());
+}
+
+}  // namespace
+
 std::string FormatStatus(const v1::GetStatusResponse& status) {
   std::string text =
       absl::StrCat("model     ", status.model(), "\n", "pipeline  ", status.pipeline_state());
   if (status.plan_version() > 0) absl::StrAppend(&text, " (plan ", status.plan_version(), ")");
   absl::StrAppend(&text, "\n");
+  if (status.has_forecast()) AppendForecast(status, text);
   if (status.workers().empty()) return absl::StrCat(text, "no workers\n");
   const bool some_offload =
       std::any_of(status.workers().begin(), status.workers().end(),

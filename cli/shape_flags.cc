@@ -50,17 +50,6 @@ absl::StatusOr<std::unique_ptr<StoredModel>> ShapeFlags::Open() const {
   return SyntheticModel::Create(shape);
 }
 
-void AddAimOption(CLI::App& command, bool& interactive) {
-  command
-      .add_option_function<std::string>(
-          "--for", [&interactive](const std::string& aim) { interactive = aim == "interactive"; },
-          "bulk: most tokens/s of all jobs together; interactive: most of one that decodes alone, "
-          "with room for the others' KV caches")
-      ->check(CLI::IsMember({"interactive", "bulk"}))
-      ->type_name("interactive|bulk")
-      ->default_str("bulk");
-}
-
 absl::Status CheckContext(const ModelConfig& config, int64_t context_tokens, DType kv_dtype) {
   if (context_tokens > config.max_position_embeddings) {
     return absl::InvalidArgumentError(

@@ -33,9 +33,6 @@ struct ShapeFlags {
   absl::StatusOr<std::unique_ptr<StoredModel>> Open() const;
 };
 
-/// The option --for: what a plan is to be best at. Keeps a reference to `interactive`.
-void AddAimOption(CLI::App& command, bool& interactive);
-
 /// Whether the model has so many positions, and its KV cache can have this format.
 /// Errors: InvalidArgument - names --context or --kv.
 absl::Status CheckContext(const ModelConfig& config, int64_t context_tokens, DType kv_dtype);

@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "base/status_macros.h"
+#include "cli/aim_option.h"
 #include "cli/commands.h"
 #include "cli/shape_flags.h"
 #include "cluster/box_json.h"
@@ -36,7 +37,7 @@ struct SimulateFlags {
   double reply = 512;   // the same
   int64_t chunk = 512;
   uint64_t seed = 1;
-  bool interactive = false;
+  PlanAim aim = PlanAim::kBulk;
   DType kv_dtype = DType::kF16;
 };
 
@@ -115,8 +116,7 @@ absl::Status RunSimulation(const SimulateFlags& flags) {
   const DecodeLoad load = {
       .jobs = flags.jobs, .context_tokens = flags.context, .kv_dtype = flags.kv_dtype};
   CARAVAN_ASSIGN_OR_RETURN(const std::vector<BoxStage> stages,
-                           PlanBoxes(config, cost, boxes, load,
-                                     flags.interactive ? PlanAim::kInteractive : PlanAim::kBulk));
+                           PlanBoxes(config, cost, boxes, load, flags.aim));
   CARAVAN_ASSIGN_OR_RETURN(const SimulatedPipeline pipeline,
                            SimulateBoxes(config, cost, stages, load, flags.chunk));
   Print(flags, stages, Simulate(pipeline, DrawJobs(flags), flags.hours * 3600));
@@ -160,7 +160,7 @@ void AddSimulateCommand(CLI::App& app, CommandBody& body) {
       ->capture_default_str();
   command->add_option("--seed", flags->seed, "Of when jobs come and how long they are")
       ->capture_default_str();
-  AddAimOption(*command, flags->interactive);
+  AddAimOption(*command, flags->aim, "What the plan is for, as caravan plan takes it");
   AddKvOption(*command, flags->kv_dtype);
   command->callback(
       [flags, &body] { body = [flags] { return ReportStatus(RunSimulation(*flags)); }; });

@@ -2,11 +2,13 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -18,6 +20,7 @@
 #include "base/byte_size.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "cli/box_probe.h"
 #include "cli/commands.h"
 #include "cli/device_flags.h"
 #include "cli/expert_flags.h"
@@ -27,10 +30,12 @@
 #include "cli/stop_signals.h"
 #include "cli/validators.h"
 #include "cluster/address.h"
+#include "cluster/box_json.h"
 #include "cluster/certificate_watch.h"
 #include "cluster/machine.h"
 #include "cluster/trusted_network.h"
 #include "model/pack/packed_model.h"
+#include "worker/process_memory.h"
 #include "worker/session.h"
 
 namespace caravan {
@@ -39,6 +44,7 @@ namespace {
 struct WorkerFlags {
   WorkerSessionOptions options;
   std::string ram;
+  std::string box;  // a path
   std::string offload = "auto";
   DeviceFlags device;
   SecurityFlags security;
@@ -183,7 +189,45 @@ absl::Status ApplyListen(WorkerSessionOptions& options) {
   return Annotate(CheckListen(options.listen, security), "--listen");
 }
 
-absl::Status ApplyDefaults(WorkerFlags& flags) {
+/// What the coordinator is told of the box: its rates, with what this worker takes of its memory.
+absl::Status ApplyBox(const WorkerFlags& flags, const CpuOptions& cpu, std::stop_token stop,
+                      WorkerSessionOptions& options) {
+  if (flags.box.empty()) return absl::OkStatus();
+  const ComputeDevice& device = *options.device;
+  BoxProbeOptions probe;
+  probe.cpu = cpu;
+  if (!options.model_directory.empty()) probe.disk_directory = options.model_directory;
+  if (device.is_card()) probe.card = &device;
+  probe.stop = std::move(stop);
+  CARAVAN_ASSIGN_OR_RETURN(std::optional<Box> kept, KeptBox(flags.box, probe));
+  if (!kept.has_value()) return absl::OkStatus();
+  Box& box = *kept;
+  if (!device.is_card()) {
+    box.card = {};
+    box.memory.bytes = options.memory_budget_bytes;
+  } else if (box.card.count == 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(flags.box,
+                     ": has no card, and --device is one: without the file it is "
+                     "measured anew"));
+  } else {
+    box.card.count = 1;
+    box.card.bytes = device.memory_budget_bytes();
+    box.card.total_bytes = std::max(box.card.total_bytes, box.card.bytes);
+    box.memory.bytes =
+        std::max<int64_t>(0, options.memory_budget_bytes - ProcessBytes(options.num_threads));
+  }
+  box.memory.total_bytes = std::max(box.memory.total_bytes, box.memory.bytes);
+  // Figures alone: names, prices and sources are for people.
+  static_cast<Box::Part&>(box.cpu) = static_cast<Box::Part&>(box.memory) =
+      static_cast<Box::Part&>(box.disk) = static_cast<Box::Part&>(box.card) =
+          static_cast<Box::Part&>(box.network) = {};
+  box.name.clear();
+  options.box = BoxToJson(box).dump();
+  return absl::OkStatus();
+}
+
+absl::Status ApplyDefaults(WorkerFlags& flags, std::stop_token stop) {
   WorkerSessionOptions& options = flags.options;
   CARAVAN_RETURN_IF_ERROR(Annotate(CheckAddress(options.coordinator), "--coordinator"));
   if (!options.advertise.empty()) {
@@ -222,6 +266,7 @@ absl::Status ApplyDefaults(WorkerFlags& flags) {
   CARAVAN_ASSIGN_OR_RETURN(options.device, flags.device.Open(cpu));
   CARAVAN_RETURN_IF_ERROR(CheckCard(options));
   CARAVAN_RETURN_IF_ERROR(ApplyTransport(flags.transport, options));
+  CARAVAN_RETURN_IF_ERROR(Annotate(ApplyBox(flags, cpu, std::move(stop), options), "--box"));
   const auto bar = std::make_shared<ProgressBar>("loading");
   options.show_progress = [bar](int64_t done, int64_t total) { bar->Show(done, total); };
   return absl::OkStatus();
@@ -229,7 +274,7 @@ absl::Status ApplyDefaults(WorkerFlags& flags) {
 
 absl::Status Work(WorkerFlags flags) {
   const StopSignals signals;
-  CARAVAN_RETURN_IF_ERROR(ApplyDefaults(flags));
+  CARAVAN_RETURN_IF_ERROR(ApplyDefaults(flags, signals.token()));
   std::optional<CertificateWatcher> certificates;
   if (flags.options.security.tls != nullptr) {
     certificates.emplace(flags.options.security.tls->directory());
@@ -277,6 +322,14 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
       "--ram", flags->ram,
       "Memory for weights and KV cache, such as 24GiB; 80% of what is free if not given. Where "
       "experts stay on disk, and beside a card, of the whole process");
+  command
+      ->add_option("--box", flags->box,
+                   "What this box can do, for plans by times: FILE as caravan probe --out writes "
+                   "it. Where it is not there, the box is measured in a few seconds, before the "
+                   "worker joins, and FILE is written. Without it, or where another worker has "
+                   "none, layers are shared out by memory")
+      ->check(NotEmpty())
+      ->type_name("FILE");
   command
       ->add_option("--offload", flags->offload,
                    "auto: routed experts that do not fit --ram stay on disk, in a local copy of a "

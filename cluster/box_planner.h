@@ -2,24 +2,20 @@
 #define CARAVAN_CLUSTER_BOX_PLANNER_H_
 
 // Which boxes hold which layers, before anybody owns them: the split and the order for which
-// step_time predicts most. (planner.h splits layers over workers that are there, by memory alone.)
-// Pure functions.
+// step_time predicts most. (planner.h splits layers over workers that are there, by the same search
+// under the rules of their memory.) Pure functions.
 
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "cluster/box_json.h"
+#include "cluster/fastest_split.h"
 #include "cluster/step_time.h"
 #include "model/layer_cost.h"
 #include "model/model_config.h"
 
 namespace caravan {
-
-enum class PlanAim {
-  kBulk,         // most tokens/s of all jobs together
-  kInteractive,  // least time for a token of one job that decodes alone
-};
 
 /// A stage for each box that is used, in order; each points into `boxes`. Boxes may be left out.
 /// Memory has room for the KV caches of all of the load's jobs, whatever the aim.

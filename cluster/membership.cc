@@ -5,8 +5,12 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "base/check.h"
+#include "base/json.h"
 #include "base/status_macros.h"
 #include "cluster/address.h"
+#include "cluster/box_json.h"
+#include "cluster/known_boxes.h"
 #include "kernels/kv_rows.h"
 
 namespace caravan {
@@ -15,6 +19,7 @@ namespace {
 constexpr size_t kMaxTextBytes = 256;                    // a line of a table
 constexpr uint64_t kMaxMemoryBytes = uint64_t{1} << 50;  // 1 PiB: sums of many fit 63 bits
 constexpr uint32_t kMaxThreads = 4096;
+constexpr size_t kMaxBoxBytes = 4096;  // all figures that there are take a quarter
 
 absl::Status FieldError(absl::string_view field, absl::string_view what) {
   return absl::InvalidArgumentError(absl::StrCat("registration: ", field, " ", what));
@@ -40,6 +45,23 @@ absl::Status CheckText(absl::string_view field, absl::string_view text) {
   }
   if (!IsPrintable(text)) return FieldError(field, "has control characters");
   return absl::OkStatus();
+}
+
+/// nullopt: it says nothing of its box.
+absl::StatusOr<std::optional<Box>> ReadBox(const v1::Registration& registration) {
+  const std::string& text = registration.box();
+  if (text.empty()) return std::nullopt;
+  if (text.size() > kMaxBoxBytes) {
+    return FieldError(
+        "box", absl::StrCat("has ", text.size(), " bytes, and ", kMaxBoxBytes, " is the limit"));
+  }
+  constexpr char kOrigin[] = "registration: box";
+  CARAVAN_ASSIGN_OR_RETURN(const nlohmann::json json, ParseJson(text, kOrigin));
+  CARAVAN_ASSIGN_OR_RETURN(Box box, BoxFromJson(json, kOrigin));
+  if (registration.on_card() && box.card.count == 0) {
+    return FieldError("box", "has no card, and the worker computes on one");
+  }
+  return box;
 }
 
 }  // namespace
@@ -69,7 +91,18 @@ absl::Status CheckRegistration(const v1::Registration& registration) {
       return FieldError("kv_dtype", "is none of F32, F16 and Q8_0");
     }
   }
-  return absl::OkStatus();
+  return ReadBox(registration).status();
+}
+
+std::optional<Box> BoxOf(const v1::Registration& registration) {
+  absl::StatusOr<std::optional<Box>> box = ReadBox(registration);
+  CARAVAN_CHECK(box.ok());
+  if (box->has_value() && (*box)->network.bytes == 0) {
+    absl::StatusOr<Box::Network> network = FindPart<Box::Network>("1gbe");
+    CARAVAN_CHECK(network.ok());
+    (*box)->network = *std::move(network);
+  }
+  return *std::move(box);
 }
 
 DType KvDTypeOf(const v1::Registration& registration) {

@@ -29,6 +29,7 @@
 #include "base/dtype.h"
 #include "base/mutex.h"
 #include "caravan/v1/cluster.pb.h"
+#include "cluster/box.h"
 #include "cluster/worker_id.h"
 
 namespace caravan {
@@ -56,6 +57,10 @@ absl::Status CheckRegistration(const v1::Registration& registration);
 
 /// The format of the worker's KV cache. REQUIRES: CheckRegistration is OK.
 DType KvDTypeOf(const v1::Registration& registration);
+
+/// What the worker says of its box; on a network that is not said, of 1 Gbit/s. nullopt: nothing.
+/// REQUIRES: CheckRegistration is OK.
+std::optional<Box> BoxOf(const v1::Registration& registration);
 
 /// Thread-safe.
 class Membership {

@@ -2,220 +2,62 @@
 
 #include <algorithm>
 #include <iterator>
-#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "base/byte_size.h"
-#include "base/int_math.h"
-#include "cluster/kv_tiers.h"
+#include "cluster/stage_needs.h"
+#include "cluster/stage_split.h"
+#include "cluster/worker_times.h"
 #include "kernels/kv_rows.h"
 
 namespace caravan {
 namespace {
 
-constexpr int64_t kMaxTokens = int64_t{1} << 40;  // past any memory; times bytes fits 63 bits
-constexpr double kImpossible = std::numeric_limits<double>::infinity();
+// A split that differs from the present one is worth moving weights and caches for from here on.
+// What boxes were measured at differs by a few hundredths from one time to the next, and what a
+// table foretells by more.
+constexpr double kWorthwhileGain = 1.05;
 
-/// Of what an offloading stage's worker has beyond the stage's least, the part that may go to the
-/// KV cache as far as kv_tokens ask for it: a half. Slots make a lone stream faster, since each
-/// expert that is in memory need not be read; KV cache makes many streams faster, since more of
-/// them share each read. Neither is known to matter less, and the default kv_tokens of eight
-/// longest sequences would leave nothing to slots. Who wants more slots asks for fewer kv_tokens.
-constexpr int64_t kKvShareDivisor = 2;
-
-/// What all possible stages cost.
-class StageCosts {
- public:
-  explicit StageCosts(const ModelCost& cost)
-      : num_layers_(static_cast<int>(cost.layers.size())), drafts_(cost.mtp.has_value()) {
-    for (int begin = 0; begin < num_layers_; ++begin) {
-      LayerCost layers;
-      for (int end = begin + 1; end <= num_layers_; ++end) {
-        layers += cost.layers[static_cast<size_t>(end - 1)];
-        LayerCost sum = layers;
-        // What no layer has: Of(no layers) is that alone.
-        StageSpec ends = Stage(begin, end);
-        ends.end_layer = ends.first_layer;
-        sum += cost.Of(ends);
-        costs_.push_back(sum);
-      }
-    }
-  }
-
-  int num_layers() const { return num_layers_; }
-
-  /// The stage with layers [begin, end).
-  StageSpec Stage(int begin, int end) const {
-    const bool is_last = end == num_layers_;
-    return {begin, end, begin == 0, is_last, is_last && drafts_};
-  }
-  const LayerCost& Of(int begin, int end) const {
-    // Stages that begin at 0, then those at 1, ...
-    const int64_t before = int64_t{begin} * num_layers_ - int64_t{begin} * (begin - 1) / 2;
-    return costs_[static_cast<size_t>(before + end - begin - 1)];
-  }
-
- private:
-  const int num_layers_;
-  const bool drafts_;
-  std::vector<LayerCost> costs_;
-};
-
-int64_t KvCacheBytes(const LayerCost& stage, DType dtype, int64_t tokens) {
-  return KvBytes(dtype, stage.kv_values_per_token * tokens);
+/// Each worker has a stage, in order; what a hop costs does not count.
+SplitRules InOrder(int num_workers) {
+  const auto size = static_cast<size_t>(num_workers);
+  SplitRules rules;
+  rules.counts.assign(size, 1);
+  rules.in_order = true;
+  rules.networks.assign(size, 0);
+  rules.hops = {{0}};
+  rules.returns = {0};
+  rules.num_stages = num_workers;
+  return rules;
 }
 
-/// How many tokens so many bytes of KV cache hold.
-int64_t KvTokens(const LayerCost& stage, DType dtype, int64_t bytes) {
-  const int64_t token_bytes = KvBytes(dtype, stage.kv_values_per_token);
-  return token_bytes == 0 ? kMaxTokens : bytes / token_bytes;
-}
-
-KvBlockShape KvShape(const StagePlan& stage, const LayerCost& cost, DType dtype) {
-  const int num_layers = stage.stage.num_kv_layers();
-  return {num_layers, kKvBlockTokens * KvBytes(dtype, cost.kv_values_per_token / num_layers)};
-}
-
-/// Gives the stage as little of the worker's disk as brings its KV cache to `tokens`, or as close
-/// as it can be. Returns how many tokens it holds.
-int64_t TakeKvDisk(const LayerCost& cost, const PlannerWorker& worker, int64_t tokens,
-                   StagePlan& stage) {
-  const int64_t in_memory = KvTokens(cost, worker.kv_dtype, stage.kv_bytes);
-  stage.kv_disk_bytes = 0;
-  if (in_memory >= tokens || worker.kv_disk_bytes == 0) return in_memory;
-  const KvBlockShape shape = KvShape(stage, cost, worker.kv_dtype);
-  stage.kv_disk_bytes =
-      KvDiskFor(shape, stage.kv_bytes, worker.kv_disk_bytes, CeilDiv(tokens, kKvBlockTokens));
-  if (stage.kv_disk_bytes == 0) return in_memory;
-  return SplitKvBlocks(shape, stage.kv_bytes, stage.kv_disk_bytes).blocks() * kKvBlockTokens;
-}
-
-/// The least memory that a stage needs of its worker, in bytes.
-struct StageNeed {
-  bool offloads = false;
-  int64_t weights = 0;  // all, or the always-active ones
-  int64_t kv = 0;       // of one longest sequence
-  int64_t slots = 0;    // of as many experts as it cannot do without
-  int64_t beside = 0;   // process and steps
-
-  int64_t total() const { return weights + kv + slots + beside; }
-};
-
-/// What stages need of some workers, each of which has one.
-class Needs {
- public:
-  Needs(const StageCosts& costs, const PlannerOptions& options,
-        absl::Span<const PlannerWorker* const> workers, bool may_offload)
-      : costs_(costs), options_(options), workers_(workers), may_offload_(may_offload) {}
-
-  int num_workers() const { return static_cast<int>(workers_.size()); }
-  const PlannerWorker& worker(int w) const { return *workers_[static_cast<size_t>(w)]; }
-  const StageCosts& costs() const { return costs_; }
-
-  StageNeed Resident(int w, int begin, int end) const {
-    const LayerCost& cost = costs_.Of(begin, end);
-    StageNeed need;
-    need.weights = cost.weight_bytes;
-    need.kv = KvCacheBytes(cost, worker(w).kv_dtype, options_.context_tokens);
-    if (worker(w).on_card) need.beside = StepBytes(w, begin, end);
-    return need;
-  }
-  /// As it would fit the worker: resident if it does, else offloading where that can be and needs
-  /// less.
-  StageNeed Of(int w, int begin, int end) const {
-    const StageNeed resident = Resident(w, begin, end);
-    const LayerCost& cost = costs_.Of(begin, end);
-    if (!may_offload_ || !worker(w).offloads || !cost.can_offload() ||
-        resident.total() <= worker(w).memory_budget_bytes) {
-      return resident;
-    }
-    StageNeed need;
-    need.offloads = true;
-    need.weights = cost.always_active_bytes();
-    need.kv = resident.kv;
-    need.slots = cost.least_expert_slots() * cost.expert_slot_bytes;
-    need.beside = worker(w).process_bytes + StepBytes(w, begin, end);
-    return need.total() < resident.total() ? need : resident;
-  }
-
- private:
-  int64_t StepBytes(int w, int begin, int end) const {
-    const StepMemory& steps = worker(w).on_card ? options_.card_step_memory : options_.step_memory;
-    return steps.Of(costs_.Stage(begin, end), num_workers()) +
-           (HopsByNccl(w) ? kNcclProcessBytes : 0);
-  }
-  /// Whether a neighbour may be joined by NCCL.
-  bool HopsByNccl(int w) const {
-    return worker(w).has_nccl &&
-           ((w > 0 && worker(w - 1).has_nccl) || (w + 1 < num_workers() && worker(w + 1).has_nccl));
-  }
-
-  const StageCosts& costs_;
-  const PlannerOptions& options_;
-  const absl::Span<const PlannerWorker* const> workers_;
-  const bool may_offload_;
-};
-
-/// Where each of `num_workers` stages ends, each at least one layer, such that the stages' costs
-/// combine to the least; of equal ones the split that ends earlier. nullopt when every split is
-/// kImpossible.
-std::optional<std::vector<int>> BestSplit(
-    int num_layers, int num_workers,
-    absl::FunctionRef<double(int worker, int begin, int end)> stage_cost,
-    absl::FunctionRef<double(double, double)> combine) {
-  // best[w][begin]: the least cost of layers [begin, num_layers) on workers [w, num_workers), and
-  // the end of worker w's stage that gives it.
-  struct Choice {
-    double cost = kImpossible;
-    int end = 0;
-  };
-  std::vector<std::vector<Choice>> best(num_workers + 1, std::vector<Choice>(num_layers + 1));
-  best[num_workers][num_layers].cost = 0;
-  for (int w = num_workers - 1; w >= 0; --w) {
-    for (int begin = 0; begin < num_layers; ++begin) {
-      for (int end = begin + 1; end <= num_layers; ++end) {
-        if (best[w + 1][end].cost == kImpossible) continue;
-        const double cost = combine(stage_cost(w, begin, end), best[w + 1][end].cost);
-        if (cost < best[w][begin].cost) best[w][begin] = {cost, end};
-      }
-    }
-  }
-  if (best[0][0].cost == kImpossible) return std::nullopt;
+std::vector<int> EndsOf(const Split& split) {
   std::vector<int> ends;
-  for (int w = 0, begin = 0; w < num_workers; ++w) {
-    begin = best[w][begin].end;
-    ends.push_back(begin);
-  }
+  for (const PickedStage& stage : split.stages) ends.push_back(stage.end);
   return ends;
 }
 
 /// Ends of the stages on exactly these workers.
-std::optional<std::vector<int>> SplitOver(const Needs& needs) {
-  const int num_layers = needs.costs().num_layers();
+std::optional<std::vector<int>> SplitOver(const StageNeeds& needs) {
   const auto share = [&](int w, int begin, int end) {
-    const int64_t budget = needs.worker(w).memory_budget_bytes;
-    if (needs.Of(w, begin, end).total() > budget) return kImpossible;
-    return static_cast<double>(needs.costs().Of(begin, end).weight_bytes) /
-           static_cast<double>(budget);
+    if (!needs.Fits(w, begin, end)) return kImpossible;
+    return static_cast<double>(needs.stages().Of(begin, end).weight_bytes) /
+           static_cast<double>(needs.worker(w).memory_budget_bytes);
   };
-  const auto largest = BestSplit(num_layers, needs.num_workers(), share,
-                                 [](double a, double b) { return std::max(a, b); });
+  const SplitRules rules = InOrder(needs.num_workers());
+  const int num_layers = needs.stages().num_layers();
+  const std::optional<double> largest =
+      LeastMost(StageCosts(needs.num_workers(), num_layers, share), rules);
   if (!largest.has_value()) return std::nullopt;
-  double limit = 0;
-  for (int w = 0, begin = 0; w < needs.num_workers(); begin = (*largest)[w++]) {
-    limit = std::max(limit, share(w, begin, (*largest)[w]));
-  }
   const auto squared = [&](int w, int begin, int end) {
     const double s = share(w, begin, end);
-    return s <= limit ? s * s : kImpossible;
+    return s <= *largest ? s * s : kImpossible;
   };
-  return BestSplit(num_layers, needs.num_workers(), squared,
-                   [](double a, double b) { return a + b; });
+  return EndsOf(*CheapestSplit(StageCosts(needs.num_workers(), num_layers, squared), rules));
 }
 
 using WorkerList = std::vector<const PlannerWorker*>;
@@ -239,26 +81,26 @@ std::vector<WorkerList> ListsToTry(absl::Span<const PlannerWorker> workers, int 
   return lists;
 }
 
-struct Split {
-  const WorkerList* workers = nullptr;
-  std::vector<int> ends;
+struct PlannedSplit {
+  WorkerSplit split;
   bool may_offload = false;
 };
 
-std::optional<Split> FindSplit(const StageCosts& costs, const PlannerOptions& options,
-                               const std::vector<WorkerList>& lists, bool may_offload) {
+std::optional<PlannedSplit> FindSplit(const PossibleStages& stages, const PlannerOptions& options,
+                                      const std::vector<WorkerList>& lists, bool may_offload) {
   for (const WorkerList& list : lists) {
-    std::optional<std::vector<int>> ends = SplitOver(Needs(costs, options, list, may_offload));
-    if (ends.has_value()) return Split{&list, *std::move(ends), may_offload};
+    std::optional<std::vector<int>> ends =
+        SplitOver(StageNeeds(stages, options, list, may_offload));
+    if (ends.has_value()) return PlannedSplit{{list, *std::move(ends)}, may_offload};
   }
   return std::nullopt;
 }
 
 /// Why no split fits where everything must be in memory, in numbers.
-std::string WhyNotResident(const StageCosts& costs, absl::Span<const PlannerWorker> workers,
+std::string WhyNotResident(const PossibleStages& stages, absl::Span<const PlannerWorker> workers,
                            int64_t context_tokens) {
-  const int n = costs.num_layers();
-  const LayerCost& whole = costs.Of(0, n);
+  const int n = stages.num_layers();
+  const LayerCost& whole = stages.Of(0, n);
   int64_t offered = 0;
   DType smallest_kv = workers.front().kv_dtype;
   const PlannerWorker* largest = &workers.front();
@@ -279,11 +121,11 @@ std::string WhyNotResident(const StageCosts& costs, absl::Span<const PlannerWork
                    FormatByteSize(offered));
   if (offered < whole.weight_bytes + kv) return absl::StrCat(needs, "but ", offer);
   for (int layer = 0; layer < n; ++layer) {
-    const LayerCost& cost = costs.Of(layer, layer + 1);
+    const LayerCost& cost = stages.Of(layer, layer + 1);
     const int64_t bytes = cost.weight_bytes + KvCacheBytes(cost, smallest_kv, context_tokens);
     if (bytes <= largest->memory_budget_bytes) continue;
     return absl::StrCat(needs, "and ", offer, ", but ",
-                        DescribeStage(costs.Stage(layer, layer + 1)), " alone needs ",
+                        DescribeStage(stages.Spec(layer, layer + 1)), " alone needs ",
                         FormatByteSize(bytes), " and the largest worker, ", largest->name, ", has ",
                         FormatByteSize(largest->memory_budget_bytes));
   }
@@ -292,18 +134,20 @@ std::string WhyNotResident(const StageCosts& costs, absl::Span<const PlannerWork
 
 /// The same where experts may stay on disks, or cards hold steps too: of the split that comes
 /// closest, the stage that is farthest from fitting.
-std::string WhyNoStageFits(const StageCosts& costs, const PlannerOptions& options,
+std::string WhyNoStageFits(const PossibleStages& stages, const PlannerOptions& options,
                            const std::vector<WorkerList>& lists, bool may_offload) {
   double closest = kImpossible;
   std::string why;
   for (const WorkerList& list : lists) {
-    const Needs needs(costs, options, list, may_offload);
+    const StageNeeds needs(stages, options, list, may_offload);
     const auto excess = [&](int w, int begin, int end) {
       return static_cast<double>(needs.Of(w, begin, end).total()) /
              static_cast<double>(needs.worker(w).memory_budget_bytes);
     };
-    const std::vector<int> ends = *BestSplit(costs.num_layers(), needs.num_workers(), excess,
-                                             [](double a, double b) { return std::max(a, b); });
+    const StageCosts costs(needs.num_workers(), stages.num_layers(), excess);
+    SplitRules rules = InOrder(needs.num_workers());
+    rules.most = *LeastMost(costs, rules);
+    const std::vector<int> ends = EndsOf(*CheapestSplit(costs, rules));
     int worst = 0;
     int worst_begin = 0;
     for (int w = 1; w < needs.num_workers(); ++w) {
@@ -322,13 +166,14 @@ std::string WhyNoStageFits(const StageCosts& costs, const PlannerOptions& option
         need.offloads
             ? absl::StrCat(FormatByteSize(need.weights), " for its always-active weights, ", kv,
                            ", ", FormatByteSize(need.slots), " for ",
-                           costs.Of(worst_begin, ends[worst]).least_expert_slots(), " experts and ",
-                           FormatByteSize(need.beside), " for steps and the process")
+                           stages.Of(worst_begin, ends[worst]).least_expert_slots(),
+                           " experts and ", FormatByteSize(need.beside),
+                           " for steps and the process")
         : need.beside > 0 ? absl::StrCat(FormatByteSize(need.weights), " for its weights, ", kv,
                                          " and ", FormatByteSize(need.beside), " for steps")
                           : absl::StrCat(FormatByteSize(need.weights), " for its weights and ", kv);
     why = absl::StrCat("no split fits: stage ", worst + 1, " of ", needs.num_workers(), " (",
-                       DescribeStage(costs.Stage(worst_begin, ends[worst])), ") needs ",
+                       DescribeStage(stages.Spec(worst_begin, ends[worst])), ") needs ",
                        FormatByteSize(need.total()), " of memory, ", parts, "; ",
                        needs.worker(worst).name, " has ",
                        FormatByteSize(needs.worker(worst).memory_budget_bytes));
@@ -336,66 +181,99 @@ std::string WhyNoStageFits(const StageCosts& costs, const PlannerOptions& option
   return why;
 }
 
-absl::Status DoesNotFit(const StageCosts& costs, absl::Span<const PlannerWorker> workers,
+absl::Status DoesNotFit(const PossibleStages& stages, absl::Span<const PlannerWorker> workers,
                         const PlannerOptions& options, const std::vector<WorkerList>& lists) {
-  const LayerCost& whole = costs.Of(0, costs.num_layers());
+  const LayerCost& whole = stages.Of(0, stages.num_layers());
   const bool some_offload = std::any_of(workers.begin(), workers.end(),
                                         [](const PlannerWorker& w) { return w.offloads; });
   if (some_offload && whole.can_offload()) {
     return absl::FailedPreconditionError(
-        WhyNoStageFits(costs, options, lists, /*may_offload=*/true));
+        WhyNoStageFits(stages, options, lists, /*may_offload=*/true));
   }
   const bool some_cards =
       std::any_of(workers.begin(), workers.end(), [](const PlannerWorker& w) { return w.on_card; });
   const bool could_if_packed = some_offload && whole.num_experts > 0;
   return absl::FailedPreconditionError(absl::StrCat(
-      some_cards ? WhyNoStageFits(costs, options, lists, /*may_offload=*/false)
-                 : WhyNotResident(costs, workers, options.context_tokens),
+      some_cards ? WhyNoStageFits(stages, options, lists, /*may_offload=*/false)
+                 : WhyNotResident(stages, workers, options.context_tokens),
       could_if_packed ? "; only a packed model's experts (caravan pack) may stay on disks" : ""));
 }
 
 /// Shares each worker's budget out.
-PipelinePlan MakePlan(const StageCosts& costs, const PlannerOptions& options, const Split& split) {
-  const Needs needs(costs, options, *split.workers, split.may_offload);
-  const int64_t wanted_tokens = std::max(options.context_tokens, options.kv_tokens);
+PipelinePlan MakePlan(const PossibleStages& stages, const PlannerOptions& options,
+                      const PlannedSplit& split) {
+  const StageNeeds needs(stages, options, split.split.workers, split.may_offload);
+  const std::vector<int>& ends = split.split.ends;
+  const auto begin_of = [&](int w) { return w == 0 ? 0 : ends[static_cast<size_t>(w) - 1]; };
+  int64_t pipeline_tokens = kMaxTokens;  // that every stage caches
+  for (int w = 0; w < needs.num_workers(); ++w) {
+    pipeline_tokens = std::min(
+        pipeline_tokens, needs.RoomFor(w, begin_of(w), ends[static_cast<size_t>(w)]).kv_tokens);
+  }
+  pipeline_tokens = std::max(pipeline_tokens, options.context_tokens);
   PipelinePlan plan;
   plan.version = options.version;
-  int64_t pipeline_tokens = kMaxTokens;  // that every stage caches
-  for (int w = 0, begin = 0; w < needs.num_workers(); begin = split.ends[w++]) {
-    const int end = split.ends[w];
-    const LayerCost& cost = costs.Of(begin, end);
-    const PlannerWorker& worker = needs.worker(w);
-    const StageNeed need = needs.Of(w, begin, end);
-    const int64_t spare = worker.memory_budget_bytes - need.total();
-    const int64_t wanted_kv = KvCacheBytes(cost, worker.kv_dtype, wanted_tokens);
-    StagePlan stage;
-    stage.worker = worker.id;
-    stage.stage = costs.Stage(begin, end);
-    stage.weight_bytes = cost.weight_bytes;
-    stage.kv_bytes =
-        std::min(need.kv + (need.offloads ? spare / kKvShareDivisor : spare), wanted_kv);
-    pipeline_tokens = std::min(pipeline_tokens, TakeKvDisk(cost, worker, wanted_tokens, stage));
-    plan.stages.push_back(stage);
-  }
-  // The stage that caches fewest tokens decides for all: beyond that, slots are worth more.
-  pipeline_tokens = std::max(pipeline_tokens, options.context_tokens);
   for (int w = 0; w < needs.num_workers(); ++w) {
-    StagePlan& stage = plan.stages[static_cast<size_t>(w)];
-    const int begin = stage.stage.first_layer;
-    const int end = stage.stage.end_layer;
-    const LayerCost& cost = costs.Of(begin, end);
-    const PlannerWorker& worker = needs.worker(w);
-    const StageNeed need = needs.Of(w, begin, end);
-    if (need.offloads) {
-      stage.kv_bytes =
-          std::min(stage.kv_bytes, KvCacheBytes(cost, worker.kv_dtype, pipeline_tokens));
-    }
-    TakeKvDisk(cost, worker, std::min(pipeline_tokens, wanted_tokens), stage);
-    if (!need.offloads) continue;
-    const int64_t left = worker.memory_budget_bytes - need.weights - need.beside - stage.kv_bytes;
-    stage.expert_bytes = left / cost.expert_slot_bytes * cost.expert_slot_bytes;
+    const int begin = begin_of(w);
+    const int end = ends[static_cast<size_t>(w)];
+    const StageRoom room = needs.RoomFor(w, begin, end, pipeline_tokens);
+    const LayerCost& cost = stages.Of(begin, end);
+    StagePlan& stage = plan.stages.emplace_back();
+    stage.worker = needs.worker(w).id;
+    stage.stage = stages.Spec(begin, end);
+    stage.weight_bytes = cost.weight_bytes;
+    stage.kv_bytes = room.kv_bytes;
+    stage.kv_disk_bytes = room.kv_disk_bytes;
+    stage.kv_tokens = room.kv_tokens;
+    stage.expert_bytes = room.expert_slots * cost.expert_slot_bytes;
   }
   return plan;
+}
+
+/// options.present as a split of these workers; nullopt: there is none, or it is not possible now.
+std::optional<PlannedSplit> PresentSplit(const PossibleStages& stages,
+                                         absl::Span<const PlannerWorker> workers,
+                                         const PlannerOptions& options) {
+  PlannedSplit present;
+  present.may_offload = true;
+  int next = 0;
+  for (const StagePlan& stage : options.present) {
+    const auto worker =
+        std::find_if(workers.begin(), workers.end(),
+                     [&](const PlannerWorker& each) { return each.id == stage.worker; });
+    if (worker == workers.end() || stage.stage.first_layer != next) return std::nullopt;
+    next = stage.stage.end_layer;
+    present.split.workers.push_back(&*worker);
+    present.split.ends.push_back(next);
+  }
+  if (next != stages.num_layers()) return std::nullopt;
+  const StageNeeds needs(stages, options, present.split.workers, present.may_offload);
+  for (int w = 0, begin = 0; w < needs.num_workers(); begin = present.split.ends[w++]) {
+    if (!needs.Fits(w, begin, present.split.ends[w])) return std::nullopt;
+  }
+  return present;
+}
+
+/// The plan that is best by time, or the present one where that is as good as the best.
+std::optional<PipelinePlan> PlanByTime(const PossibleStages& stages, const ModelCost& cost,
+                                       absl::Span<const PlannerWorker> workers,
+                                       const PlannerOptions& options) {
+  std::optional<WorkerSplit> fastest = SplitByTime(stages, workers, options);
+  if (!fastest.has_value()) return std::nullopt;
+  const auto plan_of = [&](const PlannedSplit& split) {
+    PipelinePlan plan = MakePlan(stages, options, split);
+    plan.forecast = ForetellPlan(cost, plan, split.split.workers, options);
+    return plan;
+  };
+  const auto rate_of = [&](const PipelinePlan& plan) {
+    return options.aim == PlanAim::kBulk ? plan.forecast->tokens_per_second
+                                         : plan.forecast->tokens_per_second_alone;
+  };
+  PipelinePlan plan = plan_of({*std::move(fastest), /*may_offload=*/true});
+  const std::optional<PlannedSplit> present_split = PresentSplit(stages, workers, options);
+  if (!present_split.has_value()) return plan;
+  PipelinePlan present = plan_of(*present_split);
+  return rate_of(plan) < kWorthwhileGain * rate_of(present) ? present : plan;
 }
 
 }  // namespace
@@ -413,12 +291,16 @@ absl::StatusOr<PipelinePlan> PlanStages(const ModelCost& cost,
     if (worker.memory_budget_bytes > 0) continue;
     return absl::InvalidArgumentError(absl::StrCat("worker ", worker.name, " has no memory"));
   }
-  const StageCosts costs(cost);
-  const std::vector<WorkerList> lists = ListsToTry(workers, costs.num_layers());
-  std::optional<Split> split = FindSplit(costs, options, lists, /*may_offload=*/false);
-  if (!split.has_value()) split = FindSplit(costs, options, lists, /*may_offload=*/true);
-  if (!split.has_value()) return DoesNotFit(costs, workers, options, lists);
-  return MakePlan(costs, options, *split);
+  const PossibleStages stages(cost);
+  if (CanPlanByTime(workers, options)) {
+    std::optional<PipelinePlan> plan = PlanByTime(stages, cost, workers, options);
+    if (plan.has_value()) return *std::move(plan);
+  }
+  const std::vector<WorkerList> lists = ListsToTry(workers, stages.num_layers());
+  std::optional<PlannedSplit> split = FindSplit(stages, options, lists, /*may_offload=*/false);
+  if (!split.has_value()) split = FindSplit(stages, options, lists, /*may_offload=*/true);
+  if (!split.has_value()) return DoesNotFit(stages, workers, options, lists);
+  return MakePlan(stages, options, *split);
 }
 
 }  // namespace caravan

@@ -1,17 +1,23 @@
 #ifndef CARAVAN_CLUSTER_PLANNER_H_
 #define CARAVAN_CLUSTER_PLANNER_H_
 
-// Splits a model's layers over workers: a pure function of costs and budgets.
+// Splits a model's layers over workers: a pure function of costs, budgets and, where they are
+// known, times.
 
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "base/dtype.h"
+#include "cluster/box.h"
 #include "cluster/pipeline_plan.h"
+#include "cluster/plan_aim.h"
 #include "cluster/worker_id.h"
 #include "model/layer_cost.h"
+#include "model/model_config.h"
 #include "model/step_memory.h"
 
 namespace caravan {
@@ -26,6 +32,8 @@ struct PlannerWorker {
   int64_t kv_disk_bytes = 0;        // for KV blocks that memory has no room for
   bool on_card = false;             // the budget is a card's memory, and all that a stage takes
   bool has_nccl = false;            // it passes activations from there by NCCL where it can
+  // What its box can do: rates, and beside a card the memory for experts. nullopt: not known.
+  std::optional<Box> box = std::nullopt;
 };
 
 struct PlannerOptions {
@@ -37,10 +45,15 @@ struct PlannerOptions {
   int64_t kv_tokens = 0;
   StepMemory step_memory = {};       // left free by stages that offload
   StepMemory card_step_memory = {};  // left free by stages on cards
+  // Where all workers' boxes are known, plans are made by times. Borrowed; null: by memory alone.
+  const ModelConfig* config = nullptr;
+  PlanAim aim = PlanAim::kBulk;  // of plans by times
+  // Workers and stages of a plan by times that stays, unless another is better by a twentieth.
+  std::vector<StagePlan> present = {};
 };
 
-/// Every layer goes to one worker; stages are contiguous and follow the order of `workers`. The
-/// first also embeds, the last has the head, and each fits its worker in one of two ways:
+/// Every layer goes to one worker; stages are contiguous. The first also embeds, the last has the
+/// head, and each fits its worker in one of two ways:
 ///
 /// - resident: all of its weights and the KV cache of context_tokens; on a card the memory of steps
 ///   too. The rest of the budget goes to the KV cache, up to kv_tokens.
@@ -54,13 +67,25 @@ struct PlannerOptions {
 /// it closest to them, or to what the stage that caches fewest tokens makes use of. One longest
 /// sequence has room in memory in any case.
 ///
-/// Nothing offloads where a plan without that is found. Where `cost` has multi-token prediction,
-/// the last stage drafts.
+/// Where `cost` has multi-token prediction, the last stage drafts.
 ///
+/// By times, where `options` has the config and all workers their boxes: the workers, their order
+/// and the split for which step_time foretells most, with what stages are given above.
+/// For bulk: most tokens/s of as many longest sequences as kv_tokens are, or where caches have no
+/// room for them, of a half, a quarter, ... of these; all of their context is looked back on. For
+/// interactive: least time for a token of one that is alone. A stage offloads where that is faster,
+/// and a worker that would make all slower stays spare. Exact up to a dozen workers that all differ
+/// (equal ones count less, networks that differ more). More of them keep the order of `workers`:
+/// exact but for that. Of more than 24 that differ, layers are shared out by memory. Two
+/// things are counted as for the worst order: steps that wait, as if every worker had a stage, and
+/// NCCL, as if each that has it had such a neighbour.
+///
+/// Else by memory, in the order of `workers`. Nothing offloads where a plan without that is found.
 /// Chosen is the split whose largest share (a stage's weights, wherever they are / its worker's
 /// budget) is least, so that a box with twice the memory takes twice the bytes; among those the one
 /// whose squared shares have the least sum, so that what is not at that limit is even too; then the
-/// one that ends the earlier stages first. Exact, by dynamic programming over (workers, layers).
+/// one whose last stage begins first, and so on towards the first. Exact, by dynamic programming
+/// (cluster/stage_split.h).
 ///
 /// Every worker gets a layer while there are enough; else the last ones stay spare. Where no such
 /// split fits, the worker with the smallest budget is left out (of equal ones the last), and so on:

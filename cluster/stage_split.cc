@@ -1,6 +1,7 @@
 #include "cluster/stage_split.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "base/check.h"
 
@@ -13,6 +14,7 @@ struct Way {
   int16_t kind = -1;
   int16_t first = 0;
   int16_t network = 0;  // before that stage
+  int16_t passed = 0;   // with in_order: boxes that were used or left out before it
 };
 
 class Search {
@@ -21,41 +23,60 @@ class Search {
       : costs_(costs),
         rules_(rules),
         layers_(costs.num_layers()),
-        networks_(static_cast<int>(rules.hops.size())) {
+        networks_(static_cast<int>(rules.hops.size())),
+        bound_(rules.below) {
+    if (rules_.in_order) {
+      // A combination is (stages so far, boxes that were used or left out).
+      CARAVAN_CHECK(rules_.num_stages > 0);
+      combinations_ = static_cast<size_t>(rules_.num_stages + 1) * (num_kinds() + 1);
+      totals_.resize(combinations_);
+      for (size_t c = 0; c < combinations_; ++c) {
+        totals_[c] = static_cast<int>(c / (num_kinds() + 1));
+      }
+      FindTakeovers();
+      return;
+    }
     for (const int count : rules_.counts) {
       strides_.push_back(combinations_);
       // More boxes than layers are of no use.
       limits_.push_back(std::min(count, layers_));
       combinations_ *= static_cast<size_t>(limits_.back()) + 1;
     }
-    ways_.resize(combinations_ * static_cast<size_t>(networks_ * (layers_ + 1)));
+    totals_.resize(combinations_);
+    std::vector<int> used(limits_.size(), 0);
+    for (int& total : totals_) {
+      total = std::accumulate(used.begin(), used.end(), 0);
+      Next(used);
+    }
+    FindTakeovers();
   }
 
+  bool MaySplit() const { return takeovers_.front() == 0; }
+
   std::optional<Split> Run() {
+    if (!MaySplit()) return std::nullopt;
+    FindRests();
+    ways_.resize(combinations_ * static_cast<size_t>(networks_ * (layers_ + 1)));
     std::vector<int> used(limits_.size(), 0);
     size_t best = ways_.size();
     size_t best_combination = 0;
-    double least = kImpossible;
-    for (size_t combination = 0; combination < combinations_; ++combination) {
-      int total = 0;
-      for (size_t kind = 0; kind < used.size(); ++kind) total += used[kind];
-      if (total > 0) {
+    for (size_t combination = 0; combination < combinations_; ++combination, Next(used)) {
+      const int total = totals_[combination];
+      if (total > 0 && (rules_.num_stages == 0 || total == rules_.num_stages)) {
         for (int network = 0; network < networks_; ++network) {
           const size_t at = At(combination, network, layers_);
-          if (rules_.num_stages > 0 && total != rules_.num_stages) continue;
           const double back = total > 1 ? rules_.returns[static_cast<size_t>(network)] : 0;
-          if (ways_[at].cost + back < least) {
-            least = ways_[at].cost + back;
+          if (ways_[at].cost + back < bound_) {
+            bound_ = ways_[at].cost + back;
             best = at;
             best_combination = combination;
           }
         }
       }
       if (MayGoOn(total)) Extend(combination, used, total);
-      Next(used);
     }
     if (best == ways_.size()) return std::nullopt;
-    return Trace(best_combination, best, least);
+    return Trace(best_combination, best, bound_);
   }
 
  private:
@@ -63,6 +84,22 @@ class Search {
     return (combination * static_cast<size_t>(networks_) + static_cast<size_t>(network)) *
                static_cast<size_t>(layers_ + 1) +
            static_cast<size_t>(layer);
+  }
+  size_t ByKind(size_t kind, int layer) const {
+    return kind * static_cast<size_t>(layers_ + 1) + static_cast<size_t>(layer);
+  }
+
+  size_t num_kinds() const { return rules_.counts.size(); }
+
+  /// Whether a box of the kind may come behind such boxes; `used` is not looked at with in_order.
+  bool HasMore(size_t combination, const std::vector<int>& used, size_t kind) const {
+    return rules_.in_order ? kind >= Passed(combination) : used[kind] < limits_[kind];
+  }
+  size_t Passed(size_t combination) const { return combination % (num_kinds() + 1); }
+  /// The combination with one more box of the kind.
+  size_t With(size_t combination, size_t kind) const {
+    if (!rules_.in_order) return combination + strides_[kind];
+    return combination - Passed(combination) + num_kinds() + 1 + kind + 1;
   }
 
   /// The combinations in order: whoever uses one box more comes later.
@@ -80,6 +117,87 @@ class Search {
     return total < layers_ && (rules_.num_stages == 0 || total < rules_.num_stages);
   }
 
+  /// takeovers_: of each combination the first layer from which the boxes that it does not use
+  /// could hold all others, if a stage within a possible one were always possible. So it is never
+  /// too late. latest_ends_: of the possible stages that begin at a layer.
+  void FindTakeovers() {
+    const size_t kinds = num_kinds();
+    latest_ends_.assign(kinds * static_cast<size_t>(layers_ + 1), 0);
+    // Where a stage that ends at a layer begins at the earliest.
+    std::vector<int> begins(kinds * static_cast<size_t>(layers_ + 1));
+    for (size_t kind = 0; kind < kinds; ++kind) {
+      for (int end = 0; end <= layers_; ++end) begins[ByKind(kind, end)] = end;
+      for (int first = 0; first < layers_; ++first) {
+        for (int end = first + 1; end <= layers_; ++end) {
+          const double cost = costs_.At(static_cast<int>(kind), first, end);
+          if (cost == kImpossible || cost > rules_.most) continue;
+          latest_ends_[ByKind(kind, first)] = end;
+          int& begin = begins[ByKind(kind, end)];
+          begin = std::min(begin, first);
+        }
+      }
+      for (int end = layers_ - 1; end >= 0; --end) {
+        int& begin = begins[ByKind(kind, end)];
+        begin = std::min(begin, begins[ByKind(kind, end + 1)]);
+      }
+    }
+    takeovers_.assign(combinations_, layers_);
+    std::vector<int> used = limits_;
+    for (size_t combination = combinations_; combination-- > 0; Previous(used)) {
+      if (!MayGoOn(totals_[combination])) continue;
+      int& first = takeovers_[combination];
+      for (size_t kind = 0; kind < kinds; ++kind) {
+        if (!HasMore(combination, used, kind)) continue;
+        first = std::min(first, begins[ByKind(kind, takeovers_[With(combination, kind)])]);
+      }
+    }
+  }
+
+  /// Next, backwards.
+  void Previous(std::vector<int>& used) const {
+    for (size_t kind = 0; kind < used.size(); ++kind) {
+      if (used[kind] > 0) {
+        --used[kind];
+        return;
+      }
+      used[kind] = limits_[kind];
+    }
+  }
+
+  /// rests_: what the layers from one on cost at least in so many more stages, hops before each
+  /// included, as if there were any number of boxes of each kind. With any number of stages all
+  /// of rests_ is what that costs.
+  void FindRests() {
+    const size_t width = static_cast<size_t>(layers_) + 1;
+    std::vector<double> cheapest(width * width, kImpossible);
+    for (int kind = 0; kind < costs_.num_kinds(); ++kind) {
+      for (int first = 0; first < layers_; ++first) {
+        for (int end = first + 1; end <= latest_ends_[ByKind(static_cast<size_t>(kind), first)];
+             ++end) {
+          const double cost = costs_.At(kind, first, end);
+          double& least = cheapest[static_cast<size_t>(first) * width + static_cast<size_t>(end)];
+          if (cost <= rules_.most) least = std::min(least, cost);
+        }
+      }
+    }
+    double hop = kImpossible;
+    for (const std::vector<double>& row : rules_.hops) {
+      hop = std::min(hop, *std::min_element(row.begin(), row.end()));
+    }
+    const size_t most = static_cast<size_t>(rules_.num_stages);
+    rests_.assign((most + 1) * width, kImpossible);
+    rests_[width - 1] = 0;
+    for (size_t stages = most == 0 ? 0 : 1; stages <= most; ++stages) {
+      const double* const after = &rests_[(most == 0 ? 0 : stages - 1) * width];
+      double* const rests = &rests_[stages * width];
+      for (size_t first = width - 1; first-- > 0;) {
+        for (size_t end = first + 1; end < width; ++end) {
+          rests[first] = std::min(rests[first], hop + cheapest[first * width + end] + after[end]);
+        }
+      }
+    }
+  }
+
   /// Puts one more box behind every state of the combination.
   void Extend(size_t combination, const std::vector<int>& used, int total) {
     for (int network = 0; network < networks_; ++network) {
@@ -91,30 +209,42 @@ class Search {
           cost = 0;
         }
         if (cost == kImpossible) continue;
-        for (size_t kind = 0; kind < used.size(); ++kind) {
-          if (used[kind] == limits_[kind]) continue;
+        for (size_t kind = 0; kind < num_kinds(); ++kind) {
+          if (!HasMore(combination, used, kind)) continue;
           const int next = rules_.networks[kind];
           const double hop =
               total == 0 ? 0 : rules_.hops[static_cast<size_t>(network)][static_cast<size_t>(next)];
           if (hop == kImpossible) continue;
-          Append(combination + strides_[kind], static_cast<int>(kind), first, network, total,
-                 cost + hop);
+          const Way way = {cost + hop, static_cast<int16_t>(kind), static_cast<int16_t>(first),
+                           static_cast<int16_t>(network),
+                           static_cast<int16_t>(rules_.in_order ? Passed(combination) : 0)};
+          Append(With(combination, kind), total, way);
         }
       }
     }
   }
 
-  void Append(size_t to, int kind, int first, int network, int total, double cost) {
+  /// Stages of all ends that `last` may have, as it is, with what comes before them as its cost.
+  void Append(size_t to, int total, const Way& last) {
+    const int kind = last.kind;
+    const int first = last.first;
+    const double cost = last.cost;
     // A box that follows wants a layer too.
     const int left = rules_.num_stages == 0 ? 0 : rules_.num_stages - total - 1;
-    const int begin = rules_.num_stages > 0 && left == 0 ? layers_ : first + 1;
-    for (int end = begin; end <= layers_ - left; ++end) {
+    const int begin =
+        rules_.num_stages > 0 && left == 0 ? layers_ : std::max(first + 1, takeovers_[to]);
+    const int most =
+        std::min(latest_ends_[ByKind(static_cast<size_t>(kind), first)], layers_ - left);
+    const double* const rests =
+        &rests_[static_cast<size_t>(left) * (static_cast<size_t>(layers_) + 1)];
+    Way* const ways = &ways_[At(to, rules_.networks[static_cast<size_t>(kind)], 0)];
+    for (int end = begin; end <= most; ++end) {
       const double stage = costs_.At(kind, first, end);
-      if (stage > rules_.most) continue;
-      Way& way = ways_[At(to, rules_.networks[static_cast<size_t>(kind)], end)];
+      if (stage > rules_.most || cost + stage + rests[end] >= bound_) continue;
+      Way& way = ways[end];
       if (cost + stage < way.cost) {
-        way = {cost + stage, static_cast<int16_t>(kind), static_cast<int16_t>(first),
-               static_cast<int16_t>(network)};
+        way = last;
+        way.cost = cost + stage;
       }
     }
   }
@@ -126,7 +256,11 @@ class Search {
     while (end > 0) {
       const Way& way = ways_[at];
       split.stages.push_back({way.kind, way.first, end});
-      combination -= strides_[static_cast<size_t>(way.kind)];
+      if (rules_.in_order) {
+        combination += static_cast<size_t>(way.passed) - Passed(combination) - num_kinds() - 1;
+      } else {
+        combination -= strides_[static_cast<size_t>(way.kind)];
+      }
       end = way.first;
       at = At(combination, way.network, end);
     }
@@ -138,11 +272,22 @@ class Search {
   const SplitRules& rules_;
   const int layers_;
   const int networks_;
+  double bound_;  // what is not below it is of no interest
   std::vector<int> limits_;
   std::vector<size_t> strides_;
   size_t combinations_ = 1;
+  std::vector<int> totals_;  // boxes, by combination
+  std::vector<int> takeovers_;
+  std::vector<int> latest_ends_;  // by kind and first layer
+  std::vector<double> rests_;
   std::vector<Way> ways_;
 };
+
+void CheckRules(const StageCosts& costs, const SplitRules& rules) {
+  CARAVAN_CHECK(static_cast<int>(rules.counts.size()) == costs.num_kinds() &&
+                rules.networks.size() == rules.counts.size() &&
+                rules.returns.size() == rules.hops.size());
+}
 
 }  // namespace
 
@@ -171,10 +316,23 @@ std::vector<double> StageCosts::Values() const {
 }
 
 std::optional<Split> CheapestSplit(const StageCosts& costs, const SplitRules& rules) {
-  CARAVAN_CHECK(static_cast<int>(rules.counts.size()) == costs.num_kinds() &&
-                rules.networks.size() == rules.counts.size() &&
-                rules.returns.size() == rules.hops.size());
+  CheckRules(costs, rules);
   return Search(costs, rules).Run();
+}
+
+std::optional<double> LeastMost(const StageCosts& costs, SplitRules rules) {
+  const std::vector<double> values = costs.Values();
+  const auto least = std::partition_point(values.begin(), values.end(), [&](double value) {
+    rules.most = value;
+    return !CheapestSplit(costs, rules).has_value();
+  });
+  if (least == values.end()) return std::nullopt;
+  return *least;
+}
+
+bool MaySplit(const StageCosts& costs, const SplitRules& rules) {
+  CheckRules(costs, rules);
+  return Search(costs, rules).MaySplit();
 }
 
 double SplitStates(int num_layers, const std::vector<int>& counts, int num_networks) {

@@ -4,7 +4,10 @@
 // Layers in a row, split into stages over boxes of some kinds in whatever order is cheapest. Knows
 // nothing of what the costs are; box_planner makes them. Exact, by dynamic programming over (how
 // many boxes of each kind are used, layers done, the network that the last one is in): time and
-// memory grow with the product of the kinds' counts. Pure functions.
+// memory grow with the product of the kinds' counts, or, where boxes keep their order, with their
+// number times that of the stages. What bounds say of a state keeps most of them
+// from being gone through: where the boxes that are left must take over at the latest, and what the
+// layers that are left cost at least. Pure functions.
 
 #include <cstdint>
 #include <limits>
@@ -42,12 +45,15 @@ class StageCosts {
 
 struct SplitRules {
   std::vector<int> counts;    // boxes of each kind; some may stay unused
+  bool in_order = false;      // each kind is one box, and those that are used follow each other in
+                              // this order; with num_stages
   std::vector<int> networks;  // of each kind, from 0 on: which row and column of `hops` is its own
   std::vector<std::vector<double>> hops;  // what a hop costs, from network to network
   std::vector<double> returns;            // what the way back costs from the last stage's network,
                                           // where there are several stages
   int num_stages = 0;                     // 0: any number
-  double most = kImpossible;              // stages and hops that cost more are not taken
+  double most = kImpossible;              // stages that cost more are not taken
+  double below = kImpossible;             // neither are splits that do not cost less
 };
 
 struct PickedStage {
@@ -66,7 +72,16 @@ struct Split {
 /// REQUIRES: counts, networks, hops and returns fit each other and `costs`.
 std::optional<Split> CheapestSplit(const StageCosts& costs, const SplitRules& rules);
 
-/// States that CheapestSplit has to go through, to be asked before.
+/// The least rules.most with which there is a split; nullopt: there is none, with whatever limit.
+/// REQUIRES: as CheapestSplit.
+std::optional<double> LeastMost(const StageCosts& costs, SplitRules rules);
+
+/// Whether there might be a split within rules.most: false means that there is none, whatever hops
+/// cost. Looks at (how many boxes of each kind are used) alone, so it is much cheaper.
+/// REQUIRES: as CheapestSplit.
+bool MaySplit(const StageCosts& costs, const SplitRules& rules);
+
+/// States that CheapestSplit goes through at most, to be asked before.
 double SplitStates(int num_layers, const std::vector<int>& counts, int num_networks);
 
 }  // namespace caravan

@@ -327,11 +327,13 @@ absl::StatusOr<Round> PredictRound(const ModelConfig& config, const ModelCost& c
   for (size_t i = 0; i < stages.size(); ++i) {
     const StageSpec& stage = stages[i].stage;
     const Box& box = *stages[i].box;
+    DecodeLoad stage_load = load;
+    stage_load.kv_dtype = stages[i].kv_dtype.value_or(load.kv_dtype);
     absl::StatusOr<StageTime> part =
-        step_rows == 0
-            ? PredictStage(config, cost.Of(stage), box, load, rows)
-            : PredictStage(config, cost.Of(stage),
-                           WithoutSteps(config, stage, num_stages, step_rows, box), load, rows);
+        step_rows == 0 ? PredictStage(config, cost.Of(stage), box, stage_load, rows)
+                       : PredictStage(config, cost.Of(stage),
+                                      WithoutSteps(config, stage, num_stages, step_rows, box),
+                                      stage_load, rows);
     if (!part.ok()) return Annotate(part.status(), DescribeStage(stage));
     round.seconds += part->seconds;
     if (i + 1 < stages.size()) {

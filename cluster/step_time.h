@@ -21,6 +21,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -117,6 +118,7 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
 struct BoxStage {
   const Box* box = nullptr;
   StageSpec stage;
+  std::optional<DType> kv_dtype = std::nullopt;  // of its KV cache; nullopt: the load's
 };
 
 /// Into how many micro-batches the load's jobs are split: as many as there are stages

@@ -415,7 +415,8 @@ absl::StatusOr<PipelinePlan> ClusterController::MakePlan(
                        member.registration.offloads() && !no_offloading_.contains(member.id),
                        static_cast<int64_t>(member.registration.process_bytes()),
                        static_cast<int64_t>(member.registration.kv_disk_bytes()),
-                       member.registration.on_card(), !member.registration.nccl_version().empty()});
+                       member.registration.on_card(), !member.registration.nccl_version().empty(),
+                       BoxOf(member.registration)});
   }
   PlannerOptions planner;
   planner.version = last_version_ + 1;
@@ -424,7 +425,25 @@ absl::StatusOr<PipelinePlan> ClusterController::MakePlan(
   planner.step_memory = ComputeStepMemory(options_.config, options_.max_step_tokens);
   planner.card_step_memory =
       ComputeCardStepMemory(options_.config, options_.max_step_tokens, kKvBlockTokens);
+  planner.config = &options_.config;
+  planner.aim = options_.aim;
+  planner.present = PresentStages();
   return PlanStages(options_.cost, workers, planner);
+}
+
+std::vector<StagePlan> ClusterController::PresentStages() const {
+  if (active_.has_value()) return active_->plan.stages;
+  std::vector<Member> members = Usable();
+  std::vector<StagePlan> stages;
+  for (const auto& [name, stage] : last_stages_) {
+    const auto member = std::find_if(members.begin(), members.end(), [&](const Member& each) {
+      return each.registration.name() == name;
+    });
+    if (member == members.end()) return {};
+    stages.push_back({.worker = member->id, .stage = stage});
+    members.erase(member);
+  }
+  return stages;
 }
 
 void ClusterController::StartLoading(PipelinePlan plan) {
@@ -434,11 +453,19 @@ void ClusterController::StartLoading(PipelinePlan plan) {
   active_->plan = std::move(plan);
   active_->stages.resize(active_->plan.stages.size());
   const std::vector<StagePlan>& stages = active_->plan.stages;
+  const std::optional<PlanForecast>& forecast = active_->plan.forecast;
+  LogInfo("plan_made", {{"plan", active_->plan.version},
+                        {"by", forecast.has_value() ? "times" : "memory"},
+                        {"jobs", forecast.has_value() ? forecast->jobs : 0},
+                        {"tokens_per_s", forecast.has_value() ? forecast->tokens_per_second : 0}});
+  last_stages_.clear();
   for (size_t i = 0; i < stages.size(); ++i) {
     v1::WorkerOrder order;
     v1::LoadStage& load = *order.mutable_load_stage();
     load = MakeLoad(active_->plan, i);
     if (i + 1 < stages.size()) LogHop(active_->plan, i, load);
+    last_stages_.emplace_back(membership_.Find(stages[i].worker)->registration.name(),
+                              stages[i].stage);
     LogInfo("stage_planned", {{"plan", active_->plan.version},
                               {"worker", DescribeWorker(*membership_.Find(stages[i].worker))},
                               {"stage", DescribeStage(stages[i].stage)},
@@ -676,6 +703,12 @@ std::string ClusterController::PipelineState() const {
     absl::StrAppend(&state, StageOf(id) < 0 ? "; left out: " : "; not offloading: ", why);
   }
   if (backoff_.HoldsAnybody()) absl::StrAppend(&state, "; held back: ", backoff_.Describe());
+  if (!active_.has_value() || !active_->plan.forecast.has_value()) return state;
+  for (const Member& member : Usable()) {
+    if (StageOf(member.id) >= 0) continue;
+    absl::StrAppend(&state, "; spare: ", DescribeWorker(member),
+                    ", with which it would not be faster");
+  }
   return state;
 }
 
@@ -718,6 +751,16 @@ v1::GetStatusResponse ClusterController::Status() const {
   response.set_plan_version(active_.has_value() ? active_->plan.version : 0);
   response.set_pipeline_state(PipelineState());
   response.set_serving(active_.has_value() && active_->serving);
+  if (active_.has_value() && active_->plan.forecast.has_value()) {
+    const PlanForecast& foretold = *active_->plan.forecast;
+    v1::PlanForecast& forecast = *response.mutable_forecast();
+    forecast.set_jobs(static_cast<uint32_t>(std::min<int64_t>(foretold.jobs, UINT32_MAX)));
+    forecast.set_tokens_per_s(foretold.tokens_per_second);
+    forecast.set_tokens_per_s_alone(foretold.tokens_per_second_alone);
+    forecast.set_slowest_worker_id(
+        Number(active_->plan.stages[static_cast<size_t>(foretold.slowest_stage)].worker));
+    forecast.set_bottleneck(BottleneckName(foretold.bottleneck));
+  }
   for (const Member& member : membership_.Members()) {
     v1::WorkerStatus& worker = *response.add_workers();
     worker.set_worker_id(Number(member.id));

@@ -33,6 +33,7 @@
 #include "cluster/activation_channel.h"
 #include "cluster/membership.h"
 #include "cluster/pipeline_plan.h"
+#include "cluster/plan_aim.h"
 #include "coordinator/hop_rules.h"
 #include "coordinator/pipeline_driver.h"
 #include "coordinator/rejoin_backoff.h"
@@ -52,6 +53,7 @@ class ClusterController {
     int64_t context_tokens = 0;     // longest sequence
     int64_t kv_tokens = 0;          // the KV caches are to hold, if memory allows
     int64_t max_step_tokens = 512;  // rows that one step may carry
+    PlanAim aim = PlanAim::kBulk;   // of plans by times (cluster/planner.h)
     absl::Duration heartbeat_interval = absl::Seconds(2.5);
     absl::Duration heartbeat_timeout = absl::Seconds(5);
     absl::Duration retry_delay = absl::Seconds(5);    // after a plan that failed to load
@@ -166,6 +168,9 @@ class ClusterController {
   void MaybePlan();
   absl::StatusOr<PipelinePlan> MakePlan(
       const std::optional<WorkerId>& without = std::nullopt) const;
+  /// The stages of the present plan, or those of the last on workers of the same names: what a new
+  /// plan has to be better than.
+  std::vector<StagePlan> PresentStages() const;
   void StartLoading(PipelinePlan plan);
   /// What each stage's worker is told of the others' archives.
   std::vector<v1::KvArchives> KvArchivesOf(const PipelinePlan& plan) const;
@@ -212,6 +217,8 @@ class ClusterController {
   std::optional<NextPlan> next_;                // only while the active one serves
   std::optional<absl::Duration> served_until_;  // when the last plan that served ended
   uint64_t last_version_ = 0;
+  std::vector<std::pair<std::string, StageSpec>>
+      last_stages_;  // of the last plan, by worker's name
   bool leaving_ = false;
   bool planned_once_ = false;
   bool plan_is_due_ = false;  // members came or went, or a plan ended, since MaybePlan settled it

@@ -330,6 +330,7 @@ absl::StatusOr<std::unique_ptr<CoordinatorServer>> CoordinatorServer::Start(
       controller.context_tokens,
       options.kv_tokens == 0 ? kDefaultContexts * controller.context_tokens : options.kv_tokens);
   controller.max_step_tokens = options.prefill_chunk;
+  controller.aim = options.aim;
   controller.heartbeat_timeout = options.heartbeat_timeout;
   controller.heartbeat_interval = options.heartbeat_timeout / 2;
   controller.rejoin_delay = options.rejoin_delay;

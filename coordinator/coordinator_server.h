@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "cluster/plan_aim.h"
 #include "cluster/transport_security.h"
 
 namespace caravan {
@@ -28,8 +29,10 @@ struct CoordinatorOptions {
   int64_t context_tokens = 0;  // longest prompt with its reply; 0: as the model allows
   int64_t prefill_chunk = 512;
   int64_t max_queued_jobs = 1024;
-  bool speculate = false;     // the model's layer of multi-token prediction drafts
-  double share_files = 0.05;  // ServingShare::Options::share
+  bool speculate = false;        // the model's layer of multi-token prediction drafts
+  double share_files = 0.05;     // ServingShare::Options::share
+  PlanAim aim = PlanAim::kBulk;  // of plans by times (cluster/planner.h)
+  bool speculate = false;        // the model's layer of multi-token prediction drafts
   absl::Duration worker_timeout = absl::Seconds(60);    // how long a job waits for a pipeline
   absl::Duration heartbeat_timeout = absl::Seconds(5);  // two heartbeats: a silent worker is lost
   absl::Duration rejoin_delay = absl::Seconds(30);      // as RejoinBackoff

@@ -296,6 +296,14 @@ void AppendCluster(const Metrics::Snapshot& snapshot, std::vector<MetricFamily>&
     out.push_back(certificate.Take());
   }
 
+  Numbers foretold(
+      MetricType::Gauge, "caravan_foretold_tokens_per_second",
+      "What the workers' figures say that the present plan gives while as many of the "
+      "longest sequences decode as its KV caches have room for; 0 where it was made by "
+      "memory alone.");
+  foretold.Add(cluster.forecast().tokens_per_s());
+  out.push_back(foretold.Take());
+
   std::map<v1::WorkerState, int64_t> in_state;
   for (const v1::WorkerStatus& worker : cluster.workers()) ++in_state[worker.state()];
   Numbers workers(MetricType::Gauge, "caravan_workers", "Workers that are here.");

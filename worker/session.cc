@@ -280,6 +280,7 @@ class Session {
       registration.set_kv_replicates(options_.kv_replicates);
     }
     registration.set_offloads(options_.offloads);
+    registration.set_box(options_.box);
     if (!device.is_card()) {
       registration.set_process_bytes(static_cast<uint64_t>(ProcessBytes(options_.num_threads)));
     }

@@ -52,6 +52,7 @@ struct WorkerSessionOptions {
   ExpertStore::Options experts;            // of those on disk
   std::optional<std::string> expert_heat = "";  // as Stage::Options
   std::string record_routing;                   // as Worker::Environment
+  std::string box;                              // Registration.box
   int num_threads = 1;
   absl::Duration connect_timeout = absl::Seconds(60);
   std::shared_ptr<const ComputeDevice> device;

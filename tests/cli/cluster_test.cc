@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <fstream>
 #include <map>
+#include <regex>
 #include <set>
 #include <sstream>
 #include <string>
@@ -11,6 +12,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "base/peak_memory.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -90,6 +92,76 @@ TEST(ClusterTest, StatusShowsWorkersLayersAndTheRunningJob) {
   run.Signal(SIGINT);
   EXPECT_EQ(run.Wait(), 130);
   cluster.WaitForStatus("no jobs\n");
+}
+
+/// A box that is so slow that hops take no time beside its stages.
+std::string SlowBox(const std::string& name, double bytes_per_s) {
+  return absl::StrFormat(
+      R"({"name": "%s", "cpu": {"cores": 1, "isa": "avx2", "multiply_adds_per_second": %g,
+                                "attention_multiply_adds_per_second": %g},
+          "memory": {"total_bytes": 1073741824, "worker_bytes": 268435456,
+                     "read_bytes_per_second": %g},
+          "disk": {"bytes": 1073741824, "read_bytes_per_second": 1e9},
+          "network": {"bytes_per_second": 1e8, "latency_seconds": 1e-4}})",
+      name, 4 * bytes_per_s, bytes_per_s, bytes_per_s);
+}
+
+/// What the first group of `pattern` is mapped to by its second and third, in all of its matches.
+std::map<std::string, std::string> LayersByBox(const std::string& text, const char* pattern) {
+  std::map<std::string, std::string> layers;
+  const std::regex regex(pattern);
+  for (auto it = std::sregex_iterator(text.begin(), text.end(), regex);
+       it != std::sregex_iterator(); ++it) {
+    layers[(*it)[1]] = absl::StrCat((*it)[2].str(), "..", (*it)[3].str());
+  }
+  return layers;
+}
+
+TEST(ClusterTest, TheSplitIsTheOneThatPlanForetells) {
+  TestCluster cluster;
+  const std::string fast = cluster.dir().Write("box-1.json", SlowBox("box-1", 4e7));
+  const std::string slow = cluster.dir().Write("box-0.json", SlowBox("box-0", 1e7));
+  const std::string boxes =
+      cluster.dir().Write("boxes.json", R"([{"file": "box-0.json"}, {"file": "box-1.json"}])");
+  for (const std::string aim : {"bulk", "interactive"}) {
+    TestProcess& plan =
+        cluster.Launch("plan", {"plan", "--model", kModel, "--boxes", boxes, "--jobs", "8",
+                                "--context", "256", "--kv", "f32", "--for", aim});
+    ASSERT_EQ(plan.Wait(), 0) << plan.Transcript();
+    const auto foretold = LayersByBox(plan.Out(), R"(\| (box-[01]) \| (\d+)\.\.(\d+) \|)");
+    // A lone stream goes to the fast box alone, many jobs are shared.
+    ASSERT_EQ(foretold.size(), aim == "bulk" ? 2u : 1u) << plan.Out();
+
+    TestCluster real;
+    real.StartCoordinator(
+        {"--workers", "2", "--context", "256", "--kv-tokens", "2048", "--for", aim});
+    real.StartWorker("box-0", {"--box", slow}).WaitForErr("joined");
+    real.StartWorker("box-1", {"--box", fast});
+    real.WaitForStatus("serving");
+    const std::string status = real.Status();
+    EXPECT_EQ(LayersByBox(status, R"((box-[01]) .* (\d+)\.\.(\d+))"), foretold) << status;
+    EXPECT_THAT(status, ContainsRegex("foretold +[0-9.]+ tokens/s of 8 jobs"));
+    if (aim == "interactive") {
+      EXPECT_THAT(status, HasSubstr("spare: worker 1 (box-0), with which it would not be faster"));
+    }
+    ExpectReplies(real, Questions(1));
+  }
+}
+
+TEST(ClusterTest, ABoxIsMeasuredOnceAndKept) {
+  TestCluster cluster;
+  cluster.StartCoordinator({});
+  const std::string file = cluster.dir().File("box.json");
+  for (const bool is_first : {true, false}) {
+    TestProcess& worker = cluster.StartWorker("box-0", {"--box", file});
+    ASSERT_TRUE(worker.WaitForErr("joined"));
+    EXPECT_EQ(absl::StrContains(worker.Err(), "measuring_box"), is_first) << worker.Err();
+    cluster.WaitForStatus("serving");
+    EXPECT_THAT(cluster.Status(), HasSubstr("foretold"));
+    EXPECT_THAT(Slurp(file), HasSubstr("multiply_adds_per_second"));
+    worker.Signal(SIGTERM);
+    EXPECT_EQ(worker.Wait(), 0);
+  }
 }
 
 TEST(ClusterTest, AThirdWorkerThatJoinsTakesLayersAndRunningJobsGoOn) {

@@ -36,6 +36,8 @@ TEST(CommandTest, WrongFlagsGetASentenceThatNamesThem) {
       {{"coordinator", "--model", kModel, "--prefill-chunk", "0"}, 2, "--prefill-chunk"},
       {{"coordinator", "--model", kModel, "--rejoin-delay", "-1"}, 2, "--rejoin-delay"},
       {{"coordinator", "--model", kModel, "--speculate", "yes"}, 2, "--speculate"},
+      {{"coordinator", "--model", kModel, "--for", "fun"}, 2, "--for"},
+      {{"worker", "--coordinator", "localhost:1", "--box", ""}, 2, "--box"},
       {{"worker"}, 2, "--coordinator is required"},
       {{"coordinator", "--model", kModel, "--listen", "0.0.0.0:0"},
        2,
@@ -340,6 +342,10 @@ TEST(CommandTest, WrongFilesGetASentenceThatNamesThem) {
                           2,
                           cluster.dir().path() + ": not a regular file"});
   ExpectRefusal(cluster, {{"verify", "--model", kModel, "--golden", tasks}, 2, tasks});
+  WriteText(tasks, "{\"name\": \"a\"}");
+  ExpectRefusal(cluster, {{"worker", "--coordinator", "localhost:1", "--box", tasks},
+                          2,
+                          absl::StrCat("--box: ", tasks, ": field \"cpu\" is missing")});
   ExpectRefusal(cluster, {{"verify", "--model", kModel, "--golden",
                            absl::StrCat(kGoldens, "v3-like/golden.safetensors")},
                           2,

@@ -43,6 +43,19 @@ TEST(PlanTableTest, NothingIsSaidOfExpertsThatAreAllInMemory) {
   EXPECT_THAT(text, Not(HasSubstr("experts")));
 }
 
+TEST(PlanTableTest, ShowsWhatWasForetold) {
+  v1::GetStatusResponse status = Serving();
+  EXPECT_THAT(FormatStatus(status), Not(HasSubstr("foretold")));
+  v1::PlanForecast& forecast = *status.mutable_forecast();
+  forecast.set_jobs(8);
+  forecast.set_tokens_per_s(12.345);
+  forecast.set_tokens_per_s_alone(3.5);
+  forecast.set_slowest_worker_id(1);
+  forecast.set_bottleneck("disk");
+  EXPECT_THAT(FormatStatus(status), HasSubstr("\nforetold  12.35 tokens/s of 8 jobs, 3.50 of one "
+                                              "alone; slowest: box-a, by its disk\n"));
+}
+
 TEST(PlanTableTest, ShowsWhatOfTheWeightsIsInMemory) {
   v1::GetStatusResponse status = Serving();
   v1::WorkerStatus& second = *status.add_workers();

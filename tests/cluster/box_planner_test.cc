@@ -12,6 +12,7 @@
 #include "cluster/stage_split.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/cluster/plan_testing.h"
 
 namespace caravan {
 namespace {
@@ -19,35 +20,6 @@ namespace {
 using ::testing::HasSubstr;
 
 constexpr int64_t kGiB = int64_t{1} << 30;
-
-ModelConfig Config() {
-  ModelConfig config;
-  config.hidden_size = 1024;
-  config.moe_intermediate_size = 512;
-  config.n_routed_experts = 16;
-  config.router.num_experts_per_tok = 2;
-  config.num_attention_heads = 8;
-  config.kv_lora_rank = 64;
-  config.qk_nope_head_dim = 16;
-  config.qk_rope_head_dim = 16;
-  config.v_head_dim = 16;
-  return config;
-}
-
-LayerCost Layer(int64_t always_bytes, int64_t expert_bytes) {
-  LayerCost layer;
-  layer.expert_bytes = 16 * expert_bytes;
-  layer.weight_bytes = always_bytes + layer.expert_bytes;
-  if (expert_bytes > 0) {
-    layer.num_experts = 16;
-    layer.expert_slot_bytes = expert_bytes;
-    layer.experts_per_token = 2;
-  }
-  layer.active_bytes_per_token = always_bytes + 2 * expert_bytes;
-  layer.flops_per_token = 4 * (always_bytes + 2 * expert_bytes);
-  layer.kv_values_per_token = 80;
-  return layer;
-}
 
 /// Everything that a plan has to weigh, at random.
 struct Case {
@@ -66,12 +38,13 @@ Case RandomCase(std::mt19937& random) {
   int64_t bytes = 0;
   for (int64_t i = 0; i < layers; ++i) {
     const bool is_dense = number(0, 4) == 0;
-    drawn.cost.layers.push_back(Layer(number(1, 8) << 20, is_dense ? 0 : number(1, 4) << 20));
+    drawn.cost.layers.push_back(
+        SmallModelLayer(number(1, 8) << 20, is_dense ? 0 : number(1, 4) << 20));
     bytes += drawn.cost.layers.back().weight_bytes;
   }
-  drawn.cost.embedding = Layer(number(1, 4) << 20, 0);
+  drawn.cost.embedding = SmallModelLayer(number(1, 4) << 20, 0);
   drawn.cost.embedding.kv_values_per_token = 0;
-  drawn.cost.head = Layer(number(1, 4) << 20, 0);
+  drawn.cost.head = SmallModelLayer(number(1, 4) << 20, 0);
   drawn.cost.head.kv_values_per_token = 0;
   const int64_t kinds = number(1, 3);
   for (int64_t i = 0; i < kinds; ++i) {
@@ -103,7 +76,7 @@ Case RandomCase(std::mt19937& random) {
 double SecondsPerToken(const Case& drawn, const std::vector<BoxStage>& stages) {
   DecodeLoad load = drawn.load;
   if (drawn.aim == PlanAim::kInteractive) load.decoding = 1;
-  const auto time = PredictPipeline(Config(), drawn.cost, stages, load);
+  const auto time = PredictPipeline(SmallModelConfig(), drawn.cost, stages, load);
   return time.ok() ? time->seconds_per_token : kImpossible;
 }
 
@@ -145,7 +118,7 @@ TEST(BoxPlanner, NoOtherPlanIsBetter) {
     std::vector<BoxStage> stages;
     double least = kImpossible;
     TryAll(drawn, left, stages, least);
-    const auto plan = PlanBoxes(Config(), drawn.cost, drawn.boxes, drawn.load, drawn.aim);
+    const auto plan = PlanBoxes(SmallModelConfig(), drawn.cost, drawn.boxes, drawn.load, drawn.aim);
     if (!plan.ok()) {
       EXPECT_EQ(least, kImpossible) << "case " << i << ": " << plan.status();
       EXPECT_EQ(plan.status().code(), absl::StatusCode::kFailedPrecondition);
@@ -167,7 +140,7 @@ TEST(BoxPlanner, NoBoxIsUsedMoreOftenThanItIsThere) {
   std::mt19937 random(7);
   for (int i = 0; i < 100; ++i) {
     const Case drawn = RandomCase(random);
-    const auto plan = PlanBoxes(Config(), drawn.cost, drawn.boxes, drawn.load, drawn.aim);
+    const auto plan = PlanBoxes(SmallModelConfig(), drawn.cost, drawn.boxes, drawn.load, drawn.aim);
     if (!plan.ok()) continue;
     for (const BoxCount& kind : drawn.boxes) {
       const auto used = std::count_if(plan->begin(), plan->end(), [&](const BoxStage& stage) {
@@ -188,7 +161,7 @@ TEST(BoxPlanner, NoBoxIsUsedMoreOftenThanItIsThere) {
 
 ModelCost Layers(int num_layers) {
   ModelCost cost;
-  cost.layers.assign(static_cast<size_t>(num_layers), Layer(1 << 20, 16 << 20));
+  cost.layers.assign(static_cast<size_t>(num_layers), SmallModelLayer(1 << 20, 16 << 20));
   return cost;
 }
 
@@ -206,7 +179,7 @@ TEST(BoxPlanner, ASlowBoxIsLeftOut) {
   slow.memory.read_bytes /= 1000;
   const std::vector<BoxCount> boxes = {{slow, 3}, {Roomy(), 1}};
   for (const PlanAim aim : {PlanAim::kBulk, PlanAim::kInteractive}) {
-    const auto plan = PlanBoxes(Config(), Layers(8), boxes, {.jobs = 4}, aim);
+    const auto plan = PlanBoxes(SmallModelConfig(), Layers(8), boxes, {.jobs = 4}, aim);
     ASSERT_TRUE(plan.ok()) << plan.status();
     ASSERT_EQ(plan->size(), 1u);
     EXPECT_EQ(plan->front().box->name, "roomy");
@@ -221,7 +194,7 @@ TEST(BoxPlanner, TheFasterBoxGetsMoreLayers) {
   std::vector<BoxCount> boxes = {{Roomy(), 1}, {fast, 1}};
   for (BoxCount& kind : boxes) kind.box.network = {};  // as good as free
   // So many that arithmetic is all that counts.
-  const auto plan = PlanBoxes(Config(), Layers(8), boxes, {.jobs = 6400}, PlanAim::kBulk);
+  const auto plan = PlanBoxes(SmallModelConfig(), Layers(8), boxes, {.jobs = 6400}, PlanAim::kBulk);
   ASSERT_TRUE(plan.ok()) << plan.status();
   ASSERT_EQ(plan->size(), 2u);
   for (const BoxStage& stage : *plan) {
@@ -232,8 +205,8 @@ TEST(BoxPlanner, TheFasterBoxGetsMoreLayers) {
 TEST(BoxPlanner, ALoneStreamNeedsNoSecondBoxWhereOneHoldsAll) {
   const std::vector<BoxCount> boxes = {{Roomy(), 4}};
   const DecodeLoad load = {.jobs = 6400};
-  const auto alone = PlanBoxes(Config(), Layers(8), boxes, load, PlanAim::kInteractive);
-  const auto bulk = PlanBoxes(Config(), Layers(8), boxes, load, PlanAim::kBulk);
+  const auto alone = PlanBoxes(SmallModelConfig(), Layers(8), boxes, load, PlanAim::kInteractive);
+  const auto bulk = PlanBoxes(SmallModelConfig(), Layers(8), boxes, load, PlanAim::kBulk);
   ASSERT_TRUE(alone.ok() && bulk.ok());
   EXPECT_EQ(alone->size(), 1u);
   EXPECT_GT(bulk->size(), 1u);
@@ -242,16 +215,16 @@ TEST(BoxPlanner, ALoneStreamNeedsNoSecondBoxWhereOneHoldsAll) {
 TEST(BoxPlanner, WhatLacksIsSaid) {
   Box small = Roomy();
   small.disk.bytes = 3 * Layers(1).layers[0].weight_bytes;
-  const auto disk =
-      PlanBoxes(Config(), Layers(8), std::vector<BoxCount>{{small, 2}}, {}, PlanAim::kBulk);
+  const auto disk = PlanBoxes(SmallModelConfig(), Layers(8), std::vector<BoxCount>{{small, 2}}, {},
+                              PlanAim::kBulk);
   EXPECT_EQ(disk.status().code(), absl::StatusCode::kFailedPrecondition);
   // Two layers too many, 257 MiB each.
   EXPECT_THAT(std::string(disk.status().message()), HasSubstr("box roomy) lacks "));
   EXPECT_THAT(std::string(disk.status().message()), HasSubstr(" of disk"));
   small = Roomy();
   small.memory.bytes = 0;
-  const auto memory =
-      PlanBoxes(Config(), Layers(8), std::vector<BoxCount>{{small, 1}}, {}, PlanAim::kBulk);
+  const auto memory = PlanBoxes(SmallModelConfig(), Layers(8), std::vector<BoxCount>{{small, 1}},
+                                {}, PlanAim::kBulk);
   EXPECT_THAT(std::string(memory.status().message()),
               HasSubstr("stage 1 (layers 0..7, box roomy) lacks 40.0 MiB of memory"));
 }
@@ -262,7 +235,7 @@ TEST(BoxPlanner, TooManyDifferentBoxesAreRefused) {
     boxes.push_back({Roomy(), 10});
     boxes.back().box.memory.bytes += i;
   }
-  const auto plan = PlanBoxes(Config(), Layers(20), boxes, {}, PlanAim::kBulk);
+  const auto plan = PlanBoxes(SmallModelConfig(), Layers(20), boxes, {}, PlanAim::kBulk);
   EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(plan.status().message()), HasSubstr("6 kinds of box"));
 }

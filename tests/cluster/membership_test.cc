@@ -5,6 +5,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "cluster/address.h"
+#include "cluster/box_json.h"
+#include "cluster/known_boxes.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -146,6 +148,57 @@ TEST_F(MembershipTest, NamesTheFieldThatCannotBe) {
     EXPECT_THAT(std::string(status.message()), HasSubstr(absl::StrCat("registration: ", c.field)));
   }
   EXPECT_EQ(membership_.Join(0, Worker("a")).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(membership_.Members(), IsEmpty());
+}
+
+nlohmann::json BoxText() {
+  Box box = *FindBox("3060");
+  box.network = *FindPart<Box::Network>("10gbe");
+  nlohmann::json json = BoxToJson(box);
+  for (nlohmann::json& part : json) {
+    if (part.is_object()) part.erase("sources");
+  }
+  return json;
+}
+
+TEST_F(MembershipTest, ABoxIsTakenAsItIsSaid) {
+  v1::Registration registration = Worker("a");
+  EXPECT_EQ(BoxOf(registration), std::nullopt);
+  nlohmann::json text = BoxText();
+  registration.set_box(text.dump());
+  EXPECT_TRUE(membership_.Join(1, registration).ok());
+  EXPECT_EQ(BoxOf(registration)->card.count, 1);
+  EXPECT_EQ(BoxOf(registration)->network.bytes, FindPart<Box::Network>("10gbe")->bytes);
+  text.erase("network");
+  registration.set_box(text.dump());
+  EXPECT_EQ(BoxOf(registration)->network.bytes, FindPart<Box::Network>("1gbe")->bytes);
+}
+
+TEST_F(MembershipTest, ABoxThatCannotBeIsRefusedByItsField) {
+  const auto refusal = [&](const std::string& box, bool on_card = false) {
+    v1::Registration registration = Worker("a");
+    registration.set_box(box);
+    registration.set_on_card(on_card);
+    const absl::Status status = membership_.Join(1, registration).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << box;
+    return std::string(status.message());
+  };
+  EXPECT_THAT(refusal("{"), HasSubstr("registration: box: not valid JSON"));
+  EXPECT_THAT(refusal("[]"), HasSubstr("registration: box"));
+  EXPECT_THAT(refusal(std::string(5000, ' ')), HasSubstr("box has 5000 bytes, and 4096 is"));
+  nlohmann::json text = BoxText();
+  text["memory"]["read_bytes_per_second"] = -1;
+  EXPECT_THAT(refusal(text.dump()), HasSubstr("\"read_bytes_per_second\""));
+  text = BoxText();
+  text["cpu"]["multiply_adds_per_second"] = 1e30;
+  EXPECT_THAT(refusal(text.dump()), HasSubstr("\"multiply_adds_per_second\""));
+  text = BoxText();
+  text["disk"]["spindles"] = 3;
+  EXPECT_THAT(refusal(text.dump()), HasSubstr("\"spindles\""));
+  text = BoxText();
+  text.erase("card");
+  EXPECT_THAT(refusal(text.dump(), /*on_card=*/true),
+              HasSubstr("box has no card, and the worker computes on one"));
   EXPECT_THAT(membership_.Members(), IsEmpty());
 }
 

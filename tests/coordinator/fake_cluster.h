@@ -76,10 +76,11 @@ struct FakeWorker {
 /// A controller, a driver, and every worker that joined.
 class FakeCluster {
  public:
-  explicit FakeCluster(int min_workers = 1, const ModelCost& cost = SmallCost())
+  explicit FakeCluster(int min_workers = 1, const ModelCost& cost = SmallCost(),
+                       const ModelConfig& config = {})
       : driver_(DriverOptions()),
         controller_(
-            ControllerOptions(min_workers, cost), &driver_,
+            ControllerOptions(min_workers, cost, config), &driver_,
             [this](const ClusterController::PipelineEnds& ends) { return OpenFirstHop(ends); }) {}
 
   /// `more`: what else it says of itself.
@@ -203,11 +204,13 @@ class FakeCluster {
     return options;
   }
 
-  ClusterController::Options ControllerOptions(int min_workers, const ModelCost& cost) {
+  ClusterController::Options ControllerOptions(int min_workers, const ModelCost& cost,
+                                               const ModelConfig& config) {
     ClusterController::Options options;
     options.model.set_directory("/models/small");
     options.model.set_fingerprint(99);
     options.cost = cost;
+    options.config = config;
     options.min_workers = min_workers;
     options.context_tokens = 64;
     options.kv_tokens = 512;

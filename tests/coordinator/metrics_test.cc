@@ -38,6 +38,7 @@ v1::WorkerStatus Worker(uint32_t id, const std::string& name, uint32_t first_lay
 Metrics::Snapshot FullSnapshot() {
   Metrics::Snapshot snapshot;
   snapshot.cluster.set_serving(true);
+  snapshot.cluster.mutable_forecast()->set_tokens_per_s(2.5);
   *snapshot.cluster.add_workers() = Worker(1, "box-a", 0, 5);
   *snapshot.cluster.add_workers() = Worker(2, "box-b", 5, 9);
   v1::WorkerStatus& card = *snapshot.cluster.mutable_workers(1);
@@ -232,6 +233,7 @@ TEST(MetricsTest, RendersWhatTheSnapshotSays) {
            "caravan_jobs{priority=\"bulk\",state=\"queued\"} 7",
            "caravan_kv_blocks{state=\"free\"} 5",
            "caravan_pipeline_serving 1",
+           "caravan_foretold_tokens_per_second 2.5",
            "caravan_workers{state=\"ready\"} 2",
            "caravan_worker_busy_seconds_total{stage=\"1\",worker=\"box-b\"} 1.5",
            "caravan_worker_idle_ratio{stage=\"0\",worker=\"box-a\"} 0.25",

@@ -213,8 +213,9 @@ TEST(ConfigurationTest, ServesWhenFilledIn) {
   const std::string worker = cluster.dir().Write(
       "worker.toml", FilledIn("caravan-worker.toml", {"device", "vram", "certs"}));
   for (const char* const name : {"box-1", "box-2"}) {
-    cluster.StartWorker(name, {"--config", worker, "--model", kModel, "--kv-disk", "64MiB",
-                               "--kv-disk-dir", cluster.dir().path()});
+    cluster.StartWorker(name,
+                        {"--config", worker, "--model", kModel, "--kv-disk", "64MiB", "--box",
+                         cluster.dir().File("box.json"), "--kv-disk-dir", cluster.dir().path()});
   }
   cluster.WaitForStatus("serving");
   cluster.ExpectAnswers();
