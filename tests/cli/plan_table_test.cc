@@ -102,6 +102,16 @@ TEST(PlanTableTest, ShowsHowFarTheNextPlanIs) {
   EXPECT_THAT(FormatStatus(status), HasSubstr("  spare, next ready  "));
 }
 
+TEST(PlanTableTest, ShowsWhoIsHeldBackAndForHowLong) {
+  v1::GetStatusResponse status = Serving();
+  v1::WorkerStatus& held = *status.add_workers();
+  held.set_state(v1::WORKER_STATE_SPARE);
+  held.set_held_back_s(28.4);
+  EXPECT_THAT(FormatStatus(status), ContainsRegex("  held 28 s +- "));
+  held.set_drained(true);
+  EXPECT_THAT(FormatStatus(status), ContainsRegex("  drained +- "));
+}
+
 TEST(PlanTableTest, NothingIsSaidOfHopsBetweenCpus) {
   v1::GetStatusResponse status = Serving();
   status.mutable_workers(0)->mutable_next()->set_neighbour("worker 2 (box-b)");
