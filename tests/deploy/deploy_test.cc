@@ -211,7 +211,8 @@ TEST(ConfigurationTest, ServesWhenFilledIn) {
       "coordinator.toml", FilledIn("caravan-coordinator.toml", {"http", "api-key-file", "certs"}));
   cluster.StartCoordinator({"--config", coordinator});
   const std::string worker = cluster.dir().Write(
-      "worker.toml", FilledIn("caravan-worker.toml", {"device", "vram", "certs"}));
+      "worker.toml", FilledIn("caravan-worker.toml",
+                              {"device", "vram", "certs", "model-cache", "model-cache-size"}));
   for (const char* const name : {"box-1", "box-2"}) {
     cluster.StartWorker(name,
                         {"--config", worker, "--model", kModel, "--kv-disk", "64MiB", "--box",

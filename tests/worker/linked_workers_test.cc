@@ -45,8 +45,7 @@ class LinkedWorkersTest : public ::testing::Test {
     environment.make_backend = [](const ModelConfig&, int64_t) { return MakeCpuBackend({}); };
     environment.card_transport = transport_;
     environment.requires_card_transport = requires_transport;
-    environment.open_model = [this](const v1::LoadStage&, const LoadProgress&,
-                                    std::stop_token) {
+    environment.open_model = [this](const v1::LoadStage&, const LoadProgress&, std::stop_token) {
       return std::make_unique<BorrowedSource>(*checkpoint_);
     };
     environment.open_next_hop =

@@ -32,8 +32,7 @@ class OffloadingWorkerTest : public ::testing::Test {
   OffloadingWorkerTest() {
     environment_.name = "worker box-a";
     environment_.make_backend = [](const ModelConfig&, int64_t) { return MakeCpuBackend({}); };
-    environment_.open_model = [](const v1::LoadStage&, const LoadProgress&,
-                                 std::stop_token) {
+    environment_.open_model = [](const v1::LoadStage&, const LoadProgress&, std::stop_token) {
       return std::make_unique<BorrowedSource>(toy_->model());
     };
     environment_.open_next_hop = [this](const v1::LoadStage&, std::function<void(absl::Status)>,
