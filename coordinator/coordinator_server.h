@@ -29,7 +29,6 @@ struct CoordinatorOptions {
   int64_t context_tokens = 0;  // longest prompt with its reply; 0: as the model allows
   int64_t prefill_chunk = 512;
   int64_t max_queued_jobs = 1024;
-  bool speculate = false;        // the model's layer of multi-token prediction drafts
   double share_files = 0.05;     // ServingShare::Options::share
   PlanAim aim = PlanAim::kBulk;  // of plans by times (cluster/planner.h)
   bool speculate = false;        // the model's layer of multi-token prediction drafts
