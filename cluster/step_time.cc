@@ -177,10 +177,11 @@ double TouchedExperts(double num_experts, double chosen, double rows) {
   return num_experts * (1 - std::pow(1 - chosen / num_experts, rows));
 }
 
-double HitRate(double share, double touched_share) {
+double HitRate(double share, double touched_share, Routing routing) {
   constexpr std::pair<double, double> kMeasured[] = {{0, 0},       {0.03, 0.24}, {0.10, 0.44},
                                                      {0.25, 0.67}, {0.50, 0.81}, {1, 1}};
   share = std::clamp(share, 0.0, 1.0);
+  if (routing == Routing::kEven) return share;
   const auto* const above = std::find_if(std::begin(kMeasured) + 1, std::end(kMeasured) - 1,
                                          [&](const auto& point) { return share <= point.first; });
   const auto* const below = above - 1;
@@ -232,7 +233,7 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
   // Between two tokens of a job the cache meets those of all others, or of a whole chunk.
   const double met =
       TouchedExperts(per_layer, chosen, std::max(rows, static_cast<double>(load.decoding_jobs())));
-  const double hits = per_layer == 0 ? 1 : HitRate(time.expert_share, met / per_layer);
+  const double hits = per_layer == 0 ? 1 : HitRate(time.expert_share, met / per_layer, load.routing);
   time.bytes_read = expert_layers * touched * (1 - hits) * expert_bytes;
   time.read_seconds = time.bytes_read == 0 ? 0 : time.bytes_read / box.disk.read_bytes;
 

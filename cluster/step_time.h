@@ -36,13 +36,20 @@ namespace caravan {
 /// Different ones among `num_experts` that `rows` rows choose, `chosen` each and all alike.
 double TouchedExperts(double num_experts, double chosen, double rows);
 
+/// How rows spread over a layer's experts.
+enum class Routing {
+  kSkewed,  // as real models choose: some experts far more often than others, and the same ones in
+            // a row (docs/performance.md, "Which experts stay")
+  kEven,    // all alike and at random, as random weights do
+};
+
 /// Of uses of experts, those that a cache with a place for `share` of all experts is expected to
 /// hit, where a token of every job touches `touched_share` of a layer's together. Measured points
 /// of docs/performance.md, "Which experts stay" (lfu): for one row the table's, between them
 /// straight lines; the more is touched, the nearer to `share`, as a fixed set stays: share + (one
 /// row's - share) * (1 - touched_share)^1.5, which is within 5 points of what 4, 16 and 32 rows hit
-/// there.
-double HitRate(double share, double touched_share);
+/// there. With even routing no expert is worth more than another, and `share` is hit.
+double HitRate(double share, double touched_share, Routing routing = Routing::kSkewed);
 
 /// What bounds a step: the disk, where it reads for as long as all that computes takes; else of all
 /// that computes, reading memory (VRAM too) or arithmetic, whichever takes longer.
@@ -91,6 +98,7 @@ struct DecodeLoad {
   DType kv_dtype = DType::kF16;
   int64_t decoding = 0;  // of these jobs, that decode at once; 0: all
   int64_t attended = 0;  // tokens that a row looks back on; 0: all of its context
+  Routing routing = Routing::kSkewed;
 
   int64_t decoding_jobs() const { return decoding > 0 ? decoding : jobs; }
   int64_t attended_tokens() const { return attended > 0 ? attended : context_tokens; }

@@ -1,0 +1,359 @@
+#include "cli/pipeline_bench.h"
+
+#include <grpcpp/grpcpp.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdio>
+#include <filesystem>
+#include <memory>
+#include <random>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
+#include "base/byte_size.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/status_macros.h"
+#include "caravan/v1/jobs.grpc.pb.h"
+#include "cli/bench_load.h"
+#include "cli/client.h"
+#include "cli/link_probe.h"
+#include "cluster/box_json.h"
+#include "cluster/grpc_status.h"
+#include "cluster/pipeline_plan.h"
+
+namespace caravan {
+namespace {
+
+// The chat's form around what a user says.
+constexpr int kFormTokens = 3;
+// Rows of a step, as a coordinator has them if not told.
+constexpr int64_t kPrefillChunk = 512;
+// Twice that is what a worker's report of its load may be late by.
+constexpr char kHeartbeatTimeout[] = "1";
+constexpr absl::Duration kLoadIsTold = absl::Seconds(1);
+// So that it does not depend on threads' moods which jobs a step finds there.
+constexpr absl::Duration kArrivalGap = absl::Milliseconds(50);
+// A scratch file is read at the box's rate, past all caches.
+constexpr char kScratchBytes[] = "256MiB";
+constexpr absl::Duration kProbeTimeout = absl::Minutes(5);
+
+/// One job, timed by the coordinator.
+struct Reply {
+  absl::Status status;
+  v1::JobFinished finished;
+};
+
+Reply RunJob(v1::Jobs::Stub& stub, const v1::SubmitRequest& request) {
+  grpc::ClientContext context;
+  context.set_deadline(absl::ToChronoTime(absl::Now() + kBenchLoadTimeout));
+  Reply reply;
+  const auto events = stub.Submit(&context, request);
+  v1::JobEvent event;
+  while (events->Read(&event)) {
+    if (event.has_finished()) reply.finished = event.finished();
+  }
+  reply.status = FromGrpcStatus(events->Finish());
+  if (reply.status.ok() && reply.finished.decode_tokens_per_s() == 0) {
+    reply.status = absl::UnavailableError("a reply was too short to be timed");
+  }
+  return reply;
+}
+
+struct Wave {
+  std::vector<Reply> replies;
+  double seconds = 0;
+};
+
+/// One after the other comes, kArrivalGap apart.
+absl::StatusOr<Wave> RunJobs(const BenchCluster& cluster,
+                             const std::vector<v1::SubmitRequest>& requests) {
+  ClientFlags client;
+  client.coordinator = cluster.address();
+  CARAVAN_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, Connect(client));
+  const std::unique_ptr<v1::Jobs::Stub> stub = v1::Jobs::NewStub(channel);
+  Wave wave;
+  wave.replies.resize(requests.size());
+  std::vector<std::thread> threads;
+  const absl::Duration begin = SteadyClock().Now();
+  for (size_t i = 0; i < requests.size(); ++i) {
+    threads.emplace_back([&, i] {
+      absl::SleepFor(begin + static_cast<double>(i) * kArrivalGap - SteadyClock().Now());
+      wave.replies[i] = RunJob(*stub, requests[i]);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  wave.seconds = absl::ToDoubleSeconds(SteadyClock().Now() - begin);
+  for (const Reply& reply : wave.replies) CARAVAN_RETURN_IF_ERROR(reply.status);
+  return wave;
+}
+
+/// Jobs of lengths about the load's, others in text each time.
+std::vector<v1::SubmitRequest> MakeRequests(const StoredModel& model, const PipelineLoad& load,
+                                            std::mt19937_64& lengths, std::mt19937_64& texts) {
+  std::uniform_int_distribution<int> prompt(std::max(1, load.prompt_tokens / 2 - kFormTokens),
+                                            load.prompt_tokens * 3 / 2 - kFormTokens);
+  std::uniform_int_distribution<int> reply(std::max(2, load.reply_tokens * 3 / 4),
+                                           load.reply_tokens * 5 / 4);
+  std::vector<v1::SubmitRequest> requests(static_cast<size_t>(load.jobs));
+  for (v1::SubmitRequest& request : requests) {
+    v1::ChatMessage& message = *request.add_messages();
+    message.set_role("user");
+    // A job alone has the lengths themselves.
+    message.set_content(
+        DrawText(load.jobs == 1 ? load.prompt_tokens - kFormTokens : prompt(lengths), texts));
+    request.set_max_tokens(
+        static_cast<uint32_t>(load.jobs == 1 ? load.reply_tokens : reply(lengths)));
+    *request.mutable_sampling() = BenchSampling(model);
+    request.mutable_sampling()->set_seed(texts());
+  }
+  return requests;
+}
+
+PipelineFigures FiguresOf(const Wave& wave) {
+  std::vector<double> first;
+  std::vector<double> pace;
+  int64_t tokens = 0;
+  for (const Reply& reply : wave.replies) {
+    tokens += reply.finished.completion_tokens();
+    first.push_back(reply.finished.time_to_first_token_s());
+    pace.push_back(1 / reply.finished.decode_tokens_per_s());
+  }
+  return {static_cast<double>(tokens) / wave.seconds, Median(std::move(first)),
+          Median(std::move(pace))};
+}
+
+PipelineFigures MedianOf(const std::vector<PipelineFigures>& rounds) {
+  const auto of = [&](double PipelineFigures::*figure) {
+    std::vector<double> values;
+    for (const PipelineFigures& round : rounds) values.push_back(round.*figure);
+    return Median(std::move(values));
+  };
+  return {of(&PipelineFigures::tokens_per_second), of(&PipelineFigures::first_token_seconds),
+          of(&PipelineFigures::seconds_per_token)};
+}
+
+std::vector<double> BusySeconds(const v1::GetStatusResponse& status) {
+  std::vector<double> seconds;
+  for (const v1::WorkerStatus& worker : status.workers()) seconds.push_back(worker.load().busy_s());
+  return seconds;
+}
+
+/// Once what is done by now is told.
+absl::StatusOr<std::vector<double>> ToldBusySeconds(const BenchCluster& cluster) {
+  absl::SleepFor(kLoadIsTold);
+  CARAVAN_ASSIGN_OR_RETURN(const v1::GetStatusResponse status, cluster.Status());
+  return BusySeconds(status);
+}
+
+std::string Self() { return std::filesystem::read_symlink("/proc/self/exe").string(); }
+
+/// A probe that prints JSON.
+class Probe {
+ public:
+  static absl::StatusOr<Probe> Start(const std::string& box_command, int box,
+                                     const std::vector<std::string>& arguments) {
+    Subprocess::Options options;
+    if (!box_command.empty()) options.command = {box_command, absl::StrCat(box)};
+    options.command.push_back(Self());
+    options.command.insert(options.command.end(), arguments.begin(), arguments.end());
+    std::string path = (std::filesystem::temp_directory_path() / "caravan-probe-XXXXXX").string();
+    const int file = ::mkstemp(path.data());
+    if (file < 0) return absl::InternalError(absl::StrCat("cannot make ", path));
+    ::close(file);
+    options.stdout_path = path;
+    CARAVAN_ASSIGN_OR_RETURN(Subprocess process, Subprocess::Start(options));
+    return Probe(std::move(process), std::move(path));
+  }
+
+  /// Errors: Internal - it failed.
+  absl::StatusOr<nlohmann::json> Result() {
+    const std::optional<int> exit_code = process_.Wait(kProbeTimeout);
+    absl::StatusOr<std::string> text = ReadFile(path_, int64_t{1} << 20);
+    std::error_code ignored;
+    std::filesystem::remove(path_, ignored);
+    CARAVAN_RETURN_IF_ERROR(text.status());
+    nlohmann::json json = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
+    if (exit_code != 0 || json.is_discarded()) {
+      return absl::InternalError("a box could not be probed");
+    }
+    return json;
+  }
+
+ private:
+  Probe(Subprocess process, std::string path)
+      : process_(std::move(process)), path_(std::move(path)) {}
+
+  Subprocess process_;
+  std::string path_;
+};
+
+}  // namespace
+
+int64_t PipelineBench::MostJobs() const {
+  int64_t most = 1;
+  for (const PipelineLoad& load : options_.loads) most = std::max<int64_t>(most, load.jobs);
+  return most;
+}
+
+int64_t PipelineBench::ContextTokens() const {
+  int64_t most = 0;
+  for (const PipelineLoad& load : options_.loads) {
+    most = std::max<int64_t>(most, load.prompt_tokens * 3 / 2 + load.reply_tokens * 5 / 4);
+  }
+  // A block more for each, which the scheduler leaves to those that run when another begins.
+  return WholeKvBlocks(most) + kKvBlockTokens;
+}
+
+absl::StatusOr<std::vector<Box>> PipelineBench::ProbeBoxes(int at_once) {
+  std::fprintf(stderr, "probing %d box%s at once\n", at_once, at_once == 1 ? "" : "es");
+  std::vector<Probe> probes;
+  for (int i = 0; i < at_once; ++i) {
+    CARAVAN_ASSIGN_OR_RETURN(
+        Probe probe,
+        Probe::Start(options_.box_command, i,
+                     {"probe", "--json", "--device", "cpu", "--name", absl::StrCat("box-", i),
+                      "--threads", absl::StrCat(options_.threads), "--disk",
+                      options_.disk_directory, "--size", kScratchBytes, "--seconds",
+                      absl::StrCat(options_.probe_seconds)}));
+    probes.push_back(std::move(probe));
+  }
+  std::vector<Box> boxes;
+  for (Probe& probe : probes) {
+    CARAVAN_ASSIGN_OR_RETURN(const nlohmann::json json, probe.Result());
+    CARAVAN_ASSIGN_OR_RETURN(boxes.emplace_back(), BoxFromJson(json, "probe"));
+  }
+  return boxes;
+}
+
+absl::StatusOr<Box::Network> PipelineBench::ProbeNetwork(const std::string& address) {
+  CARAVAN_ASSIGN_OR_RETURN(
+      Probe probe,
+      Probe::Start(options_.box_command, 0,
+                   {"probe", "link", address, "--json", "--activations",
+                    absl::StrCat(model_.config().hidden_size * static_cast<int64_t>(sizeof(float))),
+                    "--seconds", absl::StrCat(options_.probe_seconds)}));
+  CARAVAN_ASSIGN_OR_RETURN(const nlohmann::json json, probe.Result());
+  LinkProbe link;
+  link.address = address;
+  link.small.median_seconds = json.at("round_trips").at("small").at("median_seconds");
+  link.to_bytes_per_second = json.at("to_bytes_per_second");
+  link.from_bytes_per_second = json.at("from_bytes_per_second");
+  return NetworkOf(link);
+}
+
+absl::StatusOr<PipelineRun> PipelineBench::RunLoad(BenchCluster& cluster,
+                                                   const PipelineLoad& load) {
+  PipelineRun run;
+  std::vector<PipelineFigures> rounds;
+  std::mt19937_64 texts(options_.seed + static_cast<uint64_t>(load.jobs) * 1000003);
+  CARAVAN_ASSIGN_OR_RETURN(const std::vector<double> before, ToldBusySeconds(cluster));
+  for (int round = 0; round < options_.rounds; ++round) {
+    // The same lengths each time.
+    std::mt19937_64 lengths(options_.seed);
+    const std::vector<v1::SubmitRequest> requests = MakeRequests(model_, load, lengths, texts);
+    CARAVAN_ASSIGN_OR_RETURN(const Wave wave, RunJobs(cluster, requests));
+    rounds.push_back(FiguresOf(wave));
+    if (round > 0) continue;
+    for (const Reply& reply : wave.replies) {
+      run.jobs.push_back({.arrival_seconds = static_cast<double>(run.jobs.size()) *
+                                             absl::ToDoubleSeconds(kArrivalGap),
+                          .prompt_tokens = reply.finished.prompt_tokens(),
+                          .reply_tokens = reply.finished.completion_tokens()});
+    }
+  }
+  run.measured = MedianOf(rounds);
+  CARAVAN_ASSIGN_OR_RETURN(run.stage_busy_seconds, ToldBusySeconds(cluster));
+  for (size_t i = 0; i < run.stage_busy_seconds.size(); ++i) {
+    run.stage_busy_seconds[i] = (run.stage_busy_seconds[i] - before[i]) / options_.rounds;
+  }
+  return run;
+}
+
+absl::StatusOr<std::vector<PipelineRun>> PipelineBench::Measure(int workers) {
+  BenchCluster::Options options;
+  options.model = options_.model;
+  options.workers = workers;
+  options.threads = options_.threads;
+  options.kv_dtype = options_.kv_dtype;
+  options.box_command = options_.box_command;
+  options.link = options_.link;
+  const int64_t ram = options_.ram / workers;
+  if (options_.ram > 0) {
+    // Where experts lie is to follow from the memory alone.
+    options.worker_arguments = {"--ram", absl::StrCat(ram), "--expert-heat", "off",
+                                "--guess-experts", "off"};
+  }
+  options.coordinator_arguments = {
+      "--context",           absl::StrCat(ContextTokens()),
+      "--kv-tokens",         absl::StrCat(MostJobs() * ContextTokens()),
+      "--prefill-chunk",     absl::StrCat(kPrefillChunk),
+      "--heartbeat-timeout", kHeartbeatTimeout};
+  for (const PipelineLoad& load : options_.loads) {
+    const int at_once = std::min(workers, load.jobs);
+    if (boxes_.contains(at_once)) continue;
+    CARAVAN_ASSIGN_OR_RETURN(boxes_[at_once], ProbeBoxes(at_once));
+  }
+  std::fprintf(stderr, "%s: %d worker%s\n", options_.label.c_str(), workers,
+               workers == 1 ? "" : "s");
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<BenchCluster> cluster,
+                           BenchCluster::Start(options));
+  std::mt19937_64 generator(options_.seed + 17);
+  std::mt19937_64 texts(options_.seed + 18);
+  const absl::Time deadline = absl::Now() + kBenchLoadTimeout;
+  while (true) {
+    // The first replies warm everything up.
+    const absl::StatusOr<Wave> warm = RunJobs(
+        *cluster,
+        MakeRequests(model_, {.jobs = 4, .prompt_tokens = 48, .reply_tokens = 4}, generator,
+                     texts));
+    if (warm.ok()) break;
+    if (!absl::IsUnavailable(warm.status()) || absl::Now() > deadline) return warm.status();
+    CARAVAN_RETURN_IF_ERROR(cluster->Check());
+    absl::SleepFor(absl::Milliseconds(50));
+  }
+  CARAVAN_ASSIGN_OR_RETURN(const v1::GetStatusResponse status, cluster->Status());
+  std::optional<Box::Network> network;
+  if (workers > 1) {
+    CARAVAN_ASSIGN_OR_RETURN(network, ProbeNetwork(status.workers(1).address()));
+  }
+
+  std::vector<PipelineRun> runs;
+  for (const PipelineLoad& load : options_.loads) {
+    CARAVAN_ASSIGN_OR_RETURN(PipelineRun run, RunLoad(*cluster, load));
+    run.name = absl::StrFormat("%s, %d worker%s, %d job%s", options_.label, workers,
+                               workers == 1 ? "" : "s", load.jobs, load.jobs == 1 ? "" : "s");
+    run.kv_dtype = options_.kv_dtype;
+    run.kv_jobs = MostJobs();
+    run.context_tokens = ContextTokens();
+    run.prefill_chunk = kPrefillChunk;
+    const std::vector<Box>& probed = boxes_[std::min(workers, load.jobs)];
+    for (int i = 0; i < workers; ++i) {
+      Box box = probed[static_cast<size_t>(i) % probed.size()];
+      if (ram > 0) box.memory.bytes = ram;
+      if (network.has_value()) box.network = *network;
+      run.boxes.push_back(std::move(box));
+      const v1::WorkerStatus& worker = status.workers(i);
+      StageSpec stage;
+      stage.first_layer = static_cast<int>(worker.stage().first_layer());
+      stage.end_layer = static_cast<int>(worker.stage().end_layer());
+      stage.embeds = worker.stage().embeds();
+      stage.has_head = worker.stage().has_head();
+      run.stages.push_back(stage);
+      run.stage_expert_slots.push_back(worker.expert_slots());
+    }
+    std::fprintf(stderr, "%s: %.2f tokens/s, first token %.3f s, a token %.1f ms\n",
+                 run.name.c_str(), run.measured.tokens_per_second,
+                 run.measured.first_token_seconds, 1e3 * run.measured.seconds_per_token);
+    runs.push_back(std::move(run));
+  }
+  return runs;
+}
+
+}  // namespace caravan
