@@ -1,5 +1,5 @@
 // caravan bench plan: what pipelines of real processes give, beside what caravan plan and caravan
-// simulate foretell of them.
+// simulate foretell of them; or a table of such runs, as they are foretold now.
 
 #include <algorithm>
 #include <cstdint>
@@ -22,6 +22,7 @@
 #include "cli/commands.h"
 #include "cli/measured_pipelines.h"
 #include "cli/pipeline_bench.h"
+#include "cli/shape_flags.h"
 #include "cli/thread_count.h"
 #include "cli/validators.h"
 #include "model/stored_model_cost.h"
@@ -32,12 +33,14 @@ namespace {
 constexpr int64_t kMostFileBytes = int64_t{64} << 20;
 
 struct BenchPlanFlags {
+  ShapeFlags shape;
   PipelineBenchOptions bench;
   std::vector<int> workers = {1, 2, 3};
   std::vector<std::string> loads = {"1:192:24", "4:48:24", "16:32:24"};
   std::string ram;
   std::string link;
   std::string out;
+  std::string foretell;
 };
 
 /// "JOBS:PROMPT:REPLY".
@@ -99,7 +102,30 @@ absl::Status Write(const MeasuredPipelines& measured, const std::string& path) {
   return file->Commit();
 }
 
+absl::Status PrintTable(const StoredModel& model, const ModelCost& cost,
+                        const std::vector<PipelineRun>& runs) {
+  std::vector<ForetoldRun> foretold;
+  for (const PipelineRun& run : runs) {
+    CARAVAN_ASSIGN_OR_RETURN(foretold.emplace_back(), Foretell(model.config(), cost, run));
+  }
+  std::fputs(PipelinesTable(runs, foretold).c_str(), stdout);
+  return absl::OkStatus();
+}
+
+absl::Status ForetellTable(const BenchPlanFlags& flags) {
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model, flags.shape.Open());
+  CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost, CostOfStoredModel(*model));
+  CARAVAN_ASSIGN_OR_RETURN(const MeasuredPipelines measured, Earlier(flags.foretell));
+  if (cost.Of({0, model->config().num_hidden_layers, true, true}).weight_bytes !=
+      measured.weight_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat("--model: not the one that ", flags.foretell,
+                                                   " is about: the weights are not as large"));
+  }
+  return PrintTable(*model, cost, measured.runs);
+}
+
 absl::Status BenchPlan(BenchPlanFlags flags) {
+  if (!flags.foretell.empty()) return ForetellTable(flags);
   for (const std::string& load : flags.loads) {
     CARAVAN_ASSIGN_OR_RETURN(flags.bench.loads.emplace_back(), ParseLoad(load));
   }
@@ -111,7 +137,7 @@ absl::Status BenchPlan(BenchPlanFlags flags) {
   }
   CARAVAN_ASSIGN_OR_RETURN(flags.bench.threads, ThreadCount(flags.bench.threads));
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model,
-                           OpenStoredModel(flags.bench.model));
+                           flags.shape.Open());
   CARAVAN_RETURN_IF_ERROR(CheckBenchWorkers(*model, flags.workers, flags.bench.kv_dtype));
   CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost, CostOfStoredModel(*model));
   MeasuredPipelines measured;
@@ -136,12 +162,7 @@ absl::Status BenchPlan(BenchPlanFlags flags) {
     // Whatever becomes of the next ones.
     if (!flags.out.empty()) CARAVAN_RETURN_IF_ERROR(Write(measured, flags.out));
   }
-  std::vector<ForetoldRun> foretold;
-  for (const PipelineRun& run : runs) {
-    CARAVAN_ASSIGN_OR_RETURN(foretold.emplace_back(), Foretell(model->config(), cost, run));
-  }
-  std::fputs(PipelinesTable(runs, foretold).c_str(), stdout);
-  return absl::OkStatus();
+  return PrintTable(*model, cost, runs);
 }
 
 }  // namespace
@@ -153,10 +174,10 @@ void AddBenchPlanCommand(CLI::App& bench, CommandBody& body) {
       "caravan plan and caravan simulate foretell");
   const auto flags = std::make_shared<BenchPlanFlags>();
   AddConfigOption(*command);
-  command
-      ->add_option("--model", flags->bench.model,
-                   "A pack of random weights, as caravan synth makes it")
-      ->required();
+  flags->shape.AddTo(*command);
+  command->get_option("--model")->description(
+      "A pack of random weights, as caravan synth makes it; with --foretell its config.json will "
+      "do");
   command->add_option("--workers", flags->workers, "Pipelines of so many workers")
       ->delimiter(',')
       ->check(CLI::Range(1, 64))
@@ -201,9 +222,14 @@ void AddBenchPlanCommand(CLI::App& bench, CommandBody& body) {
       ->add_option("--out", flags->out,
                    "Add the runs to FILE, as JSON, in place of those of the same names")
       ->type_name("FILE");
+  command
+      ->add_option("--foretell", flags->foretell,
+                   "Measure nothing: show the runs of FILE beside what is foretold of them now")
+      ->type_name("FILE");
   AddKvOption(*command, flags->bench.kv_dtype);
   command->add_option("--seed", flags->bench.seed, "Of the jobs")->capture_default_str();
   command->callback([flags, &body] {
+    flags->bench.model = flags->shape.model;
     if (flags->bench.disk_directory.empty()) flags->bench.disk_directory = flags->bench.model;
     body = [flags] { return ReportStatus(BenchPlan(*flags)); };
   });

@@ -81,6 +81,7 @@ absl::StatusOr<PipelineRun> RunFromJson(const json& json, const std::map<std::st
   }
   run.measured = FiguresFromJson(json.at("measured"));
   run.stage_busy_seconds = json.at("stage_busy_seconds").get<std::vector<double>>();
+  run.stage_read_bytes = json.at("stage_read_bytes").get<std::vector<double>>();
   run.stage_expert_slots = json.at("stage_expert_slots").get<std::vector<int64_t>>();
   return run;
 }
@@ -136,6 +137,7 @@ json PipelinesToJson(const MeasuredPipelines& measured) {
                     {"jobs", jobs},
                     {"measured", FiguresToJson(run.measured)},
                     {"stage_busy_seconds", run.stage_busy_seconds},
+                    {"stage_read_bytes", run.stage_read_bytes},
                     {"stage_expert_slots", run.stage_expert_slots}});
   }
   json json_boxes = json::object();

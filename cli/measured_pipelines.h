@@ -14,7 +14,7 @@
 //                "kv": format, "kv_jobs": number, "context_tokens": number,
 //                "prefill_chunk": number, "jobs": [ [arrival_seconds, prompt_tokens, reply_tokens], ... ],
 //                "measured": figures, "stage_busy_seconds": [ number, ... ],
-//                "stage_expert_slots": [ number, ... ] }
+//                "stage_read_bytes": [ number, ... ], "stage_expert_slots": [ number, ... ] }
 //   figures  = { "tokens_per_second", "first_token_seconds", "seconds_per_token" }
 //
 // A run's weights are random, so its rows choose experts evenly.
@@ -53,6 +53,7 @@ struct PipelineRun {
   std::vector<SimulatedJob> jobs;
   PipelineFigures measured;
   std::vector<double> stage_busy_seconds;
+  std::vector<double> stage_read_bytes;     // of experts, from the disk
   std::vector<int64_t> stage_expert_slots;  // 0: all experts are in memory
 };
 

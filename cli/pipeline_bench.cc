@@ -27,6 +27,7 @@
 #include "cluster/box_json.h"
 #include "cluster/grpc_status.h"
 #include "cluster/pipeline_plan.h"
+#include "cluster/step_time.h"
 
 namespace caravan {
 namespace {
@@ -94,6 +95,25 @@ absl::StatusOr<Wave> RunJobs(const BenchCluster& cluster,
   return wave;
 }
 
+/// Valid UTF-8 of so many bytes, each of which is a token: as many tokens as there are, since rows
+/// of the same token choose much the same experts.
+std::string DrawCharacters(int64_t bytes, std::mt19937_64& generator) {
+  std::uniform_int_distribution<int> ascii(0x21, 0x7e);
+  std::uniform_int_distribution<int> wide(0x80, 0x7ff);
+  std::uniform_int_distribution<int> is_wide(0, 1);
+  std::string text;
+  while (static_cast<int64_t>(text.size()) < bytes) {
+    if (is_wide(generator) == 0 || static_cast<int64_t>(text.size()) + 1 == bytes) {
+      text += static_cast<char>(ascii(generator));
+    } else {
+      const int point = wide(generator);
+      text += static_cast<char>(0xc0 | point >> 6);
+      text += static_cast<char>(0x80 | (point & 0x3f));
+    }
+  }
+  return text;
+}
+
 /// Jobs of lengths about the load's, others in text each time.
 std::vector<v1::SubmitRequest> MakeRequests(const StoredModel& model, const PipelineLoad& load,
                                             std::mt19937_64& lengths, std::mt19937_64& texts) {
@@ -107,7 +127,7 @@ std::vector<v1::SubmitRequest> MakeRequests(const StoredModel& model, const Pipe
     message.set_role("user");
     // A job alone has the lengths themselves.
     message.set_content(
-        DrawText(load.jobs == 1 ? load.prompt_tokens - kFormTokens : prompt(lengths), texts));
+        DrawCharacters(load.jobs == 1 ? load.prompt_tokens - kFormTokens : prompt(lengths), texts));
     request.set_max_tokens(
         static_cast<uint32_t>(load.jobs == 1 ? load.reply_tokens : reply(lengths)));
     *request.mutable_sampling() = BenchSampling(model);
@@ -139,17 +159,45 @@ PipelineFigures MedianOf(const std::vector<PipelineFigures>& rounds) {
           of(&PipelineFigures::seconds_per_token)};
 }
 
-std::vector<double> BusySeconds(const v1::GetStatusResponse& status) {
-  std::vector<double> seconds;
-  for (const v1::WorkerStatus& worker : status.workers()) seconds.push_back(worker.load().busy_s());
-  return seconds;
+/// Boxes that a load keeps at work while it decodes: as many as it has micro-batches.
+int AtWork(int workers, const PipelineLoad& load) {
+  DecodeLoad decode;
+  decode.jobs = load.jobs;
+  return static_cast<int>(MicroBatches(workers, decode));
 }
 
+/// Of what moves with the machine's moods.
+Box MeanOf(Box a, const Box& b) {
+  const auto mean = [](double& x, double y) { x = (x + y) / 2; };
+  mean(a.cpu.multiply_adds, b.cpu.multiply_adds);
+  mean(a.cpu.attention_multiply_adds, b.cpu.attention_multiply_adds);
+  mean(a.memory.read_bytes, b.memory.read_bytes);
+  mean(a.disk.read_bytes, b.disk.read_bytes);
+  return a;
+}
+
+/// What each stage has done since it was ready.
+struct StageLoads {
+  std::vector<double> busy_seconds;
+  std::vector<double> read_bytes;
+};
+
 /// Once what is done by now is told.
-absl::StatusOr<std::vector<double>> ToldBusySeconds(const BenchCluster& cluster) {
+absl::StatusOr<StageLoads> ToldLoads(const BenchCluster& cluster) {
   absl::SleepFor(kLoadIsTold);
   CARAVAN_ASSIGN_OR_RETURN(const v1::GetStatusResponse status, cluster.Status());
-  return BusySeconds(status);
+  StageLoads loads;
+  for (const v1::WorkerStatus& worker : status.workers()) {
+    loads.busy_seconds.push_back(worker.load().busy_s());
+    loads.read_bytes.push_back(static_cast<double>(worker.load().experts().read_bytes()));
+  }
+  return loads;
+}
+
+/// What there is more than before, a round.
+std::vector<double> Since(const std::vector<double>& before, std::vector<double> now, int rounds) {
+  for (size_t i = 0; i < now.size(); ++i) now[i] = (now[i] - before[i]) / rounds;
+  return now;
 }
 
 std::string Self() { return std::filesystem::read_symlink("/proc/self/exe").string(); }
@@ -211,10 +259,20 @@ int64_t PipelineBench::ContextTokens() const {
   return WholeKvBlocks(most) + kKvBlockTokens;
 }
 
-absl::StatusOr<std::vector<Box>> PipelineBench::ProbeBoxes(int at_once) {
-  std::fprintf(stderr, "probing %d box%s at once\n", at_once, at_once == 1 ? "" : "es");
+absl::StatusOr<PipelineBench::BoxSets> PipelineBench::ProbeBoxes(int workers) {
+  BoxSets sets;
+  for (const PipelineLoad& load : options_.loads) {
+    const int at_once = AtWork(workers, load);
+    if (sets.contains(at_once)) continue;
+    CARAVAN_ASSIGN_OR_RETURN(sets[at_once], ProbeAtOnce(at_once));
+  }
+  return sets;
+}
+
+absl::StatusOr<std::vector<Box>> PipelineBench::ProbeAtOnce(int count) {
+  std::fprintf(stderr, "probing %d box%s at once\n", count, count == 1 ? "" : "es");
   std::vector<Probe> probes;
-  for (int i = 0; i < at_once; ++i) {
+  for (int i = 0; i < count; ++i) {
     CARAVAN_ASSIGN_OR_RETURN(
         Probe probe,
         Probe::Start(options_.box_command, i,
@@ -253,7 +311,7 @@ absl::StatusOr<PipelineRun> PipelineBench::RunLoad(BenchCluster& cluster,
   PipelineRun run;
   std::vector<PipelineFigures> rounds;
   std::mt19937_64 texts(options_.seed + static_cast<uint64_t>(load.jobs) * 1000003);
-  CARAVAN_ASSIGN_OR_RETURN(const std::vector<double> before, ToldBusySeconds(cluster));
+  CARAVAN_ASSIGN_OR_RETURN(const StageLoads before, ToldLoads(cluster));
   for (int round = 0; round < options_.rounds; ++round) {
     // The same lengths each time.
     std::mt19937_64 lengths(options_.seed);
@@ -269,10 +327,9 @@ absl::StatusOr<PipelineRun> PipelineBench::RunLoad(BenchCluster& cluster,
     }
   }
   run.measured = MedianOf(rounds);
-  CARAVAN_ASSIGN_OR_RETURN(run.stage_busy_seconds, ToldBusySeconds(cluster));
-  for (size_t i = 0; i < run.stage_busy_seconds.size(); ++i) {
-    run.stage_busy_seconds[i] = (run.stage_busy_seconds[i] - before[i]) / options_.rounds;
-  }
+  CARAVAN_ASSIGN_OR_RETURN(const StageLoads after, ToldLoads(cluster));
+  run.stage_busy_seconds = Since(before.busy_seconds, after.busy_seconds, options_.rounds);
+  run.stage_read_bytes = Since(before.read_bytes, after.read_bytes, options_.rounds);
   return run;
 }
 
@@ -295,13 +352,6 @@ absl::StatusOr<std::vector<PipelineRun>> PipelineBench::Measure(int workers) {
       "--kv-tokens",         absl::StrCat(MostJobs() * ContextTokens()),
       "--prefill-chunk",     absl::StrCat(kPrefillChunk),
       "--heartbeat-timeout", kHeartbeatTimeout};
-  for (const PipelineLoad& load : options_.loads) {
-    const int at_once = std::min(workers, load.jobs);
-    if (boxes_.contains(at_once)) continue;
-    CARAVAN_ASSIGN_OR_RETURN(boxes_[at_once], ProbeBoxes(at_once));
-  }
-  std::fprintf(stderr, "%s: %d worker%s\n", options_.label.c_str(), workers,
-               workers == 1 ? "" : "s");
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<BenchCluster> cluster,
                            BenchCluster::Start(options));
   std::mt19937_64 generator(options_.seed + 17);
@@ -324,18 +374,25 @@ absl::StatusOr<std::vector<PipelineRun>> PipelineBench::Measure(int workers) {
     CARAVAN_ASSIGN_OR_RETURN(network, ProbeNetwork(status.workers(1).address()));
   }
 
+  CARAVAN_ASSIGN_OR_RETURN(const BoxSets before, ProbeBoxes(workers));
   std::vector<PipelineRun> runs;
   for (const PipelineLoad& load : options_.loads) {
-    CARAVAN_ASSIGN_OR_RETURN(PipelineRun run, RunLoad(*cluster, load));
+    CARAVAN_ASSIGN_OR_RETURN(runs.emplace_back(), RunLoad(*cluster, load));
+  }
+  CARAVAN_ASSIGN_OR_RETURN(const BoxSets after, ProbeBoxes(workers));
+  for (size_t number = 0; number < runs.size(); ++number) {
+    const PipelineLoad& load = options_.loads[number];
+    PipelineRun& run = runs[number];
     run.name = absl::StrFormat("%s, %d worker%s, %d job%s", options_.label, workers,
                                workers == 1 ? "" : "s", load.jobs, load.jobs == 1 ? "" : "s");
     run.kv_dtype = options_.kv_dtype;
     run.kv_jobs = MostJobs();
     run.context_tokens = ContextTokens();
     run.prefill_chunk = kPrefillChunk;
-    const std::vector<Box>& probed = boxes_[std::min(workers, load.jobs)];
+    const int at_work = AtWork(workers, load);
     for (int i = 0; i < workers; ++i) {
-      Box box = probed[static_cast<size_t>(i) % probed.size()];
+      const auto part = static_cast<size_t>(i % at_work);
+      Box box = MeanOf(before.at(at_work)[part], after.at(at_work)[part]);
       if (ram > 0) box.memory.bytes = ram;
       if (network.has_value()) box.network = *network;
       run.boxes.push_back(std::move(box));
@@ -351,7 +408,6 @@ absl::StatusOr<std::vector<PipelineRun>> PipelineBench::Measure(int workers) {
     std::fprintf(stderr, "%s: %.2f tokens/s, first token %.3f s, a token %.1f ms\n",
                  run.name.c_str(), run.measured.tokens_per_second,
                  run.measured.first_token_seconds, 1e3 * run.measured.seconds_per_token);
-    runs.push_back(std::move(run));
   }
   return runs;
 }

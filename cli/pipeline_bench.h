@@ -7,7 +7,8 @@
 // A box is a part of this machine: the cores and the disk's rate that the program
 // `box_command` gives it (bench/as_box.sh), and the memory that its worker is allowed. Parts share
 // the machine's memory, so boxes are probed alone and while their neighbours are, and a run is told
-// the figures of as many at once as it has at work.
+// the figures of as many at once as its load keeps at work. Machines have moods: boxes are probed
+// right before and right after their runs, which are told the mean of both.
 
 #include <cstdint>
 #include <map>
@@ -60,7 +61,10 @@ class PipelineBench {
   absl::StatusOr<std::vector<PipelineRun>> Measure(int workers);
 
  private:
-  absl::StatusOr<std::vector<Box>> ProbeBoxes(int at_once);
+  using BoxSets = std::map<int, std::vector<Box>>;  // by how many were probed at once
+
+  absl::StatusOr<BoxSets> ProbeBoxes(int workers);
+  absl::StatusOr<std::vector<Box>> ProbeAtOnce(int count);
   absl::StatusOr<Box::Network> ProbeNetwork(const std::string& address);
   absl::StatusOr<PipelineRun> RunLoad(BenchCluster& cluster, const PipelineLoad& load);
   int64_t ContextTokens() const;
@@ -68,7 +72,6 @@ class PipelineBench {
 
   const StoredModel& model_;
   const PipelineBenchOptions& options_;
-  std::map<int, std::vector<Box>> boxes_;  // by how many were probed at once
 };
 
 }  // namespace caravan

@@ -9,7 +9,11 @@
 // disk, each once for all rows. What a step touches:
 //
 //   touched = E (1 - (1 - k/E)^rows)     of E experts, if rows choose k of them evenly
-//   in memory = touched * HitRate(share of all experts that fit, what all jobs' rows touch / E)
+//   in memory = touched * HitRate(share of all experts that are kept, what all jobs' rows touch / E)
+//
+// What computes is bound by reading and by arithmetic, and takes the sum of both: a core unpacks a
+// tile of weights, which it waits for, and then multiplies; on a card short kernels follow each
+// other (docs/performance.md, "Pipelines as they were foretold", "A stage on a card").
 //
 // A box with a card holds what is always active and the KV cache there, as far as there is room,
 // and experts in what is left. Those that are not there are computed by the CPU where they lie, or
@@ -69,7 +73,7 @@ struct StageTiers {
 /// One stage's part of a step. Seconds.
 struct StageTime {
   int64_t expert_slots = 0;   // in VRAM and memory
-  double expert_share = 0;    // of the stage's experts that these hold
+  double expert_share = 0;    // of the stage's experts that these keep
   double bytes_read = 0;      // from the disk
   double read_seconds = 0;    // for these
   double always_seconds = 0;  // attention and whatever every token passes
@@ -99,6 +103,7 @@ struct DecodeLoad {
   int64_t decoding = 0;  // of these jobs, that decode at once; 0: all
   int64_t attended = 0;  // tokens that a row looks back on; 0: all of its context
   Routing routing = Routing::kSkewed;
+  double sampled_share = 1;  // of a step's rows, those that a token is sampled after
 
   int64_t decoding_jobs() const { return decoding > 0 ? decoding : jobs; }
   int64_t attended_tokens() const { return attended > 0 ? attended : context_tokens; }
@@ -128,7 +133,7 @@ struct BoxStage {
 };
 
 /// Into how many micro-batches the load's jobs are split: as many as there are stages
-/// (docs/architecture.md), if there are so many jobs.
+/// (docs/architecture.md), or fewer, as a step takes jobs / stages of them, rounded up.
 int64_t MicroBatches(int num_stages, const DecodeLoad& load);
 
 /// Of `rows` hidden states from one box to another. Such messages of a link do not overlap.
