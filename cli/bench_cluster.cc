@@ -88,13 +88,13 @@ absl::Status BenchCluster::Launch(const Options& options) {
 
   const std::string address_file = JoinPath(directory_, "address");
   const std::string http_address_file = JoinPath(directory_, "http-address");
-  std::vector<std::string> coordinator = {Self(), "coordinator", "--model", options.model, "--listen",
-                                          "127.0.0.1:0", "--http", "127.0.0.1:0", "--state",
-                                          JoinPath(directory_, "caravan.db"), "--workers",
-                                          absl::StrCat(options.workers), "--http-address-file",
-                                          http_address_file, "--address-file", address_file,
-                                          // Whoever waits looks after the processes in between.
-                                          "--worker-timeout", "1"};
+  std::vector<std::string> coordinator = {
+      Self(), "coordinator", "--model", options.model, "--listen", "127.0.0.1:0", "--http",
+      "127.0.0.1:0", "--state", JoinPath(directory_, "caravan.db"), "--workers",
+      absl::StrCat(options.workers), "--http-address-file", http_address_file, "--address-file",
+      address_file,
+      // Whoever waits looks after the processes in between.
+      "--worker-timeout", "1"};
   CARAVAN_ASSIGN_OR_RETURN(const std::vector<std::string> tokenizer,
                            TokenizerArguments(options.model));
   coordinator.insert(coordinator.end(), tokenizer.begin(), tokenizer.end());
@@ -125,20 +125,13 @@ absl::Status BenchCluster::LaunchWorker(const Options& options, int index) {
     listen = absl::StrCat("127.0.0.", 1 + index, advertise.substr(advertise.rfind(':')));
     links_.back()->ConnectTo(listen);
   }
-  std::vector<std::string> worker = {Self(),
-                                     "worker",
-                                     "--coordinator",
-                                     coordinator,
-                                     "--listen",
-                                     listen,
-                                     "--name",
-                                     absl::StrCat("box-", index),
-                                     "--threads",
-                                     absl::StrCat(options.threads),
-                                     "--kv",
-                                     KvOptionName(options.kv_dtype),
-                                     "--isa",
-                                     IsaOptionName(options.isa)};
+  std::vector<std::string> worker = {Self(),          "worker",
+                                     "--coordinator", coordinator,
+                                     "--listen",      listen,
+                                     "--name",        absl::StrCat("box-", index),
+                                     "--threads",     absl::StrCat(options.threads),
+                                     "--kv",          KvOptionName(options.kv_dtype),
+                                     "--isa",         IsaOptionName(options.isa)};
   if (!advertise.empty()) worker.insert(worker.end(), {"--advertise", advertise});
   worker.insert(worker.end(), options.worker_arguments.begin(), options.worker_arguments.end());
   if (!options.pin) return Spawn(options, absl::StrCat(index), std::move(worker));

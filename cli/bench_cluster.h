@@ -88,9 +88,9 @@ class BenchCluster {
   std::string ErrorsPath(size_t i) const;
   absl::StatusOr<std::string> WaitForAddress(const std::string& address_file);
 
-  std::string directory_;              // of its own, removed at the end
+  std::string directory_;                           // of its own, removed at the end
   std::vector<std::unique_ptr<ShapedLink>> links_;  // outlive the processes
-  std::vector<Subprocess> processes_;  // the coordinator first
+  std::vector<Subprocess> processes_;               // the coordinator first
   int num_workers_ = 0;
   absl::Duration without_plan_since_ = absl::InfiniteDuration();
   std::string address_;

@@ -121,7 +121,7 @@ absl::Status ForetellTable(const BenchPlanFlags& flags) {
     return absl::InvalidArgumentError(absl::StrCat("--model: not the one that ", flags.foretell,
                                                    " is about: the weights are not as large"));
   }
-  return PrintTable(*model, cost, measured.runs);
+  return PrintTable(*model, cost, WithSteadyBoxes(measured).runs);
 }
 
 absl::Status BenchPlan(BenchPlanFlags flags) {
@@ -136,8 +136,7 @@ absl::Status BenchPlan(BenchPlanFlags flags) {
     flags.bench.ram = *ram;
   }
   CARAVAN_ASSIGN_OR_RETURN(flags.bench.threads, ThreadCount(flags.bench.threads));
-  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model,
-                           flags.shape.Open());
+  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<StoredModel> model, flags.shape.Open());
   CARAVAN_RETURN_IF_ERROR(CheckBenchWorkers(*model, flags.workers, flags.bench.kv_dtype));
   CARAVAN_ASSIGN_OR_RETURN(const ModelCost cost, CostOfStoredModel(*model));
   MeasuredPipelines measured;
@@ -147,8 +146,7 @@ absl::Status BenchPlan(BenchPlanFlags flags) {
   measured.machine = CpuModel();
   measured.config_json = model->config_json();
   measured.types = TypesOf(*model);
-  measured.weight_bytes =
-      cost.Of({0, model->config().num_hidden_layers, true, true}).weight_bytes;
+  measured.weight_bytes = cost.Of({0, model->config().num_hidden_layers, true, true}).weight_bytes;
 
   std::vector<PipelineRun> runs;
   PipelineBench bench(*model, flags.bench);

@@ -111,9 +111,8 @@ class BoxProber {
     cpu.sources = {
         {"cores", kSystem},
         {"isa", "what the kernels choose"},
-        {"multiply_adds_per_second",
-         absl::StrCat(kMeasured, ": Q4_K [2048, 7168], what ", kCpuRows,
-                      " rows take more than one")},
+        {"multiply_adds_per_second", absl::StrCat(kMeasured, ": Q4_K [2048, 7168], what ", kCpuRows,
+                                                  " rows take more than one")},
         {"attention_multiply_adds_per_second",
          absl::StrCat(kMeasured, ": 128 heads over a KV cache of F16, 1024 to 4096 tokens")}};
     return cpu;

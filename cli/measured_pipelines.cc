@@ -70,10 +70,9 @@ absl::StatusOr<PipelineRun> RunFromJson(const json& json, const std::map<std::st
   run.context_tokens = json.at("context_tokens").get<int64_t>();
   run.prefill_chunk = json.at("prefill_chunk").get<int64_t>();
   for (const nlohmann::json& job : json.at("jobs")) {
-    run.jobs.push_back(
-        {.arrival_seconds = job.at(0).get<double>(),
-         .prompt_tokens = job.at(1).get<int64_t>(),
-         .reply_tokens = job.at(2).get<int64_t>()});
+    run.jobs.push_back({.arrival_seconds = job.at(0).get<double>(),
+                        .prompt_tokens = job.at(1).get<int64_t>(),
+                        .reply_tokens = job.at(2).get<int64_t>()});
     if (run.jobs.back().prompt_tokens < 1 || run.jobs.back().reply_tokens < 2) {
       return absl::InvalidArgumentError(
           absl::StrCat("run \"", run.name, "\": a job is too short to be timed"));
@@ -188,6 +187,24 @@ absl::StatusOr<MeasuredPipelines> PipelinesFromJson(const json& file, const std:
   }
 }
 
+MeasuredPipelines WithSteadyBoxes(MeasuredPipelines measured) {
+  const auto steady = [&measured](auto rate_of) {
+    std::vector<double> rates;
+    for (PipelineRun& run : measured.runs) {
+      for (Box& box : run.boxes) rates.push_back(rate_of(box));
+    }
+    if (rates.empty()) return;
+    const double median = Median(std::move(rates));
+    for (PipelineRun& run : measured.runs) {
+      for (Box& box : run.boxes) rate_of(box) = (rate_of(box) + median) / 2;
+    }
+  };
+  steady([](Box& box) -> double& { return box.memory.read_bytes; });
+  steady([](Box& box) -> double& { return box.cpu.multiply_adds; });
+  steady([](Box& box) -> double& { return box.cpu.attention_multiply_adds; });
+  return measured;
+}
+
 absl::StatusOr<ForetoldRun> Foretell(const ModelConfig& config, const ModelCost& cost,
                                      const PipelineRun& run) {
   const auto num_stages = static_cast<int>(run.stages.size());
@@ -208,8 +225,7 @@ absl::StatusOr<ForetoldRun> Foretell(const ModelConfig& config, const ModelCost&
   ForetoldRun foretold;
   CARAVAN_ASSIGN_OR_RETURN(const SimulatedPipeline pipeline,
                            SimulateBoxes(config, cost, stages, load, run.prefill_chunk));
-  const Simulation result =
-      Simulate(pipeline, run.jobs, std::numeric_limits<double>::infinity());
+  const Simulation result = Simulate(pipeline, run.jobs, std::numeric_limits<double>::infinity());
   foretold.simulated = FiguresOf(run.jobs, result);
   foretold.stage_busy_seconds = result.busy_seconds;
 
@@ -249,8 +265,7 @@ std::string PipelinesTable(const std::vector<PipelineRun>& runs,
         "|\n",
         runs[i].name, measured.tokens_per_second, simulated.tokens_per_second,
         simulated.tokens_per_second / measured.tokens_per_second, measured.first_token_seconds,
-        simulated.first_token_seconds,
-        simulated.first_token_seconds / measured.first_token_seconds,
+        simulated.first_token_seconds, simulated.first_token_seconds / measured.first_token_seconds,
         plan_first == 0
             ? std::string("")
             : absl::StrFormat("%.3f (%.2f)", plan_first, plan_first / measured.first_token_seconds),

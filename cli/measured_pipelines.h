@@ -12,8 +12,8 @@
 //   box      = as in cluster/box_json.h; "boxes" has each once
 //   run      = { "name": text, "boxes": [ id, ... ], "stages": [ [first_layer, end_layer], ... ],
 //                "kv": format, "kv_jobs": number, "context_tokens": number,
-//                "prefill_chunk": number, "jobs": [ [arrival_seconds, prompt_tokens, reply_tokens], ... ],
-//                "measured": figures, "stage_busy_seconds": [ number, ... ],
+//                "prefill_chunk": number, "jobs": [ [arrival_seconds, prompt_tokens, reply_tokens],
+//                ... ], "measured": figures, "stage_busy_seconds": [ number, ... ],
 //                "stage_read_bytes": [ number, ... ], "stage_expert_slots": [ number, ... ] }
 //   figures  = { "tokens_per_second", "first_token_seconds", "seconds_per_token" }
 //
@@ -69,6 +69,12 @@ nlohmann::json PipelinesToJson(const MeasuredPipelines& measured);
 /// `origin` names the text in errors. Errors: InvalidArgument - a field is missing or wrong.
 absl::StatusOr<MeasuredPipelines> PipelinesFromJson(const nlohmann::json& json,
                                                     const std::string& origin);
+
+/// The boxes of a table are equal parts of one machine, whose moods change from minute to minute,
+/// and so do probes that last for a fraction of a second. What counts as a box's rate of reading
+/// and computing is the mean of what its own probes said and of the median of all boxes in the
+/// table.
+MeasuredPipelines WithSteadyBoxes(MeasuredPipelines measured);
 
 /// What the simulator and the plan's closed form say of a run.
 struct ForetoldRun {

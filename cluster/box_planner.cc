@@ -29,8 +29,9 @@ class BoxPlanner {
         load_(load),
         num_layers_(static_cast<int>(cost.layers.size())) {
     for (const BoxCount& kind : boxes) {
-      rules_.counts.push_back(kind.count);
-      num_boxes_ += kind.count;
+      // A box has a layer at least.
+      rules_.counts.push_back(std::min(kind.count, num_layers_));
+      num_boxes_ += rules_.counts.back();
       rules_.networks.push_back(NetworkOf(kind.box));
     }
   }

@@ -236,7 +236,8 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
   // Between two tokens of a job the cache meets those of all others, or of a whole chunk.
   const double met =
       TouchedExperts(per_layer, chosen, std::max(rows, static_cast<double>(load.decoding_jobs())));
-  const double hits = per_layer == 0 ? 1 : HitRate(time.expert_share, met / per_layer, load.routing);
+  const double hits =
+      per_layer == 0 ? 1 : HitRate(time.expert_share, met / per_layer, load.routing);
   time.bytes_read = expert_layers * touched * (1 - hits) * expert_bytes;
   time.read_seconds = time.bytes_read == 0 ? 0 : time.bytes_read / box.disk.read_bytes;
 
@@ -252,12 +253,12 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
       static_cast<double>(stage.kv_values_per_token) / static_cast<double>(mla.kv_width());
   const double latent = LatentMultiplyAdds(mla, layers);
   const double sampled = static_cast<double>(stage.sampled_flops_per_token) / 2;
-  always.multiply_adds = rows * (static_cast<double>(stage.flops_per_token) / 2 -
-                                 chosen_multiply_adds - latent -
-                                 (1 - load.sampled_share) * sampled);
+  always.multiply_adds =
+      rows * (static_cast<double>(stage.flops_per_token) / 2 - chosen_multiply_adds - latent -
+              (1 - load.sampled_share) * sampled);
   always.attention_multiply_adds =
-      rows * (latent + AttentionMultiplyAdds(mla, layers,
-                                             static_cast<double>(load.attended_tokens())));
+      rows *
+      (latent + AttentionMultiplyAdds(mla, layers, static_cast<double>(load.attended_tokens())));
   const Computing on_cpu = TimeOf(always.Part(1 - placed.always_on_card), CpuOf(box));
   const Computing on_card = TimeOf(always.Part(placed.always_on_card), CardOf(box));
   time.always_seconds =

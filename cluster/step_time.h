@@ -9,7 +9,8 @@
 // disk, each once for all rows. What a step touches:
 //
 //   touched = E (1 - (1 - k/E)^rows)     of E experts, if rows choose k of them evenly
-//   in memory = touched * HitRate(share of all experts that are kept, what all jobs' rows touch / E)
+//   in memory = touched * HitRate(share of all experts that are kept, what all jobs' rows touch /
+//   E)
 //
 // What computes is bound by reading and by arithmetic, and takes the sum of both: a core unpacks a
 // tile of weights, which it waits for, and then multiplies; on a card short kernels follow each

@@ -45,7 +45,7 @@ class TimedBackend : public ForwardingBackend {
   FakeCardMemory card{int64_t{1} << 30};
   double multiply_adds = 1e12;  // a second
   double read_bytes = std::numeric_limits<double>::infinity();
-  int slow_call = -1;           // takes ten seconds more, as on a machine that others use
+  int slow_call = -1;  // takes ten seconds more, as on a machine that others use
   int calls = 0;
   std::set<const std::byte*> matrices;
   int64_t matrix_bytes = 0;

@@ -30,9 +30,9 @@ class LinkEnds {
         near(io_) {
     link_->ConnectTo(absl::StrCat("127.0.0.1:", acceptor_.local_endpoint().port()));
     const std::string& address = link_->address();
-    near.connect(tcp::endpoint(asio::ip::address_v4::loopback(),
-                               static_cast<uint16_t>(
-                                   std::stoi(address.substr(address.rfind(':') + 1)))));
+    near.connect(
+        tcp::endpoint(asio::ip::address_v4::loopback(),
+                      static_cast<uint16_t>(std::stoi(address.substr(address.rfind(':') + 1)))));
     near.set_option(tcp::no_delay(true));
     far.emplace(acceptor_.accept());
     far->set_option(tcp::no_delay(true));
