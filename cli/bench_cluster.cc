@@ -36,6 +36,8 @@ constexpr absl::Duration kStopTimeout = absl::Seconds(10);
 // Longer than a coordinator waits before it tries again with workers that failed.
 constexpr absl::Duration kNoPlanTimeout = absl::Seconds(8);
 
+std::string Self() { return std::filesystem::read_symlink("/proc/self/exe").string(); }
+
 /// While it lives, this thread runs on one core, and so does whatever process it starts for ever.
 class PinnedScope {
  public:
@@ -84,49 +86,77 @@ absl::Status BenchCluster::Launch(const Options& options) {
   }
   directory_ = pattern;
 
-  const std::string self = std::filesystem::read_symlink("/proc/self/exe").string();
   const std::string address_file = JoinPath(directory_, "address");
   const std::string http_address_file = JoinPath(directory_, "http-address");
-  std::vector<std::string> coordinator = {self, "coordinator", "--model", options.model, "--listen",
-                                          "127.0.0.1:0", "--http", "127.0.0.1:0", "--state",
-                                          JoinPath(directory_, "caravan.db"), "--workers",
-                                          absl::StrCat(options.workers), "--http-address-file",
-                                          http_address_file, "--address-file", address_file,
-                                          // Whoever waits looks after the processes in between.
-                                          "--worker-timeout", "1"};
+  std::vector<std::string> coordinator = {
+      Self(), "coordinator", "--model", options.model, "--listen", "127.0.0.1:0", "--http",
+      "127.0.0.1:0", "--state", JoinPath(directory_, "caravan.db"), "--workers",
+      absl::StrCat(options.workers), "--http-address-file", http_address_file, "--address-file",
+      address_file,
+      // Whoever waits looks after the processes in between.
+      "--worker-timeout", "1"};
   CARAVAN_ASSIGN_OR_RETURN(const std::vector<std::string> tokenizer,
                            TokenizerArguments(options.model));
   coordinator.insert(coordinator.end(), tokenizer.begin(), tokenizer.end());
   coordinator.insert(coordinator.end(), options.coordinator_arguments.begin(),
                      options.coordinator_arguments.end());
-  CARAVAN_RETURN_IF_ERROR(Spawn(std::move(coordinator)));
+  CARAVAN_RETURN_IF_ERROR(Spawn(options, "coordinator", std::move(coordinator)));
   CARAVAN_ASSIGN_OR_RETURN(address_, WaitForAddress(address_file));
   CARAVAN_ASSIGN_OR_RETURN(http_address_, WaitForAddress(http_address_file));
-  const int num_cores = static_cast<int>(std::thread::hardware_concurrency());
   for (int i = 0; i < options.workers; ++i) {
-    std::vector<std::string> worker = {self,
-                                       "worker",
-                                       "--coordinator",
-                                       address_,
-                                       "--listen",
-                                       "127.0.0.1:0",
-                                       "--threads",
-                                       absl::StrCat(options.threads),
-                                       "--kv",
-                                       KvOptionName(options.kv_dtype),
-                                       "--isa",
-                                       IsaOptionName(options.isa)};
-    if (!options.pin) {
-      CARAVAN_RETURN_IF_ERROR(Spawn(std::move(worker)));
-      continue;
-    }
-    const PinnedScope pinned(i % num_cores);
-    if (!pinned.ok()) {
-      return absl::InternalError(absl::StrCat("a worker cannot be pinned to core ", i % num_cores));
-    }
-    CARAVAN_RETURN_IF_ERROR(Spawn(std::move(worker)));
+    CARAVAN_RETURN_IF_ERROR(LaunchWorker(options, i));
+    // Stages are given in the order of joining.
+    if (i + 1 < options.workers) CARAVAN_RETURN_IF_ERROR(WaitForWorkers(i + 1));
   }
   return absl::OkStatus();
+}
+
+absl::Status BenchCluster::LaunchWorker(const Options& options, int index) {
+  std::string coordinator = address_;
+  std::string listen = "127.0.0.1:0";
+  std::string advertise;
+  if (options.link.has_value() && index > 0) {
+    CARAVAN_ASSIGN_OR_RETURN(links_.emplace_back(), ShapedLink::Open(*options.link));
+    links_.back()->ConnectTo(address_);
+    coordinator = links_.back()->address();
+    CARAVAN_ASSIGN_OR_RETURN(links_.emplace_back(), ShapedLink::Open(*options.link));
+    // The same port of another of loopback's addresses.
+    advertise = links_.back()->address();
+    listen = absl::StrCat("127.0.0.", 1 + index, advertise.substr(advertise.rfind(':')));
+    links_.back()->ConnectTo(listen);
+  }
+  std::vector<std::string> worker = {Self(),          "worker",
+                                     "--coordinator", coordinator,
+                                     "--listen",      listen,
+                                     "--name",        absl::StrCat("box-", index),
+                                     "--threads",     absl::StrCat(options.threads),
+                                     "--kv",          KvOptionName(options.kv_dtype),
+                                     "--isa",         IsaOptionName(options.isa)};
+  if (!advertise.empty()) worker.insert(worker.end(), {"--advertise", advertise});
+  worker.insert(worker.end(), options.worker_arguments.begin(), options.worker_arguments.end());
+  if (!options.pin) return Spawn(options, absl::StrCat(index), std::move(worker));
+  const int core = index % static_cast<int>(std::thread::hardware_concurrency());
+  const PinnedScope pinned(core);
+  if (!pinned.ok()) {
+    return absl::InternalError(absl::StrCat("a worker cannot be pinned to core ", core));
+  }
+  return Spawn(options, absl::StrCat(index), std::move(worker));
+}
+
+absl::Status BenchCluster::WaitForWorkers(int count) {
+  const absl::Duration deadline = SteadyClock().Now() + kStartTimeout;
+  while (true) {
+    CARAVAN_ASSIGN_OR_RETURN(const v1::GetStatusResponse status, Status());
+    if (status.workers_size() >= count) return absl::OkStatus();
+    // The newest process.
+    const size_t last = processes_.size() - 1;
+    if (processes_[last].Wait(absl::Milliseconds(5)).has_value()) {
+      return absl::UnavailableError(absl::StrCat("a worker has ended: ", LastWords(last)));
+    }
+    if (SteadyClock().Now() > deadline) {
+      return absl::DeadlineExceededError("a worker does not join");
+    }
+  }
 }
 
 BenchCluster::~BenchCluster() {
@@ -142,14 +172,7 @@ absl::Status BenchCluster::Check() {
     return absl::UnavailableError(
         absl::StrCat(i == 0 ? "the coordinator" : "a worker", " has ended: ", LastWords(i)));
   }
-  ClientFlags client;
-  client.coordinator = address_;
-  CARAVAN_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, Connect(client));
-  grpc::ClientContext context;
-  LimitCall(context);
-  v1::GetStatusResponse status;
-  CARAVAN_RETURN_IF_ERROR(
-      FromGrpcStatus(v1::Cluster::NewStub(channel)->GetStatus(&context, {}, &status)));
+  CARAVAN_ASSIGN_OR_RETURN(const v1::GetStatusResponse status, Status());
   if (status.workers_size() < num_workers_ || status.plan_version() != 0) {
     without_plan_since_ = absl::InfiniteDuration();
     return absl::OkStatus();
@@ -159,6 +182,18 @@ absl::Status BenchCluster::Check() {
   if (now - without_plan_since_ < kNoPlanTimeout) return absl::OkStatus();
   return absl::FailedPreconditionError(
       absl::StrCat("the cluster does not come to serve: ", status.pipeline_state()));
+}
+
+absl::StatusOr<v1::GetStatusResponse> BenchCluster::Status() const {
+  ClientFlags client;
+  client.coordinator = address_;
+  CARAVAN_ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel, Connect(client));
+  grpc::ClientContext context;
+  LimitCall(context);
+  v1::GetStatusResponse status;
+  CARAVAN_RETURN_IF_ERROR(
+      FromGrpcStatus(v1::Cluster::NewStub(channel)->GetStatus(&context, {}, &status)));
+  return status;
 }
 
 absl::StatusOr<std::vector<std::string>> BenchCluster::TokenizerArguments(
@@ -176,11 +211,13 @@ absl::StatusOr<std::vector<std::string>> BenchCluster::TokenizerArguments(
   return std::vector<std::string>{"--tokenizer", directory_};
 }
 
-absl::Status BenchCluster::Spawn(std::vector<std::string> command) {
-  Subprocess::Options options;
-  options.command = std::move(command);
-  options.stderr_path = ErrorsPath(processes_.size());
-  CARAVAN_ASSIGN_OR_RETURN(Subprocess process, Subprocess::Start(options));
+absl::Status BenchCluster::Spawn(const Options& options, const std::string& box,
+                                 std::vector<std::string> command) {
+  Subprocess::Options child;
+  if (!options.box_command.empty()) child.command = {options.box_command, box};
+  child.command.insert(child.command.end(), command.begin(), command.end());
+  child.stderr_path = ErrorsPath(processes_.size());
+  CARAVAN_ASSIGN_OR_RETURN(Subprocess process, Subprocess::Start(child));
   processes_.push_back(std::move(process));
   return absl::OkStatus();
 }

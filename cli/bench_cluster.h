@@ -5,6 +5,7 @@
 // loopback, of the binary that runs.
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,6 +15,8 @@
 #include "absl/types/span.h"
 #include "base/dtype.h"
 #include "base/subprocess.h"
+#include "caravan/v1/cluster.pb.h"
+#include "cli/shaped_link.h"
 #include "kernels/cpu/row_ops.h"
 #include "model/stored_model.h"
 
@@ -40,9 +43,16 @@ class BenchCluster {
     CpuIsa isa = CpuIsa::kAuto;
     bool pin = false;  // worker i runs on core i (modulo the cores) alone
     std::vector<std::string> coordinator_arguments;
+    std::vector<std::string> worker_arguments;
+    // A program that runs as one of several boxes what follows its first argument, which is the
+    // box's number: worker i is that of box i, the coordinator "coordinator". Empty: none.
+    std::string box_command;
+    // Of each box but the first, beside which the coordinator is; nullopt: loopback.
+    std::optional<LinkShape> link;
   };
 
-  /// Returns when all workers have been started, not when they serve.
+  /// Returns when all workers have been started, not when they serve. They join in order: worker i
+  /// gets stage i, and is called "box-i".
   /// Errors: InvalidArgument - the coordinator does not start (says why); DeadlineExceeded - it
   ///         does not listen; as OpenStoredModel and MakeStandInTokenizer; Internal - no directory
   ///         for its files, or a worker cannot be pinned.
@@ -52,6 +62,8 @@ class BenchCluster {
   /// Errors: Unavailable - one of its processes has ended; FailedPrecondition - all workers are
   ///         there, but for some seconds the model has been on none. Each says why.
   absl::Status Check();
+  /// Errors: Unavailable - the coordinator does not answer.
+  absl::StatusOr<v1::GetStatusResponse> Status() const;
 
   BenchCluster(const BenchCluster&) = delete;
   BenchCluster& operator=(const BenchCluster&) = delete;
@@ -64,16 +76,21 @@ class BenchCluster {
   BenchCluster() = default;
 
   absl::Status Launch(const Options& options);
+  absl::Status LaunchWorker(const Options& options, int index);
+  /// Until so many workers have joined.
+  absl::Status WaitForWorkers(int count);
   /// Writes the stand-in where it is needed; returns the coordinator's options.
   absl::StatusOr<std::vector<std::string>> TokenizerArguments(const std::string& model) const;
-  absl::Status Spawn(std::vector<std::string> command);
+  absl::Status Spawn(const Options& options, const std::string& box,
+                     std::vector<std::string> command);
   /// The last line that process `i` wrote on standard error.
   std::string LastWords(size_t i) const;
   std::string ErrorsPath(size_t i) const;
   absl::StatusOr<std::string> WaitForAddress(const std::string& address_file);
 
-  std::string directory_;              // of its own, removed at the end
-  std::vector<Subprocess> processes_;  // the coordinator first
+  std::string directory_;                           // of its own, removed at the end
+  std::vector<std::unique_ptr<ShapedLink>> links_;  // outlive the processes
+  std::vector<Subprocess> processes_;               // the coordinator first
   int num_workers_ = 0;
   absl::Duration without_plan_since_ = absl::InfiniteDuration();
   std::string address_;

@@ -116,18 +116,6 @@ absl::StatusOr<v1::JobFinished> RunFirstPrompt(BenchCluster& cluster, v1::Jobs::
   }
 }
 
-v1::SamplingParams SamplingOf(const StoredModel& model) {
-  v1::SamplingParams sampling;
-  sampling.set_temperature(static_cast<float>(kBenchTemperature));
-  if (!NeedsStandIn(model)) return sampling;
-  for (const int32_t end : model.config().eos_token_ids) {
-    v1::LogitBias& bias = *sampling.add_logit_biases();
-    bias.set_token_id(static_cast<uint32_t>(end));
-    bias.set_bias(-100);
-  }
-  return sampling;
-}
-
 /// Bytes a second that so many threads read from memory, the best of several passes.
 absl::StatusOr<double> MeasureReadRate(int num_threads) {
   constexpr int64_t kBytes = int64_t{256} << 20;  // past any cache of a cheap box
@@ -175,7 +163,7 @@ absl::Status Bench(const BenchFlags& flags) {
   }
   std::vector<Series> series(sizes.size());
   uint32_t prompt_tokens = 0;
-  v1::SamplingParams sampling = SamplingOf(*model_files);
+  v1::SamplingParams sampling = BenchSampling(*model_files);
   std::mt19937_64 generator(1);
   constexpr int kWarmUpRounds = 3;
   for (int round = -kWarmUpRounds; round < flags.rounds; ++round) {
@@ -264,6 +252,7 @@ void AddBenchCommand(CLI::App& app, CommandBody& body) {
       ->capture_default_str();
   AddBenchCacheCommand(*command, body);
   AddBenchOffloadCommand(*command, body);
+  AddBenchPlanCommand(*command, body);
   AddBenchServeCommand(*command, body);
   AddBenchSpeculateCommand(*command, body);
   command->callback([command, flags, &body] {

@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "absl/strings/str_cat.h"
+#include "cli/stand_in_tokenizer.h"
 
 namespace caravan {
 
@@ -40,6 +41,18 @@ std::string DrawText(int64_t bytes, std::mt19937_64& generator) {
   }
   text.resize(static_cast<size_t>(bytes));
   return text;
+}
+
+v1::SamplingParams BenchSampling(const StoredModel& model) {
+  v1::SamplingParams sampling;
+  sampling.set_temperature(static_cast<float>(kBenchTemperature));
+  if (!NeedsStandIn(model)) return sampling;
+  for (const int32_t end : model.config().eos_token_ids) {
+    v1::LogitBias& bias = *sampling.add_logit_biases();
+    bias.set_token_id(static_cast<uint32_t>(end));
+    bias.set_bias(-100);
+  }
+  return sampling;
 }
 
 double Median(std::vector<double> values) {

@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "CLI/CLI.hpp"
+#include "caravan/v1/pipeline.pb.h"
+#include "model/stored_model.h"
 
 namespace caravan {
 
@@ -34,6 +36,9 @@ std::string DrawText(int64_t bytes, std::mt19937_64& generator);
 /// with it the same experts, which flatters every cache. Such a model would end its replies at
 /// random, so it is kept from that.
 inline constexpr double kBenchTemperature = 1;
+
+/// So; a model of random weights never ends its replies.
+v1::SamplingParams BenchSampling(const StoredModel& model);
 
 /// REQUIRES: not empty.
 double Median(std::vector<double> values);

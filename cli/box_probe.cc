@@ -16,7 +16,6 @@
 #include "base/buffer.h"
 #include "base/byte_size.h"
 #include "base/check.h"
-#include "base/clock.h"
 #include "base/cpu_model.h"
 #include "base/io/read_rate.h"
 #include "base/json.h"
@@ -24,21 +23,16 @@
 #include "base/open_file.h"
 #include "base/output_file.h"
 #include "base/status_macros.h"
-#include "base/thread_pool.h"
 #include "cli/command.h"
 #include "cli/compute_meter.h"
 #include "cli/disk_probe.h"
 #include "cluster/box_json.h"
 #include "cluster/machine.h"
-#include "kernels/cpu/memory_read.h"
 
 namespace caravan {
 namespace {
 
 constexpr int64_t kMiB = int64_t{1} << 20;
-
-constexpr int64_t kLeastMemoryBytes = 64 * kMiB;
-constexpr size_t kLeastPasses = 5;
 
 // An expert of R1 at 4.5 bits a weight.
 constexpr int64_t kExpertBytes = 24 * kMiB;
@@ -76,8 +70,8 @@ class BoxProber {
       CARAVAN_ASSIGN_OR_RETURN(box.network, ProbeNetwork());
     }
     CARAVAN_ASSIGN_OR_RETURN(box.disk, ProbeDiskPart());
-    CARAVAN_ASSIGN_OR_RETURN(box.memory, ProbeMemory());
-    CARAVAN_ASSIGN_OR_RETURN(box.cpu, ProbeCpu());
+    box.memory = MemorySizes();
+    CARAVAN_ASSIGN_OR_RETURN(box.cpu, ProbeCpu(box.memory));
     if (options_.card != nullptr) {
       CARAVAN_ASSIGN_OR_RETURN(box.card, ProbeCard(*options_.card));
     }
@@ -94,43 +88,17 @@ class BoxProber {
     if (options_.on_result != nullptr) options_.on_result(result);
   }
 
-  absl::StatusOr<Box::Memory> ProbeMemory() {
+  Box::Memory MemorySizes() const {
     Box::Memory memory;
     memory.total_bytes = machine_.memory_bytes;
     memory.bytes = DefaultWorkerMemory(machine_);
-    const int64_t bytes =
-        std::min(options_.memory_bytes, machine_.available_memory_bytes / 4) / kMiB * kMiB;
-    if (bytes < kLeastMemoryBytes) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("only ", FormatByteSize(machine_.available_memory_bytes),
-                       " of memory are free: too little to measure with"));
-    }
-    CARAVAN_ASSIGN_OR_RETURN(Buffer buffer, Buffer::Allocate(bytes));
-    buffer.PreferLargePages();
-    ThreadPool pool(options_.cpu.num_threads);
-    // Not zeros, of which a kernel may keep one page for all.
-    pool.ParallelFor(bytes, kMiB, [&](int64_t begin, int64_t end) {
-      std::fill(buffer.data() + begin, buffer.data() + end, std::byte{1});
-    });
-    std::vector<double> rates;
-    const absl::Duration begin = SteadyClock().Now();
-    absl::Duration now = begin;
-    while (rates.size() < kLeastPasses || now - begin < options_.duration) {
-      CARAVAN_RETURN_IF_ERROR(CheckStop());
-      const absl::Duration pass_begin = now;
-      CARAVAN_CHECK(ReadMemory(pool, buffer.data(), bytes) != 0);
-      now = SteadyClock().Now();
-      rates.push_back(static_cast<double>(bytes) / absl::ToDoubleSeconds(now - pass_begin));
-    }
-    memory.read_bytes = Median(std::move(rates));
     memory.sources = {{"total_bytes", kSystem},
-                      {"worker_bytes", "what a worker takes of what is free, if not told"},
-                      {"read_bytes_per_second", kMeasured}};
-    Say(absl::StrFormat("memory is read at %.1f GB/s", 1e-9 * memory.read_bytes));
+                      {"worker_bytes", "what a worker takes of what is free, if not told"}};
     return memory;
   }
 
-  absl::StatusOr<Box::Cpu> ProbeCpu() {
+  /// With the rate at which its products read `memory`.
+  absl::StatusOr<Box::Cpu> ProbeCpu(Box::Memory& memory) {
     Box::Cpu cpu;
     cpu.name = CpuModel();
     cpu.cores = options_.cpu.num_threads;
@@ -138,7 +106,13 @@ class BoxProber {
     cpu.isa = IsaOptionName(ops->isa);
     CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<Backend> backend, MakeCpuBackend(options_.cpu));
     ComputeMeter meter(*backend, options_.duration, options_.stop);
-    CARAVAN_ASSIGN_OR_RETURN(cpu.multiply_adds, meter.MultiplyAdds(kCpuRows));
+    CARAVAN_ASSIGN_OR_RETURN(const ComputeMeter::Products products,
+                             meter.MeasureProducts(kCpuRows));
+    memory.read_bytes = products.read_bytes;
+    memory.sources["read_bytes_per_second"] =
+        absl::StrCat(kMeasured, ": by products of Q4_K [2048, 7168] by one row");
+    Say(absl::StrFormat("memory is read at %.1f GB/s", 1e-9 * memory.read_bytes));
+    cpu.multiply_adds = products.multiply_adds;
     Say(absl::StrFormat("%d cores multiply packed weights at %.1f G multiply-adds/s (%s)",
                         cpu.cores, 1e-9 * cpu.multiply_adds, cpu.isa));
     CARAVAN_ASSIGN_OR_RETURN(cpu.attention_multiply_adds, meter.AttentionMultiplyAdds());
@@ -147,8 +121,8 @@ class BoxProber {
     cpu.sources = {
         {"cores", kSystem},
         {"isa", "what the kernels choose"},
-        {"multiply_adds_per_second",
-         absl::StrCat(kMeasured, ": Q4_K [2048, 7168] by ", kCpuRows, " rows")},
+        {"multiply_adds_per_second", absl::StrCat(kMeasured, ": Q4_K [2048, 7168], what ", kCpuRows,
+                                                  " rows take more than one")},
         {"attention_multiply_adds_per_second",
          absl::StrCat(kMeasured, ": 128 heads over a KV cache of F16, 1024 to 4096 tokens")}};
     return cpu;

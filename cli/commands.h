@@ -13,6 +13,7 @@ void AddBenchCommand(CLI::App& app, CommandBody& body);
 /// To `bench` itself.
 void AddBenchCacheCommand(CLI::App& bench, CommandBody& body);
 void AddBenchOffloadCommand(CLI::App& bench, CommandBody& body);
+void AddBenchPlanCommand(CLI::App& bench, CommandBody& body);
 void AddBenchServeCommand(CLI::App& bench, CommandBody& body);
 void AddBenchSpeculateCommand(CLI::App& bench, CommandBody& body);
 void AddCalibrateCommand(CLI::App& app, CommandBody& body);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/types/span.h"
+#include "base/check.h"
 #include "base/int_math.h"
 #include "base/status_macros.h"
 #include "cluster/pipeline_plan.h"
@@ -111,6 +112,23 @@ absl::StatusOr<double> ComputeMeter::SecondsOf(const float* out, absl::FunctionR
 }
 
 absl::StatusOr<double> ComputeMeter::MultiplyAdds(int64_t rows) {
+  CARAVAN_ASSIGN_OR_RETURN(const Product product, MeasureProduct(rows));
+  return product.multiply_adds / product.seconds;
+}
+
+absl::StatusOr<ComputeMeter::Products> ComputeMeter::MeasureProducts(int64_t rows) {
+  CARAVAN_CHECK(rows > 1);
+  CARAVAN_ASSIGN_OR_RETURN(const Product one, MeasureProduct(1));
+  CARAVAN_ASSIGN_OR_RETURN(const Product many, MeasureProduct(rows));
+  const double a_row = (many.seconds - one.seconds) / static_cast<double>(rows - 1);
+  // Where the machine was so busy with others that more took no longer, all of it counts, twice.
+  if (a_row <= 0 || a_row >= one.seconds) {
+    return Products{one.bytes / one.seconds, many.multiply_adds / many.seconds};
+  }
+  return Products{one.bytes / (one.seconds - a_row), one.multiply_adds / a_row};
+}
+
+absl::StatusOr<ComputeMeter::Product> ComputeMeter::MeasureProduct(int64_t rows) {
   const ModelConfig config = MeasuredConfig();
   Matrix matrix = {.data = nullptr,
                    .dtype = kWeightType,
@@ -129,7 +147,8 @@ absl::StatusOr<double> ComputeMeter::MultiplyAdds(int64_t rows) {
                              matrix.data = weights.data() + next++ % matrices * matrix_bytes;
                              backend_.MatMul(matrix, x.floats(), rows, out.floats());
                            }));
-  return static_cast<double>(matrix.rows * matrix.cols * rows) / seconds;
+  return Product{seconds, static_cast<double>(MatrixBytes(matrix)),
+                 static_cast<double>(matrix.rows * matrix.cols * rows)};
 }
 
 absl::StatusOr<double> ComputeMeter::AttentionMultiplyAdds() {

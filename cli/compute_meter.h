@@ -34,11 +34,25 @@ class ComputeMeter {
   /// them. Errors: as Memory::Allocate, and of the backend; Cancelled - stopped.
   absl::StatusOr<double> MultiplyAdds(int64_t rows);
 
+  /// A second, of the same: a product takes bytes / read_bytes + multiply-adds / multiply_adds.
+  struct Products {
+    double read_bytes = 0;
+    double multiply_adds = 0;
+  };
+  /// From what `rows` rows take and what one takes. Errors: as MultiplyAdds. REQUIRES: rows > 1.
+  absl::StatusOr<Products> MeasureProducts(int64_t rows);
+
   /// Of queries by a KV cache of F16: what 4096 tokens of context take more than 1024, so that what
   /// does not grow with the context is not counted. Errors: the same.
   absl::StatusOr<double> AttentionMultiplyAdds();
 
  private:
+  struct Product {
+    double seconds = 0;
+    double bytes = 0;
+    double multiply_adds = 0;
+  };
+  absl::StatusOr<Product> MeasureProduct(int64_t rows);
   /// Seconds of a call: it queues the work, whose results begin at `out`.
   absl::StatusOr<double> SecondsOf(const float* out, absl::FunctionRef<void()> call);
   absl::Status Wait(const float* out);

@@ -27,7 +27,10 @@ class BoxPlanner {
         boxes_(boxes),
         load_(load),
         num_layers_(static_cast<int>(cost.layers.size())) {
-    for (const BoxCount& kind : boxes) kinds_.push_back({&kind.box, kind.count});
+    for (const BoxCount& kind : boxes) {
+      // A box has a layer at least.
+      kinds_.push_back({&kind.box, std::min(kind.count, num_layers_)});
+    }
     for (int first = 0; first < num_layers_; ++first) {
       for (int end = first + 1; end <= num_layers_; ++end) {
         costs_[{first, end}] = cost.Of(Spec(first, end));

@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/int_math.h"
 #include "base/status_macros.h"
+#include "cluster/expert_slots.h"
 #include "cluster/pipeline_plan.h"
 #include "kernels/kv_rows.h"
 #include "model/stage_spec.h"
@@ -34,17 +35,13 @@ struct Device {
   double bytes = 0;
   double multiply_adds = 0;
   double attention_multiply_adds = 0;
-  bool overlaps = false;  // it computes while it reads
 };
 
-// A core reads ahead while it computes. On a card short kernels follow each other, each bound by
-// one or the other: what was measured at 1 to 512 rows is the sum (docs/performance.md, "A stage on
-// a card"; tests/cluster/step_time_measured_test.cc).
 Device CpuOf(const Box& box) {
-  return {box.memory.read_bytes, box.cpu.multiply_adds, box.cpu.attention_multiply_adds, true};
+  return {box.memory.read_bytes, box.cpu.multiply_adds, box.cpu.attention_multiply_adds};
 }
 Device CardOf(const Box& box) {
-  return {box.card.read_bytes, box.card.multiply_adds, box.card.multiply_adds, false};
+  return {box.card.read_bytes, box.card.multiply_adds, box.card.multiply_adds};
 }
 
 // Of a layer on a card, however few rows: launches, and kernels that are too short to read at the
@@ -59,9 +56,8 @@ constexpr double kSharedRowSeconds = 2e-6;
 struct Computing {
   double memory = 0;
   double arithmetic = 0;
-  bool overlaps = true;
 
-  double seconds() const { return overlaps ? std::max(memory, arithmetic) : memory + arithmetic; }
+  double seconds() const { return memory + arithmetic; }
 };
 
 /// Nothing takes no time, on a device that is not there too.
@@ -69,8 +65,7 @@ Computing TimeOf(const Work& work, const Device& device) {
   const auto over = [](double amount, double rate) { return amount == 0 ? 0 : amount / rate; };
   return {over(work.bytes, device.bytes),
           over(work.multiply_adds, device.multiply_adds) +
-              over(work.attention_multiply_adds, device.attention_multiply_adds),
-          device.overlaps};
+              over(work.attention_multiply_adds, device.attention_multiply_adds)};
 }
 
 /// Where a stage lies in a box.
@@ -151,7 +146,7 @@ Computing ShareExperts(const Work& on_card, const Work& others, const Box& box) 
   Computing by_card = TimeOf(
       {on_card.bytes + rest.bytes, on_card.multiply_adds + rest.multiply_adds, 0}, CardOf(box));
   if (const double copies = (1 - part) * copying; copies > by_card.seconds()) {
-    by_card = {copies, 0, true};
+    by_card = {copies, 0};
   }
   return slower(by_cpu, by_card);
 }
@@ -164,10 +159,16 @@ double ChosenMultiplyAdds(const ModelConfig& config, double expert_layers, doubl
 }
 
 /// Scores and sums of one row over its context, in the latent space (kernels/backend.h).
-double AttentionMultiplyAdds(const MlaShape& mla, double kv_values, double context_tokens) {
-  const double layers = kv_values / static_cast<double>(mla.kv_width());
+double AttentionMultiplyAdds(const MlaShape& mla, double layers, double context_tokens) {
   return layers * static_cast<double>(mla.num_heads) * context_tokens *
          static_cast<double>(mla.kv_width() + mla.kv_lora_rank);
+}
+
+/// What brings a row's queries into the latent space and its sums out of it: kv_b_proj, in floats
+/// as all of attention is.
+double LatentMultiplyAdds(const MlaShape& mla, double layers) {
+  return layers * static_cast<double>(mla.num_heads * mla.kv_lora_rank *
+                                      (mla.qk_nope_head_dim + mla.v_head_dim));
 }
 
 }  // namespace
@@ -177,10 +178,11 @@ double TouchedExperts(double num_experts, double chosen, double rows) {
   return num_experts * (1 - std::pow(1 - chosen / num_experts, rows));
 }
 
-double HitRate(double share, double touched_share) {
+double HitRate(double share, double touched_share, Routing routing) {
   constexpr std::pair<double, double> kMeasured[] = {{0, 0},       {0.03, 0.24}, {0.10, 0.44},
                                                      {0.25, 0.67}, {0.50, 0.81}, {1, 1}};
   share = std::clamp(share, 0.0, 1.0);
+  if (routing == Routing::kEven) return share;
   const auto* const above = std::find_if(std::begin(kMeasured) + 1, std::end(kMeasured) - 1,
                                          [&](const auto& point) { return share <= point.first; });
   const auto* const below = above - 1;
@@ -224,7 +226,9 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
   StageTime time;
   time.tiers = placed.tiers;
   time.expert_slots = placed.expert_slots;
-  time.expert_share = num_experts == 0 ? 1 : static_cast<double>(placed.expert_slots) / num_experts;
+  const int64_t kept =
+      placed.expert_slots - PassedExpertSlots(placed.expert_slots, stage.num_experts);
+  time.expert_share = num_experts == 0 ? 1 : static_cast<double>(kept) / num_experts;
 
   // What is read.
   const double touched = TouchedExperts(per_layer, chosen, rows);
@@ -232,7 +236,8 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
   // Between two tokens of a job the cache meets those of all others, or of a whole chunk.
   const double met =
       TouchedExperts(per_layer, chosen, std::max(rows, static_cast<double>(load.decoding_jobs())));
-  const double hits = per_layer == 0 ? 1 : HitRate(time.expert_share, met / per_layer);
+  const double hits =
+      per_layer == 0 ? 1 : HitRate(time.expert_share, met / per_layer, load.routing);
   time.bytes_read = expert_layers * touched * (1 - hits) * expert_bytes;
   time.read_seconds = time.bytes_read == 0 ? 0 : time.bytes_read / box.disk.read_bytes;
 
@@ -243,15 +248,19 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
                  expert_layers * chosen * expert_bytes +
                  rows * static_cast<double>(load.attended_tokens() *
                                             KvBytes(load.kv_dtype, stage.kv_values_per_token));
+  const MlaShape mla = config.Mla();
+  const double layers =
+      static_cast<double>(stage.kv_values_per_token) / static_cast<double>(mla.kv_width());
+  const double latent = LatentMultiplyAdds(mla, layers);
+  const double sampled = static_cast<double>(stage.sampled_flops_per_token) / 2;
   always.multiply_adds =
-      rows * (static_cast<double>(stage.flops_per_token) / 2 - chosen_multiply_adds);
+      rows * (static_cast<double>(stage.flops_per_token) / 2 - chosen_multiply_adds - latent -
+              (1 - load.sampled_share) * sampled);
   always.attention_multiply_adds =
-      rows * AttentionMultiplyAdds(config.Mla(), static_cast<double>(stage.kv_values_per_token),
-                                   static_cast<double>(load.attended_tokens()));
+      rows *
+      (latent + AttentionMultiplyAdds(mla, layers, static_cast<double>(load.attended_tokens())));
   const Computing on_cpu = TimeOf(always.Part(1 - placed.always_on_card), CpuOf(box));
   const Computing on_card = TimeOf(always.Part(placed.always_on_card), CardOf(box));
-  const double layers =
-      static_cast<double>(stage.kv_values_per_token) / static_cast<double>(config.Mla().kv_width());
   time.always_seconds =
       on_cpu.seconds() + on_card.seconds() + placed.always_on_card * layers * kCardLayerSeconds;
 
@@ -279,7 +288,8 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
 }
 
 int64_t MicroBatches(int num_stages, const DecodeLoad& load) {
-  return std::min<int64_t>(num_stages, load.decoding_jobs());
+  const int64_t jobs = load.decoding_jobs();
+  return CeilDiv(jobs, CeilDiv<int64_t>(jobs, num_stages));
 }
 
 double SendSeconds(const ModelConfig& config, const Box& from, const Box& to, double rows) {
@@ -375,8 +385,10 @@ absl::StatusOr<PromptTime> PredictPrompts(const ModelConfig& config, const Model
   PromptTime time;
   const int64_t longest = std::clamp(load.context_tokens, kLeastPromptChunk, kMostPromptChunk);
   for (int64_t chunk = kLeastPromptChunk; chunk <= longest; chunk *= 2) {
+    DecodeLoad prompt = load;
+    prompt.sampled_share = 1 / static_cast<double>(chunk);
     const absl::StatusOr<Round> round =
-        PredictRound(config, cost, stages, load, static_cast<double>(chunk), chunk);
+        PredictRound(config, cost, stages, prompt, static_cast<double>(chunk), chunk);
     // A smaller one fits.
     if (!round.ok() && time.chunk_tokens > 0) break;
     CARAVAN_RETURN_IF_ERROR(round.status());
@@ -400,6 +412,7 @@ absl::StatusOr<double> PredictFirstToken(const ModelConfig& config, const ModelC
   DecodeLoad prompt = load;
   prompt.decoding = 1;
   prompt.attended = CeilDiv<int64_t>(prompt_tokens, 2);
+  prompt.sampled_share = 1 / rows;
   CARAVAN_ASSIGN_OR_RETURN(const Round round,
                            PredictRound(config, cost, stages, prompt, rows, chunk_tokens));
   return round.seconds + static_cast<double>(chunks - 1) * round.slowest.busy_seconds();

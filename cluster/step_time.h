@@ -9,7 +9,12 @@
 // disk, each once for all rows. What a step touches:
 //
 //   touched = E (1 - (1 - k/E)^rows)     of E experts, if rows choose k of them evenly
-//   in memory = touched * HitRate(share of all experts that fit, what all jobs' rows touch / E)
+//   in memory = touched * HitRate(share of all experts that are kept, what all jobs' rows touch /
+//   E)
+//
+// What computes is bound by reading and by arithmetic, and takes the sum of both: a core unpacks a
+// tile of weights, which it waits for, and then multiplies; on a card short kernels follow each
+// other (docs/performance.md, "Pipelines as they were foretold", "A stage on a card").
 //
 // A box with a card holds what is always active and the KV cache there, as far as there is room,
 // and experts in what is left. Those that are not there are computed by the CPU where they lie, or
@@ -37,13 +42,20 @@ namespace caravan {
 /// Different ones among `num_experts` that `rows` rows choose, `chosen` each and all alike.
 double TouchedExperts(double num_experts, double chosen, double rows);
 
+/// How rows spread over a layer's experts.
+enum class Routing {
+  kSkewed,  // as real models choose: some experts far more often than others, and the same ones in
+            // a row (docs/performance.md, "Which experts stay")
+  kEven,    // all alike and at random, as random weights do
+};
+
 /// Of uses of experts, those that a cache with a place for `share` of all experts is expected to
 /// hit, where a token of every job touches `touched_share` of a layer's together. Measured points
 /// of docs/performance.md, "Which experts stay" (lfu): for one row the table's, between them
 /// straight lines; the more is touched, the nearer to `share`, as a fixed set stays: share + (one
 /// row's - share) * (1 - touched_share)^1.5, which is within 5 points of what 4, 16 and 32 rows hit
-/// there.
-double HitRate(double share, double touched_share);
+/// there. With even routing no expert is worth more than another, and `share` is hit.
+double HitRate(double share, double touched_share, Routing routing = Routing::kSkewed);
 
 /// What bounds a step: the disk, where it reads for as long as all that computes takes; else of all
 /// that computes, reading memory (VRAM too) or arithmetic, whichever takes longer.
@@ -63,7 +75,7 @@ struct StageTiers {
 /// One stage's part of a step. Seconds.
 struct StageTime {
   int64_t expert_slots = 0;   // in VRAM and memory
-  double expert_share = 0;    // of the stage's experts that these hold
+  double expert_share = 0;    // of the stage's experts that these keep
   double bytes_read = 0;      // from the disk
   double read_seconds = 0;    // for these
   double always_seconds = 0;  // attention and whatever every token passes
@@ -92,6 +104,8 @@ struct DecodeLoad {
   DType kv_dtype = DType::kF16;
   int64_t decoding = 0;  // of these jobs, that decode at once; 0: all
   int64_t attended = 0;  // tokens that a row looks back on; 0: all of its context
+  Routing routing = Routing::kSkewed;
+  double sampled_share = 1;  // of a step's rows, those that a token is sampled after
 
   int64_t decoding_jobs() const { return decoding > 0 ? decoding : jobs; }
   int64_t attended_tokens() const { return attended > 0 ? attended : context_tokens; }
@@ -122,7 +136,7 @@ struct BoxStage {
 };
 
 /// Into how many micro-batches the load's jobs are split: as many as there are stages
-/// (docs/architecture.md), if there are so many jobs.
+/// (docs/architecture.md), or fewer, as a step takes jobs / stages of them, rounded up.
 int64_t MicroBatches(int num_stages, const DecodeLoad& load);
 
 /// Of `rows` hidden states from one box to another. Such messages of a link do not overlap.

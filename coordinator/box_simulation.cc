@@ -37,10 +37,12 @@ class StageTimes {
 
   double Seconds(int stage, const StepShape& step) {
     const int64_t blocks = CeilDiv(std::max<int64_t>(1, step.attended_tokens), kKvBlockTokens);
-    const auto [it, is_new] = seconds_.try_emplace({stage, step.rows, blocks}, 0);
+    const auto [it, is_new] =
+        seconds_.try_emplace({stage, step.rows, step.sampled_rows, blocks}, 0);
     if (is_new) {
       DecodeLoad load = load_;
       load.attended = blocks * kKvBlockTokens;
+      load.sampled_share = static_cast<double>(step.sampled_rows) / static_cast<double>(step.rows);
       const auto s = static_cast<size_t>(stage);
       const absl::StatusOr<StageTime> time =
           PredictStage(config_, costs_[s], boxes_[s], load, static_cast<double>(step.rows));
@@ -68,7 +70,7 @@ class StageTimes {
   const DecodeLoad load_;
   std::vector<Box> boxes_;  // of each stage, without what steps take
   std::vector<LayerCost> costs_;
-  absl::flat_hash_map<std::tuple<int, int64_t, int64_t>, double> seconds_;
+  absl::flat_hash_map<std::tuple<int, int64_t, int64_t, int64_t>, double> seconds_;
 };
 
 }  // namespace

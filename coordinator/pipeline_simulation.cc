@@ -115,6 +115,7 @@ class Simulator {
     for (const v1::SequenceSlice& slice : step.slices()) {
       const int64_t rows = slice.token_ids_size();
       shape.rows += rows;
+      if (slice.output() == v1::SLICE_OUTPUT_SAMPLE) ++shape.sampled_rows;
       attended += rows * slice.first_position() + rows * (rows + 1) / 2;
     }
     shape.attended_tokens = attended / shape.rows;

@@ -21,6 +21,7 @@ namespace caravan {
 /// What the time of a stage depends on.
 struct StepShape {
   int64_t rows = 0;
+  int64_t sampled_rows = 0;     // of these, those that a token is sampled after
   int64_t attended_tokens = 0;  // that a row looks back on, in the mean
 };
 

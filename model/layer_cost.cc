@@ -69,6 +69,7 @@ LayerCost& LayerCost::operator+=(const LayerCost& other) {
   experts_per_token = std::max(experts_per_token, other.experts_per_token);
   active_bytes_per_token += other.active_bytes_per_token;
   flops_per_token += other.flops_per_token;
+  sampled_flops_per_token += other.sampled_flops_per_token;
   kv_values_per_token += other.kv_values_per_token;
   return *this;
 }
@@ -96,6 +97,7 @@ absl::StatusOr<ModelCost> ComputeModelCost(const ModelConfig& config, const Tens
     cost.layers.push_back(layer_cost);
   }
   CARAVAN_ASSIGN_OR_RETURN(cost.head, AlwaysActive(source, HeadTensors(config)));
+  cost.head.sampled_flops_per_token = cost.head.flops_per_token;
   if (!speculate) return cost;
   if (config.num_nextn_predict_layers == 0) {
     return absl::InvalidArgumentError(

@@ -25,8 +25,10 @@ struct LayerCost {
                                   // 0: not each in one run, so they cannot be left there
   int64_t experts_per_token = 0;  // that one row of a layer chooses
   int64_t active_bytes_per_token =
-      0;                            // read for one token alone: num_experts_per_tok of the experts
-  int64_t flops_per_token = 0;      // multiplications and additions in the matrices
+      0;                        // read for one token alone: num_experts_per_tok of the experts
+  int64_t flops_per_token = 0;  // multiplications and additions in the matrices
+  int64_t sampled_flops_per_token =
+      0;                            // of these, those of rows alone that a token is sampled after
   int64_t kv_values_per_token = 0;  // cached, in a format of the worker's (kernels/kv_rows.h)
 
   /// What is in memory wherever the experts are.

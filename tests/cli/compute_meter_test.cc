@@ -2,6 +2,7 @@
 
 #include "cli/compute_meter.h"
 
+#include <limits>
 #include <memory>
 #include <set>
 #include <stop_token>
@@ -25,7 +26,8 @@ class TimedBackend : public ForwardingBackend {
   void MatMul(const Matrix& w, const float* /*x*/, int64_t num_rows, float* /*out*/) override {
     matrices.insert(w.data);
     matrix_bytes = MatrixBytes(w);
-    Take(static_cast<double>(w.rows * w.cols * num_rows) / multiply_adds);
+    Take(static_cast<double>(MatrixBytes(w)) / read_bytes +
+         static_cast<double>(w.rows * w.cols * num_rows) / multiply_adds);
   }
   void MlaAttention(const MlaShape& shape, const Matrix& /*kv_b*/,
                     absl::Span<const SequenceRows> sequences, const KvLayout& /*kv*/,
@@ -42,7 +44,8 @@ class TimedBackend : public ForwardingBackend {
 
   FakeCardMemory card{int64_t{1} << 30};
   double multiply_adds = 1e12;  // a second
-  int slow_call = -1;           // takes ten seconds more, as on a machine that others use
+  double read_bytes = std::numeric_limits<double>::infinity();
+  int slow_call = -1;  // takes ten seconds more, as on a machine that others use
   int calls = 0;
   std::set<const std::byte*> matrices;
   int64_t matrix_bytes = 0;
@@ -65,6 +68,18 @@ TEST(ComputeMeterTest, ReportsTheRateOfProductsHoweverFastTheyAre) {
     ASSERT_TRUE(measured.ok()) << measured.status();
     EXPECT_NEAR(*measured / rate, 1, 1e-3);
   }
+}
+
+TEST(ComputeMeterTest, TellsReadingFromMultiplying) {
+  SimulatedClock clock;
+  TimedBackend backend(clock);
+  backend.multiply_adds = 3e11;
+  backend.read_bytes = 4e10;
+  ComputeMeter meter(backend, absl::Milliseconds(500), {}, clock);
+  const absl::StatusOr<ComputeMeter::Products> products = meter.MeasureProducts(128);
+  ASSERT_TRUE(products.ok()) << products.status();
+  EXPECT_NEAR(products->read_bytes / 4e10, 1, 1e-3);
+  EXPECT_NEAR(products->multiply_adds / 3e11, 1, 1e-3);
 }
 
 TEST(ComputeMeterTest, GoesThroughMoreWeightsThanCachesHold) {

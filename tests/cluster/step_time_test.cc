@@ -119,14 +119,14 @@ TEST(StepTime, MoreRowsHitWhatWasMeasured) {
 }
 
 TEST(StepTime, AStreamWaitsForTheDisk) {
-  // A quarter of the slots; the disk gives 50 experts a second.
+  // Slots for a quarter, of which 32 pass experts on; the disk gives 50 experts a second.
   const LayerCost stage = ExpertLayers(2);
   const auto time = PredictStage(R1(), stage, DiskBox(128 * int64_t{20'000'000}), {}, 1);
   ASSERT_TRUE(time.ok()) << time.status();
   EXPECT_EQ(time->expert_slots, 128);
-  EXPECT_DOUBLE_EQ(time->expert_share, 0.25);
-  const double misses = 8 * (1 - HitRate(0.25, 8.0 / 256));
-  EXPECT_NEAR(misses, 8 * 0.33, 0.2);
+  EXPECT_DOUBLE_EQ(time->expert_share, 96.0 / 512);
+  const double misses = 8 * (1 - HitRate(96.0 / 512, 8.0 / 256));
+  EXPECT_NEAR(misses, 8 * 0.43, 0.2);
   EXPECT_NEAR(time->bytes_read, 2 * misses * 20e6, 1);
   EXPECT_NEAR(time->seconds, 2 * misses / 50, 1e-9);
   EXPECT_EQ(time->bottleneck, Bottleneck::kDisk);
@@ -136,7 +136,45 @@ TEST(StepTime, AScanHitsWhatItsSlotsHold) {
   const auto time =
       PredictStage(R1(), ExpertLayers(2), DiskBox(128 * int64_t{20'000'000}), {.jobs = 512}, 512);
   ASSERT_TRUE(time.ok()) << time.status();
-  EXPECT_NEAR(time->bytes_read, 2 * 256 * 0.75 * 20e6, 2 * 256 * 20e6 * 1e-6);
+  EXPECT_NEAR(time->bytes_read, (512 - 96) * 20e6, 512 * 20e6 * 1e-6);
+}
+
+// Where no expert is worth more than another, what is kept is hit, however many rows there are.
+TEST(StepTime, EvenRoutingHitsWhatIsKept) {
+  for (const double rows : {1.0, 512.0}) {
+    DecodeLoad load = {.jobs = static_cast<int64_t>(rows)};
+    load.routing = Routing::kEven;
+    const auto time =
+        PredictStage(R1(), ExpertLayers(2), DiskBox(128 * int64_t{20'000'000}), load, rows);
+    ASSERT_TRUE(time.ok()) << time.status();
+    const double touched = 2 * TouchedExperts(256, 8, rows);
+    EXPECT_NEAR(time->bytes_read / (touched * 20e6), 1 - 96.0 / 512, 1e-9);
+  }
+}
+
+// The head computes rows that a token is sampled after, and no others.
+TEST(StepTime, AHeadComputesTheSampledRows) {
+  Box box = DiskBox(100 * kGiB);
+  box.cpu.multiply_adds = 1e9;
+  LayerCost head;
+  head.weight_bytes = head.active_bytes_per_token = 1000;
+  head.flops_per_token = head.sampled_flops_per_token = int64_t{2} * 1'000'000;
+  DecodeLoad load;
+  const auto all = PredictStage(R1(), head, box, load, 100);
+  load.sampled_share = 0.01;
+  const auto one = PredictStage(R1(), head, box, load, 100);
+  ASSERT_TRUE(all.ok() && one.ok());
+  EXPECT_NEAR(all->seconds, 0.1, 1e-9);
+  EXPECT_NEAR(one->seconds, 0.001, 1e-9);
+}
+
+// A step takes jobs / stages of them, rounded up: four jobs on three stages go two by two.
+TEST(StepTime, MicroBatchesAreAsTheSchedulerMakesThem) {
+  EXPECT_EQ(MicroBatches(3, {.jobs = 1}), 1);
+  EXPECT_EQ(MicroBatches(3, {.jobs = 3}), 3);
+  EXPECT_EQ(MicroBatches(3, {.jobs = 4}), 2);
+  EXPECT_EQ(MicroBatches(3, {.jobs = 16}), 3);
+  EXPECT_EQ(MicroBatches(1, {.jobs = 16}), 1);
 }
 
 TEST(StepTime, AChunkOfAPromptMeetsAWholeChunkBetweenItsReads) {
@@ -187,7 +225,7 @@ TEST(StepTime, NoChunkIsLongerThanThePrompts) {
   EXPECT_EQ(time->slowest.bottleneck, Bottleneck::kDisk);
 }
 
-TEST(StepTime, ChunksOfPromptsGrowPastWhatMemoryBounds) {
+TEST(StepTime, ChunksOfPromptsGrowUntilReadingMemoryIsLittle) {
   ModelCost cost;
   cost.layers.assign(1, ExpertLayers(1));
   Box box = DiskBox(300 * int64_t{20'000'000});
@@ -196,7 +234,8 @@ TEST(StepTime, ChunksOfPromptsGrowPastWhatMemoryBounds) {
   box.cpu.multiply_adds = 100.0 * 8 * 3 * 7168 * 2048;
   const auto time = PredictPrompts(R1(), cost, Even(box, 1, cost), {.context_tokens = 8192});
   ASSERT_TRUE(time.ok()) << time.status();
-  EXPECT_EQ(time->chunk_tokens, 128);
+  // 1024 rows take 11.24 s, 512 take 6.12: 91 rows a second after 84.
+  EXPECT_EQ(time->chunk_tokens, 512);
   EXPECT_EQ(time->slowest.bottleneck, Bottleneck::kArithmetic);
 }
 
@@ -218,11 +257,12 @@ TEST(StepTime, MemoryBoundsOneRowAndArithmeticMany) {
   const auto one = PredictStage(R1(), ExpertLayers(1), box, {}, 1);
   ASSERT_TRUE(one.ok()) << one.status();
   EXPECT_EQ(one->bottleneck, Bottleneck::kMemory);
-  EXPECT_NEAR(one->seconds, 8 * 20e6 / 10e9, 1e-9);
+  const double a_row = 8.0 * 3 * 7168 * 2048 / 100e9;
+  EXPECT_NEAR(one->seconds, 8 * 20e6 / 10e9 + a_row, 1e-9);
   const auto many = PredictStage(R1(), ExpertLayers(1), box, {.jobs = 512}, 512);
   ASSERT_TRUE(many.ok()) << many.status();
   EXPECT_EQ(many->bottleneck, Bottleneck::kArithmetic);
-  EXPECT_NEAR(many->seconds, 512.0 * 8 * 3 * 7168 * 2048 / 100e9, 1e-9);
+  EXPECT_NEAR(many->seconds, TouchedExperts(256, 8, 512) * 20e6 / 10e9 + 512 * a_row, 1e-9);
 }
 
 TEST(StepTime, AttentionHasARateOfItsOwn) {
@@ -233,8 +273,9 @@ TEST(StepTime, AttentionHasARateOfItsOwn) {
   const DecodeLoad load = {.jobs = 4, .context_tokens = 1000};
   const auto time = PredictStage(R1(), stage, box, load, 4);
   ASSERT_TRUE(time.ok()) << time.status();
-  // Each of 128 heads: scores over 576 values, sums over 512.
-  EXPECT_NEAR(time->always_seconds, 4 * 128 * 1000.0 * (576 + 512) / 1e9, 1e-6);
+  // Each of 128 heads: scores over 576 values, sums over 512; 128 values into the latent space of
+  // 512 and 128 out of it.
+  EXPECT_NEAR(time->always_seconds, 4 * 128 * (1000.0 * (576 + 512) + 512 * 256) / 1e9, 1e-6);
   EXPECT_EQ(time->bottleneck, Bottleneck::kArithmetic);
 }
 
@@ -349,7 +390,7 @@ TEST(StepTime, CopiesReadTheSameMemoryAsTheCpu) {
   box.memory.read_bytes = 256 * 20e6 / 3;
   const auto time = PredictStage(R1(), ExpertLayers(1), box, {.jobs = 400}, 400);
   ASSERT_TRUE(time.ok()) << time.status();
-  EXPECT_NEAR(time->expert_seconds, 3, 2e-3);
+  EXPECT_NEAR(time->expert_seconds, 3, 5e-3);
   EXPECT_EQ(time->bottleneck, Bottleneck::kMemory);
 }
 

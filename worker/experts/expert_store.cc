@@ -8,15 +8,9 @@
 #include "base/check.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "cluster/expert_slots.h"
 
 namespace caravan {
-namespace {
-
-/// Slots through which experts pass, of `slots` in all: enough for some to be computed while the
-/// next are read, and little against the cache.
-int NumPassed(int slots) { return std::clamp(slots / 4, 1, 32); }
-
-}  // namespace
 
 absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConfig& config,
                                                                  const StageSpec& stage,
@@ -35,7 +29,7 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConf
         absl::StrCat("routed experts get ", budget_bytes, " bytes of memory, but the ", least,
                      " that a token may need at once take ", least * slot_bytes));
   }
-  const int num_passed = slots == files->num_experts() ? 0 : NumPassed(static_cast<int>(slots));
+  const auto num_passed = static_cast<int>(PassedExpertSlots(slots, files->num_experts()));
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<CachePolicy> policy, MakeCachePolicy(options.policy));
   std::unique_ptr<ExpertStore> store(new ExpertStore(std::move(files), static_cast<int>(slots),
                                                      num_passed, std::move(policy), options));
