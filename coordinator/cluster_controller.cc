@@ -7,10 +7,8 @@
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status_macros.h"
-#include "cluster/kv_tiers.h"
 #include "cluster/planner.h"
 #include "cluster/protocol_version.h"
-#include "coordinator/kv_archives.h"
 #include "kernels/kv_rows.h"
 
 namespace caravan {
@@ -56,6 +54,13 @@ ClusterController::ClusterController(Options options, PipelineDriver* driver,
       driver_(driver),
       open_first_hop_(std::move(open_first_hop)),
       membership_(*options_.clock, MembershipOptions{options_.heartbeat_timeout}),
+      orders_({.model = options_.model,
+               .cost = options_.cost,
+               .context_tokens = options_.context_tokens,
+               .max_step_tokens = options_.max_step_tokens,
+               .incarnation = options_.incarnation,
+               .identity = options_.identity},
+              &membership_, &hops_),
       backoff_({options_.rejoin_delay, options_.clock}) {
   driver_->SetWaitingReason(PipelineState());
 }
@@ -458,77 +463,15 @@ void ClusterController::StartLoading(PipelinePlan plan) {
                         {"by", forecast.has_value() ? "times" : "memory"},
                         {"jobs", forecast.has_value() ? forecast->jobs : 0},
                         {"tokens_per_s", forecast.has_value() ? forecast->tokens_per_second : 0}});
+  std::vector<v1::LoadStage> orders = orders_.Make(active_->plan, Usable());
+  orders_.Log(active_->plan, orders);
   last_stages_.clear();
   for (size_t i = 0; i < stages.size(); ++i) {
-    v1::WorkerOrder order;
-    v1::LoadStage& load = *order.mutable_load_stage();
-    load = MakeLoad(active_->plan, i);
-    if (i + 1 < stages.size()) LogHop(active_->plan, i, load);
     last_stages_.emplace_back(membership_.Find(stages[i].worker)->registration.name(),
                               stages[i].stage);
-    LogInfo("stage_planned", {{"plan", active_->plan.version},
-                              {"worker", DescribeWorker(*membership_.Find(stages[i].worker))},
-                              {"stage", DescribeStage(stages[i].stage)},
-                              {"weight_bytes", stages[i].weight_bytes},
-                              {"kv_bytes", stages[i].kv_bytes},
-                              {"kv_disk_bytes", stages[i].kv_disk_bytes},
-                              {"expert_bytes", stages[i].expert_bytes}});
+    v1::WorkerOrder order;
+    *order.mutable_load_stage() = std::move(orders[i]);
     SendOrder(stages[i].worker, std::move(order));
-  }
-}
-
-v1::LoadStage ClusterController::MakeLoad(const PipelinePlan& plan, size_t i) const {
-  const StagePlan& stage = plan.stages[i];
-  v1::LoadStage load;
-  load.set_plan_version(plan.version);
-  *load.mutable_stage() = ToProto(stage.stage);
-  *load.mutable_model() = options_.model;
-  load.set_kv_budget_bytes(static_cast<uint64_t>(stage.kv_bytes));
-  load.set_kv_disk_bytes(static_cast<uint64_t>(stage.kv_disk_bytes));
-  load.set_max_step_tokens(static_cast<uint32_t>(options_.max_step_tokens));
-  if (stage.expert_bytes > 0) {
-    load.set_expert_budget_bytes(static_cast<uint64_t>(stage.expert_bytes));
-    load.set_resident_budget_bytes(static_cast<uint64_t>(ResidentBudget(stage)));
-  }
-  const Member member = *membership_.Find(stage.worker);
-  if (member.registration.kv_archive_bytes() > 0) {
-    *load.mutable_kv_archives() = KvArchivesOf(plan)[i];
-  }
-  AddModelSources(member.id, load);
-  if (i > 0) {
-    const Member previous = *membership_.Find(plan.stages[i - 1].worker);
-    *load.mutable_previous() = hops_.Make(member, previous);
-    load.set_sender_incarnation(previous.incarnation);
-    load.set_sender_identity(previous.identity);
-  } else {
-    load.set_sender_incarnation(options_.incarnation);
-    load.set_sender_identity(options_.identity);
-  }
-  if (i + 1 < plan.stages.size()) {
-    const Member next = *membership_.Find(plan.stages[i + 1].worker);
-    load.set_next_address(next.registration.address());
-    load.set_next_incarnation(next.incarnation);
-    load.set_next_name(DescribeWorker(next));
-    load.set_next_identity(next.identity);
-    *load.mutable_next() = hops_.Make(member, next);
-  }
-  return load;
-}
-
-void ClusterController::LogHop(const PipelinePlan& plan, size_t i,
-                               const v1::LoadStage& load) const {
-  const Member member = *membership_.Find(plan.stages[i].worker);
-  LogInfo("hop_planned", {{"plan", plan.version},
-                          {"from", DescribeWorker(member)},
-                          {"to", load.next_name()},
-                          {"transport", load.next().by_nccl() ? "nccl" : "tcp"},
-                          {"why", load.next().why()}});
-  const Member next = *membership_.Find(plan.stages[i + 1].worker);
-  if (load.next().by_nccl() && WhyTrusted(member.registration, next.registration).empty()) {
-    LogWarning("hop_not_encrypted", {{"plan", plan.version},
-                                     {"from", DescribeWorker(member)},
-                                     {"to", load.next_name()},
-                                     {"why", "both ends insist on NCCL"}});
   }
 }
 
@@ -539,10 +482,11 @@ void ClusterController::StartPreparing(PipelinePlan plan) {
   next_->stages.resize(next_->plan.stages.size());
   next_->begun = options_.clock->Now();
   LogInfo("plan_preparing", {{"plan", next_->plan.version}, {"stages", std::ssize(next_->stages)}});
+  std::vector<v1::LoadStage> orders = orders_.Make(next_->plan, Usable());
   for (size_t i = 0; i < next_->stages.size(); ++i) {
     const WorkerId worker = next_->plan.stages[i].worker;
     v1::WorkerOrder order;
-    *order.mutable_prepare_stage()->mutable_stage() = MakeLoad(next_->plan, i);
+    *order.mutable_prepare_stage()->mutable_stage() = std::move(orders[i]);
     order.mutable_prepare_stage()->set_memory_bytes(static_cast<uint64_t>(MemoryBeside(worker)));
     SendOrder(worker, std::move(order));
   }
@@ -567,24 +511,6 @@ void ClusterController::CancelNext() {
   for (const StagePlan& stage : next_->plan.stages) SendOrder(stage.worker, order);
   next_.reset();
   driver_->GoOn();
-}
-
-std::vector<v1::KvArchives> ClusterController::KvArchivesOf(const PipelinePlan& plan) const {
-  std::vector<RingMember> ring;
-  for (const StagePlan& stage : plan.stages) {
-    ring.push_back({*membership_.Find(stage.worker), stage.stage});
-  }
-  std::vector<Member> spares;
-  std::vector<Member> others;
-  for (const Member& member : membership_.Members()) {
-    const bool has_stage =
-        std::any_of(plan.stages.begin(), plan.stages.end(),
-                    [&member](const StagePlan& stage) { return stage.worker == member.id; });
-    if (has_stage) continue;
-    const bool usable = !left_out_.contains(member.id) && !drained_.contains(member.id);
-    (usable ? spares : others).push_back(member);
-  }
-  return PlanKvArchives(ring, spares, others);
 }
 
 void ClusterController::StartServing() {
@@ -660,19 +586,6 @@ void ClusterController::Dismiss(const std::string& reason) {
   for (const auto& [id, link] : links_) link.order(order);
 }
 
-void ClusterController::AddModelSources(WorkerId worker, v1::LoadStage& order) const {
-  for (const Member& member : membership_.Members()) {
-    if (member.id == worker || !member.registration.shares_files()) continue;
-    *order.add_model_sources() = ToPeer(member);
-  }
-}
-
-int64_t ClusterController::ResidentBudget(const StagePlan& stage) const {
-  const DType kv_dtype = KvDTypeOf(membership_.Find(stage.worker)->registration);
-  return stage.weight_bytes + KvBytes(kv_dtype, options_.cost.Of(stage.stage).kv_values_per_token *
-                                                    WholeKvBlocks(options_.context_tokens));
-}
-
 int ClusterController::StageOf(WorkerId worker) const {
   return active_.has_value() ? StageIn(active_->plan, worker) : -1;
 }
@@ -710,39 +623,6 @@ std::string ClusterController::PipelineState() const {
                     ", with which it would not be faster");
   }
   return state;
-}
-
-void ClusterController::DescribeStageOf(const StagePlan& plan, const StageState& state,
-                                        const Member& member, v1::WorkerStatus& worker) const {
-  const LayerCost cost = options_.cost.Of(plan.stage);
-  const bool offloads = plan.expert_bytes > 0;
-  const int64_t in_memory =
-      offloads ? cost.always_active_bytes() + plan.expert_bytes : plan.weight_bytes;
-  worker.set_state(state.ready.has_value() ? v1::WORKER_STATE_READY : v1::WORKER_STATE_LOADING);
-  *worker.mutable_stage() = ToProto(plan.stage);
-  worker.set_stage_bytes(static_cast<uint64_t>(plan.weight_bytes));
-  worker.set_load_bytes(state.load_bytes > 0 ? state.load_bytes : static_cast<uint64_t>(in_memory));
-  worker.set_loaded_bytes(state.ready.has_value() ? static_cast<uint64_t>(in_memory)
-                                                  : state.loaded_bytes);
-  worker.set_experts(static_cast<uint32_t>(cost.num_experts));
-  if (offloads) {
-    worker.set_expert_slots(static_cast<uint32_t>(plan.expert_bytes / cost.expert_slot_bytes));
-    worker.set_expert_bytes(static_cast<uint64_t>(plan.expert_bytes));
-  }
-  if (!state.ready.has_value()) return;
-  worker.set_card_bytes(state.ready->card_bytes());
-  worker.set_kv_blocks(state.ready->kv_blocks());
-  worker.set_kv_block_tokens(state.ready->kv_block_tokens());
-  const int num_layers = plan.stage.num_kv_layers();
-  const KvBlockShape shape = {num_layers, KvBytes(KvDTypeOf(member.registration),
-                                                  int64_t{state.ready->kv_block_tokens()} *
-                                                      cost.kv_values_per_token / num_layers)};
-  const int64_t on_disk = state.ready->kv_blocks_on_disk();
-  worker.set_kv_blocks_on_disk(state.ready->kv_blocks_on_disk());
-  worker.set_kv_bytes(
-      static_cast<uint64_t>((int64_t{state.ready->kv_blocks()} - on_disk) * shape.block_bytes() +
-                            on_disk * shape.memory_of_disk_block()));
-  worker.set_kv_disk_bytes(static_cast<uint64_t>(on_disk * shape.disk_block_bytes()));
 }
 
 v1::GetStatusResponse ClusterController::Status() const {
@@ -786,8 +666,9 @@ v1::GetStatusResponse ClusterController::Status() const {
     const int stage = StageOf(member.id);
     if (stage < 0) continue;
     const std::vector<StagePlan>& stages = active_->plan.stages;
-    DescribeStageOf(stages[static_cast<size_t>(stage)], active_->stages[static_cast<size_t>(stage)],
-                    member, worker);
+    DescribeStageOf(options_.cost, stages[static_cast<size_t>(stage)],
+                    active_->stages[static_cast<size_t>(stage)], KvDTypeOf(member.registration),
+                    worker);
     if (stage + 1 < std::ssize(stages)) {
       const WorkerId next = stages[static_cast<size_t>(stage) + 1].worker;
       *worker.mutable_next() = hops_.Make(member, *membership_.Find(next));

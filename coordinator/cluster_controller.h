@@ -37,6 +37,8 @@
 #include "coordinator/hop_rules.h"
 #include "coordinator/pipeline_driver.h"
 #include "coordinator/rejoin_backoff.h"
+#include "coordinator/stage_orders.h"
+#include "coordinator/stage_status.h"
 #include "model/layer_cost.h"
 #include "model/model_config.h"
 
@@ -117,11 +119,6 @@ class ClusterController {
   v1::GetStatusResponse Status() const;
 
  private:
-  struct StageState {
-    uint64_t loaded_bytes = 0;
-    uint64_t load_bytes = 0;  // 0: not heard yet
-    std::optional<v1::StageReady> ready;
-  };
   struct ActivePlan {
     PipelinePlan plan;
     std::vector<StageState> stages;  // by stage
@@ -172,8 +169,6 @@ class ClusterController {
   /// plan has to be better than.
   std::vector<StagePlan> PresentStages() const;
   void StartLoading(PipelinePlan plan);
-  /// What each stage's worker is told of the others' archives.
-  std::vector<v1::KvArchives> KvArchivesOf(const PipelinePlan& plan) const;
   void StartServing();
   void StartPreparing(PipelinePlan plan);
   bool IsNextPrepared() const;
@@ -181,24 +176,15 @@ class ClusterController {
   void CancelNext();
   /// MaybePlan at the next Tick.
   void PlanSoon();
-  /// What a worker is to load as stage `i` of the plan.
-  v1::LoadStage MakeLoad(const PipelinePlan& plan, size_t i) const;
-  void LogHop(const PipelinePlan& plan, size_t i, const v1::LoadStage& load) const;
   /// What the present stage of a worker leaves of its memory for weights.
   int64_t MemoryBeside(WorkerId worker) const;
   /// Ends the present plan, and the next one: its jobs are interrupted of `why`, its workers drop
   /// their stages, but for those in `goes_on`.
   void EndPlan(const absl::Status& why, absl::Span<const WorkerId> goes_on = {});
   void SendOrder(WorkerId worker, v1::WorkerOrder order);
-  /// Tells `worker` who else may have files of the model.
-  void AddModelSources(WorkerId worker, v1::LoadStage& order) const;
-  /// The least memory that holds the stage with all of its experts.
-  int64_t ResidentBudget(const StagePlan& stage) const;
   /// The stage of the present plan that `worker` holds, or of the next; -1: none.
   int StageOf(WorkerId worker) const;
   int NextStageOf(WorkerId worker) const;
-  void DescribeStageOf(const StagePlan& plan, const StageState& state, const Member& member,
-                       v1::WorkerStatus& worker) const;
   std::string PipelineState() const;
 
   const Options options_;
@@ -212,6 +198,7 @@ class ClusterController {
   std::map<WorkerId, std::string> no_offloading_;  // that plans keep no experts on the disk of
   std::map<WorkerId, v1::WorkerLoad> loads_;       // of the last heartbeat that came
   HopRules hops_;
+  const StageOrders orders_;
   RejoinBackoff backoff_;
   std::optional<ActivePlan> active_;
   std::optional<NextPlan> next_;                // only while the active one serves
