@@ -17,6 +17,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "base/bounded_queue.h"
 #include "base/byte_size.h"
 #include "base/log.h"
 #include "base/status_macros.h"
@@ -272,6 +273,14 @@ absl::Status ApplyDefaults(WorkerFlags& flags, std::stop_token stop) {
   return absl::OkStatus();
 }
 
+/// A coordinator that is leaving refuses at once, for as long as that takes it.
+void PauseBeforeRejoining(const std::stop_token& stop) {
+  constexpr absl::Duration kPause = absl::Milliseconds(200);
+  BoundedQueue<bool> nothing(/*capacity=*/1);
+  const std::stop_callback wake(stop, [&nothing] { nothing.Close(); });
+  static_cast<void>(nothing.PopWithTimeout(kPause));
+}
+
 absl::Status Work(WorkerFlags flags) {
   const StopSignals signals;
   CARAVAN_RETURN_IF_ERROR(ApplyDefaults(flags, signals.token()));
@@ -294,6 +303,7 @@ absl::Status Work(WorkerFlags flags) {
                         status.code() == absl::StatusCode::kUnavailable;
     if (!rejoin) return status;
     LogWarning("session_ended", {{"why", status.message()}});
+    PauseBeforeRejoining(signals.token());
   }
 }
 

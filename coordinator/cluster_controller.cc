@@ -114,7 +114,7 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
   if (report.has_departure()) {
     const Member member = *membership_.Find(worker);
     CARAVAN_RETURN_IF_ERROR(membership_.Leave(worker, report.incarnation()));
-    Lose(member, "it left");
+    Lose(member, "it left", absl::StatusCode::kAborted);
     Tick();
     return absl::OkStatus();
   }
@@ -129,6 +129,7 @@ void ClusterController::ReportOfPlan(WorkerId worker, int stage, const v1::Worke
   StageState& state = active_->stages[static_cast<size_t>(stage)];
   const uint64_t version = active_->plan.version;
   if (report.has_progress() && report.progress().plan_version() == version) {
+    if (report.progress().loaded_bytes() > state.loaded_bytes) driver_->KeepWaiting();
     state.loaded_bytes = report.progress().loaded_bytes();
     state.load_bytes = report.progress().total_bytes();
   } else if (report.has_ready() && report.ready().plan_version() == version &&
@@ -191,17 +192,32 @@ void ClusterController::ReportOfNextPlan(WorkerId worker, int stage,
   } else if (report.has_failure() && report.failure().plan_version() == version) {
     const absl::Status why = absl::UnavailableError(report.failure().message());
     const auto code = static_cast<absl::StatusCode>(report.failure().code());
-    if (IsPermanent(code)) {
-      LeaveOut(worker, next_->plan.stages[index], why, code);
-      CancelNext();
-      Tick();
-      return;
-    }
     LogWarning("plan_not_prepared", {{"plan", version}, {"why", why.message()}});
+    // Of one that serves only this split is too much: beside its stage, or at this time.
+    if (IsPermanent(code) && StageOf(worker) < 0) {
+      LeaveOut(worker, next_->plan.stages[index], why, code);
+    } else {
+      RememberFailure(next_->plan, why, options_.retry_delay);
+    }
     CancelNext();
     PlanSoon();
-    plan_not_before_ = options_.clock->Now() + options_.retry_delay;
+    Tick();
   }
+}
+
+void ClusterController::RememberFailure(const PipelinePlan& plan, const absl::Status& why,
+                                        absl::Duration delay) {
+  constexpr int kMostDoublings = 6;
+  const int failures =
+      failed_.has_value() && SameStages(failed_->plan, plan) ? failed_->failures + 1 : 1;
+  failed_ = FailedSplit{
+      plan, failures, options_.clock->Now() + delay * (1 << std::min(failures - 1, kMostDoublings)),
+      std::string(why.message())};
+}
+
+bool ClusterController::IsDelayed(const PipelinePlan& plan) const {
+  return failed_.has_value() && SameStages(failed_->plan, plan) &&
+         options_.clock->Now() < failed_->not_before;
 }
 
 void ClusterController::Gone(WorkerId worker, uint64_t incarnation) {
@@ -212,7 +228,7 @@ void ClusterController::Gone(WorkerId worker, uint64_t incarnation) {
   Tick();
 }
 
-void ClusterController::Lose(const Member& member, const std::string& why) {
+void ClusterController::Lose(const Member& member, const std::string& why, absl::StatusCode code) {
   LogInfo("worker_lost", {{"worker", DescribeWorker(member)}, {"why", why}});
   const auto link = links_.find(member.id);
   if (link != links_.end()) {
@@ -231,9 +247,10 @@ void ClusterController::Lose(const Member& member, const std::string& why) {
   if (NextStageOf(member.id) >= 0) CancelNext();
   const int stage = StageOf(member.id);
   if (stage < 0) return;
-  EndPlan(absl::UnavailableError(absl::StrCat(
-      DescribeWorker(member), " was lost (",
-      DescribeStage(active_->plan.stages[static_cast<size_t>(stage)].stage), "): ", why)));
+  EndPlan(absl::Status(
+      code, absl::StrCat(DescribeWorker(member), " was lost (",
+                         DescribeStage(active_->plan.stages[static_cast<size_t>(stage)].stage),
+                         "): ", why)));
 }
 
 void ClusterController::LeaveOut(WorkerId worker, const StagePlan& stage, const absl::Status& why,
@@ -257,7 +274,7 @@ void ClusterController::EndPlanWithout(WorkerId worker, const absl::Status& why,
 
 bool ClusterController::LeaveOutWhoCannotRead() {
   for (const auto& [worker, why] : cannot_read_) {
-    if (StageOf(worker) < 0 || !MakePlan(/*without=*/worker).ok()) continue;
+    if (StageOf(worker) < 0 || !MakePlan(UsableBut(worker)).ok()) continue;
     const absl::Status reason = why;
     const WorkerId id = worker;
     cannot_read_.erase(id);
@@ -290,12 +307,20 @@ std::vector<Member> ClusterController::Usable() const {
   return usable;
 }
 
+std::vector<Member> ClusterController::UsableBut(WorkerId worker) const {
+  std::vector<Member> usable = Usable();
+  std::erase_if(usable, [worker](const Member& member) { return member.id == worker; });
+  return usable;
+}
+
 int ClusterController::Missing() const {
   return (planned_once_ ? 1 : options_.min_workers) - static_cast<int>(Usable().size());
 }
 
 void ClusterController::PipelineBroken(uint64_t plan_version, const absl::Status& why) {
   if (!active_.has_value() || active_->plan.version != plan_version) return;
+  // Long enough for those that served before to serve again meanwhile.
+  if (!active_->serving) RememberFailure(active_->plan, why, 12 * options_.retry_delay);
   EndPlan(why);
   // Most often a worker died, and its own connection says so in a moment; else try again later.
   PlanSoon();
@@ -339,7 +364,7 @@ absl::StatusOr<WorkerId> ClusterController::FindWorker(const std::string& worker
 absl::StatusOr<WorkerId> ClusterController::Drain(const std::string& worker, bool undo) {
   CARAVAN_ASSIGN_OR_RETURN(const WorkerId id, FindWorker(worker));
   if (!undo && !drained_.contains(id)) {
-    if (const absl::Status others = MakePlan(/*without=*/id).status(); !others.ok()) {
+    if (const absl::Status others = MakePlan(UsableBut(id)).status(); !others.ok()) {
       return absl::FailedPreconditionError(absl::StrCat("the others cannot do without ",
                                                         DescribeWorker(*membership_.Find(id)), ": ",
                                                         others.message()));
@@ -374,7 +399,7 @@ void ClusterController::LoseExpired() {
 
 void ClusterController::MaybePlan() {
   if (LeaveOutWhoCannotRead()) return;  // which has planned
-  if (backoff_.HoldsAnybody() && (Missing() > 0 || !MakePlan().ok())) backoff_.LetAllIn();
+  if (backoff_.HoldsAnybody() && (Missing() > 0 || !MakePlan(Usable()).ok())) backoff_.LetAllIn();
   const int missing = Missing();
   if (missing > 0) {
     waiting_reason_ =
@@ -382,9 +407,17 @@ void ClusterController::MaybePlan() {
     plan_is_due_ = false;
     return;
   }
-  absl::StatusOr<PipelinePlan> plan = MakePlan();
+  absl::StatusOr<PipelinePlan> plan = MakePlan(Usable());
   if (!active_.has_value()) {
     plan_is_due_ = false;
+    if (plan.ok() && IsDelayed(*plan)) {
+      // What could not be loaded was to be better than what served.
+      std::vector<Member> served = Usable();
+      std::erase_if(served,
+                    [this](const Member& member) { return !served_last_.contains(member.id); });
+      absl::StatusOr<PipelinePlan> before = MakePlan(served);
+      if (before.ok()) plan = std::move(before);
+    }
     if (plan.ok()) {
       StartLoading(*std::move(plan));
     } else {
@@ -399,6 +432,12 @@ void ClusterController::MaybePlan() {
     return;
   }
   if (next_.has_value() && SameStages(*plan, next_->plan)) return;
+  if (active_->serving && IsDelayed(*plan)) {
+    CancelNext();
+    plan_is_due_ = true;
+    plan_not_before_ = failed_->not_before;
+    return;
+  }
   // Another split is better now. Jobs that run go on over it.
   CancelNext();
   if (active_->serving) {
@@ -409,11 +448,9 @@ void ClusterController::MaybePlan() {
   }
 }
 
-absl::StatusOr<PipelinePlan> ClusterController::MakePlan(
-    const std::optional<WorkerId>& without) const {
+absl::StatusOr<PipelinePlan> ClusterController::MakePlan(const std::vector<Member>& members) const {
   std::vector<PlannerWorker> workers;
-  for (const Member& member : Usable()) {
-    if (member.id == without) continue;
+  for (const Member& member : members) {
     workers.push_back({member.id, DescribeWorker(member),
                        static_cast<int64_t>(member.registration.memory_budget_bytes()),
                        KvDTypeOf(member.registration),
@@ -505,7 +542,7 @@ int64_t ClusterController::MemoryBeside(WorkerId worker) const {
 
 void ClusterController::CancelNext() {
   if (!next_.has_value()) return;
-  LogInfo("plan_not_wanted", {{"plan", next_->plan.version}});
+  LogInfo("plan_cancelled", {{"plan", next_->plan.version}});
   v1::WorkerOrder order;
   order.mutable_drop_stage()->set_plan_version(next_->plan.version);
   for (const StagePlan& stage : next_->plan.stages) SendOrder(stage.worker, order);
@@ -553,7 +590,12 @@ void ClusterController::StartServing() {
                                                  served_until_.value_or(options_.clock->Now()))},
        {"kv_tokens", pipeline.kv_blocks * kKvBlockTokens},
        {"archived_tokens", std::ssize(pipeline.archive.names) * kKvBlockTokens}});
-  for (const StagePlan& stage : active_->plan.stages) backoff_.Serves(stage.worker);
+  served_last_.clear();
+  for (const StagePlan& stage : active_->plan.stages) {
+    backoff_.Serves(stage.worker);
+    served_last_.insert(stage.worker);
+  }
+  if (failed_.has_value() && SameStages(failed_->plan, active_->plan)) failed_.reset();
   active_->serving = true;
   driver_->Attach(std::move(pipeline));
 }
@@ -604,6 +646,8 @@ std::string ClusterController::PipelineState() const {
                         [](const NextPlan::StageState& stage) { return stage.prepared; });
       absl::StrAppend(&state, "; another plan is prepared by ", prepared, " of ",
                       next_->stages.size(), " workers");
+    } else if (failed_.has_value() && options_.clock->Now() < failed_->not_before) {
+      absl::StrAppend(&state, "; another plan failed, and is tried again later: ", failed_->why);
     }
   } else {
     state = waiting_reason_.empty() ? "waiting for workers to join" : waiting_reason_;
@@ -618,9 +662,9 @@ std::string ClusterController::PipelineState() const {
   if (backoff_.HoldsAnybody()) absl::StrAppend(&state, "; held back: ", backoff_.Describe());
   if (!active_.has_value() || !active_->plan.forecast.has_value()) return state;
   for (const Member& member : Usable()) {
-    if (StageOf(member.id) >= 0) continue;
+    if (StageOf(member.id) >= 0 || NextStageOf(member.id) >= 0) continue;
     absl::StrAppend(&state, "; spare: ", DescribeWorker(member),
-                    ", with which it would not be faster");
+                    ", with which it would not be faster by 5%");
   }
   return state;
 }

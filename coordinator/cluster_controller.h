@@ -135,9 +135,18 @@ class ClusterController {
     absl::Duration begun{};          // on the clock
   };
 
+  struct FailedSplit {
+    PipelinePlan plan;
+    int failures = 0;           // in a row
+    absl::Duration not_before;  // on the clock
+    std::string why;
+  };
+
   /// Whether the cluster can have such a worker at all. Errors: as Join.
   absl::Status CheckFits(const v1::Registration& registration) const;
-  void Lose(const Member& member, const std::string& why);
+  /// `code`: Aborted where it left of its own will, for which no job gives up.
+  void Lose(const Member& member, const std::string& why,
+            absl::StatusCode code = absl::StatusCode::kUnavailable);
   /// Those that were silent for too long, and those whose address another has taken.
   void LoseExpired();
   /// What a worker says of the plan that is loaded or serves, or of the next one.
@@ -159,12 +168,12 @@ class ClusterController {
   absl::StatusOr<WorkerId> FindWorker(const std::string& worker) const;
   /// The workers that plans may use, in order of joining.
   std::vector<Member> Usable() const;
+  std::vector<Member> UsableBut(WorkerId worker) const;
   /// How many workers have to join yet before there can be a plan.
   int Missing() const;
   /// Makes the plan that the present members call for, unless they have it.
   void MaybePlan();
-  absl::StatusOr<PipelinePlan> MakePlan(
-      const std::optional<WorkerId>& without = std::nullopt) const;
+  absl::StatusOr<PipelinePlan> MakePlan(const std::vector<Member>& members) const;
   /// The stages of the present plan, or those of the last on workers of the same names: what a new
   /// plan has to be better than.
   std::vector<StagePlan> PresentStages() const;
@@ -174,8 +183,12 @@ class ClusterController {
   bool IsNextPrepared() const;
   /// Nothing comes of the next plan, if there is one.
   void CancelNext();
-  /// MaybePlan at the next Tick.
+  /// MaybePlan at the next Tick, unless plan_not_before_ is set anew.
   void PlanSoon();
+  /// The plan could not be loaded or prepared: it is not tried again before `delay`, twice that the
+  /// next time, and so on.
+  void RememberFailure(const PipelinePlan& plan, const absl::Status& why, absl::Duration delay);
+  bool IsDelayed(const PipelinePlan& plan) const;
   /// What the present stage of a worker leaves of its memory for weights.
   int64_t MemoryBeside(WorkerId worker) const;
   /// Ends the present plan, and the next one: its jobs are interrupted of `why`, its workers drop
@@ -203,6 +216,8 @@ class ClusterController {
   std::optional<ActivePlan> active_;
   std::optional<NextPlan> next_;                // only while the active one serves
   std::optional<absl::Duration> served_until_;  // when the last plan that served ended
+  std::set<WorkerId> served_last_;              // who had a stage of it
+  std::optional<FailedSplit> failed_;           // the last one
   uint64_t last_version_ = 0;
   std::vector<std::pair<std::string, StageSpec>>
       last_stages_;  // of the last plan, by worker's name

@@ -280,7 +280,7 @@ absl::Status PipelineDriver::Receive(v1::Step step) {
     return broken;
   }
   Tell(std::move(news));
-  if (options_.observer != nullptr) {
+  if (options_.observer != nullptr && !step.slices().empty()) {
     int64_t rows = 0;
     for (const v1::SequenceSlice& slice : step.slices()) rows += slice.token_ids_size();
     options_.observer->OnStepReturned(rows, round_trip);
@@ -480,6 +480,12 @@ bool PipelineDriver::Idle() const {
 void PipelineDriver::SetWaitingReason(std::string reason) {
   MutexLock lock(&mu_);
   waiting_reason_ = std::move(reason);
+}
+
+void PipelineDriver::KeepWaiting() {
+  MutexLock lock(&mu_);
+  without_pipeline_since_ = options_.clock->Now();
+  changed_.SignalAll();
 }
 
 void PipelineDriver::Tick() {

@@ -178,6 +178,9 @@ class PipelineDriver {
   /// Why there is no pipeline, in words, for the jobs that give up waiting for one.
   void SetWaitingReason(std::string reason);
 
+  /// The next pipeline is on its way: jobs have waited for it since now only.
+  void KeepWaiting();
+
   /// Looks at the clock. The driver does so by itself when it has waited long enough in real time;
   /// whoever moves a simulated clock calls this.
   void Tick();

@@ -274,7 +274,6 @@ absl::StatusOr<std::unique_ptr<Stage>> Worker::MakeStage(const v1::LoadStage& or
   options.kv_budget_bytes = static_cast<int64_t>(order.kv_budget_bytes());
   options.kv_disk_bytes = static_cast<int64_t>(order.kv_disk_bytes());
   options.kv_disk_directory = environment_.kv_disk_directory;
-  CARAVAN_ASSIGN_OR_RETURN(options.kv_archive, environment_.kv_archive(order));
   options.max_step_tokens = order.max_step_tokens();
   if (order.previous().by_nccl() || order.next().by_nccl()) options.hidden_slots = kHiddenSlots;
   options.leaves_hidden = order.next().by_nccl();
@@ -304,12 +303,15 @@ absl::StatusOr<std::unique_ptr<Stage>> Worker::TakeStage(const v1::LoadStage& or
                     prepared_->order.plan_version() == order.plan_version() &&
                     prepared_->order.previous().by_nccl() == order.previous().by_nccl() &&
                     prepared_->order.next().by_nccl() == order.next().by_nccl();
-  if (!fits) {
+  std::unique_ptr<Stage> stage;
+  if (fits) {
+    stage = std::move(prepared_->stage);
+    prepared_.reset();
+  } else {
     DropPrepared();
-    return MakeStage(order, stop);
+    CARAVAN_ASSIGN_OR_RETURN(stage, MakeStage(order, stop));
   }
-  std::unique_ptr<Stage> stage = std::move(prepared_->stage);
-  prepared_.reset();
+  // Only now, as others add to theirs until their stages go.
   CARAVAN_ASSIGN_OR_RETURN(KvArchive::Place place, environment_.kv_archive(order));
   stage->OpenArchive(std::move(place));
   return stage;

@@ -144,6 +144,7 @@ class Worker {
   absl::Status PrepareBeside(const v1::PrepareStage& order, const std::stop_token& stop);
   absl::StatusOr<HopLinks> MakeLinks(const v1::LoadStage& order, const std::stop_token& stop,
                                      v1::HopEnd& unjoined);
+  /// Without an archive.
   absl::StatusOr<std::unique_ptr<Stage>> MakeStage(const v1::LoadStage& order,
                                                    const std::stop_token& stop);
   /// The prepared one if it is for this order, else a new one.

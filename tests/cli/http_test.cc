@@ -78,7 +78,11 @@ TEST(HttpTest, AnArchivedPromptIsNotComputedAgainAfterAllWorkersWereKilled) {
                        {"--kv-archive", "64MiB", "--kv-archive-dir", cluster.dir().File(box)})
           .WaitForErr("joined");
     }
-    cluster.WaitForStatus("serving");
+    // Of the second life the first worker to join serves alone at first.
+    cluster.WaitForStatus([](const std::string& status) {
+      return absl::StrContains(status, "serving (plan ") && absl::StrContains(status, "0..2") &&
+             absl::StrContains(status, "3..5, head");
+    });
   };
   start_workers("");
   std::string content;

@@ -26,6 +26,16 @@ struct GrowingCluster {
     b = cluster.Join("box-b");
     b->orders.erase(b->orders.begin());  // Welcome
   }
+  /// The plan that is being prepared.
+  uint64_t NextPlan() const {
+    return cluster.Status().workers(1).preparation().progress().plan_version();
+  }
+  /// In which both are heard of.
+  void SecondPasses() {
+    cluster.Heartbeat(a);
+    cluster.Heartbeat(b);
+    cluster.Advance(absl::Seconds(1));
+  }
   void PrepareBoth() {
     cluster.Prepared(a, 2);
     cluster.Prepared(b, 2);
@@ -163,6 +173,72 @@ TEST(PlanPreparationTest, APreparationThatFailsIsTriedAgainLater) {
   EXPECT_EQ(OnlyPrepare(growing.b->TakeOrders()).stage().plan_version(), 3u);
 }
 
+TEST(PlanPreparationTest, EachFailureOfOnePlanIsFollowedByTwiceTheDelay) {
+  GrowingCluster growing;
+  for (const int delay : {5, 10, 20}) {
+    growing.b->TakeOrders();
+    growing.cluster.Fail(growing.b, growing.NextPlan(), "worker box-b: the coordinator is slow",
+                         absl::StatusCode::kUnavailable);
+    EXPECT_EQ(growing.cluster.Status().pipeline_state(),
+              "serving; another plan failed, and is tried again later: worker box-b: the "
+              "coordinator is slow");
+    growing.b->TakeOrders();
+    for (int second = 1; second < delay; ++second) growing.SecondPasses();
+    EXPECT_THAT(growing.b->orders, IsEmpty()) << delay;
+    growing.SecondPasses();
+    EXPECT_TRUE(OnlyPrepare(growing.b->orders).has_stage());
+  }
+}
+
+TEST(PlanPreparationTest, WhoServesAndHasNoRoomForMoreIsNotLeftOut) {
+  GrowingCluster growing;
+  for (const absl::StatusCode code :
+       {absl::StatusCode::kFailedPrecondition, absl::StatusCode::kResourceExhausted}) {
+    growing.cluster.Fail(growing.a, growing.NextPlan(), "worker box-a: no room", code);
+    EXPECT_EQ(growing.cluster.Status().pipeline_state(),
+              "serving; another plan failed, and is tried again later: worker box-a: no room");
+    for (int second = 0; second < 10; ++second) growing.SecondPasses();
+  }
+}
+
+TEST(PlanPreparationTest, APlanThatCannotBeLoadedGivesWayToTheOneBefore) {
+  GrowingCluster growing;
+  growing.PrepareBoth();
+  growing.cluster.WaitUntilQuiet();
+  growing.cluster.Ready(growing.b, 2);
+  growing.a->TakeOrders();
+  growing.b->TakeOrders();
+  growing.cluster.Fail(growing.a, 2, "worker box-a: the next hop cannot be reached");
+  EXPECT_EQ(OnlyDrop(growing.a->TakeOrders()), 2u);
+  for (int second = 0; second < 5; ++second) growing.SecondPasses();
+  const v1::LoadStage load = OnlyLoad(growing.a->TakeOrders());
+  EXPECT_EQ(*StageFromProto(load.stage()), (StageSpec{0, 4, true, true}));
+  growing.cluster.Ready(growing.a, load.plan_version());
+  EXPECT_THAT(growing.cluster.Status().pipeline_state(),
+              HasSubstr("serving; another plan failed, and is tried again later: "));
+  // And later it is.
+  growing.b->TakeOrders();
+  for (int second = 5; second < 60; ++second) growing.SecondPasses();
+  EXPECT_TRUE(OnlyPrepare(growing.b->TakeOrders()).has_stage());
+}
+
+TEST(PlanPreparationTest, JobsWaitAsLongAsThePlanIsBeingLoaded) {
+  GrowingCluster growing;
+  const std::unique_ptr<JobHandle> job = growing.cluster.Submit(ToyJob(5, 3));
+  const v1::Step under_way = growing.cluster.WaitForStep(1);
+  growing.PrepareBoth();
+  growing.cluster.Deliver(1, under_way);
+  growing.cluster.WaitUntilQuiet();
+  for (int second = 1; second <= 100; ++second) {
+    growing.cluster.Progress(growing.b, 2, static_cast<uint64_t>(second), 200);
+    growing.SecondPasses();
+  }
+  growing.cluster.Ready(growing.a, 2);
+  growing.cluster.Ready(growing.b, 2);
+  growing.cluster.RunDry(2);
+  EXPECT_TRUE(job->Next().ok());
+}
+
 TEST(PlanPreparationTest, WhoCannotHaveItsStageIsLeftOutAndTheOldPlanServesOn) {
   GrowingCluster growing;
   growing.a->TakeOrders();
@@ -174,7 +250,7 @@ TEST(PlanPreparationTest, WhoCannotHaveItsStageIsLeftOutAndTheOldPlanServesOn) {
             "serving; left out: worker box-b: no such directory");
 }
 
-TEST(PlanPreparationTest, ACardOrAStageThatOffloadsHasNoMemoryBesideIt) {
+TEST(PlanPreparationTest, ACardHasNoMemoryBesideItsStage) {
   v1::Registration card;
   card.set_on_card(true);
   FakeCluster cluster;
@@ -182,6 +258,15 @@ TEST(PlanPreparationTest, ACardOrAStageThatOffloadsHasNoMemoryBesideIt) {
   cluster.Ready(a, 1);
   a->TakeOrders();
   cluster.Join("box-b", uint64_t{1} << 30);
+  EXPECT_EQ(OnlyPrepare(a->TakeOrders()).memory_bytes(), 0u);
+}
+
+TEST(PlanPreparationTest, NorHasAStageThatOffloads) {
+  FakeCluster cluster(1, SmallPackCost());
+  FakeWorker* const a = cluster.Join("box-a", 1500, /*offloads=*/true);
+  ASSERT_GT(a->TakeOrders().back().load_stage().expert_budget_bytes(), 0u);
+  cluster.Ready(a, 1);
+  cluster.Join("box-b", 1500, /*offloads=*/true);
   EXPECT_EQ(OnlyPrepare(a->TakeOrders()).memory_bytes(), 0u);
 }
 

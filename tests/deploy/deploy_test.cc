@@ -214,9 +214,11 @@ TEST(ConfigurationTest, ServesWhenFilledIn) {
       "worker.toml", FilledIn("caravan-worker.toml",
                               {"device", "vram", "certs", "model-cache", "model-cache-size"}));
   for (const char* const name : {"box-1", "box-2"}) {
-    cluster.StartWorker(name,
-                        {"--config", worker, "--model", kModel, "--kv-disk", "64MiB", "--box",
-                         cluster.dir().File("box.json"), "--kv-disk-dir", cluster.dir().path()});
+    // As the units have it, each with a directory of its own.
+    cluster.StartWorker(
+        name, {"--config", worker, "--model", kModel, "--kv-disk", "64MiB", "--kv-archive", "64MiB",
+               "--box", cluster.dir().File(absl::StrCat(name, ".json")), "--kv-archive-dir",
+               cluster.dir().File(name), "--kv-disk-dir", cluster.dir().path()});
   }
   cluster.WaitForStatus("serving");
   cluster.ExpectAnswers();

@@ -375,9 +375,13 @@ TEST_F(WorkerTest, WeightsOfAPlanThatEndedServeTheNextOne) {
 }
 
 TEST_F(WorkerTest, APreparationThatComesToNothingLeavesTheStageAlone) {
+  LogReads();
   LoadAndWait(7, 0, 2);
-  worker().Handle(PrepareOrder(8, 1, 3));
+  v1::WorkerOrder prepare = PrepareOrder(8, 1, 3);
+  prepare.mutable_prepare_stage()->set_memory_bytes(uint64_t{1} << 40);
+  worker().Handle(prepare);
   EXPECT_TRUE(NextReport().has_prepared());
+  TakeLayersRead();
   v1::WorkerOrder drop;
   drop.mutable_drop_stage()->set_plan_version(8);
   worker().Handle(drop);
@@ -385,6 +389,9 @@ TEST_F(WorkerTest, APreparationThatComesToNothingLeavesTheStageAlone) {
   drop.mutable_drop_stage()->set_plan_version(7);
   worker().Handle(drop);
   EXPECT_EQ(worker().Receive(MakeStep(7, 2)).code(), absl::StatusCode::kAborted);
+  // What was read for it went with it; what the stage had is there.
+  LoadAndWait(9, 1, 3);
+  EXPECT_EQ(TakeLayersRead(), (std::set<int>{2}));
 }
 
 TEST_F(WorkerTest, APreparationThatFailsIsReportedAndTheStageServesOn) {
