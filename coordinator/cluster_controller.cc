@@ -596,6 +596,10 @@ void ClusterController::StartServing() {
     served_last_.insert(stage.worker);
   }
   if (failed_.has_value() && SameStages(failed_->plan, active_->plan)) failed_.reset();
+  if (failed_.has_value()) {
+    plan_is_due_ = true;
+    plan_not_before_ = std::max(plan_not_before_, failed_->not_before);
+  }
   active_->serving = true;
   driver_->Attach(std::move(pipeline));
 }

@@ -60,7 +60,8 @@ TEST(TimedClusterTest, WorkersThatSayWhatTheirBoxesCanAreGivenLayersByTime) {
   cluster.Ready(fast, 1);
   cluster.Join("slower", 100 * kWhole, false, WithBox(0.01));
   EXPECT_EQ(cluster.Status().pipeline_state(),
-            "serving; spare: worker 3 (slower), with which it would not be faster");
+            "serving; spare: worker 3 (slower), with which it would not be faster by "
+            "5%");
   EXPECT_EQ(cluster.Status().plan_version(), 1u);
 }
 
