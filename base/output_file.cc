@@ -18,6 +18,8 @@ std::string Complaint(const std::string& path, int error) {
   return std::string(absl::ErrnoToStatus(error, path).message());
 }
 
+bool IsFull(int error) { return error == ENOSPC || error == EDQUOT; }
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<OutputFile>> OutputFile::Create(const std::string& path) {
@@ -34,7 +36,12 @@ absl::StatusOr<std::unique_ptr<OutputFile>> OutputFile::Create(const std::string
   if (target.empty()) target = path;
   std::string scratch = in_place ? "" : absl::StrCat(target, ".", ::getpid(), ".new");
   std::FILE* const file = std::fopen((in_place ? target : scratch).c_str(), "wbe");
-  if (file == nullptr) return absl::InvalidArgumentError(Complaint(path, errno));
+  if (file == nullptr) {
+    const int error = errno;
+    const std::string complaint = Complaint(path, error);
+    if (IsFull(error)) return absl::ResourceExhaustedError(complaint);
+    return absl::InvalidArgumentError(complaint);
+  }
   return std::unique_ptr<OutputFile>(new OutputFile(std::move(target), std::move(scratch), file));
 }
 
@@ -58,6 +65,10 @@ absl::Status OutputFile::Commit() {
   return failed;
 }
 
-absl::Status OutputFile::Failed() const { return absl::DataLossError(Complaint(path_, errno)); }
+absl::Status OutputFile::Failed() const {
+  const int error = errno;
+  const std::string complaint = Complaint(path_, error);
+  return IsFull(error) ? absl::ResourceExhaustedError(complaint) : absl::DataLossError(complaint);
+}
 
 }  // namespace caravan

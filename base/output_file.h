@@ -18,17 +18,18 @@ namespace caravan {
 class OutputFile {
  public:
   /// Writes into `path`.PID.new until Commit.
-  /// Errors: InvalidArgument - it cannot be made, or `path` is a directory; names `path`.
+  /// Errors: InvalidArgument - it cannot be made, or `path` is a directory; ResourceExhausted - the
+  ///         disk is full. Each names `path`.
   static absl::StatusOr<std::unique_ptr<OutputFile>> Create(const std::string& path);
   ~OutputFile();
   OutputFile(const OutputFile&) = delete;
   OutputFile& operator=(const OutputFile&) = delete;
 
-  /// Errors: DataLoss - the disk is full or failed; names the path.
+  /// Errors: ResourceExhausted - the disk is full; DataLoss - it failed. Each names the path.
   absl::Status Write(absl::string_view bytes);
 
   /// Puts the file in its place, over what was there. The last call.
-  /// Errors: DataLoss - likewise.
+  /// Errors: as Write.
   absl::Status Commit();
 
  private:

@@ -1,5 +1,6 @@
 #include "cluster/certificate_watch.h"
 
+#include <algorithm>
 #include <array>
 
 #include "absl/status/statusor.h"
@@ -17,9 +18,26 @@ constexpr absl::Duration kBetweenLooks = absl::Seconds(10);
 // Before the end, the longest first.
 constexpr std::array kWarnings = {absl::Hours(24 * 14), absl::Hours(24), absl::ZeroDuration()};
 
+/// Of a certificate that is good now; its end is also its authority's, if that comes first.
 absl::StatusOr<CertificateFacts> ReadFacts(const std::string& directory, absl::Time now) {
   CARAVAN_ASSIGN_OR_RETURN(const std::string pem, ReadIdentity(directory, now));
-  return ReadCertificate(pem);
+  CARAVAN_ASSIGN_OR_RETURN(CertificateFacts facts, ReadCertificate(pem));
+  CARAVAN_ASSIGN_OR_RETURN(const std::string authorities, ReadAuthorities(directory));
+  for (const std::string& authority : SplitCertificates(authorities)) {
+    if (!CheckIdentity(authority, pem, now).ok()) continue;
+    CARAVAN_ASSIGN_OR_RETURN(const CertificateFacts issuer, ReadCertificate(authority));
+    facts.not_after = std::min(facts.not_after, issuer.not_after);
+    break;
+  }
+  return facts;
+}
+
+/// Good or not; empty: there is none.
+std::string FingerprintIn(const std::string& directory) {
+  const absl::StatusOr<std::string> pem = ReadPrivateFile(IdentityPath(directory));
+  if (!pem.ok()) return "";
+  const absl::StatusOr<CertificateFacts> facts = ReadCertificate(*pem);
+  return facts.ok() ? facts->fingerprint : "";
 }
 
 }  // namespace
@@ -27,10 +45,16 @@ absl::StatusOr<CertificateFacts> ReadFacts(const std::string& directory, absl::T
 void CertificateWatch::Look(absl::Time now) {
   const absl::StatusOr<CertificateFacts> facts = ReadFacts(directory_, now);
   if (!facts.ok()) {
-    // Of one that has ended there is nothing more to say than that.
     const absl::Time known_end = not_after();
-    if (now >= known_end) SayWhenItEnds(known_end, now);
-    if (++looks_without_ == 2 && now < known_end) {
+    if (now >= known_end) {
+      SayWhenItEnds(known_end, now);
+      // Of one that has ended there is nothing more to say; of what was put in its place there is.
+      if (FingerprintIn(directory_) == fingerprint_) {
+        looks_without_ = 0;
+        return;
+      }
+    }
+    if (++looks_without_ == 2) {
       LogWarning("certificate_unusable",
                  {{"directory", directory_}, {"why", facts.status().message()}});
     }

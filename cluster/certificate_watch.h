@@ -5,7 +5,8 @@
 // itself, and says nothing where it cannot; the process then goes on with those it has until they
 // end, and is cut off. So this says it in the log while there is time:
 //
-//   certificate_expires   14 days and one day before the end, and at the end; once each
+//   certificate_expires   14 days and one day before its end or its authority's, and at the end;
+//                         once each
 //   certificate_unusable  the files are broken, or do not belong together; once until they are good
 //   certificate_renewed   another certificate is there, and good
 
@@ -27,7 +28,8 @@ class CertificateWatch {
   /// being replaced.
   void Look(absl::Time now);
 
-  /// When the certificate ends that was good last; the infinite future: none was.
+  /// When the certificate ends that was good last, or its authority if that is before; the infinite
+  /// future: none was.
   absl::Time not_after() const;
 
  private:

@@ -55,12 +55,16 @@ std::vector<v1::KvArchives> PlanKvArchives(const std::vector<RingMember>& ring,
         incoming.set_num_layers(static_cast<uint32_t>(ring[i].stage.num_kv_layers()));
       }
     }
-    for (const Member& other : others) {
-      if (Alike(own, other)) after.push_back(&other);
-    }
-    for (const Member* const peer : after) {
-      if (told[i].peers_size() == kMostPeers) break;
-      *told[i].add_peers() = ToPeer(*peer);
+    const auto ask = [&](const Member& peer) {
+      if (told[i].peers_size() == kMostPeers || !Alike(own, peer)) return;
+      *told[i].add_peers() = ToPeer(peer);
+    };
+    for (const Member& other : others) ask(other);
+    for (const Member& spare : spares) ask(spare);
+    // Layers move between neighbours mostly: one after, one before, two after, and so on.
+    for (size_t k = 1; k < ring.size(); ++k) {
+      const size_t ahead = k % 2 == 1 ? (k + 1) / 2 : ring.size() - k / 2;
+      ask(ring[(i + ahead) % ring.size()].member);
     }
   }
   return told;

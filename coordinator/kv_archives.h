@@ -19,7 +19,9 @@ struct RingMember {
 };
 
 /// For each stage of `ring` what its worker is told; nothing where it has no archive. `spares` and
-/// `others` hold none, and what they have is asked for; only spares may be sent something.
+/// `others` hold none, and what they have is asked for first, as it may lie nowhere else: a drained
+/// worker's, say. Then the nearest on the ring are asked, at most 16 all in all. Only spares may be
+/// sent something.
 ///
 /// A replica goes to the next worker round the ring, then to the first spare, that has an archive
 /// in the same format; to one on another machine if there is one, as it is the machine that may be

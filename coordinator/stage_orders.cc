@@ -100,6 +100,12 @@ void StageOrders::Log(const PipelinePlan& plan, const std::vector<v1::LoadStage>
                               {"kv_bytes", stage.kv_bytes},
                               {"kv_disk_bytes", stage.kv_disk_bytes},
                               {"expert_bytes", stage.expert_bytes}});
+    if (member.registration.kv_replicates() && !orders[i].kv_archives().has_replica()) {
+      LogWarning("kv_no_replica",
+                 {{"plan", plan.version},
+                  {"worker", DescribeWorker(member)},
+                  {"why", "no other worker that plans may use has an archive in its format"}});
+    }
     if (i + 1 == plan.stages.size()) break;
     const v1::Hop& hop = orders[i].next();
     LogInfo("hop_planned", {{"plan", plan.version},

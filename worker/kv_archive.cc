@@ -18,14 +18,8 @@ namespace {
 /// Blocks that may wait to be written. They take memory, and the page cache takes them at once.
 constexpr size_t kWaitingBlocks = 2;
 
-// One call brings at most so much: then a slow peer is found out before long.
+// One call brings at most so much, or one part: then a slow peer is found out before long.
 constexpr int64_t kErrandBytes = int64_t{32} << 20;
-
-/// What a call may take: long enough for a slow link, short beside computing it all anew.
-absl::Duration TimeFor(int64_t bytes) {
-  constexpr double kLeastBytesPerS = 4e6;
-  return absl::Seconds(5) + absl::Seconds(static_cast<double>(bytes) / kLeastBytesPerS);
-}
 
 }  // namespace
 
@@ -48,7 +42,7 @@ absl::StatusOr<std::unique_ptr<KvArchive>> KvArchive::Open(const Options& option
                                                 FormatByteSize(block_bytes - own_bytes))));
   }
   const int64_t excess = store.Prefer(options.format, ranges, block_bytes);
-  const int64_t capacity = std::max<int64_t>(1, (store.budget_bytes() - excess) / block_bytes);
+  const int64_t capacity = std::max<int64_t>(1, (store.room_bytes() - excess) / block_bytes);
   auto archive = absl::WrapUnique(new KvArchive(options, capacity));
   archive->ListPeers();
   return archive;
@@ -187,10 +181,11 @@ void KvArchive::Fetch(absl::Span<const KvBlockName> names) {
   }
   const absl::Duration deadline = SteadyClock().Now() + kMostFetching;
   // Each errand brings all that it is to, or there is less to be asked for.
-  while (SteadyClock().Now() < deadline && !stop_.stop_requested()) {
+  while (!stop_.stop_requested()) {
     const std::optional<Errand> errand = NextErrand(names);
-    if (!errand.has_value()) break;
-    Run(*errand);
+    const absl::Duration left = deadline - SteadyClock().Now();
+    if (!errand.has_value() || left <= absl::ZeroDuration()) break;
+    Run(*errand, left);
   }
   for (const KvBlockName& name : names) Replicate(name);
 }
@@ -203,17 +198,21 @@ std::optional<KvArchive::Errand> KvArchive::NextErrand(absl::Span<const KvBlockN
     const std::vector<LayerRange> missing =
         options_.place.store->Use(options_.format, {name, options_.layers});
     const auto remote = remote_.find(name);
-    if (remote == remote_.end() || errand.parts.size() == kMostKvParts || bytes >= kErrandBytes) {
+    if (remote == remote_.end() || errand.parts.size() == kMostKvParts) {
       continue;
     }
     for (const LayerRange& range : missing) {
       for (const Elsewhere& part : remote->second.parts) {
         const LayerRange there = Overlap(part.layers, range);
         if (there.num == 0 || given_up_[part.peer]) continue;
-        if (!errand.parts.empty() && errand.peer != part.peer) continue;
+        const int64_t part_bytes = there.num * options_.format.layer_bytes();
+        if (!errand.parts.empty() &&
+            (errand.peer != part.peer || bytes + part_bytes > kErrandBytes)) {
+          continue;
+        }
         errand.peer = part.peer;
         errand.parts.push_back({name, there});
-        bytes += there.num * options_.format.layer_bytes();
+        bytes += part_bytes;
         break;
       }
       if (errand.parts.size() == kMostKvParts) break;
@@ -223,7 +222,7 @@ std::optional<KvArchive::Errand> KvArchive::NextErrand(absl::Span<const KvBlockN
   return errand;
 }
 
-void KvArchive::Run(const Errand& errand) {
+void KvArchive::Run(const Errand& errand, absl::Duration time_left) {
   KvPeer& peer = *options_.place.peers[errand.peer];
   int64_t bytes = 0;
   for (const KvBlockPart& part : errand.parts) {
@@ -231,7 +230,7 @@ void KvArchive::Run(const Errand& errand) {
   }
   absl::Status written;
   const absl::Status got =
-      peer.Get(options_.format, errand.parts, TimeFor(bytes),
+      peer.Get(options_.format, errand.parts, std::min(KvCallTimeout(bytes), time_left),
                [&](const KvBlockPart& part, absl::Span<const std::byte> layers) {
                  written = options_.place.store->Write(options_.format, part, layers);
                  if (written.ok()) fetched_.insert(part.name);

@@ -60,8 +60,8 @@ class KvArchive {
   };
 
   /// How long it waits for what peers say that they have.
-  static constexpr absl::Duration kListTimeout = absl::Seconds(2);
-  /// What Fetch may take, all in all.
+  static constexpr absl::Duration kListTimeout = absl::Seconds(5);
+  /// What Fetch may wait for peers, all in all.
   static constexpr absl::Duration kMostFetching = absl::Seconds(60);
 
   /// Asks the peers, all at once, for what they have; one that does not answer has nothing.
@@ -127,7 +127,8 @@ class KvArchive {
   void Write();  // what the writing thread does
   /// Whom to ask next for what `names` lack; nullopt: nobody.
   std::optional<Errand> NextErrand(absl::Span<const KvBlockName> names);
-  void Run(const Errand& errand);
+  /// Within `time_left`.
+  void Run(const Errand& errand, absl::Duration time_left);
   void Replicate(const KvBlockName& name);
 
   const Options options_;

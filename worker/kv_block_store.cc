@@ -1,13 +1,9 @@
 #include "worker/kv_block_store.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
 #include <bit>
-#include <cerrno>
 #include <cstring>
 #include <iterator>
 #include <optional>
@@ -33,6 +29,11 @@ static_assert(std::endian::native == std::endian::little, "files are little-endi
 
 constexpr char kMagic[8] = {'C', 'R', 'V', 'N', 'K', 'V', '1', '\n'};
 constexpr char kSuffix[] = ".kv";
+constexpr char kLockName[] = "kv.lock";
+
+// A disk that was full may have more room by now: of each byte written so much is tried beyond what
+// it had. So a disk that stays full refuses one write in 16.
+constexpr int64_t kRoomRegained = 16;
 
 // A file: this, the layers' hashes, the layers.
 struct Header {
@@ -60,14 +61,14 @@ std::optional<KvBlockPart> FromFileName(const fs::path& path) {
   return found;
 }
 
-/// What a process that is no more was writing (OutputFile): NAME-FIRST-NUM.kv.PID.new.
+/// What an earlier process was writing when it was killed (OutputFile): NAME-FIRST-NUM.kv.PID.new.
+/// PID says nothing: in a container each life may have the same.
 bool IsLeftover(const fs::path& path) {
   if (path.extension() != ".new") return false;
   const fs::path with_pid = path.stem();
   int pid = 0;
   return FromFileName(with_pid.stem()).has_value() &&
-         absl::SimpleAtoi(with_pid.extension().string().substr(1), &pid) &&
-         !FileExists(absl::StrCat("/proc/", pid));
+         absl::SimpleAtoi(with_pid.extension().string().substr(1), &pid);
 }
 
 }  // namespace
@@ -83,47 +84,45 @@ int64_t KvBlockStore::FileBytes(const KvFormat& format, int num_layers) {
 
 absl::StatusOr<std::unique_ptr<KvBlockStore>> KvBlockStore::Open(const std::string& directory,
                                                                  int64_t budget_bytes) {
-  std::error_code error;
-  fs::create_directories(directory, error);
-  if (error) return absl::InvalidArgumentError(absl::StrCat(directory, ": ", error.message()));
-  // Two processes would each fill it, and remove what the other counts on.
-  const int lock_fd = ::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (lock_fd < 0) {
-    return absl::InvalidArgumentError(absl::ErrnoToStatus(errno, directory).message());
-  }
-  const bool taken = ::flock(lock_fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-  auto store = absl::WrapUnique(new KvBlockStore(directory, budget_bytes, lock_fd));
-  if (taken) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        directory, ": another process keeps KV blocks there: each needs a directory of its own"));
-  }
+  CARAVAN_ASSIGN_OR_RETURN(DirectoryLock lock, DirectoryLock::Take(directory, kLockName));
+  auto store = absl::WrapUnique(new KvBlockStore(directory, budget_bytes, std::move(lock)));
   CARAVAN_RETURN_IF_ERROR(store->LookThrough());
   return store;
 }
 
-KvBlockStore::~KvBlockStore() { ::close(lock_fd_); }
+int64_t KvBlockStore::room_bytes() const {
+  MutexLock lock(&mu_);
+  return room_bytes_;
+}
 
 absl::Status KvBlockStore::LookThrough() {
   std::vector<File> found;
   std::vector<fs::path> unwanted;
   std::error_code error;
-  fs::recursive_directory_iterator each(directory_, error);
-  for (; !error && each != fs::end(each); each.increment(error)) {
-    const fs::path& path = each->path();
-    if (IsLeftover(path)) unwanted.push_back(path);
-    const std::optional<KvBlockPart> part = FromFileName(path);
-    const std::optional<KvFormat> format = ParseKvFormat(path.parent_path().filename().string());
-    if (!part.has_value() || !format.has_value() || each.depth() != 1) continue;
-    File file = {{*format, part->name}, part->layers, {}};
-    std::error_code gone;  // somebody may remove files
-    const auto bytes = static_cast<int64_t>(each->file_size(gone));
-    if (!gone) file.time = each->last_write_time(gone);
-    if (gone) continue;
-    if (bytes == file.bytes()) {
-      found.push_back(std::move(file));
-    } else {
-      unwanted.push_back(path);  // it is broken
+  // Only directories of its own: others may be anybody's, and closed to it, as a disk's lost+found.
+  fs::directory_iterator directories(directory_, error);
+  for (; !error && directories != fs::end(directories); directories.increment(error)) {
+    const std::optional<KvFormat> format = ParseKvFormat(directories->path().filename().string());
+    std::error_code unknown;
+    if (!format.has_value() || !directories->is_directory(unknown)) continue;
+    fs::directory_iterator files(directories->path(), error);
+    for (; !error && files != fs::end(files); files.increment(error)) {
+      const fs::path& path = files->path();
+      if (IsLeftover(path)) unwanted.push_back(path);
+      const std::optional<KvBlockPart> part = FromFileName(path);
+      if (!part.has_value()) continue;
+      File file = {{*format, part->name}, part->layers, {}};
+      std::error_code gone;  // somebody may remove files
+      const auto bytes = static_cast<int64_t>(files->file_size(gone));
+      if (!gone) file.time = files->last_write_time(gone);
+      if (gone) continue;
+      if (bytes == file.bytes()) {
+        found.push_back(std::move(file));
+      } else {
+        unwanted.push_back(path);  // it is broken
+      }
     }
+    if (error) break;
   }
   if (error) return absl::InvalidArgumentError(absl::StrCat(directory_, ": ", error.message()));
   for (const fs::path& path : unwanted) fs::remove(path, error);
@@ -153,7 +152,7 @@ void KvBlockStore::AddLocked(File file) {
   bytes_ += file.bytes();
   files_.push_back(std::move(file));
   same.push_back(std::prev(files_.end()));
-  while (bytes_ > budget_bytes_) RemoveLocked(files_.begin());
+  while (bytes_ > room_bytes_) RemoveLocked(files_.begin());
 }
 
 void KvBlockStore::RemoveLocked(Files::iterator file) {
@@ -218,13 +217,31 @@ absl::Status KvBlockStore::Write(const KvFormat& format, const KvBlockPart& part
     if (UseLocked(format, part).empty()) return absl::OkStatus();
     writing_.insert(path);
   }
-  const absl::Status written = WriteFile(file.key, file.layers, layers);
-  file.time = fs::file_time_type::clock::now();
+  absl::Status written = WriteFile(file.key, file.layers, layers);
+  if (absl::IsResourceExhausted(written)) {
+    MakeRoom(file.bytes());
+    written = WriteFile(file.key, file.layers, layers);
+  }
   MutexLock lock(&mu_);
-  if (written.ok()) AddLocked(std::move(file));
+  if (written.ok()) {
+    // The kernel's own is of a coarser clock than that of use, and may lie before it.
+    file.time = fs::file_time_type::clock::now();
+    std::error_code ignored;
+    fs::last_write_time(path, file.time, ignored);
+    const int64_t more = room_bytes_ + file.bytes() / kRoomRegained;
+    room_bytes_ = std::min(budget_bytes_, std::max(more, file.bytes()));
+    AddLocked(std::move(file));
+  }
   writing_.erase(path);
   written_.SignalAll();
   return written;
+}
+
+void KvBlockStore::MakeRoom(int64_t bytes) {
+  MutexLock lock(&mu_);
+  // One file is written before another is removed for it, so what is there is one too many.
+  room_bytes_ = std::min(room_bytes_, std::max(bytes_ - bytes, bytes));
+  while (bytes_ > room_bytes_) RemoveLocked(files_.begin());
 }
 
 absl::Status KvBlockStore::WriteFile(const Key& key, const LayerRange& layers,

@@ -7,7 +7,8 @@
 // A file holds some consecutive layers of one block; what is asked for may lie in several files.
 // The directory is the index: files appear whole (OutputFile), and their times say which was used
 // last. All of them share one budget, whoever they are from; beyond it the least recently used go.
-// Each layer carries a hash, so that what a disk breaks is missing, not wrong.
+// A disk that is full before that makes the budget smaller. Each layer carries a hash, so that what
+// a disk breaks is missing, not wrong.
 
 #include <cstddef>
 #include <cstdint>
@@ -26,6 +27,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
+#include "base/directory_lock.h"
 #include "base/mutex.h"
 #include "cluster/kv_block_name.h"
 #include "worker/kv_format.h"
@@ -54,15 +56,16 @@ class KvBlockStore {
  public:
   /// Makes the directory if it is not there, and looks through it; beyond the budget the least
   /// recently used blocks are removed.
-  /// Errors: InvalidArgument - it cannot be made or read; FailedPrecondition - another process has
-  ///         it. Each names it.
+  /// Errors: InvalidArgument - it cannot be made, locked or read; FailedPrecondition - another
+  ///         process has it. Each names it.
   static absl::StatusOr<std::unique_ptr<KvBlockStore>> Open(const std::string& directory,
                                                             int64_t budget_bytes);
-  ~KvBlockStore();
   KvBlockStore(const KvBlockStore&) = delete;
   KvBlockStore& operator=(const KvBlockStore&) = delete;
 
   int64_t budget_bytes() const { return budget_bytes_; }
+  /// What of the budget the disk has room for, as far as is known.
+  int64_t room_bytes() const;
   /// Of a file.
   static int64_t FileBytes(const KvFormat& format, int num_layers);
 
@@ -70,10 +73,11 @@ class KvBlockStore {
   std::vector<LayerRange> Use(const KvFormat& format, const KvBlockPart& part);
 
   /// `layers`: those of the part, one after the other. What is there already counts as used; files
-  /// that hold nothing else are replaced.
+  /// that hold nothing else are replaced. On a full disk the least recently used make room first.
   /// REQUIRES: layers.size() == part.layers.num * format.layer_bytes().
-  /// Errors: InvalidArgument - more than the budget holds, or as OutputFile; DataLoss - the disk is
-  ///         full or fails.
+  /// Errors: InvalidArgument - more than the budget holds, or as OutputFile; ResourceExhausted -
+  /// the
+  ///         disk is full all the same; DataLoss - it fails.
   absl::Status Write(const KvFormat& format, const KvBlockPart& part,
                      absl::Span<const std::byte> layers);
 
@@ -88,8 +92,10 @@ class KvBlockStore {
   std::vector<ListedKvPart> List(const KvFormat& format, const LayerRange& layers,
                                  size_t limit) const;
 
-  /// From now on files without layers of these ranges go before those with some. Returns by how
-  /// much the files of each block among the latter exceed `block_bytes`, summed up.
+  /// Files that are there and without layers of these ranges go before those with some, in the
+  /// order of their use otherwise; what is written or used later counts as used last, whatever its
+  /// layers. Returns by how much the files of each block among those with some exceed
+  /// `block_bytes`, summed up.
   int64_t Prefer(const KvFormat& format, absl::Span<const LayerRange> ranges, int64_t block_bytes);
 
  private:
@@ -113,10 +119,15 @@ class KvBlockStore {
   // The least recently used first.
   using Files = std::list<File>;
 
-  KvBlockStore(std::string directory, int64_t budget_bytes, int lock_fd)
-      : directory_(std::move(directory)), budget_bytes_(budget_bytes), lock_fd_(lock_fd) {}
+  KvBlockStore(std::string directory, int64_t budget_bytes, DirectoryLock lock)
+      : directory_(std::move(directory)),
+        budget_bytes_(budget_bytes),
+        lock_(std::move(lock)),
+        room_bytes_(budget_bytes) {}
 
   absl::Status LookThrough();
+  /// Makes room for a file of so many bytes on a disk that is full.
+  void MakeRoom(int64_t bytes);
   std::string PathOf(const Key& key, const LayerRange& layers) const;
   absl::Status WriteFile(const Key& key, const LayerRange& layers,
                          absl::Span<const std::byte> bytes);
@@ -133,13 +144,14 @@ class KvBlockStore {
 
   const std::string directory_;
   const int64_t budget_bytes_;
-  const int lock_fd_;  // of the directory
+  const DirectoryLock lock_;
 
   mutable Mutex mu_;
   CondVar written_;
   Files files_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<Key, std::vector<Files::iterator>> by_key_ ABSL_GUARDED_BY(mu_);
   int64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t room_bytes_ ABSL_GUARDED_BY(mu_);                        // at most budget_bytes_
   absl::flat_hash_set<std::string> writing_ ABSL_GUARDED_BY(mu_);  // paths
 };
 

@@ -5,6 +5,7 @@
 // without a network (worker/kv_peer_channel.h is the real one).
 
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -25,6 +26,13 @@ inline constexpr size_t kMostKvParts = 256;
 /// What the layers of one part may take on the wire: under kMaxReplyBytes, and 300 layers of R1 in
 /// f32.
 inline constexpr int64_t kMostKvPartBytes = int64_t{48} << 20;
+
+/// What a call that carries so many bytes may take: long enough for a slow link, short beside
+/// computing it all anew.
+inline absl::Duration KvCallTimeout(int64_t bytes) {
+  constexpr double kLeastBytesPerS = 4e6;
+  return absl::Seconds(5) + absl::Seconds(static_cast<double>(bytes) / kLeastBytesPerS);
+}
 
 /// Thread-safe. Every call ends within its timeout. Errors of all: Unavailable, DeadlineExceeded -
 /// nobody answers; Aborted - another process does; Cancelled - after Cancel; Unauthenticated,
@@ -57,8 +65,8 @@ class KvPeer {
                                                          absl::Span<const KvBlockName> names,
                                                          absl::Duration timeout) = 0;
 
-  /// Errors: InvalidArgument - more than kMostKvPartBytes or than it has room for; DataLoss - its
-  ///         disk fails.
+  /// Errors: InvalidArgument - more than kMostKvPartBytes or than it has room for;
+  ///         ResourceExhausted - its disk is full; DataLoss - it fails.
   virtual absl::Status Put(const KvFormat& format, const KvBlockPart& part,
                            absl::Span<const std::byte> layers, absl::Duration timeout) = 0;
 

@@ -1,5 +1,6 @@
 #include "worker/kv_replicator.h"
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <utility>
@@ -16,9 +17,6 @@ constexpr size_t kWaitingNames = 8192;
 
 // Asked about in one round trip.
 constexpr size_t kOfferedNames = 64;
-
-// A block has some MB at most: a peer that takes longer is of no use.
-constexpr absl::Duration kTimeout = absl::Seconds(10);
 
 // After a failure, which mostly lasts.
 constexpr absl::Duration kRetryDelay = absl::Seconds(5);
@@ -105,21 +103,29 @@ void KvReplicator::Run() {
 }
 
 absl::Status KvReplicator::Send(const std::vector<KvBlockName>& names) {
-  const absl::StatusOr<std::vector<KvBlockName>> lacking =
-      to_->Offer(format_, layers_, names, kTimeout);
-  if (!lacking.ok()) {
+  const absl::StatusOr<std::vector<KvBlockName>> answer =
+      to_->Offer(format_, layers_, names, KvCallTimeout(0));
+  if (!answer.ok()) {
     MutexLock lock(&mu_);
     counters_.dropped += static_cast<int64_t>(names.size());
-    return lacking.status();
+    return answer.status();
   }
-  for (size_t i = 0; i < lacking->size(); ++i) {
+  // Whatever it answers: what was offered, and each once.
+  std::vector<KvBlockName> lacking;
+  for (const KvBlockName& name : *answer) {
+    if (std::find(names.begin(), names.end(), name) != names.end() &&
+        std::find(lacking.begin(), lacking.end(), name) == lacking.end()) {
+      lacking.push_back(name);
+    }
+  }
+  for (size_t i = 0; i < lacking.size(); ++i) {
     if (queue_.closed()) return absl::OkStatus();
     const absl::Duration begin = SteadyClock().Now();
-    const absl::Status sent = SendBlock((*lacking)[i]);
+    const absl::Status sent = SendBlock(lacking[i]);
     if (absl::IsNotFound(sent)) continue;  // it had to make room meanwhile
     if (!sent.ok()) {
       MutexLock lock(&mu_);
-      counters_.dropped += static_cast<int64_t>(lacking->size() - i);
+      counters_.dropped += static_cast<int64_t>(lacking.size() - i);
       return sent;
     }
     // Half of the time the link, and the other box, are the steps' alone.
@@ -137,7 +143,8 @@ absl::Status KvReplicator::SendBlock(const KvBlockName& name) {
                     bytes.size());
         return absl::OkStatus();
       }));
-  CARAVAN_RETURN_IF_ERROR(to_->Put(format_, {name, layers_}, layers, kTimeout));
+  CARAVAN_RETURN_IF_ERROR(
+      to_->Put(format_, {name, layers_}, layers, KvCallTimeout(std::ssize(layers))));
   MutexLock lock(&mu_);
   ++counters_.sent;
   counters_.bytes += std::ssize(layers);

@@ -71,5 +71,15 @@ TEST(OutputFileTest, AWrongPathIsNamedAtOnce) {
   }
 }
 
+TEST(OutputFileTest, AFullDiskIsResourceExhausted) {
+  auto file = OutputFile::Create("/dev/full");
+  ASSERT_TRUE(file.ok()) << file.status();
+  // Some of it may wait for Commit.
+  absl::Status status = (*file)->Write("bytes");
+  if (status.ok()) status = (*file)->Commit();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  EXPECT_NE(status.message().find("/dev/full: "), absl::string_view::npos) << status;
+}
+
 }  // namespace
 }  // namespace caravan

@@ -272,7 +272,7 @@ TEST_F(ModelCacheTest, WrongFlagsGetASentenceThatNamesThem) {
   TestProcess& second = StartWorker("box");
   EXPECT_EQ(second.Wait(), 1) << second.Transcript();
   EXPECT_THAT(second.Err(), HasSubstr(absl::StrCat("--model-cache: ", CacheOf("box"),
-                                                   ": another worker keeps its files there")));
+                                                   ": another process keeps its files there")));
 }
 
 }  // namespace

@@ -101,6 +101,38 @@ TEST_F(CertificateWatchTest, AnAuthorityThatDoesNotBelongToItIsToldToo) {
   EXPECT_THAT(Look(kStart), HasSubstr("certificate_unusable"));
 }
 
+TEST_F(CertificateWatchTest, TheEndOfItsAuthorityIsForetoldToo) {
+  const KeyAndCertificate brief = *MakeAuthority({kStart, 50 * kDay});
+  const KeyAndCertificate box =
+      *IssueIdentity(brief, {Role::kWorker, "box-a"}, {kStart, 100 * kDay});
+  // One of two authorities: which of them it is of counts.
+  ASSERT_TRUE(ReplacePrivateFile(AuthorityPath(dir_.path()),
+                                 authority_.certificate_pem + brief.certificate_pem)
+                  .ok());
+  ASSERT_TRUE(
+      ReplacePrivateFile(IdentityPath(dir_.path()), box.key_pem + box.certificate_pem).ok());
+  EXPECT_THAT(Look(kStart), IsEmpty());
+  EXPECT_EQ(watch_.not_after(), kStart + 50 * kDay);
+  EXPECT_THAT(Look(kStart + 36 * kDay), HasSubstr("certificate_expires"));
+  EXPECT_THAT(Look(kStart + 51 * kDay), HasSubstr("certificate_expires"));
+  EXPECT_THAT(Look(kStart + 51 * kDay), IsEmpty());
+  EXPECT_THAT(Look(kStart + 51 * kDay), IsEmpty()) << "it is said that it has ended";
+}
+
+TEST_F(CertificateWatchTest, ABrokenRenewalThatComesLateIsTold) {
+  Look(kStart);
+  const absl::Time late = kStart + 101 * kDay;
+  EXPECT_THAT(Look(late), HasSubstr("certificate_expires"));
+  for (int i = 0; i < 3; ++i) EXPECT_THAT(Look(late), IsEmpty());
+  Renew(late, 100 * kDay);
+  std::filesystem::resize_file(IdentityPath(dir_.path()), 10);
+  EXPECT_THAT(Look(late), IsEmpty()) << "it may be being replaced";
+  EXPECT_THAT(Look(late), HasSubstr("certificate_unusable"));
+  EXPECT_THAT(Look(late), IsEmpty());
+  Renew(late, 100 * kDay);
+  EXPECT_THAT(Look(late), HasSubstr("certificate_renewed"));
+}
+
 TEST_F(CertificateWatchTest, TheThreadLooksAtOnceAndEndsWithItsOwner) {
   Renew(absl::Now(), 100 * kDay);
   const CertificateWatcher watcher(dir_.path());

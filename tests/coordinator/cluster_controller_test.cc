@@ -16,6 +16,7 @@ namespace {
 using ::testing::AllOf;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::Not;
 using ::testing::SizeIs;
 
 TEST(ClusterControllerTest, WelcomesAWorker) {
@@ -117,8 +118,10 @@ TEST(ClusterControllerTest, EachStageIsToldOfTheOthersArchives) {
   archive.set_kv_archive_bytes(1 << 20);
   archive.set_kv_replicates(true);
   FakeCluster cluster(2);
+  testing::internal::CaptureStderr();
   FakeWorker* const a = cluster.Join("box-a", kWhole, false, archive);
   FakeWorker* const b = cluster.Join("box-b", kWhole, false, archive);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(), Not(HasSubstr("kv_no_replica")));
   const v1::LoadStage first = a->TakeOrders().back().load_stage();
   const v1::LoadStage second = b->TakeOrders().back().load_stage();
   ASSERT_EQ(first.kv_archives().peers_size(), 1);
@@ -127,8 +130,11 @@ TEST(ClusterControllerTest, EachStageIsToldOfTheOthersArchives) {
   ASSERT_EQ(first.kv_archives().incoming_size(), 1);
   EXPECT_EQ(first.kv_archives().incoming(0).first_layer(), second.stage().first_layer());
   EXPECT_EQ(second.kv_archives().replica().incarnation(), a->incarnation);
-  // One that is drained is asked for what it has, and sent nothing.
+  // One that is drained is asked for what it has, and sent nothing, which is said.
+  testing::internal::CaptureStderr();
   ASSERT_TRUE(cluster.controller().Drain("box-b", false).ok());
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              HasSubstr("kv_no_replica plan=2 worker=\"worker 1 (box-a)\""));
   const v1::KvArchives alone = a->TakeOrders().back().load_stage().kv_archives();
   ASSERT_EQ(alone.peers_size(), 1);
   EXPECT_EQ(alone.peers(0).incarnation(), b->incarnation);

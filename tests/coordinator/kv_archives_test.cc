@@ -61,8 +61,8 @@ TEST(KvArchivesTest, ReplicasGoRoundTheRing) {
   EXPECT_EQ(told[0].incoming(0).num_layers(), 3u) << "with the layer that drafts";
   EXPECT_EQ(told[1].incoming(0).first_layer(), 0u);
   EXPECT_EQ(told[1].incoming(0).num_layers(), 2u);
-  EXPECT_THAT(PeersOf(told[1]), ElementsAre("worker 3 (box-3)", "worker 1 (box-1)",
-                                            "worker 4 (box-4)", "worker 5 (box-5)"));
+  EXPECT_THAT(PeersOf(told[1]), ElementsAre("worker 5 (box-5)", "worker 4 (box-4)",
+                                            "worker 3 (box-3)", "worker 1 (box-1)"));
 }
 
 TEST(KvArchivesTest, AnotherMachineIsPreferred) {
@@ -105,6 +105,20 @@ TEST(KvArchivesTest, ALoneStageSendsToASpareAndNobodyIsAskedWithoutEnd) {
   EXPECT_EQ(told[0].replica().name(), "worker 2 (box-2)");
   EXPECT_EQ(told[0].peers_size(), 16);
   EXPECT_FALSE(PlanKvArchives(Ring({Box(1)}), {}, {Box(2)})[0].has_replica());
+}
+
+TEST(KvArchivesTest, InALongRingADrainedWorkerAndTheNearestAreAsked) {
+  std::vector<Member> members;
+  for (uint32_t id = 1; id <= 20; ++id) members.push_back(Box(id));
+  const std::vector<std::string> asked =
+      PeersOf(PlanKvArchives(Ring(members), {Box(21)}, {Box(22)})[9]);
+  ASSERT_THAT(asked, SizeIs(16));
+  EXPECT_EQ(asked[0], "worker 22 (box-22)");
+  EXPECT_EQ(asked[1], "worker 21 (box-21)");
+  EXPECT_EQ(asked[2], "worker 11 (box-11)");
+  EXPECT_EQ(asked[3], "worker 9 (box-9)");
+  EXPECT_EQ(asked[4], "worker 12 (box-12)");
+  EXPECT_EQ(asked[15], "worker 3 (box-3)") << "seven on each side";
 }
 
 }  // namespace

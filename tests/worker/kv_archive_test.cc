@@ -60,6 +60,7 @@ class FakePeer : public KvPeer {
     for (const KvBlockName& name : names) {
       if (!store_->Use(format, {name, layers}).empty()) lacking.push_back(name);
     }
+    lacking.insert(lacking.end(), also_lacking.begin(), also_lacking.end());
     return lacking;
   }
   absl::Status Put(const KvFormat& format, const KvBlockPart& part,
@@ -72,6 +73,7 @@ class FakePeer : public KvPeer {
   absl::Status fails;
   int64_t parts_until_it_dies = -1;
   std::function<void()> before_offer;
+  std::vector<KvBlockName> also_lacking;  // what its answer to an offer says besides
   int gets = 0;
   std::atomic<int> puts = 0;
   std::atomic<bool> cancelled = false;
@@ -347,6 +349,20 @@ TEST_F(KvArchiveTest, SaysWhatIsWrong) {
             absl::InternalError("the card says no"));
   archive->Flush();
   EXPECT_THAT(archive->Names(9), IsEmpty());
+}
+
+TEST_F(KvArchiveTest, OnlyWhatWasOfferedIsSentAndOnce) {
+  const std::shared_ptr<FakePeer> other = Peer("other");
+  const auto archive = MustOpen({Store("own"), {}, other, {}});
+  Keep(*archive, 1);
+  archive->Flush();
+  ASSERT_EQ(other->puts, 1);
+  other->also_lacking = Names({1, 2, 2});  // 1 was sent before, and is not offered
+  Keep(*archive, 2);
+  archive->Flush();
+  EXPECT_EQ(other->puts, 2);
+  EXPECT_EQ(archive->counters().replicas.sent, 2);
+  EXPECT_EQ(archive->counters().replicas.dropped, 0);
 }
 
 }  // namespace

@@ -1,10 +1,13 @@
 #include "worker/kv_block_store.h"
 
+#include <unistd.h>
+
 #include <filesystem>
 #include <fstream>
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/temp_dir.h"
@@ -191,12 +194,89 @@ TEST_F(KvBlockStoreTest, AFileOfAWrongSizeIsRemovedAndOthersAreLeftAlone) {
   dir_.Write("kv/" + name + "-4-2.kv", "in no format's directory");
   dir_.Write("kv/F32-3x8/" + std::string(32, 'z') + "-4-2.kv", "mine");
   dir_.Write("kv/F32-3x8/" + name + "-4-2.kv", "too short");
-  dir_.Write("kv/F32-3x8/" + name + "-4-2.kv.999999999.new", "of a process that is no more");
+  // Of an earlier process, which in a container had the same PID.
+  dir_.Write(absl::StrCat("kv/F32-3x8/", name, "-4-2.kv.", ::getpid(), ".new"), "cut off");
   const auto store = Open(BytesOf(2));
   EXPECT_THAT(Files(), SizeIs(3));
   EXPECT_TRUE(WriteKv(*store, 2, {4, 2}).ok());
   EXPECT_TRUE(WriteKv(*store, 3, {4, 2}).ok());
   EXPECT_THAT(Files(), SizeIs(4));
+}
+
+TEST_F(KvBlockStoreTest, ForeignDirectoriesBesideItsOwnAreNotLookedInto) {
+  const std::string name = KvName(1).Hex();
+  for (const std::string other : {"lost+found", "theirs/F32-3x8"}) {
+    fs::create_directories(dir_.File("kv/" + other));
+    dir_.Write("kv/" + other + "/" + name + "-4-2.kv", "mine");
+    dir_.Write("kv/" + other + "/" + name + "-4-2.kv.999999999.new", "mine");
+  }
+  dir_.Write("kv/F16-3x8", "a file of such a name");
+  fs::permissions(dir_.File("kv/lost+found"), fs::perms::none);  // root's, on a mount point
+  {
+    const auto store = Open();
+    EXPECT_TRUE(WriteKv(*store, 1, {4, 2}).ok());
+  }
+  EXPECT_THAT(Listed(*Open(), {4, 2}), ElementsAre(1));
+  fs::permissions(dir_.File("kv/lost+found"), fs::perms::owner_all);
+  EXPECT_THAT(Files(), SizeIs(6));
+}
+
+TEST_F(KvBlockStoreTest, TimesOfFilesAreThoseOfTheirUse) {
+  {
+    const auto store = Open();
+    for (int i = 1; i < 9; ++i) {
+      EXPECT_TRUE(WriteKv(*store, i, {4, 2}).ok());
+      if (i > 1) {
+        EXPECT_THAT(store->Use(kSmallKv, {KvName(i - 1), {4, 2}}), IsEmpty());
+      }
+    }
+    EXPECT_THAT(Listed(*store, {4, 2}), ElementsAre(1, 2, 3, 4, 5, 6, 8, 7));
+  }
+  EXPECT_THAT(Listed(*Open(), {4, 2}), ElementsAre(1, 2, 3, 4, 5, 6, 8, 7));
+}
+
+/// Writing a block's file fails, as the disk is full, until the file of another is removed.
+class FullDiskTest : public KvBlockStoreTest {
+ protected:
+  std::string PathOf(int i) const { return dir_.File("kv/F32-3x8/" + KvName(i).Hex() + "-4-2.kv"); }
+  void FailsUntilItGoes(int written, int there) const {
+    fs::remove(PathOf(there));
+    fs::create_symlink("/dev/full", PathOf(there));
+    fs::create_symlink(PathOf(there), PathOf(written));
+  }
+};
+
+TEST_F(FullDiskTest, TheLeastRecentlyUsedMakeRoom) {
+  const auto store = Open(100 * BytesOf(2));
+  for (int i = 1; i < 6; ++i) EXPECT_TRUE(WriteKv(*store, i, {4, 2}).ok());
+  EXPECT_EQ(store->room_bytes(), 100 * BytesOf(2));
+  FailsUntilItGoes(6, 1);
+  EXPECT_TRUE(WriteKv(*store, 6, {4, 2}).ok());
+  EXPECT_TRUE(ReadKv(*store, 6, {4, 2}).ok());
+  // Room for five; one of them is for what is written next, before another goes.
+  EXPECT_THAT(Listed(*store, {4, 2}), ElementsAre(3, 4, 5, 6));
+  EXPECT_EQ(store->room_bytes(), 4 * BytesOf(2) + BytesOf(2) / 16);
+  EXPECT_TRUE(WriteKv(*store, 7, {4, 2}).ok());
+  EXPECT_THAT(Listed(*store, {4, 2}), ElementsAre(4, 5, 6, 7));
+  // The disk may have more by and by.
+  for (int i = 8; i < 40; ++i) EXPECT_TRUE(WriteKv(*store, i, {4, 2}).ok());
+  EXPECT_GE(store->room_bytes(), 6 * BytesOf(2));
+  EXPECT_THAT(Files(), SizeIs(6));
+}
+
+TEST_F(FullDiskTest, OneThatStaysFullIsSaidAndALaterWriteTriesAnew) {
+  const auto store = Open(100 * BytesOf(3));
+  EXPECT_TRUE(WriteKv(*store, 1, {4, 2}).ok());
+  EXPECT_TRUE(WriteKv(*store, 2, {4, 2}).ok());
+  fs::create_symlink("/dev/full", PathOf(3));
+  const absl::Status full = WriteKv(*store, 3, {4, 2});
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted) << full;
+  EXPECT_THAT(std::string(full.message()), HasSubstr("No space left"));
+  EXPECT_THAT(Listed(*store, {4, 2}), ElementsAre(2));
+  EXPECT_EQ(store->room_bytes(), BytesOf(2));
+  fs::remove(PathOf(3));
+  EXPECT_TRUE(WriteKv(*store, 3, {3, 3}).ok()) << "a wider one than there was room for";
+  EXPECT_TRUE(ReadKv(*store, 3, {3, 3}).ok());
 }
 
 TEST_F(KvBlockStoreTest, ADirectoryIsOneStores) {

@@ -58,10 +58,11 @@ inline absl::Status ReadKv(KvBlockStore& store, int i, const LayerRange& layers)
   return status;
 }
 
+/// But for the store's lock.
 inline std::vector<std::filesystem::path> FilesIn(const std::string& directory) {
   std::vector<std::filesystem::path> files;
   for (const auto& each : std::filesystem::recursive_directory_iterator(directory)) {
-    if (each.is_regular_file()) files.push_back(each.path());
+    if (each.is_regular_file() && each.path().filename() != "kv.lock") files.push_back(each.path());
   }
   std::sort(files.begin(), files.end());
   return files;

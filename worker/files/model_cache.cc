@@ -1,10 +1,6 @@
 #include "worker/files/model_cache.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <filesystem>
 #include <system_error>
 #include <utility>
@@ -17,6 +13,7 @@
 #include "base/byte_size.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/status_macros.h"
 #include "worker/files/partial_file.h"
 
 namespace caravan {
@@ -69,21 +66,7 @@ void Remove(const std::string& path) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ModelCache>> ModelCache::Open(const Options& options) {
-  std::error_code error;
-  fs::create_directories(options.directory, error);
-  if (error) {
-    return absl::InvalidArgumentError(absl::StrCat(options.directory, ": ", error.message()));
-  }
-  const std::string path = JoinPath(options.directory, kLockName);
-  FileDescriptor lock(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644));
-  if (lock.get() < 0) {
-    return absl::InvalidArgumentError(absl::ErrnoToStatus(errno, path).message());
-  }
-  if (::flock(lock.get(), LOCK_EX | LOCK_NB) != 0) {
-    return absl::FailedPreconditionError(
-        absl::StrCat(options.directory,
-                     ": another worker keeps its files there; each needs a directory of its own"));
-  }
+  CARAVAN_ASSIGN_OR_RETURN(DirectoryLock lock, DirectoryLock::Take(options.directory, kLockName));
   return std::unique_ptr<ModelCache>(new ModelCache(options, std::move(lock)));
 }
 

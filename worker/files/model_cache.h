@@ -13,8 +13,8 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
+#include "base/directory_lock.h"
 #include "base/mutex.h"
-#include "base/open_file.h"
 #include "cluster/pack_files_service.h"
 #include "model/pack/pack_manifest.h"
 
@@ -70,12 +70,12 @@ class ModelCache {
   std::vector<ShelvedFile> List(uint64_t fingerprint) const;
 
  private:
-  ModelCache(Options options, FileDescriptor lock)
+  ModelCache(Options options, DirectoryLock lock)
       : options_(std::move(options)), lock_(std::move(lock)) {}
   void Release(const std::vector<std::string>& paths);
 
   const Options options_;
-  const FileDescriptor lock_;
+  const DirectoryLock lock_;
 
   Mutex mu_;
   std::map<std::string, int> in_use_ ABSL_GUARDED_BY(mu_);  // leases, by path
