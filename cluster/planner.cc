@@ -292,8 +292,12 @@ absl::StatusOr<PipelinePlan> PlanStages(const ModelCost& cost,
     return absl::InvalidArgumentError(absl::StrCat("worker ", worker.name, " has no memory"));
   }
   const PossibleStages stages(cost);
-  if (CanPlanByTime(workers, options)) {
-    std::optional<PipelinePlan> plan = PlanByTime(stages, cost, workers, options);
+  std::vector<PlannerWorker> timed(workers.begin(), workers.end());
+  if (options.present_by_time) {
+    std::erase_if(timed, [](const PlannerWorker& worker) { return !worker.box.has_value(); });
+  }
+  if (!timed.empty() && CanPlanByTime(timed, options)) {
+    std::optional<PipelinePlan> plan = PlanByTime(stages, cost, timed, options);
     if (plan.has_value()) return *std::move(plan);
   }
   const std::vector<WorkerList> lists = ListsToTry(workers, stages.num_layers());

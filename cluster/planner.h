@@ -50,6 +50,9 @@ struct PlannerOptions {
   PlanAim aim = PlanAim::kBulk;  // of plans by times
   // Workers and stages of a plan by times that stays, unless another is better by a twentieth.
   std::vector<StagePlan> present = {};
+  // That plan serves, and was made by times: so is the next, over the workers whose boxes are
+  // known, as long as these hold the model. The others stay spare.
+  bool present_by_time = false;
 };
 
 /// Every layer goes to one worker; stages are contiguous. The first also embeds, the last has the
@@ -69,7 +72,8 @@ struct PlannerOptions {
 ///
 /// Where `cost` has multi-token prediction, the last stage drafts.
 ///
-/// By times, where `options` has the config and all workers their boxes: the workers, their order
+/// By times, where `options` has the config and all workers their boxes (with present_by_time:
+/// over those that have): the workers, their order
 /// and the split for which step_time foretells most, with what stages are given above.
 /// For bulk: most tokens/s of as many longest sequences as kv_tokens are, or where caches have no
 /// room for them, of a half, a quarter, ... of these; all of their context is looked back on. For

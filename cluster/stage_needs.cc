@@ -55,7 +55,7 @@ PossibleStages::PossibleStages(const ModelCost& cost)
 }
 
 int64_t KvCacheBytes(const LayerCost& stage, DType dtype, int64_t tokens) {
-  return KvBytes(dtype, stage.kv_values_per_token * tokens);
+  return tokens * KvBytes(dtype, stage.kv_values_per_token);
 }
 
 int64_t KvTokens(const LayerCost& stage, DType dtype, int64_t bytes) {

@@ -42,6 +42,7 @@ class PossibleStages {
 inline constexpr int64_t kMaxTokens = int64_t{1}
                                       << 40;  // past any memory; times bytes fits 63 bits
 
+/// Of a KV cache of so many tokens, each of which takes whole blocks of its format.
 int64_t KvCacheBytes(const LayerCost& stage, DType dtype, int64_t tokens);
 /// How many tokens so many bytes of KV cache hold.
 int64_t KvTokens(const LayerCost& stage, DType dtype, int64_t bytes);

@@ -12,6 +12,7 @@
 #include "base/status_macros.h"
 #include "cluster/expert_slots.h"
 #include "cluster/pipeline_plan.h"
+#include "cluster/stage_needs.h"
 #include "kernels/kv_rows.h"
 #include "model/stage_spec.h"
 #include "model/step_memory.h"
@@ -82,7 +83,7 @@ int64_t ExpertBytes(const LayerCost& stage) {
 }
 
 int64_t KvCacheBytes(const LayerCost& stage, const DecodeLoad& load) {
-  return load.jobs * load.context_tokens * KvBytes(load.kv_dtype, stage.kv_values_per_token);
+  return KvCacheBytes(stage, load.kv_dtype, load.jobs * load.context_tokens);
 }
 
 /// Errors: as PredictStage.

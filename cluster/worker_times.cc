@@ -1,8 +1,11 @@
 #include "cluster/worker_times.h"
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
+#include <map>
+#include <optional>
 #include <tuple>
 #include <utility>
 
@@ -92,14 +95,61 @@ std::vector<BoxKind> KindsOf(absl::Span<const PlannerWorker> workers,
   return kinds;
 }
 
-/// What stages take on each worker.
+/// Stages that cost the same: layers of a model are much alike, so that most stages are other ones'
+/// equals, wherever they begin.
+class EqualStages {
+ public:
+  explicit EqualStages(const PossibleStages& stages) : num_layers_(stages.num_layers()) {
+    std::map<Key, int> numbers;
+    for (int begin = 0; begin < num_layers_; ++begin) {
+      for (int end = begin + 1; end <= num_layers_; ++end) {
+        const Key key = KeyOf(stages, begin, end);
+        numbers_[Index(begin, end)] =
+            numbers.try_emplace(key, static_cast<int>(numbers.size())).first->second;
+      }
+    }
+    size_ = static_cast<int>(numbers.size());
+  }
+
+  int size() const { return size_; }
+  /// Which of them layers [begin, end) are, below size().
+  int Of(int begin, int end) const { return numbers_[Index(begin, end)]; }
+
+ private:
+  /// What memory and time of a stage follow from: its costs, its layers and its ends.
+  using Key = std::tuple<std::array<int64_t, 9>, int, bool, bool>;
+
+  Key KeyOf(const PossibleStages& stages, int begin, int end) const {
+    const LayerCost& cost = stages.Of(begin, end);
+    return {{cost.weight_bytes, cost.expert_bytes, cost.num_experts, cost.expert_slot_bytes,
+             cost.experts_per_token, cost.active_bytes_per_token, cost.flops_per_token,
+             cost.sampled_flops_per_token, cost.kv_values_per_token},
+            end - begin,
+            begin == 0,
+            end == num_layers_};
+  }
+  size_t Index(int begin, int end) const {
+    return static_cast<size_t>(begin) * static_cast<size_t>(num_layers_) +
+           static_cast<size_t>(end - 1);
+  }
+
+  const int num_layers_;
+  int size_ = 0;
+  std::vector<int> numbers_ =
+      std::vector<int>(static_cast<size_t>(num_layers_) * static_cast<size_t>(num_layers_));
+};
+
+/// What stages take on each worker. Each stage that differs is computed once for each load.
 class WorkerTimes {
  public:
   WorkerTimes(const PossibleStages& stages, absl::Span<const PlannerWorker> workers,
               const PlannerOptions& options)
       : options_(options),
         list_(Pointers(workers)),
-        needs_(stages, options, list_, /*may_offload=*/true, StageNeeds::Order::kAny) {
+        needs_(stages, options, list_, /*may_offload=*/true, StageNeeds::Order::kAny),
+        equal_(stages),
+        rooms_(workers.size() * static_cast<size_t>(equal_.size())),
+        known_(rooms_.size()) {
     for (const PlannerWorker& worker : workers) {
       // Without names and sources, which cost more to copy than to compute with.
       Box& box = boxes_.emplace_back(*worker.box);
@@ -110,21 +160,54 @@ class WorkerTimes {
 
   /// Of a micro-batch of `rows` while `jobs` decode, for all of whose KV caches there is room.
   double Seconds(int w, int begin, int end, int64_t jobs, double rows) {
-    if (!needs_.Fits(w, begin, end)) return kImpossible;
+    if (jobs != jobs_ || rows != rows_) {
+      jobs_ = jobs;
+      rows_ = rows;
+      std::fill(known_.begin(), known_.end(), std::nullopt);
+    }
+    std::optional<double>& known = known_[Index(w, begin, end)];
+    if (!known.has_value()) known = Predict(w, begin, end, jobs, rows);
+    return *known;
+  }
+
+ private:
+  struct Room {
+    bool fits = false;
+    StageRoom room;
+    int64_t expert_slots = 0;
+  };
+
+  size_t Index(int w, int begin, int end) const {
+    return static_cast<size_t>(w) * static_cast<size_t>(equal_.size()) +
+           static_cast<size_t>(equal_.Of(begin, end));
+  }
+
+  const Room& RoomOf(int w, int begin, int end) {
+    std::optional<Room>& found = rooms_[Index(w, begin, end)];
+    if (found.has_value()) return *found;
+    Room& room = found.emplace();
+    room.fits = needs_.Fits(w, begin, end);
+    if (!room.fits) return room;
+    room.room = needs_.RoomFor(w, begin, end);
+    room.expert_slots = needs_.Of(w, begin, end).offloads
+                            ? room.room.expert_slots
+                            : needs_.stages().Of(begin, end).num_experts;
+    return room;
+  }
+
+  double Predict(int w, int begin, int end, int64_t jobs, double rows) {
+    const Room& room = RoomOf(w, begin, end);
+    if (!room.fits || room.room.kv_tokens < jobs * options_.context_tokens) return kImpossible;
     const PlannerWorker& worker = needs_.worker(w);
     const DecodeLoad load = LoadOf(worker, options_, jobs);
-    const StageRoom room = needs_.RoomFor(w, begin, end);
-    if (room.kv_tokens < jobs * options_.context_tokens) return kImpossible;
     const LayerCost& stage = needs_.stages().Of(begin, end);
-    const bool offloads = needs_.Of(w, begin, end).offloads;
     Box& box = boxes_[static_cast<size_t>(w)];
-    GiveRoom(worker, stage, offloads ? room.expert_slots : stage.num_experts, load, box);
+    GiveRoom(worker, stage, room.expert_slots, load, box);
     const absl::StatusOr<StageTime> time = PredictStage(*options_.config, stage, box, load, rows);
     CARAVAN_CHECK(time.ok());
     return time->seconds;
   }
 
- private:
   static std::vector<const PlannerWorker*> Pointers(absl::Span<const PlannerWorker> workers) {
     std::vector<const PlannerWorker*> pointers;
     for (const PlannerWorker& worker : workers) pointers.push_back(&worker);
@@ -135,6 +218,12 @@ class WorkerTimes {
   const std::vector<const PlannerWorker*> list_;
   const StageNeeds needs_;
   std::vector<Box> boxes_;
+  const EqualStages equal_;
+  // By worker and, of those that differ, stage.
+  std::vector<std::optional<Room>> rooms_;
+  std::vector<std::optional<double>> known_;  // seconds, for jobs_ and rows_
+  int64_t jobs_ = 0;
+  double rows_ = 0;
 };
 
 }  // namespace

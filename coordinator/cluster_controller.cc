@@ -106,6 +106,11 @@ absl::Status ClusterController::CheckFits(const v1::Registration& registration) 
         "fingerprint ", absl::Hex(fingerprint, absl::kZeroPad16), ", and ",
         absl::Hex(options_.model.fingerprint(), absl::kZeroPad16), " here)"));
   }
+  const absl::Status kv = CheckKvDType(options_.config.Mla(), KvDTypeOf(registration));
+  if (!kv.ok()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("--kv of worker ", registration.name(), ": ", kv.message()));
+  }
   return absl::OkStatus();
 }
 
@@ -470,6 +475,7 @@ absl::StatusOr<PipelinePlan> ClusterController::MakePlan(const std::vector<Membe
   planner.config = &options_.config;
   planner.aim = options_.aim;
   planner.present = PresentStages();
+  planner.present_by_time = active_.has_value() && active_->plan.forecast.has_value();
   return PlanStages(options_.cost, workers, planner);
 }
 
@@ -612,6 +618,7 @@ void ClusterController::EndPlan(const absl::Status& why, absl::Span<const Worker
   v1::WorkerOrder order;
   order.mutable_drop_stage()->set_plan_version(active_->plan.version);
   for (const StagePlan& stage : active_->plan.stages) {
+    backoff_.Ends(stage.worker);
     if (!absl::c_linear_search(goes_on, stage.worker)) SendOrder(stage.worker, order);
   }
   active_.reset();
@@ -668,7 +675,9 @@ std::string ClusterController::PipelineState() const {
   for (const Member& member : Usable()) {
     if (StageOf(member.id) >= 0 || NextStageOf(member.id) >= 0) continue;
     absl::StrAppend(&state, "; spare: ", DescribeWorker(member),
-                    ", with which it would not be faster by 5%");
+                    BoxOf(member.registration).has_value()
+                        ? ", with which it would not be faster by 5%"
+                        : ", of whose box nothing is known (caravan worker --box)");
   }
   return state;
 }

@@ -17,8 +17,10 @@ constexpr absl::Duration kForgotten = absl::Hours(1);
 }  // namespace
 
 RejoinBackoff::Key RejoinBackoff::KeyOf(const Member& member) {
+  const std::string& name = member.registration.name();
+  if (!member.identity.empty()) return {member.identity, name, ""};
   const std::string& address = member.registration.address();
-  return {member.identity, member.registration.name(), address.substr(0, address.rfind(':'))};
+  return {"", name, address.substr(0, address.rfind(':'))};
 }
 
 absl::Duration RejoinBackoff::DelayAfter(int losses) const {
@@ -31,11 +33,23 @@ void RejoinBackoff::Serves(WorkerId worker) {
   serving_since_.try_emplace(worker, options_.clock->Now());
 }
 
+void RejoinBackoff::Ends(WorkerId worker) {
+  const auto serving = serving_since_.find(worker);
+  if (serving == serving_since_.end()) return;
+  served_[worker] += options_.clock->Now() - serving->second;
+  serving_since_.erase(serving);
+}
+
+/// And forgets it.
+absl::Duration RejoinBackoff::TakeServed(WorkerId worker) {
+  Ends(worker);
+  const auto served = served_.extract(worker);
+  return served.empty() ? absl::ZeroDuration() : served.mapped();
+}
+
 void RejoinBackoff::Lost(const Member& member, bool had_stage) {
   const absl::Duration now = options_.clock->Now();
-  const auto serving = serving_since_.find(member.id);
-  const bool served_well = serving != serving_since_.end() && now - serving->second >= kServedWell;
-  if (serving != serving_since_.end()) serving_since_.erase(serving);
+  const bool served_well = TakeServed(member.id) >= kServedWell;
   held_.erase(member.id);
   std::erase_if(records_,
                 [now](const auto& entry) { return now - entry.second.last_lost > kForgotten; });

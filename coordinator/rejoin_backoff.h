@@ -10,8 +10,12 @@
 //   (spare) -----------------------> held back --------------------------------> (as others)
 //                                                LetAllIn
 //
-// A worker is known again by its identity, its name and its address without the port: the port may
-// be another one each time.
+// What a worker serves over several plans is added up; being spare between them is no service.
+//
+// A worker is known again by its identity and its name, on whatever host; one without an identity
+// by its name and its address without the port, which may be another one each time. So workers of
+// one host without identities and of one name share what is held against them: the default name is
+// the host's, and --name tells them apart.
 
 #include <map>
 #include <string>
@@ -34,6 +38,8 @@ class RejoinBackoff {
 
   /// The pipeline that the member holds a stage of serves.
   void Serves(WorkerId worker);
+  /// That pipeline ended; whoever serves in none is not changed.
+  void Ends(WorkerId worker);
   /// The member is lost, whatever of. `had_stage`: a plan went with it; else nobody was disturbed.
   void Lost(const Member& member, bool had_stage);
   /// A new member: held back from now on, if the lives before this one were lost too often.
@@ -53,7 +59,8 @@ class RejoinBackoff {
   std::string Describe() const;
 
  private:
-  using Key = std::tuple<std::string, std::string, std::string>;  // identity, name, host
+  using Key = std::tuple<std::string, std::string,
+                         std::string>;  // identity, name, host (empty: has an identity)
   struct Record {
     int losses = 0;
     absl::Duration last_lost;  // on the clock
@@ -64,12 +71,14 @@ class RejoinBackoff {
     int losses = 0;
   };
 
+  absl::Duration TakeServed(WorkerId worker);
   static Key KeyOf(const Member& member);
   absl::Duration DelayAfter(int losses) const;
 
   const Options options_;
   std::map<Key, Record> records_;                     // of the last hour
-  std::map<WorkerId, absl::Duration> serving_since_;  // on the clock; of members
+  std::map<WorkerId, absl::Duration> serving_since_;  // on the clock; of members that serve
+  std::map<WorkerId, absl::Duration> served_;         // before that; of members
   std::map<WorkerId, Hold> held_;                     // members
 };
 

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/check.h"
 #include "base/int_math.h"
+#include "base/log.h"
 #include "base/status_macros.h"
 
 namespace caravan {
@@ -165,7 +166,14 @@ void Scheduler::AdmitAlone(Sequence* suspect) {
   if (suspect->running()) return;
   while (!running_.empty()) Preempt(running_.begin()->second);
   // Who takes the pipeline down now may still be in a step under way.
-  if (in_flight_.empty() && suspect->Admit(blocks_)) Run(suspect);
+  if (!in_flight_.empty() || !suspect->Admit(blocks_)) return;
+  const auto waiting = std::count_if(queue_.begin(), queue_.end(),
+                                     [](const auto& entry) { return entry.second->suspect(); });
+  LogInfo("jobs_run_alone", {{"plan", options_.plan_version},
+                             {"sequence", suspect->id()},
+                             {"suspects", waiting},
+                             {"waiting", std::ssize(queue_) - waiting}});
+  Run(suspect);
 }
 
 void Scheduler::Run(Sequence* sequence) {

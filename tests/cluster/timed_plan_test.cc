@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "cluster/known_boxes.h"
 #include "cluster/planner.h"
 #include "cluster/step_time.h"
@@ -103,7 +105,9 @@ Case RandomCase(std::mt19937& random) {
     PlannerWorker& worker = drawn.workers.back();
     worker.offloads = number(0, 2) > 0;
     worker.process_bytes = number(0, 1) * kMiB;
-    worker.kv_dtype = number(0, 1) == 0 ? DType::kF32 : DType::kF16;
+    // Of a row, Q8_0 takes no whole number of blocks here.
+    constexpr DType kKv[] = {DType::kF32, DType::kF16, DType::kQ8_0};
+    worker.kv_dtype = kKv[number(0, 2)];
   }
   return drawn;
 }
@@ -116,7 +120,7 @@ struct Tried {
 std::optional<Tried> Try(const Case& drawn, const PlannerWorker& worker, const StageSpec& spec) {
   const LayerCost cost = drawn.cost.Of(spec);
   const auto kv = [&](int64_t tokens) {
-    return KvBytes(worker.kv_dtype, cost.kv_values_per_token * tokens);
+    return tokens * KvBytes(worker.kv_dtype, cost.kv_values_per_token);
   };
   const int64_t wanted = kv(drawn.options.kv_tokens);
   int64_t spare = worker.memory_budget_bytes - cost.weight_bytes - kv(drawn.options.context_tokens);
@@ -326,6 +330,29 @@ TEST(TimedPlan, ThePresentPlanStaysUnlessAnotherIsWorthIt) {
   const auto forced = PlanStages(cost, workers, options);
   ASSERT_TRUE(forced.ok()) << forced.status();
   EXPECT_LT(LayersOf(*forced, 2)[1], 20);
+}
+
+TEST(TimedPlan, ManyWorkersJobsAndLayersTakeNoLongTime) {
+  std::mt19937 random(6);
+  std::uniform_real_distribution<double> rate(10, 40);
+  ModelCost cost = Layers(61);
+  for (size_t i = 0; i < 3; ++i) cost.layers[i] = SmallModelLayer(9 * kMiB, 0);
+  PlannerOptions options = Options(PlanAim::kBulk);
+  options.kv_tokens = 64 * options.context_tokens;
+  // The most in any order, and in that of joining.
+  for (const uint32_t count : {12u, 24u}) {
+    std::vector<PlannerWorker> workers;
+    for (uint32_t id = 1; id <= count; ++id) {
+      workers.push_back(MakeWorker(id, 400 * kMiB, BoxOfRates(rate(random), 1)));
+    }
+    const absl::Time begun = absl::Now();
+    const auto plan = PlanStages(cost, workers, options);
+    const double seconds = absl::ToDoubleSeconds(absl::Now() - begun);
+    ASSERT_TRUE(plan.ok()) << plan.status();
+    EXPECT_TRUE(plan->forecast.has_value());
+    RecordProperty(absl::StrCat("seconds_of_", count), absl::StrCat(seconds));
+    EXPECT_LT(seconds, 10) << count << " workers: tenths of a second where nothing else runs";
+  }
 }
 
 TEST(TimedPlan, ManyWorkersThatDifferKeepTheirOrder) {

@@ -84,6 +84,33 @@ TEST_F(RejoinBackoffTest, WhoServedWellBeginsAnew) {
   EXPECT_TRUE(backoff_.Holds(Join("box-a").id));
 }
 
+TEST_F(RejoinBackoffTest, WhatIsServedIsAddedUpAndBeingSpareIsNoService) {
+  LoseInARow(2);
+  const Member spare = Join("box-a");
+  backoff_.Serves(spare.id);
+  clock_.Advance(absl::Seconds(1));
+  backoff_.Ends(spare.id);
+  clock_.Advance(absl::Minutes(10));
+  backoff_.Lost(spare, /*had_stage=*/true);
+  const Member twice = Join("box-a");
+  EXPECT_TRUE(backoff_.Holds(twice.id));
+  for (int i = 0; i < 2; ++i) {
+    backoff_.Serves(twice.id);
+    clock_.Advance(absl::Minutes(2.5));
+    backoff_.Ends(twice.id);
+    backoff_.Ends(twice.id);  // once
+    clock_.Advance(absl::Minutes(1));
+  }
+  backoff_.Lost(twice, /*had_stage=*/true);
+  EXPECT_FALSE(backoff_.Holds(Join("box-a").id));
+}
+
+TEST_F(RejoinBackoffTest, AnIdentityIsKnownAgainOnAnotherHost) {
+  for (int i = 0; i < 3; ++i) ServeAndLose(Join("box-a", "10.0.0.1:7000", "worker/a"));
+  EXPECT_TRUE(backoff_.Holds(Join("box-a", "10.0.0.2:7000", "worker/a").id));
+  EXPECT_FALSE(backoff_.Holds(Join("box-b", "10.0.0.1:7000", "worker/a").id));
+}
+
 TEST_F(RejoinBackoffTest, LossesThatDisturbedNobodyDoNotCount) {
   LoseInARow(2);
   for (int i = 0; i < 5; ++i) backoff_.Lost(Join("box-a"), /*had_stage=*/false);

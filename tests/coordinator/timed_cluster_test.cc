@@ -1,6 +1,7 @@
 // A controller whose workers say what their boxes can do.
 
 #include <string>
+#include <vector>
 
 #include "cluster/box_json.h"
 #include "cluster/known_boxes.h"
@@ -63,6 +64,73 @@ TEST(TimedClusterTest, WorkersThatSayWhatTheirBoxesCanAreGivenLayersByTime) {
             "serving; spare: worker 3 (slower), with which it would not be faster by "
             "5%");
   EXPECT_EQ(cluster.Status().plan_version(), 1u);
+}
+
+TEST(TimedClusterTest, SomebodyWhoMakesItFasterIsPreparedFor) {
+  FakeCluster cluster(2, SlowCost(), SlowConfig());
+  std::vector<FakeWorker*> workers = {cluster.Join("box-a", 100 * kWhole, false, WithBox(2)),
+                                      cluster.Join("box-b", 100 * kWhole, false, WithBox(2))};
+  for (FakeWorker* worker : workers) {
+    cluster.Ready(worker, 1);
+    worker->TakeOrders();
+  }
+  ASSERT_TRUE(cluster.Status().serving());
+  workers.push_back(cluster.Join("box-c", 100 * kWhole, false, WithBox(4)));
+  workers.back()->orders.erase(workers.back()->orders.begin());
+  EXPECT_EQ(cluster.Status().plan_version(), 1u) << "it goes on meanwhile";
+  EXPECT_NE(
+      cluster.Status().pipeline_state().find("serving; another plan is prepared by 0 of 3 workers"),
+      std::string::npos);
+  EXPECT_EQ(cluster.Status().pipeline_state().find("spare"), std::string::npos)
+      << cluster.Status().pipeline_state();
+  for (FakeWorker* worker : workers) {
+    const v1::Stage stage = OnlyPrepare(worker->TakeOrders()).stage().stage();
+    EXPECT_EQ(stage.end_layer() - stage.first_layer(), worker == workers[2] ? 10u : 5u);
+    cluster.Prepared(worker, 2);
+  }
+  cluster.WaitUntilQuiet();
+  EXPECT_EQ(cluster.Status().plan_version(), 2u);
+  EXPECT_TRUE(cluster.Status().has_forecast());
+}
+
+TEST(TimedClusterTest, SomebodyWhoseBoxIsNotKnownDoesNotEndAPlanByTime) {
+  // Two can hold all, and none alone.
+  constexpr uint64_t kMost = 150'000;
+  FakeCluster cluster(2, SlowCost(), SlowConfig());
+  FakeWorker* const a = cluster.Join("box-a", kMost, false, WithBox(4));
+  FakeWorker* const b = cluster.Join("box-b", kMost, false, WithBox(4));
+  cluster.Ready(a, 1);
+  cluster.Ready(b, 1);
+  a->TakeOrders();
+  b->TakeOrders();
+  FakeWorker* const unknown = cluster.Join("unknown", 2 * kMost);
+  EXPECT_EQ(cluster.Status().pipeline_state(),
+            "serving; spare: worker 3 (unknown), of whose box nothing is known (caravan worker "
+            "--box)");
+  EXPECT_EQ(cluster.Status().plan_version(), 1u);
+  EXPECT_TRUE(a->TakeOrders().empty());
+  // Without its memory no other could go on.
+  unknown->TakeOrders();
+  cluster.Gone(b);
+  EXPECT_EQ(cluster.Status().plan_version(), 2u);
+  EXPECT_FALSE(cluster.Status().has_forecast());
+}
+
+TEST(TimedClusterTest, AKvCacheThatTheModelCannotHaveIsRefused) {
+  FakeCluster cluster(1, SlowCost(), SlowConfig());
+  v1::Registration registration = WithBox(4);
+  registration.set_name("box-a");
+  registration.set_address("10.0.0.1:7000");
+  registration.set_device("cpu");
+  registration.set_memory_budget_bytes(kWhole);
+  registration.set_num_threads(2);
+  registration.set_protocol_version(kProtocolVersion);
+  registration.set_kv_dtype("Q8_0");
+  const absl::Status status = cluster.TryJoin(registration);
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(status.message(),
+            "--kv of worker box-a: a KV cache of Q8_0 needs kv_lora_rank to be a multiple of 32; "
+            "this model's is 1");
 }
 
 TEST(TimedClusterTest, WhereABoxIsNotKnownLayersGoByMemory) {
