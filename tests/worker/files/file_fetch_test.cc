@@ -39,6 +39,7 @@ class FakeSource : public FileSource {
   void Give(const MadeFile& file) { files_[file.packed.name] = file.bytes; }
   void set_on_read(OnRead on_read) { on_read_ = std::move(on_read); }
   void set_on_read_done(std::function<void()> done) { on_read_done_ = std::move(done); }
+  void set_before_list(std::function<void()> before) { before_list_ = std::move(before); }
   void set_list_error(absl::Status error) { list_error_ = std::move(error); }
   int64_t bytes_asked() const { return bytes_asked_; }
   int lists() const { return lists_; }
@@ -46,6 +47,7 @@ class FakeSource : public FileSource {
   const std::string& name() const override { return name_; }
   absl::StatusOr<std::vector<OfferedFile>> List(const std::stop_token&) override {
     ++lists_;
+    if (before_list_ != nullptr) before_list_();
     if (!list_error_.ok()) return list_error_;
     std::vector<OfferedFile> offered;
     for (const auto& [name, bytes] : files_) {
@@ -81,6 +83,7 @@ class FakeSource : public FileSource {
   std::map<std::string, std::string> files_;
   OnRead on_read_;
   std::function<void()> on_read_done_;
+  std::function<void()> before_list_;
   absl::Status list_error_;
   std::atomic<int64_t> bytes_asked_ = 0;
   std::atomic<int> lists_ = 0;
@@ -328,14 +331,12 @@ TEST_F(FileFetchTest, ARestDoesNotComeFromASourceThatLacksAPieceOfIt) {
     if (first_failure.exchange(false)) failed.set_value();
     return absl::DataLossError("a bad sector");
   });
+  // The others come when it has failed, the honest one when the liar has lied.
+  b.set_before_list([&] { has_failed.wait(); });
+  honest.set_before_list([&] { has_lied.wait(); });
   b.set_on_read([&](const std::string&, int64_t, std::string& sent, const std::stop_token&) {
-    has_failed.wait();
     sent[0] = static_cast<char>(sent[0] ^ 1);
     if (first_lie.exchange(false)) lied.set_value();
-    return absl::OkStatus();
-  });
-  honest.set_on_read([&](const std::string&, int64_t, std::string&, const std::stop_token&) {
-    has_lied.wait();
     return absl::OkStatus();
   });
   ExpectFetchesAll();
