@@ -319,7 +319,7 @@ TEST_F(FileFetchTest, ARestDoesNotComeFromASourceThatLacksAPieceOfIt) {
   FakeSource& b = AddSource("b");
   FakeSource& honest = AddSource("honest");
   options_.streams_per_source = 1;
-  const int64_t lacking = 2 * kPieceBytes;
+  const int64_t lacking = SplitIntoPieces(made_[0].packed)[2].begin;
   std::promise<void> failed;
   std::promise<void> lied;
   std::atomic<bool> first_failure = true;
