@@ -1,25 +1,53 @@
 #include "cluster/pack_files_service.h"
 
+#include <grpcpp/alarm.h>
 #include <grpcpp/grpcpp.h>
 
 #include <algorithm>
 #include <memory>
 #include <utility>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "base/file.h"
+#include "base/mutex.h"
 #include "base/status_macros.h"
 #include "cluster/grpc_status.h"
 
 namespace caravan {
 namespace {
 
-/// 0: whoever answers.
-bool IsOther(uint64_t asked, uint64_t own) { return asked != 0 && asked != own; }
-
 grpc::Status WrongIncarnation() {
   return ToGrpcStatus(absl::AbortedError("another process answers at this address by now"));
 }
+
+/// Ends a call that still waits for its caller after a while.
+class SilenceLimit {
+ public:
+  SilenceLimit(grpc::ServerContext* context, absl::Duration limit) : call_(new Call) {
+    call_->context = context;
+    alarm_.Set(absl::ToChronoTime(absl::Now() + limit), [call = call_](bool passed) {
+      MutexLock lock(&call->mu);
+      if (passed && call->context != nullptr) call->context->TryCancel();
+    });
+  }
+  ~SilenceLimit() {
+    {
+      MutexLock lock(&call_->mu);
+      call_->context = nullptr;
+    }
+    alarm_.Cancel();
+  }
+
+ private:
+  struct Call {
+    Mutex mu;
+    grpc::ServerContext* context ABSL_GUARDED_BY(mu) = nullptr;
+  };
+  const std::shared_ptr<Call> call_;  // outlives this where the alarm goes off meanwhile
+  grpc::Alarm alarm_;
+};
 
 absl::Status CheckPart(const v1::ReadFileRequest& request) {
   if (!request.has_part()) return absl::InvalidArgumentError("asked for no part of a file");
@@ -48,7 +76,7 @@ absl::StatusOr<std::vector<ShelvedFile>> FilesOfPack(const PackedModel& model) {
 grpc::Status PackFilesService::ListFiles(grpc::ServerContext* /*context*/,
                                          const v1::ListFilesRequest* request,
                                          v1::ListFilesResponse* response) {
-  if (IsOther(request->incarnation(), incarnation_)) return WrongIncarnation();
+  if (request->incarnation() != incarnation_) return WrongIncarnation();
   for (const ShelvedFile& each : list_(request->fingerprint())) {
     v1::PackFile& file = *response->add_files();
     file.set_name(each.name);
@@ -78,7 +106,7 @@ grpc::Status PackFilesService::ReadFile(
       return ToGrpcStatus(checked);
     }
     const v1::FilePart part = request.part();
-    if (IsOther(part.incarnation(), incarnation_)) return WrongIncarnation();
+    if (part.incarnation() != incarnation_) return WrongIncarnation();
     if (file == nullptr || part.fingerprint() != opened.fingerprint() ||
         part.name() != opened.name()) {
       absl::StatusOr<std::unique_ptr<ReadableFile>> found = Open(part);
@@ -101,7 +129,11 @@ grpc::Status PackFilesService::ReadFile(
                    absl::MakeSpan(reinterpret_cast<std::byte*>(data.data()), data.size()));
     response.set_waited_us(static_cast<uint64_t>(absl::ToInt64Microseconds(*waited)));
     // What is written lies in buffers for a while: only the receipt says what it took.
-    const bool received = read.ok() && stream->Write(response) && stream->Read(&request);
+    bool received = false;
+    if (read.ok()) {
+      const SilenceLimit limit(context, receipt_timeout_);
+      received = stream->Write(response) && stream->Read(&request);
+    }
     share_->End(SteadyClock().Now() - begin);
     if (!read.ok()) return ToGrpcStatus(read);
     if (!received) break;  // The caller went away.

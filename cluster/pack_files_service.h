@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/time/time.h"
 #include "caravan/v1/model_files.grpc.pb.h"
 #include "cluster/serving_share.h"
 #include "model/pack/packed_model.h"
@@ -33,9 +34,17 @@ class PackFilesService final : public v1::PackFiles::Service {
   /// The whole files of the packed model with this fingerprint. Called by any thread.
   using List = std::function<std::vector<ShelvedFile>(uint64_t fingerprint)>;
 
-  /// `incarnation` is this process's. Borrows `share`.
-  PackFilesService(uint64_t incarnation, List list, ServingShare* share)
-      : incarnation_(incarnation), list_(std::move(list)), share_(share) {}
+  /// Longer than a part takes on the slowest link that is of use (32 KiB/s).
+  static constexpr absl::Duration kReceiptTimeout = absl::Seconds(20);
+
+  /// `incarnation` is this process's. Borrows `share`. Who has not said within `receipt_timeout`
+  /// that a part has come loses its call, since others wait for their turn meanwhile.
+  PackFilesService(uint64_t incarnation, List list, ServingShare* share,
+                   absl::Duration receipt_timeout = kReceiptTimeout)
+      : incarnation_(incarnation),
+        list_(std::move(list)),
+        share_(share),
+        receipt_timeout_(receipt_timeout) {}
 
   grpc::Status ListFiles(grpc::ServerContext* context, const v1::ListFilesRequest* request,
                          v1::ListFilesResponse* response) override;
@@ -49,6 +58,7 @@ class PackFilesService final : public v1::PackFiles::Service {
   const uint64_t incarnation_;
   const List list_;
   ServingShare* const share_;
+  const absl::Duration receipt_timeout_;
 };
 
 }  // namespace caravan

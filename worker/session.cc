@@ -354,6 +354,8 @@ class Session {
       const absl::Status why = Annotate(cached.status(), "--model-cache");
       // Without room for a copy the stage can still be read into memory.
       if (!absl::IsResourceExhausted(why) && !absl::IsUnimplemented(why)) return why;
+      // When the stage is loaded, the present one's files may go.
+      if (absl::IsResourceExhausted(why) && HoldsFilesOfOthers(order.plan_version())) return why;
       LogWarning("model_not_cached", {{"why", why.message()}});
       no_copy = absl::StrCat(why.message(), ": give more room");
     }
@@ -367,6 +369,13 @@ class Session {
     LogInfo("reading_weights_from_coordinator", {{"coordinator", options_.coordinator}});
     return RemoteTensorSource::Connect(CoordinatorChannel(), model.fingerprint(),
                                        options_.connect_timeout, std::move(stop));
+  }
+
+  /// Whether files in the cache must stay for the stage of another plan.
+  bool HoldsFilesOfOthers(uint64_t plan_version) {
+    MutexLock lock(&mu_);
+    return std::any_of(leases_.begin(), leases_.end(),
+                       [plan_version](const auto& lease) { return lease.first != plan_version; });
   }
 
   /// Errors: as FetchModel.
@@ -406,6 +415,7 @@ class Session {
       source.name = worker.name();
       source.address = worker.address();
       source.incarnation = worker.incarnation();
+      source.identity.reset();  // the former's
       if (!worker.identity().empty()) {
         CARAVAN_ASSIGN_OR_RETURN(source.identity, ParseIdentity(worker.identity()));
       }

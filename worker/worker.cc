@@ -195,14 +195,21 @@ absl::Status Worker::PrepareBeside(const v1::PrepareStage& order, const std::sto
   CARAVAN_ASSIGN_OR_RETURN(const StageSpec spec, StageFromProto(load.stage()));
   // Which brings the files that are not here.
   LoadProgress progress;
-  CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<TensorSource> source,
-                           OpenModel(load, stop, progress));
+  const absl::StatusOr<std::unique_ptr<TensorSource>> opened = OpenModel(load, stop, progress);
+  if (absl::IsResourceExhausted(opened.status())) {
+    // There may be room when the present stage goes: until then nothing can be prepared.
+    LogInfo("nothing_prepared",
+            {{"plan", load.plan_version()}, {"why", opened.status().message()}});
+    return absl::OkStatus();
+  }
+  if (!opened.ok()) return opened.status();
+  const TensorSource& source = **opened;
   if (order.memory_bytes() == 0) return absl::OkStatus();
-  CARAVAN_RETURN_IF_ERROR(CheckTensors(*source, StageTensors(config, spec)).status());
+  CARAVAN_RETURN_IF_ERROR(CheckTensors(source, StageTensors(config, spec)).status());
   CARAVAN_ASSIGN_OR_RETURN(
       WeightParts loaded,
-      LoadWeightParts(config, PartsOf(config, spec, load.expert_budget_bytes() == 0), *source,
-                      held_, HostMemory(), progress, static_cast<int64_t>(order.memory_bytes())));
+      LoadWeightParts(config, PartsOf(config, spec, load.expert_budget_bytes() == 0), source, held_,
+                      HostMemory(), progress, static_cast<int64_t>(order.memory_bytes())));
   held_.merge(std::move(loaded));
   return absl::OkStatus();
 }

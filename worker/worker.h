@@ -71,6 +71,8 @@ class Worker {
     /// there (expert_budget_bytes > 0). Files that it has to fetch first count as progress of
     /// loading: `progress` is told how many bytes of those and of what is loaded then are done; its
     /// answer is LoadProgress's.
+    /// Errors: ResourceExhausted - there is no room for its files while the present stage's are
+    ///         kept; others - the stage cannot be had.
     std::function<absl::StatusOr<std::unique_ptr<TensorSource>>(
         const v1::LoadStage& order, const LoadProgress& progress, std::stop_token stop)>
         open_model;

@@ -1,6 +1,7 @@
 #include "cluster/serving_share.h"
 
 #include <atomic>
+#include <future>
 #include <thread>
 
 #include "absl/time/time.h"
@@ -62,11 +63,14 @@ TEST_F(ServingShareTest, OverAnyTimePartsHaveNoMoreThanTheShare) {
 TEST_F(ServingShareTest, TheBoundHoldsForAWhileAfterTheLastStep) {
   ServingShare share(Options(0.05));
   ASSERT_TRUE(share.Begin(Never).has_value());
-  EXPECT_GT(share.Wait(false), absl::ZeroDuration());
-  clock_.Advance(ServingShare::kHold - absl::Seconds(1));
-  EXPECT_GT(share.Wait(false), absl::ZeroDuration());
+  // It is to rest until a second after the hold.
   clock_.Advance(absl::Seconds(1));
-  EXPECT_EQ(share.Wait(false), absl::ZeroDuration());
+  share.End(absl::Seconds(1));
+  EXPECT_EQ(share.Wait(false), ServingShare::kLongestRest);
+  clock_.Advance(ServingShare::kHold - absl::Seconds(1) - absl::Milliseconds(1));
+  EXPECT_GT(share.Wait(false), absl::Seconds(1)) << "the rest holds";
+  clock_.Advance(absl::Milliseconds(1));
+  EXPECT_EQ(share.Wait(false), absl::ZeroDuration()) << "though the rest has a second to go";
 }
 
 TEST_F(ServingShareTest, APartToASlowBoxDoesNotKeepOthersWaitingForEver) {
@@ -87,7 +91,20 @@ TEST_F(ServingShareTest, WhoWaitsBeginsWhenTheOtherEndsAndGivesUpWhenCancelled) 
   ServingShare share(Options(0.5));
   ASSERT_TRUE(share.Begin(Never).has_value());
   std::atomic<bool> began = false;
-  std::thread waiting([&] { began = share.Begin(Never).has_value(); });
+  // Begin asks whether it is cancelled each time before it looks for its turn: by the second time
+  // it has found none.
+  std::atomic<int> looks = 0;
+  std::promise<void> waits;
+  std::thread waiting([&] {
+    began = share
+                .Begin([&] {
+                  if (++looks == 2) waits.set_value();
+                  return false;
+                })
+                .has_value();
+  });
+  waits.get_future().wait();
+  EXPECT_FALSE(began);
   share.End(absl::ZeroDuration());
   waiting.join();
   EXPECT_TRUE(began);

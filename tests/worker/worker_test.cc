@@ -360,6 +360,25 @@ TEST_F(WorkerTest, WithoutRoomBesideItTheRestIsReadWhenTheStageHasGone) {
   EXPECT_EQ(TakeLayersRead(), (std::set<int>{2})) << "layer 1 stayed";
 }
 
+TEST_F(WorkerTest, WithoutRoomForFilesBesideItsStageNothingIsPreparedAndTheStageIsLoadedLater) {
+  LogReads();
+  const auto open_model = open_model_;
+  std::atomic<bool> has_room = true;
+  open_model_ = [&](const v1::LoadStage& order, const LoadProgress& progress,
+                    std::stop_token stop) -> absl::StatusOr<std::unique_ptr<TensorSource>> {
+    if (!has_room) return absl::ResourceExhaustedError("no room in the cache");
+    return open_model(order, progress, std::move(stop));
+  };
+  LoadAndWait(7, 0, 2);
+  TakeLayersRead();
+  has_room = false;
+  worker().Handle(PrepareOrder(8, 1, 3));
+  EXPECT_EQ(NextReport().prepared().plan_version(), 8u);
+  has_room = true;
+  LoadAndWait(8, 1, 3);
+  EXPECT_EQ(TakeLayersRead(), (std::set<int>{2}));
+}
+
 TEST_F(WorkerTest, WeightsOfAPlanThatEndedServeTheNextOne) {
   LogReads();
   LoadAndWait(7, 0, 2);

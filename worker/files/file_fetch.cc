@@ -30,12 +30,19 @@ constexpr int kMostFailures = 3;
 // A file whose experts came right is read back wrong: by the third time it is the disk.
 constexpr int kMostBadReadings = 3;
 constexpr size_t kReadBytes = size_t{1} << 20;
+// Threads that read back what earlier lives brought.
+constexpr size_t kMostCheckers = 2;
+// A thread for each has to be there.
+constexpr size_t kMostSources = 64;
 
 class FileFetch {
  public:
   FileFetch(const std::vector<FileSource*>& sources, const FileFetchOptions& options)
       : options_(options) {
-    for (FileSource* source : sources) sources_.emplace_back().source = source;
+    for (FileSource* source : sources) {
+      if (sources_.size() == kMostSources) break;
+      sources_.emplace_back().source = source;
+    }
   }
 
   /// Before Run. Errors: as PartialFile::Open.
@@ -49,15 +56,22 @@ class FileFetch {
       Piece& added = file.pieces.emplace_back();
       added.place = piece;
       added.bad_from.resize(sources_.size());
+      added.wrong_from.resize(sources_.size());
       if (file.partial->Has(piece.begin, piece.end)) {
         added.state = Piece::kHave;
-        done_ += piece.end - piece.begin;
         result_.kept_bytes += piece.end - piece.begin;
       } else {
         ++file.num_missing;
       }
     }
-    if (file.num_missing == 0) complete_.push_back(files_.size() - 1);
+    if (file.num_missing == 0) {
+      file.counts_as_read = true;
+      complete_.push_back(files_.size() - 1);
+    } else {
+      for (const Piece& piece : file.pieces) {
+        if (piece.state == Piece::kHave) done_ += piece.place.end - piece.place.begin;
+      }
+    }
     ++result_.files;
     return absl::OkStatus();
   }
@@ -76,12 +90,15 @@ class FileFetch {
               std::make_unique<NamedThread>("file-fetch", [this, s, i] { Work(s, i == 0); }));
         }
       }
+      for (size_t i = 0; i < std::min(complete_.size(), kMostCheckers); ++i) {
+        threads.push_back(std::make_unique<NamedThread>("file-check", [this] { CheckComplete(); }));
+      }
       {
         MutexLock lock(&mu_);
         FailIfStuckLocked();
       }
-      for (const size_t file : complete_) Verify(file);
       Watch();
+      // By then the fetch has ended, whoever ended it.
       stop_reads_.request_stop();
     }
     MutexLock lock(&mu_);
@@ -94,7 +111,8 @@ class FileFetch {
     enum State { kMissing, kOnItsWay, kHave };
     FilePiece place;
     State state = kMissing;
-    std::vector<bool> bad_from;  // by source: it sent wrong bytes, or has none
+    std::vector<bool> bad_from;    // by source: it sent wrong bytes, or has none
+    std::vector<bool> wrong_from;  // of these: those that sent wrong bytes
     // Of the rest, as it came in this life.
     size_t from = 0;
     std::string hash;  // empty: it did not
@@ -113,6 +131,9 @@ class FileFetch {
     bool whole = false;
     std::optional<size_t> rest_source;  // the rest comes from this source alone
     std::set<size_t> wrong_rest;        // sources whose rest was wrong
+    std::set<size_t> no_rest;           // sources that could not give all of it
+    // An earlier life brought all: its bytes count as done when they are read back.
+    bool counts_as_read = false;
     std::vector<Suspect> suspects;
     int bad_readings = 0;
   };
@@ -135,6 +156,19 @@ class FileFetch {
     bool wrong_bytes = false;  // it is not what the manifest says
     std::string hash;          // of a piece of the rest
   };
+
+  /// What the threads for files of an earlier life do.
+  void CheckComplete() {
+    while (true) {
+      size_t file = 0;
+      {
+        MutexLock lock(&mu_);
+        if (ended_ || next_complete_ == complete_.size()) return;
+        file = complete_[next_complete_++];
+      }
+      Verify(file);
+    }
+  }
 
   int num_sources() const { return static_cast<int>(sources_.size()); }
   const std::string& NameOf(size_t source) const { return sources_[source].source->name(); }
@@ -177,7 +211,7 @@ class FileFetch {
   std::optional<Task> Next(size_t s) {
     MutexLock lock(&mu_);
     while (!ended_ && !sources_[s].lost) {
-      if (sources_[s].listed) {
+      if (sources_[s].listed && on_their_way_ < std::max(1, options_.max_streams)) {
         for (size_t f = 0; f < files_.size(); ++f) {
           File& file = files_[f];
           if (file.num_missing == 0) continue;
@@ -185,6 +219,7 @@ class FileFetch {
             if (file.pieces[p].state != Piece::kMissing || !MayBringLocked(s, file, file.pieces[p]))
               continue;
             file.pieces[p].state = Piece::kOnItsWay;
+            ++on_their_way_;
             return Task{f, p};
           }
         }
@@ -274,6 +309,7 @@ class FileFetch {
     Piece& piece = file.pieces[task.piece];
     Source& source = sources_[s];
     const int64_t bytes = piece.place.end - piece.place.begin;
+    --on_their_way_;
     changed_.SignalAll();
     if (outcome.status.ok()) {
       piece.state = Piece::kHave;
@@ -309,9 +345,10 @@ class FileFetch {
     } else {
       // It answers; another may have better bytes of this piece.
       piece.bad_from[s] = true;
-      if (piece.place.is_rest() && file.rest_source == s) {
-        file.wrong_rest.insert(s);
-        ChooseRestSourceLocked(file);
+      piece.wrong_from[s] = outcome.wrong_bytes;
+      if (piece.place.is_rest()) {
+        file.no_rest.insert(s);
+        if (file.rest_source == s) ChooseRestSourceLocked(file);
       }
       LogWarning("bad_piece",
                  {{"file", what}, {"from", NameOf(s)}, {"why", outcome.status.message()}});
@@ -331,11 +368,12 @@ class FileFetch {
       packed = files_[f].packed;
     }
     bool right = false;
-    absl::StatusOr<std::vector<int64_t>> bad = FindBadExperts(*partial, *packed, right);
+    absl::StatusOr<std::vector<int64_t>> bad = FindBadExperts(f, *partial, *packed, right);
     absl::Status status = bad.status();
     if (status.ok() && right) status = partial->Finish();
     MutexLock lock(&mu_);
     changed_.SignalAll();
+    files_[f].counts_as_read = false;
     if (!status.ok()) {
       FailLocked(status);
       return;
@@ -352,12 +390,13 @@ class FileFetch {
 
   /// Reads the file back. `right`: its hash is the manifest's. Errors: DataLoss - the disk failed;
   /// Cancelled - the fetch has ended.
-  absl::StatusOr<std::vector<int64_t>> FindBadExperts(const PartialFile& partial,
+  absl::StatusOr<std::vector<int64_t>> FindBadExperts(size_t f, const PartialFile& partial,
                                                       const PackedFile& packed, bool& right) {
     std::vector<int64_t> bad;
     std::vector<std::byte> buffer(kReadBytes);
     FileHash whole;
     int64_t at = 0;
+    int64_t noted = 0;
     const auto read_to = [&](int64_t end, FileHash* part) -> absl::Status {
       while (at < end) {
         if (stop_reads_.stop_requested()) return absl::CancelledError("fetching files was stopped");
@@ -367,6 +406,9 @@ class FileFetch {
         whole.Add(bytes);
         if (part != nullptr) part->Add(bytes);
         at += static_cast<int64_t>(bytes.size());
+        if (at - noted < kPieceBytes && at < packed.bytes) continue;
+        CARAVAN_RETURN_IF_ERROR(NoteRead(f, at - noted));
+        noted = at;
       }
       return absl::OkStatus();
     };
@@ -382,6 +424,17 @@ class FileFetch {
     CARAVAN_RETURN_IF_ERROR(read_to(packed.bytes, nullptr));
     right = whole.Digest() == packed.hash;
     return bad;
+  }
+
+  /// Errors: Cancelled - the fetch has ended.
+  absl::Status NoteRead(size_t f, int64_t bytes) {
+    MutexLock lock(&mu_);
+    if (ended_) return absl::CancelledError("fetching files was stopped");
+    if (files_[f].counts_as_read) {
+      done_ += bytes;
+      changed_.SignalAll();
+    }
+    return absl::OkStatus();
   }
 
   /// The piece is to come again. Errors: as PartialFile::Forget.
@@ -414,9 +467,11 @@ class FileFetch {
   absl::Status RestIsWrongLocked(File& file) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     std::set<size_t> from;
     bool all_came = true;  // in this life
+    bool has_rest = false;
     for (size_t p = 0; p < file.pieces.size(); ++p) {
       Piece& piece = file.pieces[p];
       if (!piece.place.is_rest()) continue;
+      has_rest = true;
       if (piece.hash.empty()) {
         all_came = false;
       } else {
@@ -424,6 +479,10 @@ class FileFetch {
         file.suspects.push_back({p, piece.from, piece.hash});
       }
       CARAVAN_RETURN_IF_ERROR(AgainLocked(file, piece));
+    }
+    if (!has_rest) {
+      return absl::DataLossError(absl::StrCat(
+          file.packed->name, ": the manifest's hash of it is not that of what it must consist of"));
     }
     std::vector<std::string> names;
     for (const size_t s : from) names.push_back(NameOf(s));
@@ -434,21 +493,30 @@ class FileFetch {
     if (!all_came) return absl::OkStatus();
     if (from.size() == 1) file.wrong_rest.insert(*from.begin());
     if (ChooseRestSourceLocked(file)) return absl::OkStatus();
-    return absl::DataLossError(
+    const std::string what =
         absl::StrCat(file.packed->name,
                      ": nobody has the bytes that the manifest's hash is of; wrong are those of ",
-                     absl::StrJoin(names, ", ")));
+                     absl::StrJoin(names, ", "));
+    for (size_t s = 0; s < sources_.size(); ++s) {
+      const bool may_be_right = MayHaveLocked(s, file) && !file.wrong_rest.contains(s);
+      if (may_be_right) return absl::UnavailableError(what);
+    }
+    return absl::DataLossError(what);
   }
 
-  /// The first source that has the file, or has not said yet, and none of whose rests of it was
-  /// wrong. False: there is none.
+  /// Lost or not: whether it has said that it has the file, or has not said anything yet.
+  bool MayHaveLocked(size_t s, const File& file) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return !sources_[s].listed || sources_[s].offers.contains(file.packed->name);
+  }
+
+  /// The first source that has the file, or has not said yet, none of whose rests of it was wrong
+  /// and that failed to give no piece of it. False: there is none.
   bool ChooseRestSourceLocked(File& file) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     file.rest_source.reset();
     for (size_t s = 0; s < sources_.size() && !file.rest_source.has_value(); ++s) {
-      const Source& source = sources_[s];
-      const bool may_have =
-          !source.lost && (!source.listed || source.offers.contains(file.packed->name));
-      if (may_have && !file.wrong_rest.contains(s)) file.rest_source = s;
+      const bool may_give = !sources_[s].lost && MayHaveLocked(s, file) &&
+                            !file.wrong_rest.contains(s) && !file.no_rest.contains(s);
+      if (may_give) file.rest_source = s;
     }
     return file.rest_source.has_value();
   }
@@ -484,14 +552,28 @@ class FileFetch {
         bool can = false;
         for (size_t s = 0; s < sources_.size() && !can; ++s) can = MayBringLocked(s, file, piece);
         if (can) continue;
-        FailLocked(
-            last_failure_.ok()
-                ? absl::UnavailableError(
-                      absl::StrCat(file.packed->name, ": nobody who answers has it"))
-                : Annotate(last_failure_, absl::StrCat(file.packed->name, ": nobody else has it")));
+        FailLocked(NobodyLeftLocked(file, piece));
         return;
       }
     }
+  }
+
+  /// Why a piece cannot be had. A source's error is of that source: here it says only that nobody
+  /// can give the piece now, but where all who have it send something else than the manifest says.
+  absl::Status NobodyLeftLocked(const File& file, const Piece& piece) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    const std::string& name = file.packed->name;
+    if (last_failure_.ok()) {
+      return absl::UnavailableError(absl::StrCat(name, ": nobody who answers has it"));
+    }
+    const std::string what = absl::StrCat(name, ": nobody else has it: ", last_failure_.message());
+    bool all_wrong = false;
+    for (size_t s = 0; s < sources_.size(); ++s) {
+      if (!MayHaveLocked(s, file)) continue;
+      if (!piece.wrong_from[s]) return absl::UnavailableError(what);
+      all_wrong = true;
+    }
+    return all_wrong ? absl::DataLossError(what) : absl::UnavailableError(what);
   }
 
   void FailLocked(const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
@@ -536,13 +618,16 @@ class FileFetch {
 
   const FileFetchOptions& options_;
   std::stop_source stop_reads_;
-  std::vector<size_t> complete_;  // files all of whose pieces came in an earlier life
+  // Files all of whose pieces came in an earlier life; does not change once threads run.
+  std::vector<size_t> complete_;
 
   Mutex mu_;
   CondVar changed_;
   // Their sizes do not change once threads run.
   std::vector<Source> sources_;  // guarded by mu_ but for Source::source
   std::vector<File> files_ ABSL_GUARDED_BY(mu_);
+  size_t next_complete_ ABSL_GUARDED_BY(mu_) = 0;
+  int on_their_way_ ABSL_GUARDED_BY(mu_) = 0;  // pieces
   int64_t done_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t total_ ABSL_GUARDED_BY(mu_) = 0;
   bool ended_ ABSL_GUARDED_BY(mu_) = false;

@@ -25,13 +25,13 @@
 namespace caravan {
 
 struct FileFetchOptions {
-  // Pieces under way: from each source, and from all.
+  // Pieces under way: from each source, and from all. No more than 64 sources are asked, the first.
   int streams_per_source = 2;
   int max_streams = 16;
   // Between tries of a source that does not answer; the third failure in a row is its last.
   absl::Duration retry_delay = absl::Seconds(1);
   /// Called now and then by the caller's thread with how many bytes of all files are there; false
-  /// stops the fetch.
+  /// stops the fetch. Of a file that an earlier life brought, those count that were read back.
   std::function<bool(int64_t done, int64_t total)> progress = [](int64_t, int64_t) { return true; };
   std::stop_token stop;
 };
@@ -45,10 +45,10 @@ struct FileFetchResult {
 
 /// Returns when all of `files` are whole in `directory`. Where they are, no source is asked.
 /// Borrows the sources.
-/// Errors: Unavailable - a piece is left that nobody has who still answers; DataLoss - no source
-/// has
-///         the bytes that the manifest says, or the disk failed; ResourceExhausted - the disk is
-///         full; Cancelled - a stop, or by `progress`; as PartialFile::Open. Each names the file.
+/// Errors: Unavailable - a piece is left that nobody can give now, whatever is wrong with those who
+///         have it; DataLoss - all who have it have other bytes than the manifest says, or the disk
+///         failed; ResourceExhausted - the disk is full; Cancelled - a stop, or by `progress`; as
+///         PartialFile::Open. Each names the file.
 absl::StatusOr<FileFetchResult> FetchFiles(const std::string& directory,
                                            const std::vector<PackedFile>& files,
                                            const std::vector<FileSource*>& sources,

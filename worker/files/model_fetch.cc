@@ -35,12 +35,20 @@ bool IsOfModel(const v1::ModelReference& model, absl::string_view manifest) {
   return PackedModel::FingerprintOf(model.config_json(), manifest) == model.fingerprint();
 }
 
+/// The coordinator's error, which says nothing against this worker: it may be better in a moment.
+absl::Status OfCoordinator(const absl::Status& error) {
+  return absl::IsCancelled(error) ? error
+                                  : absl::UnavailableError(absl::StrCat(
+                                        "the coordinator's manifest: ", error.message()));
+}
+
 absl::StatusOr<std::string> FetchManifest(FileSource& coordinator, const std::stop_token& stop) {
-  CARAVAN_ASSIGN_OR_RETURN(const std::vector<OfferedFile> offered, coordinator.List(stop));
-  const auto manifest = std::find_if(offered.begin(), offered.end(), [](const OfferedFile& file) {
+  const absl::StatusOr<std::vector<OfferedFile>> offered = coordinator.List(stop);
+  if (!offered.ok()) return OfCoordinator(offered.status());
+  const auto manifest = std::find_if(offered->begin(), offered->end(), [](const OfferedFile& file) {
     return file.name == kPackManifestName;
   });
-  if (manifest == offered.end()) {
+  if (manifest == offered->end()) {
     return absl::UnimplementedError(
         "only packed models are kept, and the coordinator's is none (caravan pack makes one)");
   }
@@ -53,7 +61,8 @@ absl::StatusOr<std::string> FetchManifest(FileSource& coordinator, const std::st
     text.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     return absl::OkStatus();
   };
-  CARAVAN_RETURN_IF_ERROR(coordinator.Read(kPackManifestName, 0, manifest->bytes, keep, stop));
+  const absl::Status read = coordinator.Read(kPackManifestName, 0, manifest->bytes, keep, stop);
+  if (!read.ok()) return OfCoordinator(read);
   return text;
 }
 

@@ -38,6 +38,8 @@ class FakeSource : public FileSource {
 
   void Give(const MadeFile& file) { files_[file.packed.name] = file.bytes; }
   void set_on_read(OnRead on_read) { on_read_ = std::move(on_read); }
+  void set_on_read_done(std::function<void()> done) { on_read_done_ = std::move(done); }
+  void set_before_list(std::function<void()> before) { before_list_ = std::move(before); }
   void set_list_error(absl::Status error) { list_error_ = std::move(error); }
   int64_t bytes_asked() const { return bytes_asked_; }
   int lists() const { return lists_; }
@@ -45,6 +47,7 @@ class FakeSource : public FileSource {
   const std::string& name() const override { return name_; }
   absl::StatusOr<std::vector<OfferedFile>> List(const std::stop_token&) override {
     ++lists_;
+    if (before_list_ != nullptr) before_list_();
     if (!list_error_.ok()) return list_error_;
     std::vector<OfferedFile> offered;
     for (const auto& [name, bytes] : files_) {
@@ -61,6 +64,9 @@ class FakeSource : public FileSource {
     if (on_read_ != nullptr) {
       if (absl::Status status = on_read_(file, offset, sent, stop); !status.ok()) return status;
     }
+    const auto done = std::unique_ptr<void, std::function<void(void*)>>(this, [this](void*) {
+      if (on_read_done_ != nullptr) on_read_done_();
+    });
     // Parts that end anywhere, as nobody promises where they do.
     constexpr size_t kPart = 100'003;
     for (size_t at = 0; at < sent.size(); at += kPart) {
@@ -76,6 +82,8 @@ class FakeSource : public FileSource {
   const std::string name_;
   std::map<std::string, std::string> files_;
   OnRead on_read_;
+  std::function<void()> on_read_done_;
+  std::function<void()> before_list_;
   absl::Status list_error_;
   std::atomic<int64_t> bytes_asked_ = 0;
   std::atomic<int> lists_ = 0;
@@ -284,7 +292,8 @@ TEST_F(FileFetchTest, TooFewAndTooManyBytesAreAsGoodAsWrongOnes) {
 TEST_F(FileFetchTest, ADyingSourceIsGivenUpAndTheOthersGoOn) {
   AddSource("coordinator");
   FakeSource& dying = AddSource("dying");
-  // The coordinator holds back until the other has failed for good.
+  // One at a time, so that failures follow each other; the coordinator holds back until the third.
+  options_.streams_per_source = 1;
   std::atomic<int> reads = 0;
   std::promise<void> died;
   dying.set_on_read([&](const std::string&, int64_t, std::string&, const std::stop_token&) {
@@ -298,7 +307,106 @@ TEST_F(FileFetchTest, ADyingSourceIsGivenUpAndTheOthersGoOn) {
     return absl::OkStatus();
   });
   ExpectFetchesAll();
+  EXPECT_EQ(reads, 5);
   EXPECT_THAT(log_, HasSubstr("file_source_lost source=dying"));
+}
+
+TEST_F(FileFetchTest, ARestDoesNotComeFromASourceThatLacksAPieceOfIt) {
+  // All of embedding.bin comes from `a` but for one piece, which it cannot read, and `b` spoils.
+  made_.resize(1);
+  wanted_.resize(1);
+  FakeSource& a = AddSource("a");
+  FakeSource& b = AddSource("b");
+  FakeSource& honest = AddSource("honest");
+  options_.streams_per_source = 1;
+  const int64_t lacking = SplitIntoPieces(made_[0].packed)[2].begin;
+  std::promise<void> failed;
+  std::promise<void> lied;
+  std::atomic<bool> first_failure = true;
+  std::atomic<bool> first_lie = true;
+  const std::shared_future<void> has_failed = failed.get_future().share();
+  const std::shared_future<void> has_lied = lied.get_future().share();
+  a.set_on_read([&](const std::string&, int64_t offset, std::string&, const std::stop_token&) {
+    if (offset != lacking) return absl::OkStatus();
+    if (first_failure.exchange(false)) failed.set_value();
+    return absl::DataLossError("a bad sector");
+  });
+  // The others come when it has failed, the honest one when the liar has lied.
+  b.set_before_list([&] { has_failed.wait(); });
+  honest.set_before_list([&] { has_lied.wait(); });
+  b.set_on_read([&](const std::string&, int64_t, std::string& sent, const std::stop_token&) {
+    sent[0] = static_cast<char>(sent[0] ^ 1);
+    if (first_lie.exchange(false)) lied.set_value();
+    return absl::OkStatus();
+  });
+  ExpectFetchesAll();
+  EXPECT_THAT(log_, HasSubstr("file_hash_wrong file=embedding.bin"));
+}
+
+TEST_F(FileFetchTest, WhateverIsWrongWithASourceItIsUnavailable) {
+  FakeSource& source = AddSource("coordinator");
+  for (const absl::Status& error :
+       {absl::NotFoundError("gone"), absl::PermissionDeniedError("who are you"),
+        absl::DataLossError("a bad sector"), absl::ResourceExhaustedError("too large")}) {
+    source.set_on_read([&error](const std::string&, int64_t, std::string&, const std::stop_token&) {
+      return error;
+    });
+    const absl::Status status = Fetch().status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr(std::string(error.message())));
+  }
+  source.set_list_error(absl::PermissionDeniedError("who are you"));
+  EXPECT_EQ(Fetch().status().code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(FileFetchTest, AnExpertThatNobodyHasRightIsDataLossAndElseItMayComeYet) {
+  const int64_t first_expert = made_[2].packed.experts->offset;
+  const auto lie = [&](const std::string& file, int64_t offset, std::string& sent,
+                       const std::stop_token&) {
+    if (file == "layer-001.bin" && offset >= first_expert) {
+      sent[17] = static_cast<char>(sent[17] ^ 1);
+    }
+    return absl::OkStatus();
+  };
+  AddSource("a").set_on_read(lie);
+  AddSource("b").set_on_read(lie);
+  const absl::Status status = Fetch().status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+
+  AddSource("away").set_list_error(absl::UnavailableError("no answer"));
+  const absl::Status with_another = Fetch().status();
+  EXPECT_EQ(with_another.code(), absl::StatusCode::kUnavailable) << with_another;
+}
+
+TEST_F(FileFetchTest, AFileOfExpertsAloneWhoseOwnHashIsAnotherIsDataLoss) {
+  made_ = {MakeFile("layer-003.bin", 0, 3, 4096)};
+  made_[0].packed.hash = HashOfText("another");
+  wanted_ = {made_[0].packed};
+  AddSource("coordinator");
+  const absl::Status status = Fetch().status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("layer-003.bin"));
+}
+
+TEST_F(FileFetchTest, BeyondTheBoundSourcesWaitForEachOther) {
+  for (int i = 0; i < 6; ++i) AddSource(absl::StrCat("worker ", i));
+  options_.max_streams = 2;
+  Mutex mu;
+  int now = 0;
+  int most = 0;
+  for (const auto& source : sources_) {
+    source->set_on_read([&](const std::string&, int64_t, std::string&, const std::stop_token&) {
+      MutexLock lock(&mu);
+      most = std::max(most, ++now);
+      return absl::OkStatus();
+    });
+    source->set_on_read_done([&] {
+      MutexLock lock(&mu);
+      --now;
+    });
+  }
+  ExpectFetchesAll();
+  EXPECT_LE(most, 2);
 }
 
 TEST_F(FileFetchTest, WithoutAnybodyLeftItIsUnavailableAndTheNextRunGoesOn) {
@@ -381,6 +489,37 @@ TEST_F(FileFetchTest, AStopEndsReadsThatWait) {
   entered.Pop();
   stop.request_stop();
   EXPECT_EQ(fetching.get().code(), absl::StatusCode::kCancelled);
+}
+
+TEST_F(FileFetchTest, AStopEndsTheReadingBackOfWhatAnEarlierRunBrought) {
+  AddSource("coordinator");
+  for (const MadeFile& file : made_) {
+    dir_.Write(file.packed.name + ".part", file.bytes);
+    dir_.Write(file.packed.name + ".have", absl::StrCat("have 0 ", file.packed.bytes, "\n"));
+  }
+  std::stop_source stop;
+  stop.request_stop();
+  options_.stop = stop.get_token();
+  EXPECT_EQ(Fetch().status().code(), absl::StatusCode::kCancelled);
+  for (const MadeFile& file : made_) {
+    EXPECT_FALSE(FileExists(dir_.File(file.packed.name))) << file.packed.name << " was read";
+  }
+
+  // Without one they become whole, and how far their reading is shows.
+  options_.stop = {};
+  int64_t last = -1;
+  options_.progress = [&](int64_t done, int64_t total) {
+    EXPECT_GE(done, last);
+    EXPECT_EQ(total, total_);
+    last = done;
+    return true;
+  };
+  const absl::StatusOr<FileFetchResult> result = Fetch();
+  ASSERT_TRUE(result.ok()) << result.status();
+  ExpectAllThere();
+  EXPECT_EQ(last, total_);
+  EXPECT_EQ(result->bytes, 0);
+  EXPECT_EQ(result->kept_bytes, total_);
 }
 
 TEST_F(FileFetchTest, ProgressThatSaysNoEndsIt) {

@@ -247,6 +247,50 @@ TEST_F(ModelFetchTest, OnlyListedFilesAreGivenAndOnlyToWhoMeansThisProcess) {
   EXPECT_EQ(stale->List({}).status().code(), absl::StatusCode::kAborted);
 }
 
+TEST_F(ModelFetchTest, WhoSendsNoReceiptLosesItsTurnToOthers) {
+  // Where steps run parts pass one by one.
+  ServingShare::Options options = NoSteps();
+  options.steps_run = [] { return true; };
+  options.share = 0.9;
+  ServingShare share(options);
+  PackFilesService service(
+      kIncarnation, [&](uint64_t) { return *FilesOfPack(toy_.model()); }, &share,
+      absl::Milliseconds(200));
+  absl::StatusOr<GrpcServer> server = StartGrpcServer("127.0.0.1:0", {&service});
+  ASSERT_TRUE(server.ok()) << server.status();
+  const auto stub = v1::PackFiles::NewStub(
+      MakeGrpcChannel(absl::StrCat("127.0.0.1:", server->port), ChannelOptions()));
+  v1::ReadFileRequest request;
+  request.mutable_part()->set_fingerprint(toy_.model().fingerprint());
+  request.mutable_part()->set_incarnation(kIncarnation);
+  request.mutable_part()->set_name("layer-001.bin");
+  request.mutable_part()->set_size(16);
+  const auto ask = [&request](auto& stream) {
+    v1::ReadFileResponse response;
+    return stream.Write(request) && stream.Read(&response);
+  };
+  grpc::ClientContext silent_context;
+  const auto silent = stub->ReadFile(&silent_context);
+  ASSERT_TRUE(ask(*silent));
+  grpc::ClientContext other_context;
+  const auto other = stub->ReadFile(&other_context);
+  EXPECT_TRUE(ask(*other));
+  v1::ReadFileRequest receipt;
+  receipt.mutable_received();
+  EXPECT_TRUE(other->Write(receipt));
+  other->WritesDone();
+  EXPECT_TRUE(other->Finish().ok());
+  EXPECT_EQ(silent->Finish().error_code(), grpc::StatusCode::CANCELLED);
+
+  // Nobody is a process that is not meant.
+  request.mutable_part()->set_incarnation(0);
+  grpc::ClientContext nobody_context;
+  const auto nobody = stub->ReadFile(&nobody_context);
+  EXPECT_FALSE(ask(*nobody));
+  EXPECT_EQ(nobody->Finish().error_code(), grpc::StatusCode::ABORTED);
+  ShutDownGrpcServer(*server->server, absl::ZeroDuration());
+}
+
 TEST_F(ModelFetchTest, ASourceThatVanishesIsUnavailable) {
   auto giver = std::make_unique<Giver>(toy_.model());
   const auto source = Source(*giver, "coordinator");
