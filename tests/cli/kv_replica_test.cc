@@ -120,8 +120,8 @@ TEST_F(KvReplicaTest, WhatABoxKnewOutlivesIt) {
   cluster_.worker("box-1").Signal(SIGKILL);  // for good
   const json answer = Answer(*running);
   EXPECT_EQ(answer["choices"], expected["choices"]);
-  // All of the prompt's blocks are there when it goes on, or, where a slow machine let it end first,
-  // for whoever asks again.
+  // All of the prompt's blocks are there when it goes on, or, where a slow machine let it end
+  // first, for whoever asks again.
   const json again = Answer(*Ask());
   EXPECT_EQ(again["choices"], expected["choices"]);
   EXPECT_GE(again["usage"]["prompt_tokens_details"]["cached_tokens"], blocks * kBlockTokens);
