@@ -57,8 +57,8 @@ int Run(const Flags& flags) {
   std::vector<std::unique_ptr<RemoteFileSource>> sources;
   for (const std::string& address : flags.sources) {
     RemoteFileSource::Options options;
-    options.name = address;
-    options.address = address;
+    options.peer.name = address;
+    options.peer.address = address;
     options.fingerprint = model->fingerprint();
     options.share = &share;
     sources.push_back(std::make_unique<RemoteFileSource>(options));

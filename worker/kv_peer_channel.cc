@@ -18,20 +18,14 @@
 namespace caravan {
 namespace {
 
-std::shared_ptr<grpc::Channel> MakeChannel(const KvPeerOptions& options) {
-  ChannelOptions channel;
-  channel.security = options.security;
-  channel.peer = options.identity;
-  return MakeGrpcChannel(options.address, channel);
-}
-
 class KvPeerChannel : public KvPeer {
  public:
   explicit KvPeerChannel(const KvPeerOptions& options)
-      : options_(options), stub_(v1::KvBlocks::NewStub(MakeChannel(options))) {}
+      : options_(options),
+        stub_(v1::KvBlocks::NewStub(MakeGrpcChannel(options.peer, options.security))) {}
   ~KvPeerChannel() override { Cancel(); }
 
-  const std::string& name() const override { return options_.name; }
+  const std::string& name() const override { return options_.peer.name; }
 
   absl::StatusOr<std::vector<ListedKvPart>> List(const KvFormat& format, const LayerRange& layers,
                                                  absl::Duration timeout) override {
@@ -124,12 +118,12 @@ class KvPeerChannel : public KvPeer {
 
   template <typename Request>
   void SetUp(const KvFormat& format, Request& request) const {
-    request.set_incarnation(options_.incarnation);
+    request.set_incarnation(options_.peer.incarnation);
     request.set_format(format.ToString());
   }
 
   absl::Status FromPeer(const absl::Status& status) const {
-    return Annotate(status, absl::StrCat("the KV archive of ", options_.name));
+    return Annotate(status, absl::StrCat("the KV archive of ", options_.peer.name));
   }
 
   /// Ends a stream that is over, or is to be because something was wrong with it.

@@ -3,23 +3,17 @@
 
 // Another worker's archive of KV blocks over gRPC.
 
-#include <cstdint>
 #include <memory>
-#include <optional>
-#include <string>
 
+#include "cluster/peer_address.h"
 #include "cluster/transport_security.h"
 #include "worker/kv_peer.h"
 
 namespace caravan {
 
 struct KvPeerOptions {
-  std::string address;       // HOST:PORT
-  uint64_t incarnation = 0;  // whom to find there
-  std::string name;          // for messages
+  PeerAddress peer;  // REQUIRES: with certificates, its identity is set
   TransportSecurity security;
-  // With certificates: who must answer. REQUIRES: set then.
-  std::optional<Identity> identity;
 };
 
 /// Connects when first called.

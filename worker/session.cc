@@ -23,6 +23,7 @@
 #include "cluster/grpc_transport.h"
 #include "cluster/incarnation.h"
 #include "cluster/pack_files_service.h"
+#include "cluster/peer_address.h"
 #include "cluster/pipeline_service.h"
 #include "cluster/probe_service.h"
 #include "cluster/protocol_version.h"
@@ -403,22 +404,16 @@ class Session {
     source.security = options_.security;
     source.fingerprint = order.model().fingerprint();
     source.share = &take_share_;
-    source.name = "coordinator";
-    source.address = options_.coordinator;
+    source.peer.name = "coordinator";
+    source.peer.address = options_.coordinator;
     {
       MutexLock lock(&mu_);
-      source.incarnation = coordinator_incarnation_;
+      source.peer.incarnation = coordinator_incarnation_;
     }
     std::vector<std::unique_ptr<FileSource>> sources;
     sources.push_back(std::make_unique<RemoteFileSource>(source));
     for (const v1::Peer& worker : order.model_sources()) {
-      source.name = worker.name();
-      source.address = worker.address();
-      source.incarnation = worker.incarnation();
-      source.identity.reset();  // the former's
-      if (!worker.identity().empty()) {
-        CARAVAN_ASSIGN_OR_RETURN(source.identity, ParseIdentity(worker.identity()));
-      }
+      CARAVAN_ASSIGN_OR_RETURN(source.peer, PeerFromProto(worker));
       sources.push_back(std::make_unique<RemoteFileSource>(source));
     }
     return sources;
@@ -469,13 +464,8 @@ class Session {
 
   absl::StatusOr<std::shared_ptr<KvPeer>> OpenKvPeer(const v1::Peer& peer) const {
     KvPeerOptions options;
-    options.address = peer.address();
-    options.incarnation = peer.incarnation();
-    options.name = peer.name();
+    CARAVAN_ASSIGN_OR_RETURN(options.peer, PeerFromProto(peer));
     options.security = options_.security;
-    if (!peer.identity().empty()) {
-      CARAVAN_ASSIGN_OR_RETURN(options.identity, ParseIdentity(peer.identity()));
-    }
     return MakeKvPeerChannel(options);
   }
 

@@ -142,14 +142,19 @@ TEST(PipelineDriverPlanTest, WhatIsArchivedIsNotComputedAgainOverTheNextPipeline
   EXPECT_EQ(archive.restored, 7);
 }
 
+/// A SmallDriver's, whose plans that have run dry are told to `quiet`.
+PipelineDriver::Options TellingWhenQuiet(BoundedQueue<uint64_t>* quiet) {
+  PipelineDriver::Options options = SmallDriver();
+  options.on_quiet = [quiet](uint64_t plan_version) { quiet->Push(plan_version); };
+  return options;
+}
+
 TEST(PipelineDriverPlanTest, APipelineThatRunsDryLeavesAllFullBlocksInTheArchive) {
   ArchivedPipelines pipelines(1);
   FakePipeline& first = pipelines.first;
   FakePipeline& second = pipelines.second;
   BoundedQueue<uint64_t> quiet{2};
-  PipelineDriver::Options options = SmallDriver();
-  options.on_quiet = [&quiet](uint64_t plan_version) { quiet.Push(plan_version); };
-  PipelineDriver driver(options);
+  PipelineDriver driver(TellingWhenQuiet(&quiet));
   driver.Attach(first.Connect());
   const JobSpec spec = ToyJob(21, 20);
   auto job = MustSubmit(&driver, spec);
@@ -175,9 +180,7 @@ TEST(PipelineDriverPlanTest, APipelineThatRunsDryLeavesAllFullBlocksInTheArchive
 
 TEST(PipelineDriverPlanTest, APipelineThatHasRunDryMayGoOn) {
   BoundedQueue<uint64_t> quiet{2};
-  PipelineDriver::Options options = SmallDriver();
-  options.on_quiet = [&quiet](uint64_t plan_version) { quiet.Push(plan_version); };
-  PipelineDriver driver(options);
+  PipelineDriver driver(TellingWhenQuiet(&quiet));
   FakePipeline pipeline;
   driver.Attach(pipeline.Connect());
   driver.Quiesce(1);

@@ -26,6 +26,7 @@
 #include "gtest/gtest.h"
 #include "kernels/kv_rows.h"
 #include "tests/coordinator/driver_testing.h"
+#include "tests/coordinator/fake_cluster.h"
 
 namespace caravan {
 namespace {
@@ -42,17 +43,6 @@ struct Bounds {
   int deaths = 0;   // of any workers
   int repeats = 0;  // steps that come home twice
 };
-
-ModelCost FourLayers() {
-  ModelCost cost;
-  cost.embedding.weight_bytes = 100;
-  cost.head.weight_bytes = 100;
-  LayerCost layer;
-  layer.weight_bytes = 100;
-  layer.kv_values_per_token = 1;
-  cost.layers.assign(4, layer);
-  return cost;
-}
 
 class World {
  public:
@@ -268,7 +258,7 @@ class World {
   }
   ClusterController::Options ControllerOptions() {
     ClusterController::Options options;
-    options.cost = FourLayers();
+    options.cost = SmallCost();
     options.min_workers = bounds_.min_workers;
     options.context_tokens = 64;
     options.kv_tokens = 512;

@@ -48,9 +48,9 @@ class Serving {
 
   std::unique_ptr<KvPeer> Connect(uint64_t incarnation = kIncarnation) const {
     KvPeerOptions options;
-    options.address = address();
-    options.incarnation = incarnation;
-    options.name = "worker 2 (box-b)";
+    options.peer.address = address();
+    options.peer.incarnation = incarnation;
+    options.peer.name = "worker 2 (box-b)";
     return MakeKvPeerChannel(options);
   }
 

@@ -25,14 +25,6 @@ constexpr int64_t kSlowestBytesPerSecond = int64_t{32} << 10;
 constexpr int kMaxAnswerBytes = 4 << 20;
 static_assert(kMaxAnswerBytes > 2 * kFilePartBytes);
 
-std::shared_ptr<grpc::Channel> MakeChannel(const RemoteFileSource::Options& options) {
-  ChannelOptions channel;
-  channel.security = options.security;
-  channel.peer = options.identity;
-  channel.max_receive_bytes = kMaxAnswerBytes;
-  return MakeGrpcChannel(options.address, channel);
-}
-
 using ReadStream = grpc::ClientReaderWriter<v1::ReadFileRequest, v1::ReadFileResponse>;
 
 /// One part, there and receipted. Returns whether the stream goes on.
@@ -53,7 +45,9 @@ bool BringPart(ReadStream& stream, const v1::ReadFileRequest& request, ServingSh
 }  // namespace
 
 RemoteFileSource::RemoteFileSource(Options options)
-    : options_(std::move(options)), stub_(v1::PackFiles::NewStub(MakeChannel(options_))) {}
+    : options_(std::move(options)),
+      stub_(v1::PackFiles::NewStub(
+          MakeGrpcChannel(options_.peer, options_.security, kMaxAnswerBytes))) {}
 
 absl::StatusOr<std::vector<OfferedFile>> RemoteFileSource::List(const std::stop_token& stop) {
   grpc::ClientContext context;
@@ -61,7 +55,7 @@ absl::StatusOr<std::vector<OfferedFile>> RemoteFileSource::List(const std::stop_
   context.set_deadline(absl::ToChronoTime(absl::Now() + options_.list_timeout));
   v1::ListFilesRequest request;
   request.set_fingerprint(options_.fingerprint);
-  request.set_incarnation(options_.incarnation);
+  request.set_incarnation(options_.peer.incarnation);
   v1::ListFilesResponse response;
   CARAVAN_RETURN_IF_ERROR(FromGrpcStatus(stub_->ListFiles(&context, request, &response)));
   std::vector<OfferedFile> files;
@@ -83,7 +77,7 @@ absl::Status RemoteFileSource::Read(
   v1::ReadFileRequest request;
   v1::FilePart& part = *request.mutable_part();
   part.set_fingerprint(options_.fingerprint);
-  part.set_incarnation(options_.incarnation);
+  part.set_incarnation(options_.peer.incarnation);
   part.set_name(file);
   v1::ReadFileResponse response;
   const int64_t end = offset + size;

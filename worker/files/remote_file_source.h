@@ -5,12 +5,12 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/time/time.h"
 #include "caravan/v1/model_files.grpc.pb.h"
+#include "cluster/peer_address.h"
 #include "cluster/serving_share.h"
 #include "cluster/transport_security.h"
 #include "worker/files/file_source.h"
@@ -20,10 +20,7 @@ namespace caravan {
 class RemoteFileSource final : public FileSource {
  public:
   struct Options {
-    std::string name;                  // for messages
-    std::string address;               // HOST:PORT
-    uint64_t incarnation = 0;          // whom to find there
-    std::optional<Identity> identity;  // with certificates: who must answer; none: a coordinator
+    PeerAddress peer;
     TransportSecurity security;
     uint64_t fingerprint = 0;  // of the model
     absl::Duration list_timeout = absl::Seconds(10);
@@ -33,7 +30,7 @@ class RemoteFileSource final : public FileSource {
 
   explicit RemoteFileSource(Options options);
 
-  const std::string& name() const override { return options_.name; }
+  const std::string& name() const override { return options_.peer.name; }
   absl::StatusOr<std::vector<OfferedFile>> List(const std::stop_token& stop) override;
   absl::Status Read(const std::string& file, int64_t offset, int64_t size,
                     absl::FunctionRef<absl::Status(absl::Span<const std::byte>)> sink,

@@ -64,9 +64,9 @@ class ModelFetchTest : public ::testing::Test {
   std::unique_ptr<RemoteFileSource> Source(const Giver& giver, const std::string& name,
                                            uint64_t incarnation = kIncarnation) {
     RemoteFileSource::Options options;
-    options.name = name;
-    options.address = giver.address();
-    options.incarnation = incarnation;
+    options.peer.name = name;
+    options.peer.address = giver.address();
+    options.peer.incarnation = incarnation;
     options.fingerprint = toy_.model().fingerprint();
     options.share = &share_;
     return std::make_unique<RemoteFileSource>(options);
