@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
+#include <functional>
 #include <random>
 #include <vector>
 
@@ -27,10 +28,12 @@ constexpr int64_t kWeightBytes = int64_t{256} << 20;
 constexpr int64_t kNoiseWords = int64_t{1} << 19;
 constexpr DType kWeightType = DType::kQ4_K;
 
-// Sequences that decode at once: enough for all cores.
-constexpr int64_t kSequences = 4;
-constexpr int64_t kShortContext = 1024;
-constexpr int64_t kLongContext = 4096;
+// The end of a prompt: enough rows for all cores, and as many tokens as make attending, not
+// bringing queries into the latent space, most of the work.
+constexpr int64_t kAttentionRows = 64;
+constexpr int64_t kAttentionContext = 512;
+// What packs keep attention's matrices in, whose experts are in kWeightType.
+constexpr DType kAttentionWeightType = DType::kQ8_0;
 
 double Median(std::vector<double> values) {
   const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
@@ -55,7 +58,7 @@ ModelConfig MeasuredConfig() {
   config.v_head_dim = 128;
   config.router.n_routed_experts = 256;
   config.router.num_experts_per_tok = 8;
-  config.max_position_embeddings = kLongContext;
+  config.max_position_embeddings = kAttentionContext;
   return config;
 }
 
@@ -89,37 +92,49 @@ absl::Status ComputeMeter::Wait(const float* out) {
   return backend_.memory().CopyOut(out, sizeof(first), &first);
 }
 
-absl::StatusOr<double> ComputeMeter::SecondsOf(const float* out, absl::FunctionRef<void()> call) {
-  call();  // Threads started, scratch grown, kernels loaded.
+absl::StatusOr<std::vector<double>> ComputeMeter::SecondsOf(
+    const float* out, absl::Span<const std::function<void()>> calls) {
+  struct Runs {
+    int64_t calls = 1;  // of each
+    std::vector<double> seconds;
+  };
+  std::vector<Runs> all(calls.size());
+  for (const std::function<void()>& call : calls) call();  // Threads started, scratch grown.
   CARAVAN_RETURN_IF_ERROR(Wait(out));
-  int64_t calls = 1;
-  std::vector<double> seconds;
   const absl::Duration begin = clock_.Now();
-  while (seconds.size() < kLeastRuns || clock_.Now() - begin < duration_) {
-    if (stop_.stop_requested()) return absl::CancelledError("measuring was stopped");
-    const absl::Duration run_begin = clock_.Now();
-    for (int64_t i = 0; i < calls; ++i) call();
-    CARAVAN_RETURN_IF_ERROR(Wait(out));
-    const absl::Duration taken = clock_.Now() - run_begin;
-    if (taken < kLeastRun) {
-      calls *= 2;
-      seconds.clear();
-    } else {
-      seconds.push_back(absl::ToDoubleSeconds(taken) / static_cast<double>(calls));
+  const absl::Duration end = begin + duration_ * static_cast<double>(calls.size());
+  const auto enough = [](const Runs& runs) { return runs.seconds.size() >= kLeastRuns; };
+  while (!std::all_of(all.begin(), all.end(), enough) || clock_.Now() < end) {
+    for (size_t i = 0; i < calls.size(); ++i) {
+      if (stop_.stop_requested()) return absl::CancelledError("measuring was stopped");
+      Runs& runs = all[i];
+      const absl::Duration run_begin = clock_.Now();
+      for (int64_t call = 0; call < runs.calls; ++call) calls[i]();
+      CARAVAN_RETURN_IF_ERROR(Wait(out));
+      const absl::Duration taken = clock_.Now() - run_begin;
+      if (taken < kLeastRun) {
+        runs.calls *= 2;
+        runs.seconds.clear();
+      } else {
+        runs.seconds.push_back(absl::ToDoubleSeconds(taken) / static_cast<double>(runs.calls));
+      }
     }
   }
-  return Median(std::move(seconds));
+  std::vector<double> medians;
+  for (Runs& runs : all) medians.push_back(Median(std::move(runs.seconds)));
+  return medians;
 }
 
 absl::StatusOr<double> ComputeMeter::MultiplyAdds(int64_t rows) {
-  CARAVAN_ASSIGN_OR_RETURN(const Product product, MeasureProduct(rows));
-  return product.multiply_adds / product.seconds;
+  CARAVAN_ASSIGN_OR_RETURN(const std::vector<Product> products, TimeProducts({rows}));
+  return products[0].multiply_adds / products[0].seconds;
 }
 
 absl::StatusOr<ComputeMeter::Products> ComputeMeter::MeasureProducts(int64_t rows) {
   CARAVAN_CHECK(rows > 1);
-  CARAVAN_ASSIGN_OR_RETURN(const Product one, MeasureProduct(1));
-  CARAVAN_ASSIGN_OR_RETURN(const Product many, MeasureProduct(rows));
+  CARAVAN_ASSIGN_OR_RETURN(const std::vector<Product> products, TimeProducts({1, rows}));
+  const Product& one = products[0];
+  const Product& many = products[1];
   const double a_row = (many.seconds - one.seconds) / static_cast<double>(rows - 1);
   // Where the machine was so busy with others that more took no longer, all of it counts, twice.
   if (a_row <= 0 || a_row >= one.seconds) {
@@ -128,7 +143,8 @@ absl::StatusOr<ComputeMeter::Products> ComputeMeter::MeasureProducts(int64_t row
   return Products{one.bytes / (one.seconds - a_row), one.multiply_adds / a_row};
 }
 
-absl::StatusOr<ComputeMeter::Product> ComputeMeter::MeasureProduct(int64_t rows) {
+absl::StatusOr<std::vector<ComputeMeter::Product>> ComputeMeter::TimeProducts(
+    absl::Span<const int64_t> rows) {
   const ModelConfig config = MeasuredConfig();
   Matrix matrix = {.data = nullptr,
                    .dtype = kWeightType,
@@ -138,24 +154,33 @@ absl::StatusOr<ComputeMeter::Product> ComputeMeter::MeasureProduct(int64_t rows)
                    .layout = MatrixLayout::kTiled16};
   const int64_t matrix_bytes = RoundUp<int64_t>(MatrixBytes(matrix), 256);
   const int64_t matrices = kWeightBytes / matrix_bytes;
+  const int64_t most_rows = *std::max_element(rows.begin(), rows.end());
   CARAVAN_ASSIGN_OR_RETURN(const Array weights, Fill(matrices * matrix_bytes));
-  CARAVAN_ASSIGN_OR_RETURN(const Array x, Activations(rows * matrix.cols));
+  CARAVAN_ASSIGN_OR_RETURN(const Array x, Activations(most_rows * matrix.cols));
   CARAVAN_ASSIGN_OR_RETURN(const Array out,
-                           AllocateValues<float>(backend_.memory(), rows * matrix.rows));
+                           AllocateValues<float>(backend_.memory(), most_rows * matrix.rows));
   int64_t next = 0;
-  CARAVAN_ASSIGN_OR_RETURN(const double seconds, SecondsOf(out.floats(), [&] {
-                             matrix.data = weights.data() + next++ % matrices * matrix_bytes;
-                             backend_.MatMul(matrix, x.floats(), rows, out.floats());
-                           }));
-  return Product{seconds, static_cast<double>(MatrixBytes(matrix)),
-                 static_cast<double>(matrix.rows * matrix.cols * rows)};
+  std::vector<std::function<void()>> calls;
+  for (const int64_t num_rows : rows) {
+    calls.emplace_back([&, num_rows] {
+      matrix.data = weights.data() + next++ % matrices * matrix_bytes;
+      backend_.MatMul(matrix, x.floats(), num_rows, out.floats());
+    });
+  }
+  CARAVAN_ASSIGN_OR_RETURN(const std::vector<double> seconds, SecondsOf(out.floats(), calls));
+  std::vector<Product> products;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    products.push_back({seconds[i], static_cast<double>(MatrixBytes(matrix)),
+                        static_cast<double>(matrix.rows * matrix.cols * rows[i])});
+  }
+  return products;
 }
 
 absl::StatusOr<double> ComputeMeter::AttentionMultiplyAdds() {
   const MlaShape shape = MeasuredConfig().Mla();
   Memory& memory = backend_.memory();
   Matrix kv_b = {.data = nullptr,
-                 .dtype = kWeightType,
+                 .dtype = kAttentionWeightType,
                  .rows = shape.num_heads * (shape.qk_nope_head_dim + shape.v_head_dim),
                  .cols = shape.kv_lora_rank,
                  .scale_inv = nullptr,
@@ -164,39 +189,30 @@ absl::StatusOr<double> ComputeMeter::AttentionMultiplyAdds() {
   kv_b.data = kv_b_values.data();
   const KvLayout kv = {.dtype = DType::kF16, .block_tokens = kKvBlockTokens};
   const int64_t block_bytes = KvBytes(kv.dtype, kv.block_tokens * shape.kv_width());
-  const int64_t blocks_each = CeilDiv(kLongContext, kv.block_tokens);
-  CARAVAN_ASSIGN_OR_RETURN(const Array cache, Fill(kSequences * blocks_each * block_bytes));
+  const int64_t num_blocks = CeilDiv(kAttentionContext, kv.block_tokens);
+  CARAVAN_ASSIGN_OR_RETURN(const Array cache, Fill(num_blocks * block_bytes));
   std::vector<std::byte*> blocks;
-  for (int64_t i = 0; i < kSequences * blocks_each; ++i) {
-    blocks.push_back(cache.data() + i * block_bytes);
-  }
+  for (int64_t i = 0; i < num_blocks; ++i) blocks.push_back(cache.data() + i * block_bytes);
   CARAVAN_ASSIGN_OR_RETURN(const Array q,
-                           Activations(kSequences * shape.num_heads * shape.q_head_dim()));
+                           Activations(kAttentionRows * shape.num_heads * shape.q_head_dim()));
   CARAVAN_ASSIGN_OR_RETURN(
       const Array out,
-      AllocateValues<float>(memory, kSequences * shape.num_heads * shape.v_head_dim));
-  const auto seconds_of = [&](int64_t context) {
-    std::vector<SequenceRows> sequences;
-    for (int64_t s = 0; s < kSequences; ++s) {
-      sequences.push_back(
-          {.first_row = s,
-           .num_rows = 1,
-           .first_position = context - 1,
-           .kv_blocks = absl::MakeConstSpan(blocks).subspan(static_cast<size_t>(s * blocks_each),
-                                                            static_cast<size_t>(blocks_each))});
-    }
-    return SecondsOf(out.floats(), [&] {
-      backend_.MlaAttention(shape, kv_b, sequences, kv, q.floats(), out.floats());
-    });
-  };
-  CARAVAN_ASSIGN_OR_RETURN(const double few, seconds_of(kShortContext));
-  CARAVAN_ASSIGN_OR_RETURN(const double many, seconds_of(kLongContext));
-  const auto multiply_adds =
-      static_cast<double>(kSequences * (kLongContext - kShortContext) * shape.num_heads *
-                          (shape.kv_width() + shape.kv_lora_rank));
-  // Where the machine was so busy with others that more took no longer, all of it counts.
-  if (many <= few) return multiply_adds / many;
-  return multiply_adds / (many - few);
+      AllocateValues<float>(memory, kAttentionRows * shape.num_heads * shape.v_head_dim));
+  const SequenceRows rows = {.first_row = 0,
+                             .num_rows = kAttentionRows,
+                             .first_position = kAttentionContext - kAttentionRows,
+                             .kv_blocks = blocks};
+  CARAVAN_ASSIGN_OR_RETURN(const std::vector<double> seconds,
+                           SecondsOf(out.floats(), {[&] {
+                                       backend_.MlaAttention(shape, kv_b, {rows}, kv, q.floats(),
+                                                             out.floats());
+                                     }}));
+  constexpr double kAttended = kAttentionContext - (kAttentionRows - 1) / 2.0;  // by a row
+  const double attending = kAttended * static_cast<double>(shape.kv_width() + shape.kv_lora_rank);
+  const auto projecting =
+      static_cast<double>(shape.kv_lora_rank * (shape.qk_nope_head_dim + shape.v_head_dim));
+  const auto queries = static_cast<double>(kAttentionRows * shape.num_heads);
+  return queries * (attending + projecting) / seconds[0];
 }
 
 }  // namespace caravan

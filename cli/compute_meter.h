@@ -5,13 +5,15 @@
 // (cluster/box.h): measured with its own kernels, at R1's shapes.
 
 #include <cstdint>
+#include <functional>
 #include <stop_token>
 #include <utility>
+#include <vector>
 
-#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "base/clock.h"
 #include "kernels/backend.h"
 #include "model/model_config.h"
@@ -22,7 +24,8 @@ namespace caravan {
 ModelConfig MeasuredConfig();
 
 /// Used by one thread. Each measurement lasts for about `duration`, and is the median of runs of
-/// at least 10 ms each.
+/// at least 10 ms each. What is told from the difference of two takes twice as long, and they take
+/// turns, so that a machine that becomes slower or faster meanwhile does so for both.
 class ComputeMeter {
  public:
   /// Both are borrowed. The backend is one for MeasuredConfig.
@@ -42,8 +45,8 @@ class ComputeMeter {
   /// From what `rows` rows take and what one takes. Errors: as MultiplyAdds. REQUIRES: rows > 1.
   absl::StatusOr<Products> MeasureProducts(int64_t rows);
 
-  /// Of queries by a KV cache of F16: what 4096 tokens of context take more than 1024, so that what
-  /// does not grow with the context is not counted. Errors: the same.
+  /// Of the last rows of a prompt by a KV cache of F16, and of what brings them into the latent
+  /// space and out of it. Errors: the same.
   absl::StatusOr<double> AttentionMultiplyAdds();
 
  private:
@@ -52,9 +55,11 @@ class ComputeMeter {
     double bytes = 0;
     double multiply_adds = 0;
   };
-  absl::StatusOr<Product> MeasureProduct(int64_t rows);
-  /// Seconds of a call: it queues the work, whose results begin at `out`.
-  absl::StatusOr<double> SecondsOf(const float* out, absl::FunctionRef<void()> call);
+  /// Of each of `rows`.
+  absl::StatusOr<std::vector<Product>> TimeProducts(absl::Span<const int64_t> rows);
+  /// Seconds of each call, which take turns: it queues the work, whose results begin at `out`.
+  absl::StatusOr<std::vector<double>> SecondsOf(const float* out,
+                                                absl::Span<const std::function<void()>> calls);
   absl::Status Wait(const float* out);
   /// Bytes that are values of any format, none of them subnormal, infinite or not a number.
   absl::StatusOr<Array> Fill(int64_t bytes);

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <memory>
 #include <random>
+#include <set>
 #include <thread>
 #include <utility>
 
@@ -172,14 +173,20 @@ int Reading(const std::vector<int64_t>& expert_slots) {
                                         [](int64_t slots) { return slots > 0; }));
 }
 
-/// Of what moves with the machine's moods.
-Box MeanOf(Box a, const Box& b) {
-  const auto mean = [](double& x, double y) { x = (x + y) / 2; };
-  mean(a.cpu.multiply_adds, b.cpu.multiply_adds);
-  mean(a.cpu.attention_multiply_adds, b.cpu.attention_multiply_adds);
-  mean(a.memory.read_bytes, b.memory.read_bytes);
-  mean(a.disk.read_bytes, b.disk.read_bytes);
-  return a;
+/// Of what moves with the machine's moods, the median.
+Box MedianOf(const std::vector<Box>& boxes) {
+  Box median = boxes.front();
+  const auto take = [&](auto rate_of) {
+    std::vector<double> rates;
+    for (const Box& box : boxes) rates.push_back(rate_of(box));
+    return Median(std::move(rates));
+  };
+  median.cpu.multiply_adds = take([](const Box& box) { return box.cpu.multiply_adds; });
+  median.cpu.attention_multiply_adds =
+      take([](const Box& box) { return box.cpu.attention_multiply_adds; });
+  median.memory.read_bytes = take([](const Box& box) { return box.memory.read_bytes; });
+  median.disk.read_bytes = take([](const Box& box) { return box.disk.read_bytes; });
+  return median;
 }
 
 /// What each stage has done since it was ready.
@@ -200,10 +207,11 @@ absl::StatusOr<StageLoads> ToldLoads(const BenchCluster& cluster) {
   return loads;
 }
 
-/// What there is more than before, a round.
-std::vector<double> Since(const std::vector<double>& before, std::vector<double> now, int rounds) {
-  for (size_t i = 0; i < now.size(); ++i) now[i] = (now[i] - before[i]) / rounds;
-  return now;
+/// Adds to `sum` what there is more than before, a round.
+void AddSince(const std::vector<double>& before, const std::vector<double>& now, int rounds,
+              std::vector<double>& sum) {
+  sum.resize(now.size());
+  for (size_t i = 0; i < now.size(); ++i) sum[i] += (now[i] - before[i]) / rounds;
 }
 
 std::string Self() { return std::filesystem::read_symlink("/proc/self/exe").string(); }
@@ -265,14 +273,16 @@ int64_t PipelineBench::ContextTokens() const {
   return WholeKvBlocks(most) + kKvBlockTokens;
 }
 
-absl::StatusOr<PipelineBench::BoxSets> PipelineBench::ProbeBoxes(int workers) {
-  BoxSets sets;
-  for (const PipelineLoad& load : options_.loads) {
-    const int at_once = AtWork(workers, load);
-    if (sets.contains(at_once)) continue;
-    CARAVAN_ASSIGN_OR_RETURN(sets[at_once], ProbeAtOnce(at_once));
+absl::Status PipelineBench::ProbeBoxes(int workers, ProbedBoxes& probed) {
+  std::set<int> counts;
+  for (const PipelineLoad& load : options_.loads) counts.insert(AtWork(workers, load));
+  for (const int at_once : counts) {
+    CARAVAN_ASSIGN_OR_RETURN(std::vector<Box> boxes, ProbeAtOnce(at_once));
+    std::vector<std::vector<Box>>& of_count = probed[at_once];
+    of_count.resize(boxes.size());
+    for (size_t i = 0; i < boxes.size(); ++i) of_count[i].push_back(std::move(boxes[i]));
   }
-  return sets;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<Box>> PipelineBench::ProbeAtOnce(int count) {
@@ -312,31 +322,30 @@ absl::StatusOr<Box::Network> PipelineBench::ProbeNetwork(const std::string& addr
   return NetworkOf(link);
 }
 
-absl::StatusOr<PipelineRun> PipelineBench::RunLoad(BenchCluster& cluster,
-                                                   const PipelineLoad& load) {
-  PipelineRun run;
-  std::vector<PipelineFigures> rounds;
-  std::mt19937_64 texts(options_.seed + static_cast<uint64_t>(load.jobs) * 1000003);
-  CARAVAN_ASSIGN_OR_RETURN(const StageLoads before, ToldLoads(cluster));
-  for (int round = 0; round < options_.rounds; ++round) {
+absl::Status PipelineBench::RunRound(BenchCluster& cluster, int round, std::mt19937_64& texts,
+                                     std::vector<LoadRun>& runs) {
+  CARAVAN_ASSIGN_OR_RETURN(StageLoads before, ToldLoads(cluster));
+  for (size_t number = 0; number < runs.size(); ++number) {
     // The same lengths each time.
     std::mt19937_64 lengths(options_.seed);
-    const std::vector<v1::SubmitRequest> requests = MakeRequests(model_, load, lengths, texts);
+    const std::vector<v1::SubmitRequest> requests =
+        MakeRequests(model_, options_.loads[number], lengths, texts);
     CARAVAN_ASSIGN_OR_RETURN(const Wave wave, RunJobs(cluster, requests));
-    rounds.push_back(FiguresOf(wave));
+    CARAVAN_ASSIGN_OR_RETURN(StageLoads after, ToldLoads(cluster));
+    LoadRun& load = runs[number];
+    load.rounds.push_back(FiguresOf(wave));
+    AddSince(before.busy_seconds, after.busy_seconds, options_.rounds, load.run.stage_busy_seconds);
+    AddSince(before.read_bytes, after.read_bytes, options_.rounds, load.run.stage_read_bytes);
+    before = std::move(after);
     if (round > 0) continue;
     for (const Reply& reply : wave.replies) {
-      run.jobs.push_back({.arrival_seconds = static_cast<double>(run.jobs.size()) *
-                                             absl::ToDoubleSeconds(kArrivalGap),
-                          .prompt_tokens = reply.finished.prompt_tokens(),
-                          .reply_tokens = reply.finished.completion_tokens()});
+      load.run.jobs.push_back({.arrival_seconds = static_cast<double>(load.run.jobs.size()) *
+                                                  absl::ToDoubleSeconds(kArrivalGap),
+                               .prompt_tokens = reply.finished.prompt_tokens(),
+                               .reply_tokens = reply.finished.completion_tokens()});
     }
   }
-  run.measured = MedianOf(rounds);
-  CARAVAN_ASSIGN_OR_RETURN(const StageLoads after, ToldLoads(cluster));
-  run.stage_busy_seconds = Since(before.busy_seconds, after.busy_seconds, options_.rounds);
-  run.stage_read_bytes = Since(before.read_bytes, after.read_bytes, options_.rounds);
-  return run;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<PipelineRun>> PipelineBench::Measure(int workers) {
@@ -379,15 +388,18 @@ absl::StatusOr<std::vector<PipelineRun>> PipelineBench::Measure(int workers) {
     CARAVAN_ASSIGN_OR_RETURN(network, ProbeNetwork(status.workers(1).address()));
   }
 
-  CARAVAN_ASSIGN_OR_RETURN(const BoxSets before, ProbeBoxes(workers));
-  std::vector<PipelineRun> runs;
-  for (const PipelineLoad& load : options_.loads) {
-    CARAVAN_ASSIGN_OR_RETURN(runs.emplace_back(), RunLoad(*cluster, load));
+  std::vector<LoadRun> loads(options_.loads.size());
+  ProbedBoxes probed;
+  CARAVAN_RETURN_IF_ERROR(ProbeBoxes(workers, probed));
+  for (int round = 0; round < options_.rounds; ++round) {
+    CARAVAN_RETURN_IF_ERROR(RunRound(*cluster, round, texts, loads));
+    CARAVAN_RETURN_IF_ERROR(ProbeBoxes(workers, probed));
   }
-  CARAVAN_ASSIGN_OR_RETURN(const BoxSets after, ProbeBoxes(workers));
-  for (size_t number = 0; number < runs.size(); ++number) {
+  std::vector<PipelineRun> runs;
+  for (size_t number = 0; number < loads.size(); ++number) {
     const PipelineLoad& load = options_.loads[number];
-    PipelineRun& run = runs[number];
+    PipelineRun& run = runs.emplace_back(std::move(loads[number].run));
+    run.measured = MedianOf(loads[number].rounds);
     run.name = absl::StrFormat("%s, %d worker%s, %d job%s", options_.label, workers,
                                workers == 1 ? "" : "s", load.jobs, load.jobs == 1 ? "" : "s");
     run.kv_dtype = options_.kv_dtype;
@@ -397,7 +409,7 @@ absl::StatusOr<std::vector<PipelineRun>> PipelineBench::Measure(int workers) {
     const int at_work = AtWork(workers, load);
     for (int i = 0; i < workers; ++i) {
       const auto part = static_cast<size_t>(i % at_work);
-      Box box = MeanOf(before.at(at_work)[part], after.at(at_work)[part]);
+      Box box = MedianOf(probed.at(at_work)[part]);
       if (ram > 0) box.memory.bytes = ram;
       if (network.has_value()) box.network = *network;
       run.boxes.push_back(std::move(box));
@@ -411,12 +423,11 @@ absl::StatusOr<std::vector<PipelineRun>> PipelineBench::Measure(int workers) {
       run.stage_expert_slots.push_back(worker.expert_slots());
     }
     // Boxes share the machine's disk too, but those that read it alone.
-    const auto set = before.lower_bound(std::max(1, Reading(run.stage_expert_slots)));
-    const int readers = set != before.end() ? set->first : before.rbegin()->first;
+    const auto set = probed.lower_bound(std::max(1, Reading(run.stage_expert_slots)));
+    const auto& [readers, boxes] = set != probed.end() ? *set : *probed.rbegin();
     for (size_t i = 0; i < run.boxes.size(); ++i) {
-      const size_t part = i % static_cast<size_t>(readers);
       run.boxes[i].disk.read_bytes =
-          (before.at(readers)[part].disk.read_bytes + after.at(readers)[part].disk.read_bytes) / 2;
+          MedianOf(boxes[i % static_cast<size_t>(readers)]).disk.read_bytes;
     }
     std::fprintf(stderr, "%s: %.2f tokens/s, first token %.3f s, a token %.1f ms\n",
                  run.name.c_str(), run.measured.tokens_per_second, run.measured.first_token_seconds,

@@ -8,11 +8,12 @@
 // `box_command` gives it (bench/as_box.sh), and the memory that its worker is allowed. Parts share
 // the machine's memory, so boxes are probed alone and while their neighbours are, and a run is told
 // the figures of as many at once as its load keeps at work. Machines have moods: boxes are probed
-// right before and right after their runs, which are told the mean of both.
+// before and after each round of runs, which are told the medians.
 
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -61,12 +62,19 @@ class PipelineBench {
   absl::StatusOr<std::vector<PipelineRun>> Measure(int workers);
 
  private:
-  using BoxSets = std::map<int, std::vector<Box>>;  // by how many were probed at once
+  /// By how many were probed at once, and of each box what every probe said.
+  using ProbedBoxes = std::map<int, std::vector<std::vector<Box>>>;
+  struct LoadRun {
+    PipelineRun run;
+    std::vector<PipelineFigures> rounds;
+  };
 
-  absl::StatusOr<BoxSets> ProbeBoxes(int workers);
+  absl::Status ProbeBoxes(int workers, ProbedBoxes& probed);
   absl::StatusOr<std::vector<Box>> ProbeAtOnce(int count);
   absl::StatusOr<Box::Network> ProbeNetwork(const std::string& address);
-  absl::StatusOr<PipelineRun> RunLoad(BenchCluster& cluster, const PipelineLoad& load);
+  /// One run of each load, in turn.
+  absl::Status RunRound(BenchCluster& cluster, int round, std::mt19937_64& texts,
+                        std::vector<LoadRun>& runs);
   int64_t ContextTokens() const;
   int64_t MostJobs() const;
 

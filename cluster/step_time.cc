@@ -172,6 +172,23 @@ double LatentMultiplyAdds(const MlaShape& mla, double layers) {
                                       (mla.qk_nope_head_dim + mla.v_head_dim));
 }
 
+/// What is written and read of a row's activations beside matrices and attention: the norms' and
+/// the residual's, queries and values between projections, and of each feed-forward network its
+/// input, both projections of it and its output.
+double ActivationBytes(const ModelConfig& config, const MlaShape& mla, double layers,
+                       double expert_layers, double chosen) {
+  const auto hidden = static_cast<double>(config.hidden_size);
+  const auto queries_and_values =
+      static_cast<double>(mla.num_heads * (mla.q_head_dim() + mla.v_head_dim));
+  const auto network = [&](double inter) { return 3 * hidden + 4 * inter; };
+  const double experts = chosen + static_cast<double>(config.n_shared_experts);
+  const double floats =
+      layers * (8 * hidden + 2 * queries_and_values) +
+      expert_layers * experts * network(static_cast<double>(config.moe_intermediate_size)) +
+      (layers - expert_layers) * network(static_cast<double>(config.intermediate_size));
+  return floats * sizeof(float);
+}
+
 }  // namespace
 
 double TouchedExperts(double num_experts, double chosen, double rows) {
@@ -244,14 +261,15 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
 
   // What every row passes, the part on the card after the other.
   const double chosen_multiply_adds = ChosenMultiplyAdds(config, expert_layers, chosen);
-  Work always;
-  always.bytes = static_cast<double>(stage.active_bytes_per_token) -
-                 expert_layers * chosen * expert_bytes +
-                 rows * static_cast<double>(load.attended_tokens() *
-                                            KvBytes(load.kv_dtype, stage.kv_values_per_token));
   const MlaShape mla = config.Mla();
   const double layers =
       static_cast<double>(stage.kv_values_per_token) / static_cast<double>(mla.kv_width());
+  Work always;
+  always.bytes = static_cast<double>(stage.active_bytes_per_token) -
+                 expert_layers * chosen * expert_bytes +
+                 rows * (static_cast<double>(load.attended_tokens() *
+                                             KvBytes(load.kv_dtype, stage.kv_values_per_token)) +
+                         ActivationBytes(config, mla, layers, expert_layers, chosen));
   const double latent = LatentMultiplyAdds(mla, layers);
   const double sampled = static_cast<double>(stage.sampled_flops_per_token) / 2;
   always.multiply_adds =

@@ -29,17 +29,18 @@ class TimedBackend : public ForwardingBackend {
     Take(static_cast<double>(MatrixBytes(w)) / read_bytes +
          static_cast<double>(w.rows * w.cols * num_rows) / multiply_adds);
   }
-  void MlaAttention(const MlaShape& shape, const Matrix& /*kv_b*/,
+  void MlaAttention(const MlaShape& shape, const Matrix& kv_b,
                     absl::Span<const SequenceRows> sequences, const KvLayout& /*kv*/,
                     const float* /*q*/, float* /*out*/) override {
     double work = 0;
     for (const SequenceRows& sequence : sequences) {
       for (int64_t row = 0; row < sequence.num_rows; ++row) {
         work += static_cast<double>((sequence.first_position + row + 1) * shape.num_heads *
-                                    (shape.kv_lora_rank + shape.kv_width()));
+                                        (shape.kv_lora_rank + shape.kv_width()) +
+                                    kv_b.rows * kv_b.cols);
       }
     }
-    Take(0.25 + work / multiply_adds);  // much of it, whatever the context is
+    Take(work / multiply_adds);
   }
 
   FakeCardMemory card{int64_t{1} << 30};
@@ -91,7 +92,7 @@ TEST(ComputeMeterTest, GoesThroughMoreWeightsThanCachesHold) {
             int64_t{240} << 20);
 }
 
-TEST(ComputeMeterTest, CountsOfAttentionWhatGrowsWithTheContext) {
+TEST(ComputeMeterTest, CountsOfAttentionTheProjectionsToo) {
   SimulatedClock clock;
   TimedBackend backend(clock);
   backend.multiply_adds = 2e9;
