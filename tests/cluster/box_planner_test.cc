@@ -136,6 +136,58 @@ TEST(BoxPlanner, NoOtherPlanIsBetter) {
   EXPECT_GT(refused, 30);
 }
 
+/// The case with more of something in each box, and of nothing less.
+Case WithBetterBoxes(std::mt19937& random, Case better) {
+  const auto times = [&] { return std::uniform_real_distribution<double>(1, 4)(random); };
+  for (BoxCount& kind : better.boxes) {
+    Box& box = kind.box;
+    switch (std::uniform_int_distribution<int>(0, 2)(random)) {
+      case 0:
+        box.memory.bytes = static_cast<int64_t>(times() * static_cast<double>(box.memory.bytes));
+        break;
+      case 1:
+        box.disk.read_bytes *= times();
+        break;
+      case 2:
+        box.network.bytes *= times();
+        box.network.latency_seconds /= times();
+        break;
+    }
+  }
+  return better;
+}
+
+// Neither of the same stages nor of those that are best then.
+TEST(BoxPlanner, MoreMemoryAFasterDiskAndAFasterNetworkNeverForetellLess) {
+  std::mt19937 random(23);
+  int faster = 0;
+  int held_before = 0;
+  for (int i = 0; i < 1000; ++i) {
+    const Case drawn = RandomCase(random);
+    const Case better = WithBetterBoxes(random, drawn);
+    const auto plan = PlanBoxes(SmallModelConfig(), drawn.cost, drawn.boxes, drawn.load, drawn.aim);
+    if (!plan.ok()) continue;
+    ++held_before;
+    const double before = SecondsPerToken(drawn, *plan);
+    std::vector<BoxStage> same = *plan;
+    for (BoxStage& stage : same) {
+      const auto kind =
+          std::find_if(drawn.boxes.begin(), drawn.boxes.end(),
+                       [&](const BoxCount& candidate) { return &candidate.box == stage.box; });
+      stage.box = &better.boxes[static_cast<size_t>(kind - drawn.boxes.begin())].box;
+    }
+    EXPECT_LE(SecondsPerToken(better, same), before * (1 + 1e-9)) << "case " << i;
+    const auto anew =
+        PlanBoxes(SmallModelConfig(), better.cost, better.boxes, better.load, better.aim);
+    ASSERT_TRUE(anew.ok()) << "case " << i << ": " << anew.status();
+    const double after = SecondsPerToken(better, *anew);
+    EXPECT_LE(after, before * (1 + 1e-9)) << "case " << i;
+    faster += after < 0.99 * before ? 1 : 0;
+  }
+  EXPECT_GT(held_before, 500);
+  EXPECT_GT(faster, 200);
+}
+
 TEST(BoxPlanner, NoBoxIsUsedMoreOftenThanItIsThere) {
   std::mt19937 random(7);
   for (int i = 0; i < 100; ++i) {

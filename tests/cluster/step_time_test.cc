@@ -152,6 +152,30 @@ TEST(StepTime, EvenRoutingHitsWhatIsKept) {
   }
 }
 
+// The card keeps the hottest experts, whatever memory there is below it.
+TEST(StepTime, MoreMemoryLeavesTheCardItsUses) {
+  Box box = DiskBox(128 * int64_t{20'000'000});
+  box.cpu.multiply_adds = 1e11;
+  box.card.count = 1;
+  box.card.bytes = 128 * int64_t{20'000'000};
+  box.card.read_bytes = 1e15;
+  box.card.multiply_adds = 1e18;
+  double read_before = 0;
+  for (const int64_t slots : {128, 256, 384}) {
+    box.memory.bytes = slots * 20'000'000;
+    const auto time = PredictStage(R1(), ExpertLayers(2), box, {}, 1);
+    ASSERT_TRUE(time.ok()) << time.status();
+    EXPECT_EQ(time->expert_slots, 128 + slots);
+    // Of the 512 experts the card keeps 96, and 32 pass through it; the CPU computes the others.
+    const double by_cpu = 2 * 8 * (1 - HitRate(96.0 / 512, 8.0 / 256));
+    EXPECT_NEAR(time->expert_seconds, by_cpu * 3 * 7168 * 2048 / 1e11 + 2 * (0.2e-3 + 2e-6), 1e-6);
+    if (slots > 128) {
+      EXPECT_LT(time->read_seconds, read_before);
+    }
+    read_before = time->read_seconds;
+  }
+}
+
 // The head computes rows that a token is sampled after, and no others.
 TEST(StepTime, AHeadComputesTheSampledRows) {
   Box box = DiskBox(100 * kGiB);
