@@ -50,12 +50,7 @@ std::vector<BoxStage> Even(const Box& box, int num_boxes, const ModelCost& cost)
   const auto layers = static_cast<int>(cost.layers.size());
   std::vector<BoxStage> stages;
   for (int i = 0; i < num_boxes; ++i) {
-    StageSpec stage;
-    stage.first_layer = layers * i / num_boxes;
-    stage.end_layer = layers * (i + 1) / num_boxes;
-    stage.embeds = i == 0;
-    stage.has_head = i + 1 == num_boxes;
-    stages.push_back({&box, stage});
+    stages.push_back({&box, StageOf(layers * i / num_boxes, layers * (i + 1) / num_boxes, layers)});
   }
   return stages;
 }
