@@ -17,8 +17,8 @@ subcommands() { awk '/^[^ ]/ { listed = /^Subcommands:/ } listed && /^  [a-z]/ {
 
 # The page of `caravan WORD...`, and those of its subcommands.
 page() {
-  local name=caravan$(printf -- '-%s' "$@") help words subs
-  [ $# -gt 0 ] || name=caravan
+  local name=caravan word help words subs
+  for word in "$@"; do name+=-$word; done
   help=$("$binary" "$@" --help)
   words=$(subcommands <<<"$help")
   subs=$(for word in $words; do printf '.BR %s-%s (1),\n' "$name" "$word"; done | sed '$s/,$/./')
@@ -47,7 +47,6 @@ MORE
     --include="$scratch/more" "$scratch/caravan" |
     sed -E "s/^\.TH CARAVAN /.TH ${name^^} /; /^\.SH NAME/,/^\.SH SYNOPSIS/ s/^caravan[^\\\\]*/$name /" |
     gzip -9n >"$directory/$name.1.gz"
-  local word
   for word in $words; do page "$@" "$word"; done
 }
 
