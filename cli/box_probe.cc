@@ -9,6 +9,7 @@
 #include <filesystem>
 #include <memory>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -20,6 +21,7 @@
 #include "base/io/read_rate.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/named_thread.h"
 #include "base/open_file.h"
 #include "base/output_file.h"
 #include "base/status_macros.h"
@@ -55,6 +57,62 @@ double Median(std::vector<double> values) {
   std::nth_element(values.begin(), middle, values.end());
   return *middle;
 }
+
+/// The largest file there that is large enough to be read; empty: none is.
+std::string LargestFile(const std::string& directory) {
+  std::string largest;
+  std::uintmax_t most = kLeastProbeBytes - 1;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) {
+    if (!entry.is_regular_file(ignored)) continue;
+    const std::uintmax_t size = entry.file_size(ignored);
+    if (size == static_cast<std::uintmax_t>(-1) || size <= most) continue;
+    most = size;
+    largest = entry.path().string();
+  }
+  return largest;
+}
+
+/// Reads files on several drives at the same time.
+class DriveReader {
+ public:
+  DriveReader(std::vector<std::unique_ptr<DirectFile>> files, const ReadLoad& load,
+              std::stop_token stop)
+      : files_(std::move(files)), load_(load), stop_(std::move(stop)) {}
+
+  /// Bytes a second of all together, for the load's duration.
+  /// Errors: ResourceExhausted - too little memory; as MeasureReadRate.
+  absl::StatusOr<double> ReadAll() {
+    std::vector<absl::StatusOr<ReadRate>> rates(files_.size(), absl::UnknownError("not read"));
+    while (memory_.size() < files_.size()) {
+      CARAVAN_ASSIGN_OR_RETURN(memory_.emplace_back(), Buffer::Allocate(MemoryOf(load_)));
+      memory_.back().PreferLargePages();
+    }
+    {
+      std::vector<std::unique_ptr<NamedThread>> threads;
+      for (size_t i = 0; i < files_.size(); ++i) {
+        threads.push_back(std::make_unique<NamedThread>("drive-reader", [this, i, &rates] {
+          rates[i] =
+              MeasureReadRate(*files_[i], load_,
+                              {memory_[i].data(), static_cast<size_t>(memory_[i].size())}, stop_);
+        }));
+      }
+      for (const std::unique_ptr<NamedThread>& thread : threads) thread->Join();
+    }
+    double sum = 0;
+    for (const absl::StatusOr<ReadRate>& rate : rates) {
+      CARAVAN_RETURN_IF_ERROR(rate.status());
+      sum += 1e9 * rate->gb_per_s;
+    }
+    return sum;
+  }
+
+ private:
+  const std::vector<std::unique_ptr<DirectFile>> files_;
+  const ReadLoad load_;
+  const std::stop_token stop_;
+  std::vector<Buffer> memory_;  // of each file's reads
+};
 
 /// Measures one part after another.
 class BoxProber {
@@ -161,45 +219,55 @@ class BoxProber {
   absl::StatusOr<Box::Disk> ProbeDiskPart() {
     Box::Disk disk;
     disk.name = absl::StrCat("disk of ", options_.disk_directory);
-    CARAVAN_ASSIGN_OR_RETURN(disk.bytes, RoomForModel());
+    disk.drives = static_cast<int>(1 + options_.mirrors.size());
+    std::vector<std::unique_ptr<DirectFile>> files;
+    bool direct = true;
+    for (const std::string& directory : Directories()) {
+      CARAVAN_ASSIGN_OR_RETURN(const int64_t room, RoomForModel(directory));
+      disk.bytes = files.empty() ? room : std::min(disk.bytes, room);
+      CARAVAN_ASSIGN_OR_RETURN(files.emplace_back(), FileToRead(directory));
+      direct = direct && files.back()->direct();
+    }
     ReadLoad load;
     load.read_bytes = kExpertBytes;
     load.duration = options_.duration;
-    CARAVAN_ASSIGN_OR_RETURN(
-        const std::unique_ptr<DirectFile> file,
-        options_.disk_file.empty()
-            ? MakeScratchFile(options_.disk_directory, options_.scratch_bytes, options_.stop)
-            : DirectFile::Open(options_.disk_file));
-    CARAVAN_ASSIGN_OR_RETURN(Buffer memory, Buffer::Allocate(MemoryOf(load)));
-    memory.PreferLargePages();
+    DriveReader reader(std::move(files), load, options_.stop);
     std::vector<double> rates;
     for (int run = 0; run < kDiskRuns; ++run) {
-      CARAVAN_ASSIGN_OR_RETURN(
-          const ReadRate rate,
-          MeasureReadRate(*file, load, {memory.data(), static_cast<size_t>(memory.size())},
-                          options_.stop));
-      rates.push_back(1e9 * rate.gb_per_s);
+      CARAVAN_ASSIGN_OR_RETURN(rates.emplace_back(), reader.ReadAll());
     }
     disk.read_bytes = Median(std::move(rates));
-    const char* const how = file->direct() ? "" : ", through the page cache (no O_DIRECT there)";
-    disk.sources = {
-        {"bytes", "what is free, and the files that lie there"},
-        {"read_bytes_per_second",
-         absl::StrCat(kMeasured, ": reads of 24 MiB as the expert store makes them", how)}};
-    Say(absl::StrFormat("the disk is read at %.2f GB/s%s", 1e-9 * disk.read_bytes, how));
+    const char* const how = direct ? "" : ", through the page cache (no O_DIRECT there)";
+    disk.sources = {{"bytes", "what is free, and the files that lie there"},
+                    {"read_bytes_per_second",
+                     absl::StrCat(kMeasured, ": reads of 24 MiB as the expert store makes them",
+                                  disk.drives > 1 ? ", of all drives at once" : "", how)}};
+    Say(disk.drives == 1
+            ? absl::StrFormat("the disk is read at %.2f GB/s%s", 1e-9 * disk.read_bytes, how)
+            : absl::StrFormat("%d drives are read at %.2f GB/s together%s", disk.drives,
+                              1e-9 * disk.read_bytes, how));
     return disk;
   }
 
+  std::vector<std::string> Directories() const {
+    std::vector<std::string> directories = {options_.disk_directory};
+    directories.insert(directories.end(), options_.mirrors.begin(), options_.mirrors.end());
+    return directories;
+  }
+
+  absl::StatusOr<std::unique_ptr<DirectFile>> FileToRead(const std::string& directory) const {
+    const std::string largest = options_.reads_files ? LargestFile(directory) : "";
+    if (!largest.empty()) return DirectFile::Open(largest);
+    return MakeScratchFile(directory, options_.scratch_bytes, options_.stop);
+  }
+
   /// A pack that lies in the directory already would find room there again.
-  absl::StatusOr<int64_t> RoomForModel() const {
+  static absl::StatusOr<int64_t> RoomForModel(const std::string& directory) {
     struct statvfs disk;
-    if (::statvfs(options_.disk_directory.c_str(), &disk) != 0) {
-      return ErrnoStatus(errno, options_.disk_directory);
-    }
+    if (::statvfs(directory.c_str(), &disk) != 0) return ErrnoStatus(errno, directory);
     auto bytes = static_cast<int64_t>(disk.f_bavail * disk.f_frsize);
     std::error_code ignored;
-    for (const auto& entry :
-         std::filesystem::directory_iterator(options_.disk_directory, ignored)) {
+    for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) {
       if (!entry.is_regular_file(ignored)) continue;
       const std::uintmax_t size = entry.file_size(ignored);
       if (size != static_cast<std::uintmax_t>(-1)) bytes += static_cast<int64_t>(size);
@@ -223,21 +291,6 @@ class BoxProber {
   Machine machine_;
 };
 
-/// The largest file there that is large enough to be read; empty: none is.
-std::string LargestFile(const std::string& directory) {
-  std::string largest;
-  std::uintmax_t most = kLeastProbeBytes - 1;
-  std::error_code ignored;
-  for (const auto& entry : std::filesystem::directory_iterator(directory, ignored)) {
-    if (!entry.is_regular_file(ignored)) continue;
-    const std::uintmax_t size = entry.file_size(ignored);
-    if (size == static_cast<std::uintmax_t>(-1) || size <= most) continue;
-    most = size;
-    largest = entry.path().string();
-  }
-  return largest;
-}
-
 absl::Status WriteFile(const std::string& path, const std::string& text) {
   CARAVAN_ASSIGN_OR_RETURN(const std::unique_ptr<OutputFile> file, OutputFile::Create(path));
   CARAVAN_RETURN_IF_ERROR(file->Write(text));
@@ -254,16 +307,29 @@ absl::StatusOr<Box> ProbeBox(const BoxProbeOptions& options) {
 
 absl::StatusOr<std::optional<Box>> KeptBox(const std::string& path, BoxProbeOptions options) {
   absl::StatusOr<nlohmann::json> kept = ReadJsonFile(path);
-  if (kept.ok()) return BoxFromJson(*kept, path);
+  if (kept.ok()) {
+    CARAVAN_ASSIGN_OR_RETURN(Box box, BoxFromJson(*kept, path));
+    const auto drives = static_cast<int>(1 + options.mirrors.size());
+    if (box.disk.drives != drives) {
+      LogWarning("box_has_other_drives",
+                 {{"file", path}, {"drives", box.disk.drives}, {"used", drives}});
+    }
+    return box;
+  }
   if (!absl::IsNotFound(kept.status())) return kept.status();
   options.duration = kBriefDuration;
   options.scratch_bytes = kBriefScratchBytes;
   options.memory_bytes = kBriefMemoryBytes;
-  options.disk_file = LargestFile(options.disk_directory);
+  options.reads_files = true;
+  const auto has_nothing_to_read = [](const std::string& directory) {
+    return LargestFile(directory).empty() && ::access(directory.c_str(), W_OK) != 0;
+  };
   // A model's directory may be read-only; the disk of the present one is then the best guess.
-  if (options.disk_file.empty() && ::access(options.disk_directory.c_str(), W_OK) != 0) {
-    options.disk_directory = ".";
+  if (has_nothing_to_read(options.disk_directory)) options.disk_directory = ".";
+  for (const std::string& mirror : options.mirrors) {
+    if (has_nothing_to_read(mirror)) LogWarning("mirror_not_measured", {{"directory", mirror}});
   }
+  std::erase_if(options.mirrors, has_nothing_to_read);
   LogInfo("measuring_box", {{"file", path}, {"why", "it is not there"}});
   absl::StatusOr<Box> box = ProbeBox(options);
   if (!box.ok()) {

@@ -8,6 +8,7 @@
 #include <optional>
 #include <stop_token>
 #include <string>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -23,13 +24,17 @@ struct BoxProbeOptions {
   CpuOptions cpu;
   // Where the model lies or will lie; a scratch file is written there for the time being.
   std::string disk_directory = ".";
+  // On further drives, with copies of the same files (`caravan worker --mirror`). All are read at
+  // once, so that two directories of one drive give what it has.
+  std::vector<std::string> mirrors;
   int64_t scratch_bytes = int64_t{2}
-                          << 30;            // larger than the disk's caches; the most where room is
-  std::string disk_file;                    // one that is read in its place; empty: none
-  int64_t memory_bytes = int64_t{1} << 30;  // the most that is read of memory
-  const ComputeDevice* card = nullptr;      // null: none is measured
-  std::string link_address;                 // as LinkProbeOptions; empty: no network is measured
-  absl::Duration duration = absl::Seconds(1);        // of each measurement
+                          << 30;  // larger than the disk's caches; the most where room is
+  bool reads_files = false;  // in place of a scratch file the largest of the directory, where that
+                             // is large enough
+  int64_t memory_bytes = int64_t{1} << 30;     // the most that is read of memory
+  const ComputeDevice* card = nullptr;         // null: none is measured
+  std::string link_address;                    // as LinkProbeOptions; empty: no network is measured
+  absl::Duration duration = absl::Seconds(1);  // of each measurement
   std::function<void(absl::string_view)> on_result;  // a line for people, as soon as it is there
   std::stop_token stop;
 };
@@ -43,9 +48,10 @@ absl::StatusOr<Box> ProbeBox(const BoxProbeOptions& options);
 
 /// The box that the file at `path` tells of. Where there is no such file, it is measured in brief
 /// (a few seconds, and some more for a card), and kept there for the next time. `options` says what
-/// of, but for durations and sizes: of the disk, the largest file in its directory is read, where
-/// that is large enough. nullopt: it could not be measured; that, and a file that cannot be
-/// written, are warnings in the log. Errors: as ReadJsonFile and BoxFromJson.
+/// of, but for durations and sizes: of disks, the largest file in their directory is read, where
+/// that is large enough. nullopt: it could not be measured; that, a mirror that cannot be read or
+/// written, a file that tells of another number of drives, and one that cannot be written, are
+/// warnings in the log. Errors: as ReadJsonFile and BoxFromJson.
 absl::StatusOr<std::optional<Box>> KeptBox(const std::string& path, BoxProbeOptions options);
 
 /// One figure a line.

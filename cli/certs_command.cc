@@ -1,5 +1,6 @@
 // caravan certs: the certificates by which the cluster's processes know one another.
 
+#include <cstdint>
 #include <cstdio>
 #include <iostream>
 #include <memory>
@@ -8,6 +9,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "base/file.h"
 #include "base/status_macros.h"
@@ -61,6 +63,36 @@ absl::Status WriteIdentity(const std::string& directory, const std::string& auth
   return WritePrivateFile(AuthorityPath(directory), authorities);
 }
 
+/// How long the first certificate of the text is good, in whole days.
+absl::StatusOr<int64_t> DaysLeft(const std::string& pem, absl::Time now) {
+  CARAVAN_ASSIGN_OR_RETURN(const CertificateFacts facts, ReadCertificate(pem));
+  // Certificates know whole seconds.
+  return (facts.not_after - now + absl::Seconds(1)) / absl::Hours(24);
+}
+
+/// How long a new certificate of one of the authorities is good.
+absl::StatusOr<std::string> HowLong(const std::string& pem, const std::string& authorities,
+                                    absl::Time now) {
+  CARAVAN_ASSIGN_OR_RETURN(const CertificateFacts facts, ReadCertificate(pem));
+  CARAVAN_ASSIGN_OR_RETURN(const int64_t days, DaysLeft(pem, now));
+  bool ends_with_authority = false;
+  for (const std::string& authority : SplitCertificates(authorities)) {
+    CARAVAN_ASSIGN_OR_RETURN(const CertificateFacts issuer, ReadCertificate(authority));
+    ends_with_authority |= issuer.not_after == facts.not_after;
+  }
+  return absl::StrCat("good for ", days, " days",
+                      ends_with_authority ? ", when its authority ends too" : "");
+}
+
+/// The same of every authority of a ca.pem.
+absl::StatusOr<std::string> HowLongAuthorities(const std::string& pem, absl::Time now) {
+  std::vector<int64_t> days;
+  for (const std::string& authority : SplitCertificates(pem)) {
+    CARAVAN_ASSIGN_OR_RETURN(days.emplace_back(), DaysLeft(authority, now));
+  }
+  return absl::StrCat("good for ", absl::StrJoin(days, " and "), " days");
+}
+
 absl::Status Init(const CertsFlags& flags) {
   const absl::Time now = absl::Now();
   CARAVAN_RETURN_IF_ERROR(CheckIdentityName(flags.name));
@@ -75,12 +107,15 @@ absl::Status Init(const CertsFlags& flags) {
   CARAVAN_RETURN_IF_ERROR(MakePrivateDirectory(flags.directory));
   CARAVAN_RETURN_IF_ERROR(WritePrivateFile(AuthorityKeyPath(flags.directory), authority.key_pem));
   CARAVAN_RETURN_IF_ERROR(WriteIdentity(flags.directory, authority.certificate_pem, coordinator));
-  std::printf("made %s: a certificate authority and the coordinator's certificate\n",
-              flags.directory.c_str());
+  CARAVAN_ASSIGN_OR_RETURN(const std::string how_long,
+                           HowLong(coordinator.certificate_pem, authority.certificate_pem, now));
+  std::printf("made %s: a certificate authority and the coordinator's certificate; %s\n",
+              flags.directory.c_str(), how_long.c_str());
   return absl::OkStatus();
 }
 
 absl::Status Add(const CertsFlags& flags, Role role) {
+  const absl::Time now = absl::Now();
   CARAVAN_RETURN_IF_ERROR(CheckIdentityName(flags.name));
   const std::string out =
       !flags.out.empty()
@@ -89,16 +124,18 @@ absl::Status Add(const CertsFlags& flags, Role role) {
                      flags.name);
   CARAVAN_ASSIGN_OR_RETURN(const KeyAndCertificate authority, ReadAuthority(flags.directory));
   CARAVAN_ASSIGN_OR_RETURN(const std::string authorities, ReadAuthorities(flags.directory));
-  CARAVAN_ASSIGN_OR_RETURN(
-      const KeyAndCertificate identity,
-      IssueIdentity(authority, {role, flags.name}, {absl::Now(), flags.lifetime()}));
+  CARAVAN_ASSIGN_OR_RETURN(const KeyAndCertificate identity,
+                           IssueIdentity(authority, {role, flags.name}, {now, flags.lifetime()}));
   CARAVAN_RETURN_IF_ERROR(WriteIdentity(out, authorities, identity));
-  std::printf("made %s: copy it to where %s runs, as the directory for --certs\n", out.c_str(),
-              flags.name.c_str());
+  CARAVAN_ASSIGN_OR_RETURN(const std::string how_long,
+                           HowLong(identity.certificate_pem, authority.certificate_pem, now));
+  std::printf("made %s: copy it to where %s runs, as the directory for --certs; %s\n", out.c_str(),
+              flags.name.c_str(), how_long.c_str());
   return absl::OkStatus();
 }
 
 absl::Status Renew(const CertsFlags& flags) {
+  const absl::Time now = absl::Now();
   const std::string path = IdentityPath(flags.directory);
   CARAVAN_ASSIGN_OR_RETURN(const std::string old, ReadPrivateFile(path));
   const absl::StatusOr<CertificateFacts> facts = ReadCertificate(old);
@@ -107,14 +144,19 @@ absl::Status Renew(const CertsFlags& flags) {
   const std::string& signer = flags.authority.empty() ? flags.directory : flags.authority;
   CARAVAN_ASSIGN_OR_RETURN(const KeyAndCertificate authority, ReadAuthority(signer));
   CARAVAN_ASSIGN_OR_RETURN(const std::string authorities, ReadAuthorities(signer));
-  CARAVAN_ASSIGN_OR_RETURN(
-      const KeyAndCertificate identity,
-      IssueIdentity(authority, *facts->identity, {absl::Now(), flags.lifetime()}));
+  CARAVAN_ASSIGN_OR_RETURN(const KeyAndCertificate identity,
+                           IssueIdentity(authority, *facts->identity, {now, flags.lifetime()}));
   // In this order: what the new certificate is of is trusted before it is shown.
   CARAVAN_RETURN_IF_ERROR(ReplacePrivateFile(AuthorityPath(flags.directory), authorities));
   CARAVAN_RETURN_IF_ERROR(ReplacePrivateFile(path, identity.key_pem + identity.certificate_pem));
-  std::printf("renewed %s of %s for %d days\n", path.c_str(), ToString(*facts->identity).c_str(),
-              flags.days);
+  CARAVAN_ASSIGN_OR_RETURN(const std::string how_long,
+                           HowLong(identity.certificate_pem, authority.certificate_pem, now));
+  CARAVAN_ASSIGN_OR_RETURN(const std::string authorities_how_long,
+                           HowLongAuthorities(authorities, now));
+  std::printf("renewed %s of %s: %s\n", path.c_str(), ToString(*facts->identity).c_str(),
+              how_long.c_str());
+  std::printf("        %s: %s\n", AuthorityPath(flags.directory).c_str(),
+              authorities_how_long.c_str());
   return absl::OkStatus();
 }
 
@@ -140,8 +182,11 @@ absl::Status Join(const CertsFlags& flags) {
   CARAVAN_ASSIGN_OR_RETURN(const Enrolled enrolled, Enrol(flags.address, token));
   CARAVAN_RETURN_IF_ERROR(
       WriteIdentity(flags.directory, enrolled.authorities_pem, enrolled.identity));
-  std::printf("made %s: the certificate of %s, for --certs\n", flags.directory.c_str(),
-              enrolled.name.c_str());
+  CARAVAN_ASSIGN_OR_RETURN(
+      const std::string how_long,
+      HowLong(enrolled.identity.certificate_pem, enrolled.authorities_pem, absl::Now()));
+  std::printf("made %s: the certificate of %s, for --certs; %s\n", flags.directory.c_str(),
+              enrolled.name.c_str(), how_long.c_str());
   return absl::OkStatus();
 }
 

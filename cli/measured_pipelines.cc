@@ -35,15 +35,6 @@ PipelineFigures FiguresFromJson(const json& figures) {
           figures.at("seconds_per_token").get<double>()};
 }
 
-StageSpec SpecOf(int first_layer, int end_layer, int num_layers) {
-  StageSpec spec;
-  spec.first_layer = first_layer;
-  spec.end_layer = end_layer;
-  spec.embeds = first_layer == 0;
-  spec.has_head = end_layer == num_layers;
-  return spec;
-}
-
 absl::StatusOr<PipelineRun> RunFromJson(const json& json, const std::map<std::string, Box>& boxes,
                                         int num_layers) {
   PipelineRun run;
@@ -56,7 +47,7 @@ absl::StatusOr<PipelineRun> RunFromJson(const json& json, const std::map<std::st
     run.boxes.push_back(box->second);
   }
   for (const nlohmann::json& stage : json.at("stages")) {
-    run.stages.push_back(SpecOf(stage.at(0).get<int>(), stage.at(1).get<int>(), num_layers));
+    run.stages.push_back(StageOf(stage.at(0).get<int>(), stage.at(1).get<int>(), num_layers));
   }
   if (run.stages.empty() || run.stages.size() != run.boxes.size() || !run.stages.front().embeds ||
       !run.stages.back().has_head) {

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
@@ -25,6 +26,7 @@ namespace {
 struct ProbeBoxFlags {
   std::string out;
   std::string disk = ".";
+  std::vector<std::string> mirrors;
   int64_t scratch_bytes = BoxProbeOptions().scratch_bytes;
   std::string device = "auto";
   std::string link;
@@ -71,6 +73,7 @@ absl::Status RunProbeBox(const ProbeBoxFlags& flags) {
   CARAVAN_ASSIGN_OR_RETURN(options.cpu.num_threads, ThreadCount(flags.threads));
   options.cpu.isa = flags.isa;
   options.disk_directory = flags.disk;
+  options.mirrors = flags.mirrors;
   options.scratch_bytes = flags.scratch_bytes;
   options.link_address = flags.link;
   options.duration = absl::Seconds(flags.seconds);
@@ -109,6 +112,14 @@ void AddProbeBoxOptions(CLI::App& probe, CommandBody& body) {
                   "being")
       ->type_name("DIRECTORY")
       ->capture_default_str();
+  probe
+      .add_option("--mirror", flags->mirrors,
+                  "A directory on another drive that will have copies of the model's files "
+                  "(caravan worker --mirror); one scratch file each, and all are read at once. "
+                  "May be given several times")
+      ->check(NotEmpty())
+      ->type_name("DIRECTORY")
+      ->allow_extra_args(false);
   AddByteSizeOption(probe, "--size", flags->scratch_bytes,
                     "Of the scratch file; larger than the disk's caches")
       ->default_str("2GiB");

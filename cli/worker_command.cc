@@ -202,6 +202,7 @@ absl::Status ApplyBox(const WorkerFlags& flags, const CpuOptions& cpu, std::stop
   } else if (!flags.model_cache.directory.empty()) {
     probe.disk_directory = flags.model_cache.directory;
   }
+  probe.mirrors = options.mirrors;
   if (device.is_card()) probe.card = &device;
   probe.stop = std::move(stop);
   CARAVAN_ASSIGN_OR_RETURN(std::optional<Box> kept, KeptBox(flags.box, probe));
@@ -340,9 +341,9 @@ void AddWorkerCommand(CLI::App& app, CommandBody& body) {
       ->add_option("--box", flags->box,
                    "What this box can do, for plans by times: FILE as caravan probe --out writes "
                    "it. Where it is not there, the box is measured in a few seconds, before the "
-                   "worker joins, and FILE is written; of disks, that of --model, else "
-                   "--model-cache, else the current directory (drives of --mirror are not added: "
-                   "write them into FILE). Without it, or where another worker has none as the "
+                   "worker joins, and FILE is written; of disks, that of --model with those of "
+                   "--mirror, else that of --model-cache, else of the current directory. Without "
+                   "it, or where another worker has none as the "
                    "first plan is made, layers are shared out by memory")
       ->check(NotEmpty())
       ->type_name("FILE");

@@ -33,42 +33,51 @@ class BoxPlanner {
     }
     for (int first = 0; first < num_layers_; ++first) {
       for (int end = first + 1; end <= num_layers_; ++end) {
-        costs_[{first, end}] = cost.Of(Spec(first, end));
+        costs_[{first, end}] = cost.Of(StageOf(first, end, num_layers_));
       }
     }
   }
 
   absl::StatusOr<std::vector<BoxStage>> Plan(PlanAim aim) {
-    if (FastestSplitStates(num_layers_, kinds_) > kMostStates) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(boxes_.size(),
-                       " kinds of box, so many of each, have too many orders to go through all; "
-                       "give fewer kinds, or fewer of them"));
-    }
     const DecodeLoad load = LoadFor(aim, load_);
-    const std::optional<Split> split =
-        FastestSplit(config_, num_layers_, kinds_,
-                     [&](int kind, int first, int end, double rows) {
-                       const LayerCost& stage = CostOf(first, end);
-                       if (LackOf(stage, BoxOf(kind), load).bytes() > 0) return kImpossible;
-                       const absl::StatusOr<StageTime> time =
-                           PredictStage(config_, stage, BoxOf(kind), load, rows);
-                       CARAVAN_CHECK(time.ok());
-                       return time->seconds;
-                     },
-                     {.load = load});
+    if (FastestSplitStates(num_layers_, kinds_) > kMostStates) {
+      // The best plan for boxes that never run out is soon found. Where it takes no more than there
+      // are, there is no better one for these either.
+      std::vector<BoxKind> endless = kinds_;
+      for (BoxKind& kind : endless) kind.count = num_layers_;
+      const std::optional<Split> split = Fastest(endless, load);
+      if (split.has_value() && AreThere(*split)) return Stages(*split);
+      return absl::InvalidArgumentError(absl::StrCat(
+          boxes_.size(),
+          " kinds of box, so many of each, have too many orders to go through all; "
+          "give fewer kinds, fewer of them, or of each as many as the model has layers"));
+    }
+    const std::optional<Split> split = Fastest(kinds_, load);
     if (!split.has_value()) return WhatLacks();
     return Stages(*split);
   }
 
  private:
-  StageSpec Spec(int first, int end) const {
-    StageSpec stage;
-    stage.first_layer = first;
-    stage.end_layer = end;
-    stage.embeds = first == 0;
-    stage.has_head = end == num_layers_;
-    return stage;
+  std::optional<Split> Fastest(absl::Span<const BoxKind> kinds, const DecodeLoad& load) const {
+    return FastestSplit(config_, num_layers_, kinds,
+                        [&](int kind, int first, int end, double rows) {
+                          const LayerCost& stage = CostOf(first, end);
+                          if (LackOf(stage, BoxOf(kind), load).bytes() > 0) return kImpossible;
+                          const absl::StatusOr<StageTime> time =
+                              PredictStage(config_, stage, BoxOf(kind), load, rows);
+                          CARAVAN_CHECK(time.ok());
+                          return time->seconds;
+                        },
+                        {.load = load});
+  }
+
+  /// Whether the split takes no more boxes of each kind than there are.
+  bool AreThere(const Split& split) const {
+    std::vector<int> left;
+    for (const BoxKind& kind : kinds_) left.push_back(kind.count);
+    return std::all_of(split.stages.begin(), split.stages.end(), [&](const PickedStage& stage) {
+      return left[static_cast<size_t>(stage.kind)]-- > 0;
+    });
   }
 
   const Box& BoxOf(int kind) const { return boxes_[static_cast<size_t>(kind)].box; }
@@ -77,7 +86,7 @@ class BoxPlanner {
   std::vector<BoxStage> Stages(const Split& split) const {
     std::vector<BoxStage> stages;
     for (const PickedStage& picked : split.stages) {
-      stages.push_back({&BoxOf(picked.kind), Spec(picked.first, picked.end)});
+      stages.push_back({&BoxOf(picked.kind), StageOf(picked.first, picked.end, num_layers_)});
     }
     return stages;
   }

@@ -8,6 +8,7 @@
 #include <openssl/x509.h>
 #include <openssl/x509v3.h>
 
+#include <algorithm>
 #include <climits>
 #include <cstdint>
 #include <ctime>
@@ -94,11 +95,10 @@ bool SetName(X509* certificate, const std::string& name) {
                                     static_cast<int>(name.size()), -1, 0) == 1;
 }
 
-bool SetTimes(X509* certificate, const Validity& validity) {
-  return ASN1_TIME_set(X509_getm_notBefore(certificate),
-                       absl::ToTimeT(validity.now - kClockSkew)) != nullptr &&
-         ASN1_TIME_set(X509_getm_notAfter(certificate),
-                       absl::ToTimeT(validity.now + validity.lifetime)) != nullptr;
+bool SetTimes(X509* certificate, absl::Time now, absl::Time end) {
+  return ASN1_TIME_set(X509_getm_notBefore(certificate), absl::ToTimeT(now - kClockSkew)) !=
+             nullptr &&
+         ASN1_TIME_set(X509_getm_notAfter(certificate), absl::ToTimeT(end)) != nullptr;
 }
 
 /// No two certificates of an authority have one number.
@@ -163,7 +163,8 @@ absl::StatusOr<KeyAndCertificate> MakeAuthority(const Validity& validity) {
   const Certificate certificate(X509_new());
   X509* const x509 = certificate.get();
   const bool made = x509 != nullptr && X509_set_version(x509, X509_VERSION_3) == 1 &&
-                    DrawSerial(x509) && SetTimes(x509, validity) &&
+                    DrawSerial(x509) &&
+                    SetTimes(x509, validity.now, validity.now + validity.lifetime) &&
                     SetName(x509, "Caravan cluster authority") &&
                     X509_set_issuer_name(x509, X509_get_subject_name(x509)) == 1 &&
                     X509_set_pubkey(x509, key.get()) == 1 &&
@@ -201,6 +202,11 @@ absl::StatusOr<std::string> SignRequest(const KeyAndCertificate& authority,
   if (X509_check_private_key(issuer.get(), authority_key.get()) != 1) {
     return absl::FailedPreconditionError("the authority's key is not its certificate's");
   }
+  const absl::Time authority_end = ToTime(X509_get0_notAfter(issuer.get()));
+  if (authority_end <= validity.now) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the authority expired at ", absl::FormatTime(authority_end)));
+  }
   const Request request(
       PEM_read_bio_X509_REQ(Reader(request_pem).get(), nullptr, NoPassphrase, nullptr));
   if (request == nullptr) {
@@ -216,19 +222,20 @@ absl::StatusOr<std::string> SignRequest(const KeyAndCertificate& authority,
   const Certificate certificate(X509_new());
   X509* const x509 = certificate.get();
   const char* const usage = identity.role == Role::kClient ? "clientAuth" : "serverAuth,clientAuth";
-  const bool made = x509 != nullptr && X509_set_version(x509, X509_VERSION_3) == 1 &&
-                    DrawSerial(x509) && SetTimes(x509, validity) &&
-                    SetName(x509, ToString(identity)) &&
-                    X509_set_issuer_name(x509, X509_get_subject_name(issuer.get())) == 1 &&
-                    X509_set_pubkey(x509, key) == 1 &&
-                    AddExtension(x509, issuer.get(), NID_basic_constraints, "critical,CA:FALSE") &&
-                    AddExtension(x509, issuer.get(), NID_key_usage, "critical,digitalSignature") &&
-                    AddExtension(x509, issuer.get(), NID_ext_key_usage, usage) &&
-                    AddExtension(x509, issuer.get(), NID_subject_key_identifier, "hash") &&
-                    AddExtension(x509, issuer.get(), NID_authority_key_identifier, "keyid") &&
-                    AddExtension(x509, issuer.get(), NID_subject_alt_name,
-                                 absl::StrCat("URI:", ToUri(identity))) &&
-                    X509_sign(x509, authority_key.get(), EVP_sha256()) > 0;
+  const bool made =
+      x509 != nullptr && X509_set_version(x509, X509_VERSION_3) == 1 && DrawSerial(x509) &&
+      SetTimes(x509, validity.now, std::min(validity.now + validity.lifetime, authority_end)) &&
+      SetName(x509, ToString(identity)) &&
+      X509_set_issuer_name(x509, X509_get_subject_name(issuer.get())) == 1 &&
+      X509_set_pubkey(x509, key) == 1 &&
+      AddExtension(x509, issuer.get(), NID_basic_constraints, "critical,CA:FALSE") &&
+      AddExtension(x509, issuer.get(), NID_key_usage, "critical,digitalSignature") &&
+      AddExtension(x509, issuer.get(), NID_ext_key_usage, usage) &&
+      AddExtension(x509, issuer.get(), NID_subject_key_identifier, "hash") &&
+      AddExtension(x509, issuer.get(), NID_authority_key_identifier, "keyid") &&
+      AddExtension(x509, issuer.get(), NID_subject_alt_name,
+                   absl::StrCat("URI:", ToUri(identity))) &&
+      X509_sign(x509, authority_key.get(), EVP_sha256()) > 0;
   if (!made) return Failed("signing a certificate");
   return ToPem(x509);
 }

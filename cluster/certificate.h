@@ -39,10 +39,11 @@ absl::StatusOr<std::string> MakeKey();
 absl::StatusOr<std::string> MakeSigningRequest(const std::string& key_pem);
 
 /// A certificate of the authority for `identity` and the key of the request. A client's is good for
-/// the calling end of a connection only.
+/// the calling end of a connection only. It ends with the authority's, where that is sooner: nobody
+/// would believe it for longer.
 /// Errors: InvalidArgument - the name, no request, one that is not signed by its key, or another
 ///         kind of key; FailedPrecondition - the authority's key and certificate do not belong
-///         together.
+///         together, or it has expired.
 absl::StatusOr<std::string> SignRequest(const KeyAndCertificate& authority,
                                         const std::string& request_pem, const Identity& identity,
                                         const Validity& validity);

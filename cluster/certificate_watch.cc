@@ -13,8 +13,6 @@
 namespace caravan {
 namespace {
 
-constexpr absl::Duration kBetweenLooks = absl::Seconds(10);
-
 // Before the end, the longest first.
 constexpr std::array kWarnings = {absl::Hours(24 * 14), absl::Hours(24), absl::ZeroDuration()};
 
@@ -89,8 +87,10 @@ absl::Time CertificateWatch::not_after() const {
   return not_after_;
 }
 
-CertificateWatcher::CertificateWatcher(const std::string& directory)
-    : watch_(directory), thread_("certificates", [this] { Run(); }) {}
+CertificateWatcher::CertificateWatcher(const std::string& directory, absl::Duration between_looks)
+    : between_looks_(between_looks),
+      watch_(directory),
+      thread_("certificates", [this] { Run(); }) {}
 
 CertificateWatcher::~CertificateWatcher() {
   {
@@ -105,7 +105,7 @@ void CertificateWatcher::Run() {
   while (true) {
     watch_.Look(absl::Now());
     MutexLock lock(&mu_);
-    if (!stopping_) changed_.WaitWithTimeout(&mu_, kBetweenLooks);
+    if (!stopping_) changed_.WaitWithTimeout(&mu_, between_looks_);
     if (stopping_) return;
   }
 }

@@ -44,10 +44,11 @@ class CertificateWatch {
   absl::Time not_after_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
 };
 
-/// Has a CertificateWatch look every ten seconds, as long as it lives. Thread-safe.
+/// Has a CertificateWatch look at once and every `between_looks`, as long as it lives. Thread-safe.
 class CertificateWatcher {
  public:
-  explicit CertificateWatcher(const std::string& directory);
+  explicit CertificateWatcher(const std::string& directory,
+                              absl::Duration between_looks = absl::Seconds(10));
   ~CertificateWatcher();
 
   /// As CertificateWatch's.
@@ -56,6 +57,7 @@ class CertificateWatcher {
  private:
   void Run();
 
+  const absl::Duration between_looks_;
   CertificateWatch watch_;
   Mutex mu_;
   CondVar changed_;

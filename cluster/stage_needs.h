@@ -24,8 +24,9 @@ class PossibleStages {
   int num_layers() const { return num_layers_; }
   /// The stage with layers [begin, end).
   StageSpec Spec(int begin, int end) const {
-    const bool is_last = end == num_layers_;
-    return {begin, end, begin == 0, is_last, is_last && drafts_};
+    StageSpec spec = StageOf(begin, end, num_layers_);
+    spec.drafts = spec.has_head && drafts_;
+    return spec;
   }
   const LayerCost& Of(int begin, int end) const {
     // Stages that begin at 0, then those at 1, ...

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <numeric>
+#include <optional>
+#include <utility>
 
 #include "base/check.h"
 
@@ -36,10 +38,18 @@ class Search {
       FindTakeovers();
       return;
     }
+    // More boxes than layers or stages are of no use.
+    const int most = rules_.num_stages > 0 ? std::min(rules_.num_stages, layers_) : layers_;
+    std::optional<size_t> endless;
     for (const int count : rules_.counts) {
+      if (count >= most && endless.has_value()) {
+        tallies_.push_back(*endless);
+        continue;
+      }
+      tallies_.push_back(limits_.size());
+      if (count >= most) endless = tallies_.back();
       strides_.push_back(combinations_);
-      // More boxes than layers are of no use.
-      limits_.push_back(std::min(count, layers_));
+      limits_.push_back(std::min(count, most));
       combinations_ *= static_cast<size_t>(limits_.back()) + 1;
     }
     totals_.resize(combinations_);
@@ -93,23 +103,24 @@ class Search {
 
   /// Whether a box of the kind may come behind such boxes; `used` is not looked at with in_order.
   bool HasMore(size_t combination, const std::vector<int>& used, size_t kind) const {
-    return rules_.in_order ? kind >= Passed(combination) : used[kind] < limits_[kind];
+    if (rules_.in_order) return kind >= Passed(combination);
+    return used[tallies_[kind]] < limits_[tallies_[kind]];
   }
   size_t Passed(size_t combination) const { return combination % (num_kinds() + 1); }
   /// The combination with one more box of the kind.
   size_t With(size_t combination, size_t kind) const {
-    if (!rules_.in_order) return combination + strides_[kind];
+    if (!rules_.in_order) return combination + strides_[tallies_[kind]];
     return combination - Passed(combination) + num_kinds() + 1 + kind + 1;
   }
 
   /// The combinations in order: whoever uses one box more comes later.
   void Next(std::vector<int>& used) const {
-    for (size_t kind = 0; kind < used.size(); ++kind) {
-      if (used[kind] < limits_[kind]) {
-        ++used[kind];
+    for (size_t tally = 0; tally < used.size(); ++tally) {
+      if (used[tally] < limits_[tally]) {
+        ++used[tally];
         return;
       }
-      used[kind] = 0;
+      used[tally] = 0;
     }
   }
 
@@ -155,12 +166,12 @@ class Search {
 
   /// Next, backwards.
   void Previous(std::vector<int>& used) const {
-    for (size_t kind = 0; kind < used.size(); ++kind) {
-      if (used[kind] > 0) {
-        --used[kind];
+    for (size_t tally = 0; tally < used.size(); ++tally) {
+      if (used[tally] > 0) {
+        --used[tally];
         return;
       }
-      used[kind] = limits_[kind];
+      used[tally] = limits_[tally];
     }
   }
 
@@ -259,7 +270,7 @@ class Search {
       if (rules_.in_order) {
         combination += static_cast<size_t>(way.passed) - Passed(combination) - num_kinds() - 1;
       } else {
-        combination -= strides_[static_cast<size_t>(way.kind)];
+        combination -= strides_[tallies_[static_cast<size_t>(way.kind)]];
       }
       end = way.first;
       at = At(combination, way.network, end);
@@ -273,7 +284,10 @@ class Search {
   const int layers_;
   const int networks_;
   double bound_;  // what is not below it is of no interest
-  std::vector<int> limits_;
+  // Boxes are counted by kind, but those of all kinds that never run out together: which of these
+  // were used does not matter to what follows.
+  std::vector<size_t> tallies_;  // in which each kind is counted
+  std::vector<int> limits_;      // of each of these
   std::vector<size_t> strides_;
   size_t combinations_ = 1;
   std::vector<int> totals_;  // boxes, by combination
@@ -337,7 +351,14 @@ bool MaySplit(const StageCosts& costs, const SplitRules& rules) {
 
 double SplitStates(int num_layers, const std::vector<int>& counts, int num_networks) {
   double states = (num_layers + 1.0) * num_networks;
-  for (const int count : counts) states *= std::min(count, num_layers) + 1.0;
+  bool endless = false;
+  for (const int count : counts) {
+    if (count < num_layers) {
+      states *= count + 1.0;
+    } else if (!std::exchange(endless, true)) {
+      states *= num_layers + 1.0;
+    }
+  }
   return states;
 }
 

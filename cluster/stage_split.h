@@ -5,7 +5,8 @@
 // nothing of what the costs are; box_planner makes them. Exact, by dynamic programming over (how
 // many boxes of each kind are used, layers done, the network that the last one is in): time and
 // memory grow with the product of the kinds' counts, or, where boxes keep their order, with their
-// number times that of the stages. What bounds say of a state keeps most of them
+// number times that of the stages. Kinds of at least as many boxes as layers never run out, and
+// count as one however many there are. What bounds say of a state keeps most of them
 // from being gone through: where the boxes that are left must take over at the latest, and what the
 // layers that are left cost at least. Pure functions.
 

@@ -244,9 +244,11 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
   StageTime time;
   time.tiers = placed.tiers;
   time.expert_slots = placed.expert_slots;
-  const int64_t kept =
-      placed.expert_slots - PassedExpertSlots(placed.expert_slots, stage.num_experts);
-  time.expert_share = num_experts == 0 ? 1 : static_cast<double>(kept) / num_experts;
+  const auto kept_by = [&](int64_t slots) {
+    const int64_t kept = slots - PassedExpertSlots(slots, stage.num_experts);
+    return num_experts == 0 ? 1 : static_cast<double>(kept) / num_experts;
+  };
+  time.expert_share = kept_by(placed.expert_slots);
 
   // What is read.
   const double touched = TouchedExperts(per_layer, chosen, rows);
@@ -254,9 +256,10 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
   // Between two tokens of a job the cache meets those of all others, or of a whole chunk.
   const double met =
       TouchedExperts(per_layer, chosen, std::max(rows, static_cast<double>(load.decoding_jobs())));
-  const double hits =
-      per_layer == 0 ? 1 : HitRate(time.expert_share, met / per_layer, load.routing);
-  time.bytes_read = expert_layers * touched * (1 - hits) * expert_bytes;
+  const auto hit_by = [&](int64_t slots) {
+    return per_layer == 0 ? 1 : HitRate(kept_by(slots), met / per_layer, load.routing);
+  };
+  time.bytes_read = expert_layers * touched * (1 - hit_by(placed.expert_slots)) * expert_bytes;
   time.read_seconds = time.bytes_read == 0 ? 0 : time.bytes_read / box.disk.read_bytes;
 
   // What every row passes, the part on the card after the other.
@@ -283,10 +286,10 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
   time.always_seconds =
       on_cpu.seconds() + on_card.seconds() + placed.always_on_card * layers * kCardLayerSeconds;
 
-  // The experts: those on the card beside the others.
+  // The experts: those on the card beside the others. The card keeps the hottest, whatever lies
+  // below it: more memory leaves it as many uses as it had.
   const Work experts = {expert_layers * touched * expert_bytes, rows * chosen_multiply_adds, 0};
-  const double card_share = hits * static_cast<double>(placed.card_slots) /
-                            static_cast<double>(std::max<int64_t>(1, placed.expert_slots));
+  const double card_share = hit_by(placed.card_slots);
   const Computing shared =
       ShareExperts(experts.Part(card_share), experts.Part(1 - card_share), box);
   time.expert_seconds = shared.seconds();

@@ -1,5 +1,5 @@
 # The Debian package, by `cpack` in a build directory that has the target caravan (scripts/package.sh): the
-# binary, the units, and their configuration in /etc/caravan. deploy/debian is what dpkg runs.
+# binary, its manual, the units, and their configuration in /etc/caravan. deploy/debian is what dpkg runs.
 
 install(TARGETS caravan DESTINATION bin)
 set(deploy ${CMAKE_SOURCE_DIR}/deploy)
@@ -10,6 +10,14 @@ install(FILES ${deploy}/systemd/caravan-worker.service
 install(FILES ${deploy}/config/caravan-coordinator.toml ${deploy}/config/caravan-worker.toml
   DESTINATION /etc/caravan)
 install(FILES docs/operations.md docs/operations.zh-CN.md DESTINATION share/doc/caravan)
+
+# The manual is what the binary says of itself; not part of all, as it takes help2man. Who installs
+# without it has none.
+add_custom_target(caravan_manual
+  COMMAND ${CMAKE_SOURCE_DIR}/scripts/man_pages.sh $<TARGET_FILE:caravan> ${CMAKE_BINARY_DIR}/man
+  DEPENDS caravan ${CMAKE_SOURCE_DIR}/scripts/man_pages.sh
+  VERBATIM)
+install(DIRECTORY ${CMAKE_BINARY_DIR}/man/ DESTINATION share/man/man1 OPTIONAL)
 
 # Whoever packages has built what is packaged: not the tests, too.
 set(CMAKE_SKIP_INSTALL_ALL_DEPENDENCY ON)

@@ -77,9 +77,10 @@ int64_t BlockManager::Adopt(absl::Span<const int32_t> tokens, BlockTable& table,
   const int64_t shared_tokens = table.num_published * block_tokens_;
 
   // The block that goes on for longest as the sequence does.
-  const auto children = children_.find(table.last_content);
-  if (children == children_.end()) return shared_tokens;
   const absl::Span<const int32_t> rest = BlockOf(tokens, table.num_published);
+  if (rest.empty()) return shared_tokens;
+  const auto children = children_.find({table.last_content, rest.front()});
+  if (children == children_.end()) return shared_tokens;
   int64_t copied_tokens = 0;
   uint32_t from = 0;
   for (const uint32_t child : children->second) {
@@ -180,7 +181,7 @@ uint64_t BlockManager::PublishBlock(uint32_t block, uint64_t parent,
   if (own.content == 0) {
     own.content = ++last_content_;
     own.parent = parent;
-    children_[parent].push_back(block);
+    children_[{parent, tokens.front()}].push_back(block);
   }
   own.tokens.assign(tokens.begin(), tokens.end());
   if (full) full_blocks_[HashContent(parent, tokens)] = block;
@@ -189,7 +190,7 @@ uint64_t BlockManager::PublishBlock(uint32_t block, uint64_t parent,
 
 void BlockManager::Unpublish(uint32_t block) {
   Block& own = blocks_[block];
-  const auto siblings = children_.find(own.parent);
+  const auto siblings = children_.find({own.parent, own.tokens.front()});
   siblings->second.erase(std::find(siblings->second.begin(), siblings->second.end(), block));
   if (siblings->second.empty()) children_.erase(siblings);
   const auto full = full_blocks_.find(HashContent(own.parent, own.tokens));
@@ -262,9 +263,12 @@ void BlockManager::CheckInvariants() const {
     }
   }
   int64_t listed = 0;
-  for (const auto& [parent, children] : children_) {
+  for (const auto& [key, children] : children_) {
     listed += static_cast<int64_t>(children.size());
-    for (const uint32_t child : children) CARAVAN_CHECK(blocks_[child].parent == parent);
+    for (const uint32_t child : children) {
+      CARAVAN_CHECK(blocks_[child].parent == key.first &&
+                    blocks_[child].tokens.front() == key.second);
+    }
   }
   CARAVAN_CHECK(listed == findable);
   for (const auto& [hash, block] : full_blocks_) {

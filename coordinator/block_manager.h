@@ -139,9 +139,10 @@ class BlockManager {
   std::list<uint32_t> far_unused_;  // likewise, far
   uint64_t last_content_ = 0;
   ArchiveIndex archive_;
-  std::vector<ArchivedKvBlock> kept_;                              // for TakeKept
-  absl::flat_hash_map<uint64_t, uint32_t> full_blocks_;            // by a hash of parent and tokens
-  absl::flat_hash_map<uint64_t, std::vector<uint32_t>> children_;  // findable blocks by parent
+  std::vector<ArchivedKvBlock> kept_;                    // for TakeKept
+  absl::flat_hash_map<uint64_t, uint32_t> full_blocks_;  // by a hash of parent and tokens
+  // Findable blocks by parent and first token: after the root come all beginnings there are.
+  absl::flat_hash_map<std::pair<uint64_t, int32_t>, std::vector<uint32_t>> children_;
 };
 
 }  // namespace caravan

@@ -14,42 +14,43 @@
 namespace caravan {
 namespace {
 
-/// The times of stages, each computed once.
+/// The times of stages. Each is computed once for each shape of steps, and once for all stages that
+/// are alike, as most of a pipeline of equal boxes are.
 class StageTimes {
  public:
   StageTimes(const ModelConfig& config, const ModelCost& cost, absl::Span<const BoxStage> stages,
              const DecodeLoad& load, int64_t prefill_chunk)
       : config_(config), load_(load) {
     for (const BoxStage& stage : stages) {
-      costs_.push_back(cost.Of(stage.stage));
       boxes_.push_back(WithoutSteps(config, stage.stage, static_cast<int>(stages.size()),
                                     prefill_chunk, *stage.box));
+      const Kind kind = {boxes_.size() - 1, cost.Of(stage.stage)};
+      const auto alike = std::find_if(kinds_.begin(), kinds_.end(), [&](const Kind& other) {
+        return other.cost == kind.cost && boxes_[other.stage] == boxes_[kind.stage];
+      });
+      kind_of_.push_back(static_cast<size_t>(alike - kinds_.begin()));
+      if (alike == kinds_.end()) kinds_.push_back(kind);
     }
   }
 
   /// Errors: as PredictStage.
   absl::Status Check() const {
-    for (size_t s = 0; s < boxes_.size(); ++s) {
-      CARAVAN_RETURN_IF_ERROR(PredictStage(config_, costs_[s], boxes_[s], load_, 1).status());
+    for (const Kind& kind : kinds_) {
+      CARAVAN_RETURN_IF_ERROR(
+          PredictStage(config_, kind.cost, boxes_[kind.stage], load_, 1).status());
     }
     return absl::OkStatus();
   }
 
   double Seconds(int stage, const StepShape& step) {
-    const int64_t blocks = CeilDiv(std::max<int64_t>(1, step.attended_tokens), kKvBlockTokens);
-    const auto [it, is_new] =
-        seconds_.try_emplace({stage, step.rows, step.sampled_rows, blocks}, 0);
-    if (is_new) {
-      DecodeLoad load = load_;
-      load.attended = blocks * kKvBlockTokens;
-      load.sampled_share = static_cast<double>(step.sampled_rows) / static_cast<double>(step.rows);
-      const auto s = static_cast<size_t>(stage);
-      const absl::StatusOr<StageTime> time =
-          PredictStage(config_, costs_[s], boxes_[s], load, static_cast<double>(step.rows));
-      CARAVAN_CHECK(time.ok());  // what fits does not depend on the step: Check
-      it->second = time->seconds;
+    // Stages are asked one after the other for the same step.
+    const Shape shape = {step.rows, step.sampled_rows,
+                         CeilDiv(std::max<int64_t>(1, step.attended_tokens), kKvBlockTokens)};
+    if (latest_ == nullptr || shape != latest_shape_) {
+      latest_shape_ = shape;
+      latest_ = SecondsOfKinds(shape);
     }
-    return it->second;
+    return latest_[kind_of_[static_cast<size_t>(stage)]];
   }
 
   double SendSeconds(int stage, int64_t rows) const {
@@ -66,11 +67,37 @@ class StageTimes {
   }
 
  private:
+  struct Kind {
+    size_t stage = 0;  // a stage of it
+    LayerCost cost;
+  };
+  using Shape = std::tuple<int64_t, int64_t, int64_t>;  // rows, sampled ones, blocks of KV
+
+  const double* SecondsOfKinds(const Shape& shape) {
+    const auto [it, is_new] = seconds_.try_emplace(shape);
+    if (is_new) {
+      const auto& [rows, sampled_rows, blocks] = shape;
+      DecodeLoad load = load_;
+      load.attended = blocks * kKvBlockTokens;
+      load.sampled_share = static_cast<double>(sampled_rows) / static_cast<double>(rows);
+      for (const Kind& kind : kinds_) {
+        const absl::StatusOr<StageTime> time =
+            PredictStage(config_, kind.cost, boxes_[kind.stage], load, static_cast<double>(rows));
+        CARAVAN_CHECK(time.ok());  // what fits does not depend on the step: Check
+        it->second.push_back(time->seconds);
+      }
+    }
+    return it->second.data();  // stays where it is when the map grows
+  }
+
   const ModelConfig& config_;
   const DecodeLoad load_;
   std::vector<Box> boxes_;  // of each stage, without what steps take
-  std::vector<LayerCost> costs_;
-  absl::flat_hash_map<std::tuple<int, int64_t, int64_t, int64_t>, double> seconds_;
+  std::vector<Kind> kinds_;
+  std::vector<size_t> kind_of_;                              // by stage
+  absl::flat_hash_map<Shape, std::vector<double>> seconds_;  // by kind
+  Shape latest_shape_;
+  const double* latest_ = nullptr;  // for that
 };
 
 }  // namespace

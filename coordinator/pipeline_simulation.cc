@@ -79,6 +79,7 @@ class Simulator {
     CARAVAN_CHECK(!options.drafts);
     // Each prompt begins with a token of its own, so that none begin alike.
     options.vocab_size = static_cast<int64_t>(num_jobs) + 1;
+    options.suspects = false;
     return options;
   }
 

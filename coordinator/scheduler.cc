@@ -155,6 +155,7 @@ void Scheduler::Admit() {
 }
 
 Sequence* Scheduler::Suspect() const {
+  if (!options_.suspects) return nullptr;
   const auto is_suspect = [](const auto& entry) { return entry.second->suspect(); };
   const auto runs = std::find_if(running_.begin(), running_.end(), is_suspect);
   if (runs != running_.end()) return runs->second;

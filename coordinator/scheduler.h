@@ -60,6 +60,7 @@ class Scheduler {
     int64_t prefill_chunk = 1;  // tokens
     int64_t vocab_size = 1;
     bool drafts = false;           // the last stage has the layer of multi-token prediction
+    bool suspects = true;          // there may be some; else none is looked for at every step
     ArchiveContents archive = {};  // of KV blocks, on the stages' disks
   };
   /// What was done since the beginning; grows only.

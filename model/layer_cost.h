@@ -41,6 +41,7 @@ struct LayerCost {
   }
 
   LayerCost& operator+=(const LayerCost& other);
+  friend bool operator==(const LayerCost&, const LayerCost&) = default;
 };
 
 struct ModelCost {

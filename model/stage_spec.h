@@ -22,6 +22,15 @@ struct StageSpec {
   friend bool operator==(const StageSpec&, const StageSpec&) = default;
 };
 
+/// Layers [first_layer, end_layer) of `num_layers`, without drafts: the first stage embeds, the
+/// last has the head.
+inline StageSpec StageOf(int first_layer, int end_layer, int num_layers) {
+  return {.first_layer = first_layer,
+          .end_layer = end_layer,
+          .embeds = first_layer == 0,
+          .has_head = end_layer == num_layers};
+}
+
 /// "layers 0..30 with embedding", last layer included, as people count.
 inline std::string DescribeStage(const StageSpec& stage) {
   return absl::StrCat("layers ", stage.first_layer, "..", stage.end_layer - 1,

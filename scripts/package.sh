@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 directory=$(realpath -m "${1:-build/package}")
 
 scripts/install_packages.sh package >&2
-scripts/build.sh release caravan >&2
+scripts/build.sh release caravan_manual >&2
 mkdir -p "$directory"
 printed=$(cd build/release && cpack -B "$directory" 2>&1) || { echo "$printed" >&2; exit 1; }
 rm -rf "$directory/_CPack_Packages"

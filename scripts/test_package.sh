@@ -47,6 +47,12 @@ in_root apt-get install -y -q --no-install-recommends /srv/caravan.deb >>"$scrat
   exit 1
 }
 in_root caravan --help >/dev/null
+for page in caravan caravan-worker caravan-certs-init; do
+  zcat "$root/usr/share/man/man1/$page.1.gz" | grep -q '^\.SH OPTIONS' || {
+    echo "test_package.sh: no manual page $page" >&2
+    exit 1
+  }
+done
 
 # The rest happens inside, as the only service of a boot.
 cat >"$root/srv/check.sh" <<'CHECK'

@@ -44,7 +44,7 @@ TEST(CommandResultsTest, PlanPredictsForAShapeThatIsNotHere) {
   const std::string shape = CARAVAN_SOURCE_DIR "/bench/shapes/deepseek-r1.json";
   TestProcess& plan =
       cluster.Launch("plan", {"plan", "--model", shape, "--experts", "q4_K", "--dense", "q4_K",
-                              "--count", "1,12", "--jobs", "1,256", "--target", "5"});
+                              "--count", "1,12", "--jobs", "1,256", "--target", "15"});
   EXPECT_EQ(plan.Wait(), 0) << plan.Transcript();
   EXPECT_THAT(plan.Out(), HasSubstr("a prediction, not a measurement"));
   // One box has not the memory for the KV cache of 256 jobs; of twelve it takes experts' place.

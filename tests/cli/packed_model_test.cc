@@ -104,6 +104,30 @@ TEST(PackedModelTest, AWorkerRefusesMirrorsThatAreNoneAtItsStart) {
   }
 }
 
+TEST(PackedModelTest, AWorkerMeasuresTheDrivesOfItsMirrorsToo) {
+  TestCluster cluster;
+  const std::string pack = MakeModelOfManyExperts(cluster);
+  const std::string mirror = cluster.dir().File("mirror");
+  std::filesystem::copy(pack, mirror, std::filesystem::copy_options::recursive);
+  cluster.StartCoordinator({"--tokenizer", CARAVAN_SOURCE_DIR "/models/tiny-r1"}, pack);
+  const std::string file = cluster.dir().File("box.json");
+  const std::vector<std::string> alone = {"--model", pack, "--box", file};
+  std::vector<std::string> mirrored = alone;
+  mirrored.insert(mirrored.end(), {"--mirror", mirror});
+  const auto start = [&](const std::vector<std::string>& flags) {
+    TestProcess& worker = cluster.StartWorker("box", flags);
+    EXPECT_TRUE(worker.WaitForErr("joined"));
+    worker.Signal(SIGTERM);
+    EXPECT_EQ(worker.Wait(), 0) << worker.Transcript();
+    return worker.Err();
+  };
+  EXPECT_THAT(start(mirrored), HasSubstr("measuring_box"));
+  EXPECT_EQ(nlohmann::json::parse(Slurp(file)).at("disk").at("drives"), 2);
+  EXPECT_THAT(start(mirrored),
+              AllOf(Not(HasSubstr("measuring_box")), Not(HasSubstr("box_has_other_drives"))));
+  EXPECT_THAT(start(alone), HasSubstr("box_has_other_drives"));
+}
+
 TEST(PackedModelTest, AWorkerWhoseExpertsDoNotFitKeepsToItsBudgetAsAWhole) {
   TestCluster cluster;
   cluster.StartCoordinator({"--tokenizer", CARAVAN_SOURCE_DIR "/models/tiny-r1"},

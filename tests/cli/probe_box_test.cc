@@ -99,6 +99,28 @@ TEST(ProbeBoxTest, PrintsTheSameAsOneLineOfJson) {
   EXPECT_EQ(box->network.bytes, 0);
 }
 
+TEST(ProbeBoxTest, DrivesWithTheSameFilesAreReadAtOnce) {
+  TestCluster cluster;
+  const TempDir dir;
+  const TempDir mirror;
+  std::vector<std::string> arguments = QuickProbe(dir);
+  arguments.insert(arguments.end(), {"--json", "--mirror", mirror.path()});
+  TestProcess& probe = cluster.Launch("probe", arguments);
+  ASSERT_EQ(probe.Wait(), 0) << probe.Transcript();
+  EXPECT_THAT(probe.Err(), HasSubstr("2 drives are read at "));
+  const absl::StatusOr<Box> box = BoxFromJson(
+      nlohmann::json::parse(probe.Out(), nullptr, /*allow_exceptions=*/false), "stdout");
+  ASSERT_TRUE(box.ok()) << box.status() << probe.Transcript();
+  EXPECT_EQ(box->disk.drives, 2);
+  EXPECT_GT(box->disk.read_bytes, 1e6);
+  EXPECT_THAT(Names(mirror.path()), ::testing::IsEmpty());
+
+  arguments.back() = "/nonexistent";
+  TestProcess& nowhere = cluster.Launch("nowhere", arguments);
+  EXPECT_EQ(nowhere.Wait(), 2) << nowhere.Transcript();
+  EXPECT_THAT(nowhere.Err(), HasSubstr("/nonexistent"));
+}
+
 TEST(ProbeBoxTest, AnInterruptedProbeLeavesNothing) {
   TestCluster cluster;
   const TempDir dir;

@@ -65,7 +65,9 @@ Case RandomCase(std::mt19937& random) {
     }
     box.network.latency_seconds = static_cast<double>(number(0, 2)) * 1e-3;
     box.network.bytes = static_cast<double>(number(1, 3) * number(1, 3)) * 1e7;
-    drawn.boxes.push_back({box, static_cast<int>(number(1, kinds == 1 ? 4 : 2))});
+    // Some never run out.
+    const int64_t count = number(0, 3) == 0 ? layers + number(0, 300) : number(1, 2);
+    drawn.boxes.push_back({box, static_cast<int>(kinds == 1 ? number(1, 4) : count)});
   }
   drawn.load.jobs = number(1, 3) == 1 ? 1 : number(1, 60);
   drawn.load.context_tokens = number(1, 512);
@@ -93,12 +95,7 @@ void TryAll(const Case& drawn, std::vector<int>& left, std::vector<BoxStage>& st
     if (left[kind] == 0) continue;
     --left[kind];
     for (int end = first + 1; end <= layers; ++end) {
-      StageSpec stage;
-      stage.first_layer = first;
-      stage.end_layer = end;
-      stage.embeds = first == 0;
-      stage.has_head = end == layers;
-      stages.push_back({&drawn.boxes[kind].box, stage});
+      stages.push_back({&drawn.boxes[kind].box, StageOf(first, end, layers)});
       TryAll(drawn, left, stages, least);
       stages.pop_back();
     }
@@ -134,6 +131,58 @@ TEST(BoxPlanner, NoOtherPlanIsBetter) {
   EXPECT_GT(planned, 300);
   EXPECT_GT(several, 150);
   EXPECT_GT(refused, 30);
+}
+
+/// The case with more of something in each box, and of nothing less.
+Case WithBetterBoxes(std::mt19937& random, Case better) {
+  const auto times = [&] { return std::uniform_real_distribution<double>(1, 4)(random); };
+  for (BoxCount& kind : better.boxes) {
+    Box& box = kind.box;
+    switch (std::uniform_int_distribution<int>(0, 2)(random)) {
+      case 0:
+        box.memory.bytes = static_cast<int64_t>(times() * static_cast<double>(box.memory.bytes));
+        break;
+      case 1:
+        box.disk.read_bytes *= times();
+        break;
+      case 2:
+        box.network.bytes *= times();
+        box.network.latency_seconds /= times();
+        break;
+    }
+  }
+  return better;
+}
+
+// Neither of the same stages nor of those that are best then.
+TEST(BoxPlanner, MoreMemoryAFasterDiskAndAFasterNetworkNeverForetellLess) {
+  std::mt19937 random(23);
+  int faster = 0;
+  int held_before = 0;
+  for (int i = 0; i < 1000; ++i) {
+    const Case drawn = RandomCase(random);
+    const Case better = WithBetterBoxes(random, drawn);
+    const auto plan = PlanBoxes(SmallModelConfig(), drawn.cost, drawn.boxes, drawn.load, drawn.aim);
+    if (!plan.ok()) continue;
+    ++held_before;
+    const double before = SecondsPerToken(drawn, *plan);
+    std::vector<BoxStage> same = *plan;
+    for (BoxStage& stage : same) {
+      const auto kind =
+          std::find_if(drawn.boxes.begin(), drawn.boxes.end(),
+                       [&](const BoxCount& candidate) { return &candidate.box == stage.box; });
+      stage.box = &better.boxes[static_cast<size_t>(kind - drawn.boxes.begin())].box;
+    }
+    EXPECT_LE(SecondsPerToken(better, same), before * (1 + 1e-9)) << "case " << i;
+    const auto anew =
+        PlanBoxes(SmallModelConfig(), better.cost, better.boxes, better.load, better.aim);
+    ASSERT_TRUE(anew.ok()) << "case " << i << ": " << anew.status();
+    const double after = SecondsPerToken(better, *anew);
+    EXPECT_LE(after, before * (1 + 1e-9)) << "case " << i;
+    faster += after < 0.99 * before ? 1 : 0;
+  }
+  EXPECT_GT(held_before, 500);
+  EXPECT_GT(faster, 200);
 }
 
 TEST(BoxPlanner, NoBoxIsUsedMoreOftenThanItIsThere) {
@@ -229,15 +278,33 @@ TEST(BoxPlanner, WhatLacksIsSaid) {
               HasSubstr("stage 1 (layers 0..7, box roomy) lacks 40.0 MiB of memory"));
 }
 
+TEST(BoxPlanner, KindsThatNeverRunOutAreGoneThroughTogether) {
+  std::vector<BoxCount> boxes;
+  for (int i = 1; i <= 6; ++i) {
+    boxes.push_back({Roomy(), 20});
+    boxes.back().box.memory.read_bytes *= 1 + 0.1 * i;
+  }
+  const DecodeLoad load = {.jobs = 64};
+  const auto plan = PlanBoxes(SmallModelConfig(), Layers(20), boxes, load, PlanAim::kBulk);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  for (const BoxStage& stage : *plan) EXPECT_EQ(stage.box, &boxes.back().box);
+  EXPECT_GT(plan->size(), 1u);
+}
+
 TEST(BoxPlanner, TooManyDifferentBoxesAreRefused) {
   std::vector<BoxCount> boxes;
   for (int i = 1; i <= 6; ++i) {
     boxes.push_back({Roomy(), 10});
     boxes.back().box.memory.bytes += i;
   }
-  const auto plan = PlanBoxes(SmallModelConfig(), Layers(20), boxes, {}, PlanAim::kBulk);
+  const auto plan =
+      PlanBoxes(SmallModelConfig(), Layers(20), boxes, {.jobs = 6400}, PlanAim::kBulk);
   EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(plan.status().message()), HasSubstr("6 kinds of box"));
+  // But a lone job takes few of them, of the kind that is best.
+  const auto alone = PlanBoxes(SmallModelConfig(), Layers(20), boxes, {}, PlanAim::kBulk);
+  ASSERT_TRUE(alone.ok()) << alone.status();
+  EXPECT_EQ(alone->size(), 1u);
 }
 
 }  // namespace

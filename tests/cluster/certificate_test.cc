@@ -1,6 +1,7 @@
 #include "cluster/certificate.h"
 
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
@@ -36,6 +37,29 @@ TEST_F(CertificateTest, SaysWhoseItIsAndHowLongItIsGood) {
   EXPECT_EQ(facts->not_after, kNow + absl::Hours(24 * 365));
   EXPECT_EQ(facts->fingerprint.size(), 64u);
   EXPECT_FALSE(ReadCertificate(authority_.certificate_pem)->identity.ok());
+}
+
+TEST_F(CertificateTest, EndsWithItsAuthorityAtTheLatest) {
+  const absl::Time end = kNow + kYear.lifetime;
+  const absl::Time later = end - absl::Hours(24 * 30);
+  for (const auto& [days, expected] :
+       {std::pair{29, later + absl::Hours(24 * 29)}, {30, end}, {31, end}, {3650, end}}) {
+    const absl::StatusOr<KeyAndCertificate> box =
+        IssueIdentity(authority_, {Role::kWorker, "box-a"}, {later, absl::Hours(24 * days)});
+    ASSERT_TRUE(box.ok()) << box.status();
+    EXPECT_EQ(ReadCertificate(box->certificate_pem)->not_after, expected) << days;
+  }
+}
+
+TEST_F(CertificateTest, OneOfAnAuthorityThatHasEndedIsNotMade) {
+  const absl::Time end = kNow + kYear.lifetime;
+  EXPECT_TRUE(
+      IssueIdentity(authority_, {Role::kWorker, "box-a"}, {end - absl::Seconds(1), absl::Hours(24)})
+          .ok());
+  const absl::Status late =
+      IssueIdentity(authority_, {Role::kWorker, "box-a"}, {end, absl::Hours(24)}).status();
+  EXPECT_EQ(late.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(late.message(), HasSubstr("the authority expired at 2027-03-01"));
 }
 
 TEST_F(CertificateTest, IsGoodWithItsKeyInAnyOrder) {

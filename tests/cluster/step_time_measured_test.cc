@@ -47,6 +47,7 @@ class MeasuredStage {
     DecodeLoad load;
     load.jobs = step.is_prompt ? 1 : step.rows;
     load.context_tokens = 1024;
+    load.routing = Routing::kEven;  // of random hidden states
     if (step.is_prompt) load.attended = step.rows / 2;
     const auto time = PredictStage(model_->config(), stage_, box, load, step.rows);
     EXPECT_TRUE(time.ok()) << time.status();

@@ -50,12 +50,7 @@ std::vector<BoxStage> Even(const Box& box, int num_boxes, const ModelCost& cost)
   const auto layers = static_cast<int>(cost.layers.size());
   std::vector<BoxStage> stages;
   for (int i = 0; i < num_boxes; ++i) {
-    StageSpec stage;
-    stage.first_layer = layers * i / num_boxes;
-    stage.end_layer = layers * (i + 1) / num_boxes;
-    stage.embeds = i == 0;
-    stage.has_head = i + 1 == num_boxes;
-    stages.push_back({&box, stage});
+    stages.push_back({&box, StageOf(layers * i / num_boxes, layers * (i + 1) / num_boxes, layers)});
   }
   return stages;
 }
@@ -149,6 +144,30 @@ TEST(StepTime, EvenRoutingHitsWhatIsKept) {
     ASSERT_TRUE(time.ok()) << time.status();
     const double touched = 2 * TouchedExperts(256, 8, rows);
     EXPECT_NEAR(time->bytes_read / (touched * 20e6), 1 - 96.0 / 512, 1e-9);
+  }
+}
+
+// The card keeps the hottest experts, whatever memory there is below it.
+TEST(StepTime, MoreMemoryLeavesTheCardItsUses) {
+  Box box = DiskBox(128 * int64_t{20'000'000});
+  box.cpu.multiply_adds = 1e11;
+  box.card.count = 1;
+  box.card.bytes = 128 * int64_t{20'000'000};
+  box.card.read_bytes = 1e15;
+  box.card.multiply_adds = 1e18;
+  double read_before = 0;
+  for (const int64_t slots : {128, 256, 384}) {
+    box.memory.bytes = slots * 20'000'000;
+    const auto time = PredictStage(R1(), ExpertLayers(2), box, {}, 1);
+    ASSERT_TRUE(time.ok()) << time.status();
+    EXPECT_EQ(time->expert_slots, 128 + slots);
+    // Of the 512 experts the card keeps 96, and 32 pass through it; the CPU computes the others.
+    const double by_cpu = 2 * 8 * (1 - HitRate(96.0 / 512, 8.0 / 256));
+    EXPECT_NEAR(time->expert_seconds, by_cpu * 3 * 7168 * 2048 / 1e11 + 2 * (0.2e-3 + 2e-6), 1e-6);
+    if (slots > 128) {
+      EXPECT_LT(time->read_seconds, read_before);
+    }
+    read_before = time->read_seconds;
   }
 }
 

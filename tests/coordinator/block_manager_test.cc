@@ -1,7 +1,10 @@
 #include "coordinator/block_manager.h"
 
+#include <algorithm>
+#include <cstdint>
 #include <map>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -52,6 +55,36 @@ TEST(BlockManagerTest, SharesWholeBlocksAndCopiesTheRest) {
   EXPECT_EQ(second.pending_copy->to, second.blocks[1]);
   EXPECT_NE(second.blocks[1], first.blocks[1]);
   blocks.CheckInvariants();
+}
+
+TEST(BlockManagerTest, FindsTheLongestBeginningThereIs) {
+  for (uint32_t seed = 0; seed < 20; ++seed) {
+    SCOPED_TRACE(testing::Message() << "seed " << seed);
+    std::mt19937 random(seed);
+    const auto draw = [&](int low, int high) {
+      return std::uniform_int_distribution<int>(low, high)(random);
+    };
+    BlockManager blocks(1000, 4);
+    std::vector<Tokens> known;
+    for (int round = 0; round < 60; ++round) {
+      Tokens tokens;
+      for (int i = draw(1, 16); i > 0; --i) tokens.push_back(draw(0, 2));
+      int64_t longest = 0;
+      for (const Tokens& other : known) {
+        const size_t limit = std::min(tokens.size() - 1, other.size());
+        size_t same = 0;
+        while (same < limit && tokens[same] == other[same]) ++same;
+        longest = std::max(longest, static_cast<int64_t>(same));
+      }
+      BlockTable table;
+      EXPECT_EQ(blocks.Adopt(tokens, table), longest) << round;
+      blocks.Free(table);
+      table = Cached(blocks, tokens);
+      if (draw(0, 1) == 0) blocks.Free(table);
+      known.push_back(std::move(tokens));
+      blocks.CheckInvariants();
+    }
+  }
 }
 
 TEST(BlockManagerTest, LeavesTheLastTokenToBeComputed) {

@@ -1,5 +1,5 @@
 // What deploy/ ships is true of the program: its units pass systemd's own checks, and what it
-// configures exists and serves. The package itself: scripts/test_package.sh.
+// configures exists and serves; so is the manual. The package itself: scripts/test_package.sh.
 
 #include <cstdlib>
 #include <filesystem>
@@ -24,7 +24,9 @@
 namespace caravan {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::Contains;
+using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::IsSupersetOf;
 using ::testing::Not;
@@ -222,6 +224,48 @@ TEST(ConfigurationTest, ServesWhenFilledIn) {
   }
   cluster.WaitForStatus("serving");
   cluster.ExpectAnswers();
+}
+
+/// What a page of the manual says, as troff.
+std::string PageText(const std::string& path) {
+  const TempDir dir;
+  const std::string text = dir.File("text");
+  absl::StatusOr<Subprocess> zcat = Subprocess::Start({.command = {"/bin/zcat", path},
+                                                       .stdin_path = "/dev/null",
+                                                       .stdout_path = text,
+                                                       .stderr_path = dir.File("errors")});
+  EXPECT_TRUE(zcat.ok() && zcat->Wait(kTestDeadline) == 0) << path;
+  return Slurp(text);
+}
+
+TEST(ManualTest, HasAPageForEachSubcommandWithItsOptions) {
+  if (!std::filesystem::exists("/usr/bin/help2man")) GTEST_SKIP() << "no help2man";
+  const TempDir dir;
+  const std::string said = dir.File("said");
+  const std::string pages = dir.File("pages");
+  absl::StatusOr<Subprocess> script = Subprocess::Start(
+      {.command = {CARAVAN_SOURCE_DIR "/scripts/man_pages.sh", CARAVAN_BINARY, pages},
+       .stdin_path = "/dev/null",
+       .stdout_path = said,
+       .stderr_path = said});
+  ASSERT_TRUE(script.ok()) << script.status();
+  ASSERT_EQ(script->Wait(kTestDeadline), 0) << Slurp(said);
+  EXPECT_THAT(PageText(pages + "/caravan.1.gz"),
+              AllOf(HasSubstr(".SH SYNOPSIS"), HasSubstr("caravan-worker (1)"),
+                    HasSubstr("Show a coordinator's workers, stages and jobs")));
+  // One word before the dash, by which apropos finds it.
+  EXPECT_THAT(
+      PageText(pages + "/caravan-certs-init.1.gz"),
+      AllOf(HasSubstr(".TH CARAVAN-CERTS-INIT"), HasSubstr("\ncaravan-certs-init \\- Make a "),
+            HasSubstr("\\fB\\-\\-days\\fR")));
+  TestCluster cluster;
+  for (const std::string command : {"coordinator", "worker", "plan", "probe"}) {
+    const std::string page = absl::StrReplaceAll(
+        PageText(absl::StrCat(pages, "/caravan-", command, ".1.gz")), {{"\\-", "-"}});
+    for (const std::string& option : OptionsOf(cluster, command)) {
+      EXPECT_THAT(page, HasSubstr("--" + option)) << command;
+    }
+  }
 }
 
 }  // namespace
