@@ -64,46 +64,21 @@ struct Miss {
 /// By run and figure. docs/performance.md says why each is there.
 const std::map<std::string, Miss>& Misses() {
   static const auto* const misses = new std::map<std::string, Miss>{
-      // Half of a box's rates is the median of all boxes in the table, and those of six runs from
-      // disk are of another, faster machine: with the 18 runs of the first alone each is nearer to
-      // 1. Some miss then too: the machine was slower while they ran than when it was probed.
-      {"in memory, 1 worker, 4 jobs: tokens/s", {1.13, 1.17}},
-      {"in memory, 1 worker, 4 jobs: a token", {0.82, 0.86}},
-      {"in memory, 1 worker, 4 jobs: a token by plan", {0.82, 0.86}},
-      {"in memory, 1 worker, 16 jobs: tokens/s", {1.15, 1.19}},
-      {"in memory, 1 worker, 16 jobs: first token", {0.77, 0.81}},
-      {"in memory, 1 worker, 16 jobs: a token", {0.83, 0.87}},
-      {"in memory, 1 worker, 16 jobs: a token by plan", {0.76, 0.80}},
-      {"in memory, 2 workers, 1 job: tokens/s", {1.08, 1.12}},
-      {"in memory, 2 workers, 1 job: first token", {0.80, 0.84}},
-      {"in memory, 2 workers, 1 job: first token by plan", {0.80, 0.84}},
-      {"in memory, 3 workers, 1 job: first token", {0.80, 0.84}},
-      {"in memory, 3 workers, 1 job: first token by plan", {0.80, 0.84}},
-      {"in memory, 3 workers, 16 jobs: tokens/s", {1.12, 1.16}},
-      {"in memory, 3 workers, 16 jobs: a token by plan", {0.81, 0.85}},
-      {"12.5 MB/s, 10 ms, 3 workers, 1 job: tokens/s", {1.17, 1.21}},
-      {"12.5 MB/s, 10 ms, 3 workers, 1 job: first token", {0.78, 0.82}},
-      {"12.5 MB/s, 10 ms, 3 workers, 1 job: first token by plan", {0.78, 0.82}},
-      {"12.5 MB/s, 10 ms, 2 workers, 1 job: tokens/s", {1.10, 1.14}},
-      {"12.5 MB/s, 10 ms, 2 workers, 1 job: first token", {0.83, 0.87}},
-      {"12.5 MB/s, 10 ms, 2 workers, 1 job: first token by plan", {0.83, 0.87}},
-      {"12.5 MB/s, 10 ms, 2 workers, 4 jobs: tokens/s", {1.10, 1.14}},
-      // The limit on the disk's rate lets a stage catch up on what it did not read while it
-      // computed.
-      {"from disk, 1 worker, 1 job: a token", {1.24, 1.28}},
-      {"from disk, 1 worker, 1 job: a token by plan", {1.24, 1.28}},
-      {"from disk, 1 worker, 16 jobs: first token", {1.19, 1.23}},
-      {"from disk, 2 workers, 1 job: a token", {1.17, 1.21}},
-      {"from disk, 2 workers, 1 job: a token by plan", {1.17, 1.21}},
-      {"from disk, 3 workers, 1 job: a token", {1.16, 1.20}},
-      {"from disk, 3 workers, 1 job: a token by plan", {1.16, 1.20}},
-      // The plan knows no prompts of other jobs between two tokens.
-      {"in memory, 3 workers, 4 jobs: a token by plan", {0.81, 0.85}},
+      // A prompt's products take 8% longer than probes of like ones say, and this machine's moods
+      // are not the probes'.
+      {"in memory, 1 worker, 1 job: tokens/s", {1.10, 1.14}},
+      {"in memory, 1 worker, 1 job: first token", {0.78, 0.82}},
+      {"in memory, 1 worker, 1 job: first token by plan", {0.78, 0.82}},
+      {"12.5 MB/s, 10 ms, 3 workers, 1 job: tokens/s", {1.09, 1.13}},
+      {"12.5 MB/s, 10 ms, 3 workers, 1 job: first token", {0.82, 0.86}},
+      {"12.5 MB/s, 10 ms, 3 workers, 1 job: first token by plan", {0.82, 0.86}},
+      {"12.5 MB/s, 10 ms, 2 workers, 16 jobs: tokens/s", {1.09, 1.13}},
+      // The plan's closed form is of jobs that all decode: it knows no prompts of other jobs
+      // between two tokens, nor that jobs are not all there at once.
+      {"12.5 MB/s, 10 ms, 2 workers, 4 jobs: a token by plan", {0.73, 0.77}},
       {"from disk, 2 workers, 4 jobs: a token by plan", {0.79, 0.83}},
-      {"from disk, 3 workers, 4 jobs: a token by plan", {0.62, 0.66}},
-      {"12.5 MB/s, 10 ms, 2 workers, 4 jobs: a token by plan", {0.74, 0.78}},
-      // Not explained.
-      {"from disk, 3 workers, 16 jobs: a token", {0.82, 0.86}},
+      {"from disk, 3 workers, 4 jobs: a token by plan", {0.66, 0.70}},
+      {"from disk, 3 workers, 16 jobs: a token by plan", {1.19, 1.23}},
   };
   return *misses;
 }
@@ -146,7 +121,7 @@ TEST_F(MeasuredPipelinesTest, AreForetoldWithinTenPercentAndLatenciesWithinFifte
         std::abs(foretold.simulated.tokens_per_second / run.measured.tokens_per_second - 1);
   }
   EXPECT_EQ(missed.size(), Misses().size()) << "the list names runs that are not there";
-  EXPECT_LT(tokens_off / static_cast<double>(measured_.runs.size()), 0.07) << "in the mean";
+  EXPECT_LT(tokens_off / static_cast<double>(measured_.runs.size()), 0.06) << "in the mean";
 }
 
 TEST_F(MeasuredPipelinesTest, AreOfAllKinds) {
@@ -167,14 +142,15 @@ TEST_F(MeasuredPipelinesTest, AreOfAllKinds) {
   EXPECT_GE(slow, 3);
 }
 
-// How many experts a box has room for, the plan and the workers count alike.
+// How many experts a box has room for, the plan and the workers count alike, but for those whose
+// place the worker's process takes (52 MiB, worker/process_memory.h).
 TEST_F(MeasuredPipelinesTest, HaveTheExpertSlotsThatAreForetold) {
   for (size_t i = 0; i < measured_.runs.size(); ++i) {
     const std::vector<int64_t>& said = foretold_[i].stage_expert_slots;
     const std::vector<int64_t>& found = measured_.runs[i].stage_expert_slots;
     ASSERT_EQ(said.size(), found.size());
     for (size_t stage = 0; stage < said.size(); ++stage) {
-      EXPECT_NEAR(static_cast<double>(said[stage]), static_cast<double>(found[stage]), 2)
+      EXPECT_NEAR(static_cast<double>(said[stage]), static_cast<double>(found[stage]), 3)
           << measured_.runs[i].name << ", stage " << stage + 1;
     }
   }
