@@ -6,6 +6,7 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/strings/string_view.h"
+#include "base/check.h"
 
 namespace caravan {
 namespace {
@@ -19,12 +20,18 @@ constexpr int kMostClears = 3;
 // for.
 constexpr uint64_t kMostArchivedBlocks = 1 << 20;
 
+/// What the index has of a capacity.
+int64_t WithoutSlack(int64_t capacity) { return capacity - capacity / kSlack; }
+
 }  // namespace
+
+int64_t ArchiveCapacity(const v1::KvArchive& archive) {
+  return static_cast<int64_t>(std::min<uint64_t>(archive.capacity(), kMostArchivedBlocks));
+}
 
 ArchiveContents ArchiveFromProto(const v1::KvArchive& archive) {
   ArchiveContents contents;
-  contents.capacity =
-      static_cast<int64_t>(std::min<uint64_t>(archive.capacity(), kMostArchivedBlocks));
+  contents.capacity = ArchiveCapacity(archive);
   absl::string_view names = archive.names();
   while (!names.empty() && contents.names.size() < kMostArchivedNames) {
     const std::optional<KvBlockName> name =
@@ -36,7 +43,7 @@ ArchiveContents ArchiveFromProto(const v1::KvArchive& archive) {
 }
 
 ArchiveIndex::ArchiveIndex(const ArchiveContents& contents)
-    : root_(contents.root), capacity_(contents.capacity - contents.capacity / kSlack) {
+    : root_(contents.root), capacity_(WithoutSlack(contents.capacity)) {
   if (!active()) return;
   for (const KvBlockName& name : contents.names) Use(name);
 }
@@ -48,7 +55,18 @@ void ArchiveIndex::Use(const KvBlockName& name) {
     return;
   }
   by_name_[name] = names_.insert(names_.end(), name);
-  if (size() > capacity_) {
+  Shrink();
+}
+
+void ArchiveIndex::SetCapacity(int64_t capacity) {
+  CARAVAN_CHECK(capacity > 0);
+  if (!active()) return;
+  capacity_ = WithoutSlack(capacity);
+  Shrink();
+}
+
+void ArchiveIndex::Shrink() {
+  while (size() > capacity_) {
     by_name_.erase(names_.front());
     names_.pop_front();
   }

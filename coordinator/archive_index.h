@@ -29,6 +29,9 @@ struct ArchiveContents {
 /// said there.
 ArchiveContents ArchiveFromProto(const v1::KvArchive& archive);
 
+/// The capacity of it, in blocks.
+int64_t ArchiveCapacity(const v1::KvArchive& archive);
+
 /// Not thread-safe.
 class ArchiveIndex {
  public:
@@ -42,11 +45,16 @@ class ArchiveIndex {
   /// The stages are told to keep or to use it: it is there, as what was used last, in place of what
   /// was used least recently if all is full. REQUIRES: active.
   void Use(const KvBlockName& name);
+  /// The smallest of the stages has room for so many blocks now: what was used least recently goes
+  /// as far as it must. Nothing changes where nothing is looked for. REQUIRES: capacity > 0.
+  void SetCapacity(int64_t capacity);
   /// Something was not there. Nothing is, as far as is known; after the third time nothing is
   /// looked for any more.
   void Clear();
 
  private:
+  void Shrink();
+
   const KvBlockName root_;
   int64_t capacity_;
   int clears_ = 0;

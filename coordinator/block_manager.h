@@ -94,6 +94,8 @@ class BlockManager {
 
   /// The archives lack something that they were taken to have.
   void ForgetArchive() { archive_.Clear(); }
+  /// As ArchiveIndex::SetCapacity.
+  void SetArchiveCapacity(int64_t capacity) { archive_.SetCapacity(capacity); }
 
   /// The keys and values of `tokens`, the sequence's first ones, are in its blocks now: others may
   /// find them.

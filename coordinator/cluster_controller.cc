@@ -54,13 +54,14 @@ ClusterController::ClusterController(Options options, PipelineDriver* driver,
       driver_(driver),
       open_first_hop_(std::move(open_first_hop)),
       membership_(*options_.clock, MembershipOptions{options_.heartbeat_timeout}),
+      replicas_(options_.clock),
       orders_({.model = options_.model,
                .cost = options_.cost,
                .context_tokens = options_.context_tokens,
                .max_step_tokens = options_.max_step_tokens,
                .incarnation = options_.incarnation,
                .identity = options_.identity},
-              &membership_, &hops_),
+              &membership_, &hops_, &replicas_),
       backoff_({options_.rejoin_delay, options_.clock}) {
   driver_->SetWaitingReason(PipelineState());
 }
@@ -124,6 +125,7 @@ absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& 
     return absl::OkStatus();
   }
   if (report.has_heartbeat()) loads_[worker] = report.heartbeat().load();
+  if (report.has_kv_archive()) HearOfArchive(worker, report.kv_archive());
   // Else it is of a plan that is over.
   if (const int stage = StageOf(worker); stage >= 0) ReportOfPlan(worker, stage, report);
   if (const int stage = NextStageOf(worker); stage >= 0) ReportOfNextPlan(worker, stage, report);
@@ -210,6 +212,32 @@ void ClusterController::ReportOfNextPlan(WorkerId worker, int stage,
   }
 }
 
+void ClusterController::HearOfArchive(WorkerId worker, const v1::KvArchiveNews& news) {
+  replicas_.Hear(*membership_.Find(worker), news);
+  const int stage = StageOf(worker);
+  if (stage >= 0 && active_->serving && news.plan_version() == active_->plan.version &&
+      news.capacity() > 0) {
+    StageState& state = active_->stages[static_cast<size_t>(stage)];
+    state.ready->mutable_kv_archive()->set_capacity(news.capacity());
+    int64_t capacity = INT64_MAX;
+    for (const StageState& each : active_->stages) {
+      capacity = std::min(capacity, ArchiveCapacity(each.ready->kv_archive()));
+    }
+    if (capacity > 0) driver_->SetArchiveCapacity(active_->plan.version, capacity);
+  }
+  RenewKvReplicas();
+}
+
+void ClusterController::RenewKvReplicas() {
+  if (!active_.has_value() || !active_->serving || !replicas_.TakeChanged()) return;
+  for (auto& [worker, order] :
+       orders_.RenewKvReplicas(active_->plan, Usable(), active_->kv_archives)) {
+    v1::WorkerOrder wrapped;
+    *wrapped.mutable_set_kv_replica() = std::move(order);
+    SendOrder(worker, std::move(wrapped));
+  }
+}
+
 void ClusterController::RememberFailure(const PipelinePlan& plan, const absl::Status& why,
                                         absl::Duration delay) {
   constexpr int kMostDoublings = 6;
@@ -246,6 +274,7 @@ void ClusterController::Lose(const Member& member, const std::string& why, absl:
   no_offloading_.erase(member.id);
   loads_.erase(member.id);
   hops_.Forget(member.id);
+  replicas_.Forget(member);
   backoff_.Lost(member, StageOf(member.id) >= 0 || NextStageOf(member.id) >= 0);
   // Now it is known why a link broke, if one did: nothing is gained by waiting.
   PlanSoon();
@@ -352,6 +381,7 @@ bool ClusterController::IsNextPrepared() const {
 void ClusterController::PlanSoon() {
   plan_is_due_ = true;
   plan_not_before_ = -absl::InfiniteDuration();
+  replicas_.NoteChange();
 }
 
 absl::StatusOr<WorkerId> ClusterController::FindWorker(const std::string& worker) const {
@@ -388,8 +418,12 @@ absl::StatusOr<WorkerId> ClusterController::Drain(const std::string& worker, boo
 void ClusterController::Tick() {
   if (leaving_) return;
   LoseExpired();
-  if (backoff_.EndHolds()) plan_is_due_ = true;
+  if (backoff_.EndHolds()) {
+    plan_is_due_ = true;
+    replicas_.NoteChange();
+  }
   if (plan_is_due_ && options_.clock->Now() >= plan_not_before_) MaybePlan();
+  RenewKvReplicas();
   driver_->SetWaitingReason(PipelineState());
 }
 
@@ -508,6 +542,7 @@ void ClusterController::StartLoading(PipelinePlan plan) {
                         {"tokens_per_s", forecast.has_value() ? forecast->tokens_per_second : 0}});
   std::vector<v1::LoadStage> orders = orders_.Make(active_->plan, Usable());
   orders_.Log(active_->plan, orders);
+  for (const v1::LoadStage& order : orders) active_->kv_archives.push_back(order.kv_archives());
   last_stages_.clear();
   for (size_t i = 0; i < stages.size(); ++i) {
     last_stages_.emplace_back(membership_.Find(stages[i].worker)->registration.name(),
@@ -607,6 +642,7 @@ void ClusterController::StartServing() {
     plan_not_before_ = std::max(plan_not_before_, failed_->not_before);
   }
   active_->serving = true;
+  replicas_.NoteChange();
   driver_->Attach(std::move(pipeline));
 }
 

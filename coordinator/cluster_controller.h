@@ -35,6 +35,7 @@
 #include "cluster/pipeline_plan.h"
 #include "cluster/plan_aim.h"
 #include "coordinator/hop_rules.h"
+#include "coordinator/kv_replica_rules.h"
 #include "coordinator/pipeline_driver.h"
 #include "coordinator/rejoin_backoff.h"
 #include "coordinator/stage_orders.h"
@@ -121,7 +122,8 @@ class ClusterController {
  private:
   struct ActivePlan {
     PipelinePlan plan;
-    std::vector<StageState> stages;  // by stage
+    std::vector<StageState> stages;           // by stage
+    std::vector<v1::KvArchives> kv_archives;  // as is: what they were told last
     bool serving = false;
   };
   /// A plan that is to take the present one's place.
@@ -152,6 +154,11 @@ class ClusterController {
   /// What a worker says of the plan that is loaded or serves, or of the next one.
   void ReportOfPlan(WorkerId worker, int stage, const v1::WorkerReport& report);
   void ReportOfNextPlan(WorkerId worker, int stage, const v1::WorkerReport& report);
+  /// What a worker says of its archive of KV blocks.
+  void HearOfArchive(WorkerId worker, const v1::KvArchiveNews& news);
+  /// Has stages of the plan that serves send their KV blocks to others, where that has become
+  /// better.
+  void RenewKvReplicas();
   /// `stage`, which `worker` was to have, cannot be had there, and trying again would not help: it
   /// gets none any more. If only its experts did not fit there, the next may be one that does.
   void LeaveOut(WorkerId worker, const StagePlan& stage, const absl::Status& why,
@@ -211,6 +218,7 @@ class ClusterController {
   std::map<WorkerId, std::string> no_offloading_;  // that plans keep no experts on the disk of
   std::map<WorkerId, v1::WorkerLoad> loads_;       // of the last heartbeat that came
   HopRules hops_;
+  KvReplicaRules replicas_;
   const StageOrders orders_;
   RejoinBackoff backoff_;
   std::optional<ActivePlan> active_;

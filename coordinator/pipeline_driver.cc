@@ -178,6 +178,12 @@ void PipelineDriver::GoOn() {
   changed_.SignalAll();
 }
 
+void PipelineDriver::SetArchiveCapacity(uint64_t plan_version, int64_t capacity) {
+  MutexLock lock(&mu_);
+  if (!pipeline_.has_value() || pipeline_->plan_version != plan_version) return;
+  pipeline_->scheduler.SetArchiveCapacity(capacity);
+}
+
 void PipelineDriver::Detach(const absl::Status& why) {
   std::shared_ptr<ActivationChannel> first_hop;
   std::vector<News> news;

@@ -137,6 +137,10 @@ class PipelineDriver {
   /// Nothing came of what it ran dry for: steps begin again. Idempotent.
   void GoOn();
 
+  /// The smallest archive of this plan's stages has room for so many KV blocks now, at least one.
+  /// Nothing happens if another plan is attached, or none.
+  void SetArchiveCapacity(uint64_t plan_version, int64_t capacity);
+
   /// Running jobs are queued again; the first hop closes. Nothing happens without a pipeline. Of
   /// Aborted (another plan takes its place) no job ever gives up.
   /// REQUIRES: !why.ok().

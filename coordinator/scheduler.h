@@ -121,6 +121,9 @@ class Scheduler {
   absl::StatusOr<std::vector<ReturnedSlice>> TakeIn(const v1::Step& step,
                                                     absl::Duration round_trip);
 
+  /// As ArchiveIndex::SetCapacity.
+  void SetArchiveCapacity(int64_t capacity) { blocks_.SetArchiveCapacity(capacity); }
+
   const BlockManager& blocks() const { return blocks_; }
   const Counters& counters() const { return counters_; }
   int num_queued() const { return static_cast<int>(queue_.size()); }

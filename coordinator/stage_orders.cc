@@ -5,17 +5,38 @@
 #include "absl/algorithm/container.h"
 #include "base/log.h"
 #include "cluster/planner.h"
-#include "coordinator/kv_archives.h"
 #include "kernels/kv_rows.h"
 
 namespace caravan {
+namespace {
 
-StageOrders::StageOrders(Options options, const Membership* members, const HopRules* hops)
-    : options_(std::move(options)), members_(members), hops_(hops) {}
+/// `member` is told by plan `plan` who keeps its KV blocks.
+void LogReplica(uint64_t plan, const Member& member, const v1::KvArchives& archives) {
+  if (!member.registration.kv_replicates()) return;
+  if (archives.has_replica()) {
+    LogInfo("kv_replica", {{"plan", plan},
+                           {"worker", DescribeWorker(member)},
+                           {"to", archives.replica().name()},
+                           {"blocks", archives.replica_blocks()}});
+  } else {
+    LogWarning(
+        "kv_no_replica",
+        {{"plan", plan},
+         {"worker", DescribeWorker(member)},
+         {"why", "no other worker that plans may use has an archive in its format, with room"}});
+  }
+}
+
+}  // namespace
+
+StageOrders::StageOrders(Options options, const Membership* members, const HopRules* hops,
+                         const KvReplicaRules* replicas)
+    : options_(std::move(options)), members_(members), hops_(hops), replicas_(replicas) {}
 
 std::vector<v1::LoadStage> StageOrders::Make(const PipelinePlan& plan,
                                              const std::vector<Member>& usable) const {
-  const std::vector<v1::KvArchives> archives = KvArchivesOf(plan, usable);
+  const std::vector<v1::KvArchives> archives =
+      PlanKvArchives(KvArchiveMembersOf(plan, usable), *replicas_);
   std::vector<v1::LoadStage> orders;
   for (size_t i = 0; i < plan.stages.size(); ++i) {
     v1::LoadStage& order = orders.emplace_back(MakeOne(plan, i));
@@ -65,22 +86,44 @@ v1::LoadStage StageOrders::MakeOne(const PipelinePlan& plan, size_t i) const {
   return load;
 }
 
-std::vector<v1::KvArchives> StageOrders::KvArchivesOf(const PipelinePlan& plan,
-                                                      const std::vector<Member>& usable) const {
-  std::vector<RingMember> ring;
-  for (const StagePlan& stage : plan.stages) {
-    ring.push_back({*members_->Find(stage.worker), stage.stage});
+std::vector<std::pair<WorkerId, v1::SetKvReplica>> StageOrders::RenewKvReplicas(
+    const PipelinePlan& plan, const std::vector<Member>& usable,
+    std::vector<v1::KvArchives>& told) const {
+  const KvArchiveMembers members = KvArchiveMembersOf(plan, usable);
+  std::vector<v1::KvArchives> archives = PlanKvArchives(members, *replicas_, told);
+  std::vector<std::pair<WorkerId, v1::SetKvReplica>> orders;
+  for (size_t i = 0; i < plan.stages.size(); ++i) {
+    v1::KvArchives& now = archives[i];
+    if (SameReplica(told[i], now)) continue;
+    if (told[i].replica().incarnation() != now.replica().incarnation()) {
+      LogReplica(plan.version, members.ring[i].member, now);
+    }
+    told[i] = now;
+    v1::SetKvReplica order;
+    order.set_plan_version(plan.version);
+    now.clear_peers();
+    *order.mutable_kv_archives() = std::move(now);
+    orders.emplace_back(plan.stages[i].worker, std::move(order));
   }
-  std::vector<Member> spares;
-  std::vector<Member> others;
+  return orders;
+}
+
+KvArchiveMembers StageOrders::KvArchiveMembersOf(const PipelinePlan& plan,
+                                                 const std::vector<Member>& usable) const {
+  KvArchiveMembers members;
+  for (const StagePlan& stage : plan.stages) {
+    const Member member = *members_->Find(stage.worker);
+    const int64_t values = options_.cost.Of(stage.stage).kv_values_per_token * kKvBlockTokens;
+    members.ring.push_back({member, stage.stage, KvBytes(KvDTypeOf(member.registration), values)});
+  }
   for (const Member& member : members_->Members()) {
     const auto is_it = [&member](const auto& each) { return each.worker == member.id; };
     if (absl::c_any_of(plan.stages, is_it)) continue;
     const bool is_usable =
         absl::c_any_of(usable, [&member](const Member& each) { return each.id == member.id; });
-    (is_usable ? spares : others).push_back(member);
+    (is_usable ? members.spares : members.others).push_back(member);
   }
-  return PlanKvArchives(ring, spares, others);
+  return members;
 }
 
 int64_t StageOrders::ResidentBudget(const StagePlan& stage) const {
@@ -100,12 +143,7 @@ void StageOrders::Log(const PipelinePlan& plan, const std::vector<v1::LoadStage>
                               {"kv_bytes", stage.kv_bytes},
                               {"kv_disk_bytes", stage.kv_disk_bytes},
                               {"expert_bytes", stage.expert_bytes}});
-    if (member.registration.kv_replicates() && !orders[i].kv_archives().has_replica()) {
-      LogWarning("kv_no_replica",
-                 {{"plan", plan.version},
-                  {"worker", DescribeWorker(member)},
-                  {"why", "no other worker that plans may use has an archive in its format"}});
-    }
+    LogReplica(plan.version, member, orders[i].kv_archives());
     if (i + 1 == plan.stages.size()) break;
     const v1::Hop& hop = orders[i].next();
     LogInfo("hop_planned", {{"plan", plan.version},

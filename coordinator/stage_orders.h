@@ -6,12 +6,15 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "caravan/v1/cluster.pb.h"
 #include "cluster/membership.h"
 #include "cluster/pipeline_plan.h"
 #include "coordinator/hop_rules.h"
+#include "coordinator/kv_archives.h"
+#include "coordinator/kv_replica_rules.h"
 #include "model/layer_cost.h"
 
 namespace caravan {
@@ -28,27 +31,36 @@ class StageOrders {
     std::string identity;         // empty: it has no certificate
   };
 
-  /// Borrows the members and the rules.
-  StageOrders(Options options, const Membership* members, const HopRules* hops);
+  /// Borrows all but the options.
+  StageOrders(Options options, const Membership* members, const HopRules* hops,
+              const KvReplicaRules* replicas);
 
   /// For each stage of the plan, whose workers are members. `usable`: the members that plans may
   /// use; only they are sent others' KV blocks.
   std::vector<v1::LoadStage> Make(const PipelinePlan& plan,
                                   const std::vector<Member>& usable) const;
 
+  /// While the plan serves: what its workers are to be told now of who keeps whose KV blocks.
+  /// `told` is what they were told last, by stage, and will be what they are told now. Changes are
+  /// said in the log.
+  std::vector<std::pair<WorkerId, v1::SetKvReplica>> RenewKvReplicas(
+      const PipelinePlan& plan, const std::vector<Member>& usable,
+      std::vector<v1::KvArchives>& told) const;
+
   /// Says in the log what `orders`, which were made of the plan, say, and what is risky in it.
   void Log(const PipelinePlan& plan, const std::vector<v1::LoadStage>& orders) const;
 
  private:
   v1::LoadStage MakeOne(const PipelinePlan& plan, size_t i) const;
-  std::vector<v1::KvArchives> KvArchivesOf(const PipelinePlan& plan,
-                                           const std::vector<Member>& usable) const;
+  KvArchiveMembers KvArchiveMembersOf(const PipelinePlan& plan,
+                                      const std::vector<Member>& usable) const;
   /// The least memory that holds the stage with all of its experts.
   int64_t ResidentBudget(const StagePlan& stage) const;
 
   const Options options_;
   const Membership* const members_;
   const HopRules* const hops_;
+  const KvReplicaRules* const replicas_;
 };
 
 }  // namespace caravan

@@ -23,16 +23,19 @@ constexpr int64_t kErrandBytes = int64_t{32} << 20;
 
 }  // namespace
 
+int64_t KvArchive::BlockBytes(const Options& options, absl::Span<const LayerRange> incoming) {
+  int64_t bytes = KvBlockStore::FileBytes(options.format, options.layers.num);
+  for (const LayerRange& each : incoming) {
+    bytes += KvBlockStore::FileBytes(options.format, each.num);
+  }
+  return bytes;
+}
+
 absl::StatusOr<std::unique_ptr<KvArchive>> KvArchive::Open(const Options& options) {
   CARAVAN_CHECK(options.place.store != nullptr && options.layers.num > 0);
-  KvBlockStore& store = *options.place.store;
-  const int64_t own_bytes = KvBlockStore::FileBytes(options.format, options.layers.num);
-  int64_t block_bytes = own_bytes;
-  std::vector<LayerRange> ranges = {options.layers};
-  for (const LayerRange& incoming : options.place.incoming) {
-    ranges.push_back(incoming);
-    block_bytes += KvBlockStore::FileBytes(options.format, incoming.num);
-  }
+  const KvBlockStore& store = *options.place.store;
+  const int64_t own_bytes = BlockBytes(options, {});
+  const int64_t block_bytes = BlockBytes(options, options.place.incoming);
   if (store.budget_bytes() < block_bytes) {
     return absl::InvalidArgumentError(absl::StrCat(
         "the KV archive's budget of ", FormatByteSize(store.budget_bytes()),
@@ -41,21 +44,16 @@ absl::StatusOr<std::unique_ptr<KvArchive>> KvArchive::Open(const Options& option
                                  : absl::StrCat(", and what others send here of it ",
                                                 FormatByteSize(block_bytes - own_bytes))));
   }
-  const int64_t excess = store.Prefer(options.format, ranges, block_bytes);
-  const int64_t capacity = std::max<int64_t>(1, (store.room_bytes() - excess) / block_bytes);
-  auto archive = absl::WrapUnique(new KvArchive(options, capacity));
+  auto archive = absl::WrapUnique(new KvArchive(options));
+  archive->SetIncoming(options.place.incoming);
   archive->ListPeers();
   return archive;
 }
 
-KvArchive::KvArchive(const Options& options, int64_t capacity)
+KvArchive::KvArchive(const Options& options)
     : options_(options),
-      capacity_(capacity),
       given_up_(options.place.peers.size(), false),
-      replicator_(options.place.replica == nullptr
-                      ? nullptr
-                      : std::make_unique<KvReplicator>(options.format, options.layers,
-                                                       options.place.store, options.place.replica)),
+      replicator_(MakeReplicator(options.place)),
       queue_(kWaitingBlocks),
       writer_("kv-archive", [this] { Write(); }) {}
 
@@ -63,6 +61,68 @@ KvArchive::~KvArchive() {
   StopFetching();
   queue_.Close();
   writer_.Join();
+  // Its thread may ask for news meanwhile.
+  std::unique_ptr<KvReplicator> last;
+  MutexLock lock(&mu_);
+  last.swap(replicator_);
+}
+
+std::unique_ptr<KvReplicator> KvArchive::MakeReplicator(const Place& place) const {
+  if (place.replica == nullptr) return nullptr;
+  KvReplicator::Options options;
+  options.format = options_.format;
+  options.layers = options_.layers;
+  options.store = options_.place.store;
+  options.to = place.replica;
+  options.room_blocks = place.replica_blocks;
+  options.on_refused = options_.place.on_change;
+  return std::make_unique<KvReplicator>(std::move(options));
+}
+
+void KvArchive::SetIncoming(absl::Span<const LayerRange> incoming) {
+  std::vector<LayerRange> ranges = {options_.layers};
+  ranges.insert(ranges.end(), incoming.begin(), incoming.end());
+  const int64_t block_bytes = BlockBytes(options_, incoming);
+  const int64_t excess_bytes = options_.place.store->Prefer(options_.format, ranges, block_bytes);
+  MutexLock lock(&mu_);
+  block_bytes_ = block_bytes;
+  excess_bytes_ = excess_bytes;
+}
+
+void KvArchive::SetReplica(const Place& place) {
+  SetIncoming(place.incoming);
+  KvReplicator* before = nullptr;
+  {
+    MutexLock lock(&mu_);
+    before = replicator_.get();
+  }
+  const uint64_t now = before == nullptr ? 0 : before->to()->incarnation();
+  if (now != (place.replica == nullptr ? 0 : place.replica->incarnation())) {
+    if (before != nullptr) before->Stop();
+    std::unique_ptr<KvReplicator> gone;
+    MutexLock lock(&mu_);
+    if (before != nullptr) counters_.replicas += before->counters();
+    gone.swap(replicator_);
+    // Under the lock: of what is written meanwhile the new one is either offered it or finds it.
+    if (!stop_.stop_requested()) replicator_ = MakeReplicator(place);
+  }
+  options_.place.on_change();
+}
+
+int64_t KvArchive::capacity() const {
+  const int64_t room_bytes = options_.place.store->room_bytes();
+  MutexLock lock(&mu_);
+  return std::max<int64_t>(1, (room_bytes - excess_bytes_) / block_bytes_);
+}
+
+KvArchive::News KvArchive::news() const {
+  News news;
+  news.capacity = capacity();
+  MutexLock lock(&mu_);
+  if (replicator_ != nullptr && replicator_->refused()) {
+    news.refused_by = replicator_->to()->incarnation();
+  }
+  return news;
 }
 
 void KvArchive::ListPeers() {
@@ -155,6 +215,7 @@ void KvArchive::Write() {
     const absl::Status written =
         options_.place.store->Write(options_.format, {block->name, options_.layers}, block->layers);
     if (written.ok()) Replicate(block->name);
+    options_.place.on_change();
     MutexLock lock(&mu_);
     if (written.ok()) {
       ++counters_.kept;
@@ -168,6 +229,7 @@ void KvArchive::Write() {
 }
 
 void KvArchive::Replicate(const KvBlockName& name) {
+  MutexLock lock(&mu_);
   if (replicator_ != nullptr && !stop_.stop_requested()) replicator_->Offer(name);
 }
 
@@ -188,6 +250,7 @@ void KvArchive::Fetch(absl::Span<const KvBlockName> names) {
     Run(*errand, left);
   }
   for (const KvBlockName& name : names) Replicate(name);
+  options_.place.on_change();
 }
 
 std::optional<KvArchive::Errand> KvArchive::NextErrand(absl::Span<const KvBlockName> names) {
@@ -263,25 +326,29 @@ absl::Status KvArchive::Restore(const KvBlockName& name, CopyIn copy) {
 void KvArchive::StopFetching() {
   stop_.request_stop();
   for (const std::shared_ptr<KvPeer>& peer : options_.place.peers) peer->Cancel();
-  if (options_.place.replica != nullptr) options_.place.replica->Cancel();
+  std::shared_ptr<KvPeer> replica;
+  {
+    MutexLock lock(&mu_);
+    if (replicator_ != nullptr) replica = replicator_->to();
+  }
+  if (replica != nullptr) replica->Cancel();
 }
 
 KvArchive::Counters KvArchive::counters() const {
-  Counters counters;
-  {
-    MutexLock lock(&mu_);
-    counters = counters_;
-  }
-  if (replicator_ != nullptr) counters.replicas = replicator_->counters();
+  MutexLock lock(&mu_);
+  Counters counters = counters_;
+  if (replicator_ != nullptr) counters.replicas += replicator_->counters();
   return counters;
 }
 
 void KvArchive::Flush() {
+  KvReplicator* replicator = nullptr;
   {
     MutexLock lock(&mu_);
     while (!waiting_.empty()) written_.Wait(&mu_);
+    replicator = replicator_.get();
   }
-  if (replicator_ != nullptr) replicator_->Flush();
+  if (replicator != nullptr) replicator->Flush();
 }
 
 }  // namespace caravan

@@ -7,10 +7,11 @@
 //
 // They lie in the worker's KvBlockStore, the layers of one block perhaps in several files. What is
 // not there may be in the archives of other workers, and is fetched when it is wanted; and what is
-// kept here may be sent to one of them besides (KvReplicator).
+// kept here may be sent to one of them besides (KvReplicator), which may change at any time.
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <stop_token>
@@ -37,7 +38,8 @@
 
 namespace caravan {
 
-/// Names, Keep, Fetch and Restore are called by one thread at a time; the rest by any.
+/// Names, Keep, Fetch and Restore are called by one thread at a time; the rest by any, unless it
+/// says otherwise.
 class KvArchive {
  public:
   /// Where a plan puts a stage's archive.
@@ -46,6 +48,10 @@ class KvArchive {
     std::vector<std::shared_ptr<KvPeer>> peers;  // who may have blocks that are not there
     std::shared_ptr<KvPeer> replica;             // gets what is kept; null: nobody
     std::vector<LayerRange> incoming;            // of each block, what others send here
+    int64_t replica_blocks = 0;                  // of this stage's, that the replica has room for
+    /// What News has may have changed. Called without a lock by threads that use the archive, and
+    /// by those of its own; may call News, and must not block.
+    std::function<void()> on_change = [] {};
   };
   struct Options {
     Place place;  // with a store
@@ -59,6 +65,12 @@ class KvArchive {
     KvReplicator::Counters replicas;
   };
 
+  /// What the coordinator is told when it changes.
+  struct News {
+    int64_t capacity = 0;
+    uint64_t refused_by = 0;  // incarnation of the replica, if that takes nothing; else 0
+  };
+
   /// How long it waits for what peers say that they have.
   static constexpr absl::Duration kListTimeout = absl::Seconds(5);
   /// What Fetch may wait for peers, all in all.
@@ -70,9 +82,17 @@ class KvArchive {
   /// Writes what waits.
   ~KvArchive();
 
-  /// How many blocks the budget holds, each with what others send here of it, beside what files of
-  /// other splits take.
-  int64_t capacity() const { return capacity_; }
+  /// How many blocks the disk has room for within the budget, each with what others send here of
+  /// it, beside what files of other splits took when `incoming` was said; 1 at least.
+  int64_t capacity() const;
+  News news() const;
+
+  /// From now on the place's replica gets what is kept, and by and by what is here already, as far
+  /// as it has room (KvReplicator); nothing changes for one of the incarnation that gets it now.
+  /// And the place's `incoming` is what others send here. The rest of it is not read. May wait for
+  /// a read of the disk. By one thread at a time, any.
+  void SetReplica(const Place& place);
+
   /// Blocks whose layers are all here or with the peers, as far as is known, the least recently
   /// used first, at most `limit` of the newest.
   std::vector<KvBlockName> Names(size_t limit) const;
@@ -121,18 +141,23 @@ class KvArchive {
     std::vector<KvBlockPart> parts;
   };
 
-  KvArchive(const Options& options, int64_t capacity);
+  explicit KvArchive(const Options& options);
 
+  /// Others send these layers of each block.
+  void SetIncoming(absl::Span<const LayerRange> incoming);
+  /// What the budget must hold of each block then, in bytes.
+  static int64_t BlockBytes(const Options& options, absl::Span<const LayerRange> incoming);
+  std::unique_ptr<KvReplicator> MakeReplicator(const Place& place) const;
   void ListPeers();
   void Write();  // what the writing thread does
   /// Whom to ask next for what `names` lack; nullopt: nobody.
   std::optional<Errand> NextErrand(absl::Span<const KvBlockName> names);
   /// Within `time_left`.
   void Run(const Errand& errand, absl::Duration time_left);
+  /// Never waits.
   void Replicate(const KvBlockName& name);
 
   const Options options_;
-  const int64_t capacity_;
   absl::Time listed_at_;                                  // constant once open, as is:
   absl::flat_hash_map<KvBlockName, RemoteBlock> remote_;  // but for the thread of Fetch
   std::vector<bool> given_up_;                            // by peer; of that thread
@@ -143,9 +168,10 @@ class KvArchive {
   CondVar written_;
   absl::flat_hash_set<KvBlockName> waiting_ ABSL_GUARDED_BY(mu_);  // blocks to be written
   bool warned_ ABSL_GUARDED_BY(mu_) = false;
-  Counters counters_ ABSL_GUARDED_BY(mu_);  // but for replicas
-
-  std::unique_ptr<KvReplicator> replicator_;  // null: nobody gets replicas
+  Counters counters_ ABSL_GUARDED_BY(mu_);         // of replicas, those of earlier replicators
+  int64_t block_bytes_ ABSL_GUARDED_BY(mu_) = 0;   // as BlockBytes
+  int64_t excess_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // as KvBlockStore::Prefer
+  std::unique_ptr<KvReplicator> replicator_ ABSL_GUARDED_BY(mu_);  // null: nobody gets replicas
   BoundedQueue<Block> queue_;
   NamedThread writer_;  // last: it uses the above
 };

@@ -90,11 +90,6 @@ absl::StatusOr<std::unique_ptr<KvBlockStore>> KvBlockStore::Open(const std::stri
   return store;
 }
 
-int64_t KvBlockStore::room_bytes() const {
-  MutexLock lock(&mu_);
-  return room_bytes_;
-}
-
 absl::Status KvBlockStore::LookThrough() {
   std::vector<File> found;
   std::vector<fs::path> unwanted;
@@ -240,7 +235,7 @@ absl::Status KvBlockStore::Write(const KvFormat& format, const KvBlockPart& part
 void KvBlockStore::MakeRoom(int64_t bytes) {
   MutexLock lock(&mu_);
   // One file is written before another is removed for it, so what is there is one too many.
-  room_bytes_ = std::min(room_bytes_, std::max(bytes_ - bytes, bytes));
+  room_bytes_ = std::min(room_bytes_.load(), std::max(bytes_ - bytes, bytes));
   while (bytes_ > room_bytes_) RemoveLocked(files_.begin());
 }
 

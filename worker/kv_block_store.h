@@ -10,6 +10,7 @@
 // A disk that is full before that makes the budget smaller. Each layer carries a hash, so that what
 // a disk breaks is missing, not wrong.
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -64,8 +65,8 @@ class KvBlockStore {
   KvBlockStore& operator=(const KvBlockStore&) = delete;
 
   int64_t budget_bytes() const { return budget_bytes_; }
-  /// What of the budget the disk has room for, as far as is known.
-  int64_t room_bytes() const;
+  /// What of the budget the disk has room for, as far as is known. Never waits for the disk.
+  int64_t room_bytes() const { return room_bytes_; }
   /// Of a file.
   static int64_t FileBytes(const KvFormat& format, int num_layers);
 
@@ -151,7 +152,7 @@ class KvBlockStore {
   Files files_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<Key, std::vector<Files::iterator>> by_key_ ABSL_GUARDED_BY(mu_);
   int64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;
-  int64_t room_bytes_ ABSL_GUARDED_BY(mu_);                        // at most budget_bytes_
+  std::atomic<int64_t> room_bytes_;  // at most budget_bytes_; changed under mu_ only
   absl::flat_hash_set<std::string> writing_ ABSL_GUARDED_BY(mu_);  // paths
 };
 

@@ -114,7 +114,9 @@ grpc::Status KvBlocksService::OfferKvBlocks(grpc::ServerContext* /*context*/,
 grpc::Status KvBlocksService::PutKvBlock(grpc::ServerContext* /*context*/,
                                          const v1::PutKvBlockRequest* request,
                                          v1::PutKvBlockResponse* /*response*/) {
-  return ToGrpcStatus(Put(*store_, incarnation_, *request));
+  const absl::Status put = Put(*store_, incarnation_, *request);
+  on_put_();
+  return ToGrpcStatus(put);
 }
 
 grpc::Status KvBlocksService::ListKvBlocks(grpc::ServerContext* /*context*/,

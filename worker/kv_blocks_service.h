@@ -4,6 +4,7 @@
 // A worker's archive of KV blocks, served to other workers.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <utility>
 
@@ -15,9 +16,12 @@ namespace caravan {
 /// Thread-safe. A call holds one block in memory at a time.
 class KvBlocksService final : public v1::KvBlocks::Service {
  public:
-  /// `incarnation`: that calls must be meant for.
-  KvBlocksService(uint64_t incarnation, std::shared_ptr<KvBlockStore> store)
-      : incarnation_(incarnation), store_(std::move(store)) {}
+  /// `incarnation`: that calls must be meant for. `on_put`: a block was written, or could not be;
+  /// called by the calls' threads without a lock, must not block.
+  KvBlocksService(
+      uint64_t incarnation, std::shared_ptr<KvBlockStore> store,
+      std::function<void()> on_put = [] {})
+      : incarnation_(incarnation), store_(std::move(store)), on_put_(std::move(on_put)) {}
 
   grpc::Status OfferKvBlocks(grpc::ServerContext* context, const v1::OfferKvBlocksRequest* request,
                              v1::OfferKvBlocksResponse* response) override;
@@ -31,6 +35,7 @@ class KvBlocksService final : public v1::KvBlocks::Service {
  private:
   const uint64_t incarnation_;
   const std::shared_ptr<KvBlockStore> store_;
+  const std::function<void()> on_put_;
 };
 
 }  // namespace caravan

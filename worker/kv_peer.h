@@ -43,6 +43,8 @@ class KvPeer {
 
   /// For messages: "worker 2 (box-b)".
   virtual const std::string& name() const = 0;
+  /// Of the process that it is.
+  virtual uint64_t incarnation() const = 0;
 
   /// Parts that it has of these layers, the least recently used first, at most kMostArchivedNames.
   /// Errors: DataLoss - it says what cannot be.

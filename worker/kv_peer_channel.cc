@@ -26,6 +26,7 @@ class KvPeerChannel : public KvPeer {
   ~KvPeerChannel() override { Cancel(); }
 
   const std::string& name() const override { return options_.peer.name; }
+  uint64_t incarnation() const override { return options_.peer.incarnation; }
 
   absl::StatusOr<std::vector<ListedKvPart>> List(const KvFormat& format, const LayerRange& layers,
                                                  absl::Duration timeout) override {

@@ -5,6 +5,8 @@
 #include <optional>
 #include <utility>
 
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/status_macros.h"
@@ -21,25 +23,64 @@ constexpr size_t kOfferedNames = 64;
 // After a failure, which mostly lasts.
 constexpr absl::Duration kRetryDelay = absl::Seconds(5);
 
+// Of the time, what sending takes of the link and of the other box: what is new is wanted there
+// soon, the rest has time.
+constexpr double kShareOfNew = 0.5;
+constexpr double kShareOfEarlier = 0.25;
+
+// Of the other's room, what is left to blocks that come meanwhile.
+constexpr int64_t kSlack = 8;
+
+// One that does not answer may have been busy, twice it is away.
+constexpr int kFailuresOfOneAway = 2;
+
+/// Blocks of which the store has all `layers`, the least recently used first; the latest `limit`.
+std::vector<KvBlockName> WholeBlocks(const KvBlockStore& store, const KvFormat& format,
+                                     const LayerRange& layers, int64_t limit) {
+  absl::flat_hash_map<KvBlockName, std::vector<LayerRange>> there;
+  std::vector<KvBlockName> names;  // in the order of their latest use
+  const std::vector<ListedKvPart> parts = store.List(format, layers, SIZE_MAX);
+  for (auto part = parts.rbegin(); part != parts.rend(); ++part) {
+    std::vector<LayerRange>& ranges = there[part->part.name];
+    if (ranges.empty()) names.push_back(part->part.name);
+    ranges.push_back(part->part.layers);
+  }
+  std::erase_if(names,
+                [&](const KvBlockName& name) { return !Without(layers, there[name]).empty(); });
+  if (std::ssize(names) > limit) names.resize(static_cast<size_t>(limit));
+  std::reverse(names.begin(), names.end());
+  return names;
+}
+
+/// Whether another try would end likewise.
+bool IsRefusal(const absl::Status& status) {
+  return absl::IsResourceExhausted(status) || absl::IsInvalidArgument(status) ||
+         absl::IsDataLoss(status);
+}
+
 }  // namespace
 
-KvReplicator::KvReplicator(const KvFormat& format, const LayerRange& layers,
-                           std::shared_ptr<KvBlockStore> store, std::shared_ptr<KvPeer> to)
-    : format_(format),
-      layers_(layers),
-      store_(std::move(store)),
-      to_(std::move(to)),
+KvReplicator::Counters& KvReplicator::Counters::operator+=(const Counters& other) {
+  sent += other.sent;
+  bytes += other.bytes;
+  dropped += other.dropped;
+  return *this;
+}
+
+KvReplicator::KvReplicator(Options options)
+    : options_(std::move(options)),
+      earlier_is_done_(options_.room_blocks <= 0),
       queue_(kWaitingNames),
       sender_("kv-replicas", [this] { Run(); }) {}
 
-KvReplicator::~KvReplicator() {
+void KvReplicator::Stop() {
   {
     MutexLock lock(&mu_);
     ending_ = true;
     changed_.SignalAll();
   }
   queue_.Close();
-  to_->Cancel();
+  options_.to->Cancel();
   sender_.Join();
 }
 
@@ -55,6 +96,11 @@ void KvReplicator::Offer(const KvBlockName& name) {
   changed_.SignalAll();
 }
 
+bool KvReplicator::refused() const {
+  MutexLock lock(&mu_);
+  return refused_;
+}
+
 KvReplicator::Counters KvReplicator::counters() const {
   MutexLock lock(&mu_);
   return counters_;
@@ -62,7 +108,7 @@ KvReplicator::Counters KvReplicator::counters() const {
 
 void KvReplicator::Flush() {
   MutexLock lock(&mu_);
-  while (waiting_ > 0) changed_.Wait(&mu_);
+  while (waiting_ > 0 || !earlier_is_done_) changed_.Wait(&mu_);
 }
 
 void KvReplicator::Rest(absl::Duration time) {
@@ -76,78 +122,126 @@ void KvReplicator::Rest(absl::Duration time) {
 }
 
 void KvReplicator::Run() {
-  bool warned = false;
-  while (std::optional<KvBlockName> name = queue_.Pop()) {
+  if (options_.room_blocks > 0) {
+    // Here, so that it comes after all that was offered to the one before this, and to nobody.
+    earlier_ = WholeBlocks(*options_.store, options_.format, options_.layers,
+                           options_.room_blocks - options_.room_blocks / kSlack);
+    unsent_ = earlier_.size();
+    MutexLock lock(&mu_);
+    earlier_is_done_ = earlier_.empty();
+    changed_.SignalAll();
+  }
+  while (true) {
+    const bool idle = reordered_ == earlier_.size();
+    const std::optional<KvBlockName> name =
+        queue_.PopWithTimeout(idle ? absl::InfiniteDuration() : absl::ZeroDuration());
     if (queue_.closed()) return;
-    std::vector<KvBlockName> names;
-    for (; name.has_value(); name = queue_.PopWithTimeout(absl::ZeroDuration())) {
-      names.push_back(*name);
-      if (names.size() == kOfferedNames) break;
-    }
-    const absl::Status sent = Send(names);
-    {
-      MutexLock lock(&mu_);
-      waiting_ -= static_cast<int64_t>(names.size());
-      changed_.SignalAll();
-      if (ending_) return;
-    }
-    if (absl::IsCancelled(sent)) return;
-    if (sent.ok()) {
-      warned = false;
-      continue;
-    }
-    if (!warned) LogWarning("kv_not_replicated", {{"why", sent.message()}});
-    warned = true;
-    Rest(kRetryDelay);
+    const absl::Status sent = name.has_value() ? SendNew(*name) : SendEarlier();
+    if (queue_.closed() || absl::IsCancelled(sent)) return;
+    NoteOutcome(sent);
+    if (!sent.ok()) Rest(kRetryDelay);
   }
 }
 
-absl::Status KvReplicator::Send(const std::vector<KvBlockName>& names) {
-  const absl::StatusOr<std::vector<KvBlockName>> answer =
-      to_->Offer(format_, layers_, names, KvCallTimeout(0));
-  if (!answer.ok()) {
+void KvReplicator::NoteOutcome(const absl::Status& sent) {
+  if (sent.ok()) {
+    failures_ = 0;
     MutexLock lock(&mu_);
-    counters_.dropped += static_cast<int64_t>(names.size());
-    return answer.status();
+    refused_ = false;
+    return;
   }
-  // Whatever it answers: what was offered, and each once.
-  std::vector<KvBlockName> lacking;
-  for (const KvBlockName& name : *answer) {
-    if (std::find(names.begin(), names.end(), name) != names.end() &&
-        std::find(lacking.begin(), lacking.end(), name) == lacking.end()) {
-      lacking.push_back(name);
-    }
+  if (++failures_ == 1) LogWarning("kv_not_replicated", {{"why", sent.message()}});
+  if (!IsRefusal(sent) && failures_ < kFailuresOfOneAway) return;
+  {
+    MutexLock lock(&mu_);
+    if (std::exchange(refused_, true)) return;
   }
-  for (size_t i = 0; i < lacking.size(); ++i) {
-    if (queue_.closed()) return absl::OkStatus();
-    const absl::Duration begin = SteadyClock().Now();
-    const absl::Status sent = SendBlock(lacking[i]);
-    if (absl::IsNotFound(sent)) continue;  // it had to make room meanwhile
-    if (!sent.ok()) {
+  options_.on_refused();
+}
+
+absl::Status KvReplicator::SendNew(const KvBlockName& first) {
+  std::vector<KvBlockName> names = {first};
+  while (names.size() < kOfferedNames) {
+    const std::optional<KvBlockName> name = queue_.PopWithTimeout(absl::ZeroDuration());
+    if (!name.has_value()) break;
+    names.push_back(*name);
+  }
+  const absl::StatusOr<std::vector<KvBlockName>> lacking = AskWhatLacks(names);
+  absl::Status sent = lacking.status();
+  int64_t dropped = sent.ok() ? 0 : std::ssize(names);
+  for (size_t i = 0; sent.ok() && i < lacking->size() && !queue_.closed(); ++i) {
+    sent = SendBlock((*lacking)[i], kShareOfNew);
+    if (!sent.ok()) dropped = static_cast<int64_t>(lacking->size() - i);
+  }
+  MutexLock lock(&mu_);
+  counters_.dropped += dropped;
+  waiting_ -= std::ssize(names);
+  changed_.SignalAll();
+  return sent;
+}
+
+absl::Status KvReplicator::SendEarlier() {
+  if (unsent_ > 0) {
+    const size_t begin = unsent_ - std::min(unsent_, kOfferedNames);
+    std::vector<KvBlockName> names(earlier_.begin() + static_cast<ptrdiff_t>(begin),
+                                   earlier_.begin() + static_cast<ptrdiff_t>(unsent_));
+    std::reverse(names.begin(), names.end());
+    CARAVAN_ASSIGN_OR_RETURN(const std::vector<KvBlockName> lacking, AskWhatLacks(names));
+    for (const KvBlockName& name : lacking) {
+      CARAVAN_RETURN_IF_ERROR(SendBlock(name, kShareOfEarlier));
       MutexLock lock(&mu_);
-      counters_.dropped += static_cast<int64_t>(lacking.size() - i);
-      return sent;
+      if (waiting_ > 0 || ending_) return absl::OkStatus();
     }
-    // Half of the time the link, and the other box, are the steps' alone.
-    Rest(SteadyClock().Now() - begin);
+    unsent_ = begin;
+    return absl::OkStatus();
   }
+  const size_t end = std::min(earlier_.size(), reordered_ + kOfferedNames);
+  CARAVAN_RETURN_IF_ERROR(
+      AskWhatLacks(absl::MakeConstSpan(earlier_).subspan(reordered_, end - reordered_)).status());
+  reordered_ = end;
+  if (reordered_ < earlier_.size()) return absl::OkStatus();
+  MutexLock lock(&mu_);
+  earlier_is_done_ = true;
+  changed_.SignalAll();
   return absl::OkStatus();
 }
 
-absl::Status KvReplicator::SendBlock(const KvBlockName& name) {
-  const auto layer_bytes = static_cast<size_t>(format_.layer_bytes());
-  std::vector<std::byte> layers(static_cast<size_t>(layers_.num) * layer_bytes);
-  CARAVAN_RETURN_IF_ERROR(
-      store_->Read(format_, {name, layers_}, [&](int layer, absl::Span<const std::byte> bytes) {
+absl::StatusOr<std::vector<KvBlockName>> KvReplicator::AskWhatLacks(
+    absl::Span<const KvBlockName> names) {
+  CARAVAN_ASSIGN_OR_RETURN(
+      const std::vector<KvBlockName> answer,
+      options_.to->Offer(options_.format, options_.layers, names, KvCallTimeout(0)));
+  // Whatever it answers: what was offered, and each once.
+  absl::flat_hash_set<KvBlockName> lacks(answer.begin(), answer.end());
+  std::vector<KvBlockName> lacking;
+  for (const KvBlockName& name : names) {
+    if (lacks.erase(name) > 0) lacking.push_back(name);
+  }
+  return lacking;
+}
+
+absl::Status KvReplicator::SendBlock(const KvBlockName& name, double share) {
+  const absl::Duration begin = SteadyClock().Now();
+  const KvBlockPart part = {name, options_.layers};
+  const auto layer_bytes = static_cast<size_t>(options_.format.layer_bytes());
+  std::vector<std::byte> layers(static_cast<size_t>(options_.layers.num) * layer_bytes);
+  const absl::Status read = options_.store->Read(
+      options_.format, part, [&](int layer, absl::Span<const std::byte> bytes) {
         std::memcpy(layers.data() + static_cast<size_t>(layer) * layer_bytes, bytes.data(),
                     bytes.size());
         return absl::OkStatus();
-      }));
+      });
+  if (absl::IsNotFound(read)) return absl::OkStatus();  // it had to make room meanwhile
+  CARAVAN_RETURN_IF_ERROR(read);
   CARAVAN_RETURN_IF_ERROR(
-      to_->Put(format_, {name, layers_}, layers, KvCallTimeout(std::ssize(layers))));
-  MutexLock lock(&mu_);
-  ++counters_.sent;
-  counters_.bytes += std::ssize(layers);
+      options_.to->Put(options_.format, part, layers, KvCallTimeout(std::ssize(layers))));
+  {
+    MutexLock lock(&mu_);
+    ++counters_.sent;
+    counters_.bytes += std::ssize(layers);
+  }
+  // The rest of the time the link, and the other box, are the steps' alone.
+  Rest((SteadyClock().Now() - begin) * (1 / share - 1));
   return absl::OkStatus();
 }
 

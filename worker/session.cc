@@ -32,6 +32,7 @@
 #include "model/stored_model.h"
 #include "worker/files/model_fetch.h"
 #include "worker/files/remote_file_source.h"
+#include "worker/kv_archive_news.h"
 #include "worker/kv_blocks_service.h"
 #include "worker/kv_peer_channel.h"
 #include "worker/kv_wire.h"
@@ -86,7 +87,7 @@ class Session {
     environment.name = absl::StrCat("worker ", options_.name);
     environment.kv_dtype = options_.kv_dtype;
     environment.kv_disk_directory = options_.kv_disk_directory;
-    environment.kv_archive = [this](const v1::LoadStage& order) { return KvPlace(order); };
+    environment.kv_archive = [this](const v1::KvArchives& archives) { return KvPlace(archives); };
     environment.experts = options_.experts;
     environment.expert_heat = options_.expert_heat;
     environment.record_routing = options_.record_routing;
@@ -124,10 +125,10 @@ class Session {
     return environment;
   }
 
-  /// Never waits. Where the link takes no reports any more, progress can be missed; anything else
-  /// can not, and ends the session.
+  /// Never waits. Where the link takes no reports any more, progress and what changed of the
+  /// archive can be missed; anything else can not, and ends the session.
   void Enqueue(v1::WorkerReport report) {
-    const bool dispensable = report.has_progress();
+    const bool dispensable = report.has_progress() || report.has_kv_archive();
     if (!reports_.TryPush(std::move(report)) && !dispensable) reports_.Close();
   }
 
@@ -143,7 +144,7 @@ class Session {
     std::vector<grpc::Service*> services = {&pipeline_service_, &probe_service_,
                                             &pack_files_service_};
     if (options_.kv_store != nullptr) {
-      kv_blocks_service_.emplace(incarnation_, options_.kv_store);
+      kv_blocks_service_.emplace(incarnation_, options_.kv_store, [this] { TellOfArchive(); });
       services.push_back(&*kv_blocks_service_);
     }
     CARAVAN_ASSIGN_OR_RETURN(GrpcServer started,
@@ -297,6 +298,14 @@ class Session {
     LogInfo("joined", {{"coordinator", options_.coordinator},
                        {"worker_id", welcome.worker_id()},
                        {"name", options_.name}});
+    if (options_.kv_store == nullptr) return;
+    {
+      MutexLock lock(&archive_mu_);
+      // As the registration says.
+      archive_told_.emplace().set_room_bytes(
+          static_cast<uint64_t>(options_.kv_store->budget_bytes()));
+    }
+    TellOfArchive();
   }
 
   /// Writes what is queued, and a heartbeat whenever nothing was for an interval.
@@ -445,8 +454,7 @@ class Session {
     return nullptr;
   }
 
-  absl::StatusOr<KvArchive::Place> KvPlace(const v1::LoadStage& order) const {
-    const v1::KvArchives& archives = order.kv_archives();
+  absl::StatusOr<KvArchive::Place> KvPlace(const v1::KvArchives& archives) {
     KvArchive::Place place;
     if (options_.kv_store == nullptr) return place;
     place.store = options_.kv_store;
@@ -459,7 +467,24 @@ class Session {
     for (const v1::KvLayerRange& layers : archives.incoming()) {
       CARAVAN_ASSIGN_OR_RETURN(place.incoming.emplace_back(), LayersFromProto(layers));
     }
+    place.replica_blocks =
+        static_cast<int64_t>(std::min<uint64_t>(archives.replica_blocks(), kMostArchivedNames));
+    place.on_change = [this] { TellOfArchive(); };
     return place;
+  }
+
+  /// Tells the coordinator what has changed of the archive, once it has been told that there is
+  /// one.
+  void TellOfArchive() {
+    MutexLock lock(&archive_mu_);
+    if (!archive_told_.has_value()) return;
+    v1::KvArchiveNews news = worker_.kv_archive_news();
+    news.set_room_bytes(static_cast<uint64_t>(options_.kv_store->room_bytes()));
+    if (!IsWorthTelling(*archive_told_, news)) return;
+    archive_told_ = news;
+    v1::WorkerReport report;
+    *report.mutable_kv_archive() = std::move(news);
+    Enqueue(std::move(report));
   }
 
   absl::StatusOr<std::shared_ptr<KvPeer>> OpenKvPeer(const v1::Peer& peer) const {
@@ -508,6 +533,9 @@ class Session {
   std::map<uint64_t, std::unique_ptr<ModelCache::Lease>> leases_ ABSL_GUARDED_BY(mu_);
   // Until Welcome names one: short, so that it is heeded soon.
   absl::Duration heartbeat_interval_ ABSL_GUARDED_BY(mu_) = absl::Milliseconds(50);
+
+  Mutex archive_mu_;
+  std::optional<v1::KvArchiveNews> archive_told_ ABSL_GUARDED_BY(archive_mu_);  // since Welcome
 
   BoundedQueue<v1::WorkerReport> reports_;  // own synchronisation
   Worker worker_;

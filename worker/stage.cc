@@ -271,6 +271,10 @@ void Stage::OpenArchive(KvArchive::Place place) {
   }
 }
 
+void Stage::SetReplica(const KvArchive::Place& place) {
+  if (kv_archive_ != nullptr) kv_archive_->SetReplica(place);
+}
+
 void Stage::StopFetching() {
   if (kv_archive_ != nullptr) kv_archive_->StopFetching();
 }

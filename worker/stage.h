@@ -125,6 +125,9 @@ class Stage {
   /// Looks anew for blocks that outlive stages: others may have added some since it was made.
   /// Without an archive, with a warning, where that cannot be opened.
   void OpenArchive(KvArchive::Place place);
+  /// As KvArchive::SetReplica; nothing without an archive. Any thread, one at a time, but not
+  /// beside OpenArchive.
+  void SetReplica(const KvArchive::Place& place);
 
   /// Whether its card failed in a way that leaves it of no use to this process: what a step's error
   /// of code Internal says there.

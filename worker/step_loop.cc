@@ -53,6 +53,16 @@ void StepLoop::Stop() {
   if (sender_.has_value()) sender_->Join();
 }
 
+v1::KvArchiveNews StepLoop::kv_archive_news() const {
+  v1::KvArchiveNews news;
+  if (stage_->kv_archive() == nullptr) return news;
+  const KvArchive::News of_stage = stage_->kv_archive()->news();
+  news.set_plan_version(plan_version_);
+  news.set_capacity(static_cast<uint64_t>(of_stage.capacity));
+  news.set_refused_by(of_stage.refused_by);
+  return news;
+}
+
 v1::WorkerLoad StepLoop::load() const {
   v1::WorkerLoad load = meter_.Read();
   if (stage_->kv_archive() != nullptr) {

@@ -59,6 +59,12 @@ class StepLoop {
   /// StageWeights::held of the stage's. Any thread.
   WeightParts held_weights() const { return stage_->weights().held(); }
 
+  /// As Stage::SetReplica.
+  void SetReplica(const KvArchive::Place& place) { stage_->SetReplica(place); }
+
+  /// Of the stage's archive, without room_bytes; empty where it has none. Any thread.
+  v1::KvArchiveNews kv_archive_news() const;
+
   /// What the stage has done since it was ready. Any thread.
   v1::WorkerLoad load() const;
 

@@ -57,7 +57,32 @@ void Worker::Handle(const v1::WorkerOrder& order) {
   } else if (order.has_join_hop() && invitation_.has_value()) {
     // One that is not wanted finds no room, or is never taken.
     static_cast<void>(invitation_->TryPush(order.join_hop()));
+  } else if (order.has_set_kv_replica()) {
+    SetReplica(order.set_kv_replica());
   }
+}
+
+void Worker::SetReplica(const v1::SetKvReplica& order) {
+  std::shared_ptr<StepLoop> loop;
+  {
+    MutexLock lock(&mu_);
+    loop = loop_;
+  }
+  if (loop == nullptr || loop->plan_version() != order.plan_version()) return;
+  const absl::StatusOr<KvArchive::Place> place = environment_.kv_archive(order.kv_archives());
+  if (!place.ok()) {
+    LogWarning("kv_replica_not_set", {{"why", place.status().message()}});
+    return;
+  }
+  loop->SetReplica(*place);
+  LogInfo("kv_replica_set",
+          {{"plan", order.plan_version()},
+           {"to", place->replica == nullptr ? "nobody" : place->replica->name()}});
+}
+
+v1::KvArchiveNews Worker::kv_archive_news() const {
+  MutexLock lock(&mu_);
+  return loop_ == nullptr ? v1::KvArchiveNews() : loop_->kv_archive_news();
 }
 
 void Worker::StartLoading(std::function<void(const std::stop_token& stop)> body) {
@@ -319,7 +344,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Worker::TakeStage(const v1::LoadStage& or
     CARAVAN_ASSIGN_OR_RETURN(stage, MakeStage(order, stop));
   }
   // Only now, as others add to theirs until their stages go.
-  CARAVAN_ASSIGN_OR_RETURN(KvArchive::Place place, environment_.kv_archive(order));
+  CARAVAN_ASSIGN_OR_RETURN(KvArchive::Place place, environment_.kv_archive(order.kv_archives()));
   stage->OpenArchive(std::move(place));
   return stage;
 }

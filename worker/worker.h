@@ -52,9 +52,9 @@ class Worker {
     std::string name;               // for errors and logs
     DType kv_dtype = DType::kF32;   // of the stages' KV caches
     std::string kv_disk_directory;  // as Stage::Options
-    /// Where full KV blocks of a stage outlive it.
-    std::function<absl::StatusOr<KvArchive::Place>(const v1::LoadStage& order)> kv_archive =
-        [](const v1::LoadStage&) { return KvArchive::Place(); };
+    /// Where full KV blocks of a stage outlive it. Also called by the thread of Handle.
+    std::function<absl::StatusOr<KvArchive::Place>(const v1::KvArchives& archives)> kv_archive =
+        [](const v1::KvArchives&) { return KvArchive::Place(); };
     ExpertStore::Options experts;            // of the stages' experts on disk
     std::optional<std::string> expert_heat;  // as Stage::Options
     // Routing is recorded in files of this prefix (RecordStage); empty: it is not.
@@ -102,8 +102,8 @@ class Worker {
   ~Worker();
 
   /// LoadStage replaces the present stage and loads the new one on a thread of its own, which
-  /// JoinHop lets go on; PrepareStage has such a thread prepare one; DropStage drops either. Other
-  /// orders are the session's.
+  /// JoinHop lets go on; PrepareStage has such a thread prepare one; DropStage drops either;
+  /// SetKvReplica is carried out at once. Other orders are the session's.
   void Handle(const v1::WorkerOrder& order);
 
   /// Stops loading, drops the stage and all that is kept for others; whoever waits in Receive
@@ -116,6 +116,9 @@ class Worker {
 
   /// Whose steps the present stage takes: the session's to ask.
   const SenderGate& sender_gate() const { return sender_gate_; }
+
+  /// Of the present stage's archive, without room_bytes; empty where there is none. Any thread.
+  v1::KvArchiveNews kv_archive_news() const;
 
   /// What all stages together have done.
   v1::WorkerLoad load() const;
@@ -139,6 +142,7 @@ class Worker {
   /// Stops the loop, and keeps what may be of use to the next stage.
   void DropStage();
   void DropPrepared();
+  void SetReplica(const v1::SetKvReplica& order);
 
   // On the loading thread.
   void Load(const v1::LoadStage& order, const std::stop_token& stop);

@@ -27,18 +27,22 @@ using ::testing::HasSubstr;
 
 constexpr int kBlockTokens = 64;
 
-/// Three workers, whose archives are of the kind that --kv-replica says.
+/// Workers with archives of the kind that --kv-replica says.
 class KvReplicaTest : public ::testing::Test {
  protected:
+  /// Three of them.
   void Start(const std::string& replica) {
     cluster_.StartCoordinator({"--workers", "3"});
-    for (const char* box : {"box-0", "box-1", "box-2"}) {
-      cluster_
-          .StartWorker(box, {"--kv-archive", "64MiB", "--kv-archive-dir", cluster_.dir().File(box),
-                             "--kv-replica", replica})
-          .WaitForErr("joined");
-    }
+    for (const char* box : {"box-0", "box-1", "box-2"}) StartBox(box, replica);
     cluster_.WaitForStatus("serving");
+  }
+  /// One that joins. With too little memory for any layer it is a spare.
+  void StartBox(const std::string& box, const std::string& replica, bool spare = false) {
+    std::vector<std::string> arguments = {"--kv-archive",     "64MiB",
+                                          "--kv-archive-dir", cluster_.dir().File(box),
+                                          "--kv-replica",     replica};
+    if (spare) arguments.insert(arguments.end(), {"--ram", "1MiB"});
+    cluster_.StartWorker(box, std::move(arguments)).WaitForErr("joined");
   }
 
   /// A prompt of some hundred tokens, and a reply of noise that is the same each time.
@@ -52,18 +56,26 @@ class KvReplicaTest : public ::testing::Test {
                 {"ignore_eos", true}}
         .dump();
   }
-  std::unique_ptr<RawHttpClient> Ask() {
+  /// Another prompt for each number, and a short reply.
+  static std::string ShortQuestion(int number) {
+    json question = json::parse(Question());
+    question["messages"][0]["content"] = absl::StrCat(
+        "Number ", number, ": ", question["messages"][0]["content"].get<std::string>());
+    question["max_tokens"] = 20;
+    return question.dump();
+  }
+  std::unique_ptr<RawHttpClient> Ask(const std::string& question = Question()) {
     auto client = std::make_unique<RawHttpClient>(cluster_.http_address());
-    client->SendRequest("POST", "/v1/chat/completions", Question());
+    client->SendRequest("POST", "/v1/chat/completions", question);
     return client;
   }
   static json Answer(RawHttpClient& client) {
     const std::string answer = client.ReadAnswer();
     return json::parse(answer.substr(answer.find("\r\n\r\n")));
   }
-  /// Files with two layers from `first_layer` on in a box's archive.
-  int64_t Archived(const std::string& box, int first_layer) const {
-    const std::string suffix = absl::StrCat("-", first_layer, "-2.kv");
+  /// Files with so many layers from `first_layer` on in a box's archive.
+  int64_t Archived(const std::string& box, int first_layer, int num_layers = 2) const {
+    const std::string suffix = absl::StrCat("-", first_layer, "-", num_layers, ".kv");
     int64_t files = 0;
     std::error_code gone;
     for (std::filesystem::recursive_directory_iterator each(cluster_.dir().File(box), gone), end;
@@ -133,6 +145,48 @@ TEST_F(KvReplicaTest, WhatABoxKnewOutlivesIt) {
   EXPECT_GE(Metric("caravan_worker_kv_restored_from_disk_blocks_total", "box-2"), blocks)
       << "and its second lay there";
   EXPECT_THAT(cluster_.Status(), HasSubstr("serving (plan 2)"));
+}
+
+TEST_F(KvReplicaTest, AnotherKeepsWhatALostOneKeptAndGivesItBack) {
+  constexpr int kLayers = 6;
+  cluster_.StartCoordinator({"--workers", "1"});
+  StartBox("box-0", "peer");
+  cluster_.WaitForStatus("serving");
+  const json first = Answer(*Ask(ShortQuestion(1)));
+  const int64_t blocks = FullBlocks(first);
+  ASSERT_GT(blocks, 4);
+  EXPECT_THAT(cluster_.coordinator().Err(), HasSubstr("kv_no_replica plan=1"));
+  // Who joins later keeps what was computed before.
+  StartBox("box-1", "peer", /*spare=*/true);
+  ASSERT_TRUE(WaitUntil([&] { return Archived("box-1", 0, kLayers) >= blocks; }))
+      << cluster_.Status();
+  StartBox("box-2", "peer", /*spare=*/true);
+  EXPECT_EQ(Archived("box-2", 0, kLayers), 0) << "one is enough";
+  // It is lost for good: what it had, and what is new, goes to another.
+  cluster_.worker("box-1").Signal(SIGKILL);
+  ASSERT_TRUE(
+      cluster_.coordinator().WaitForErr("kv_replica plan=1 worker=\"worker 1 (box-0)\" "
+                                        "to=\"worker 3 (box-2)\""));
+  const json second = Answer(*Ask(ShortQuestion(2)));
+  EXPECT_EQ(second["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+  ASSERT_TRUE(WaitUntil([&] {
+    return Archived("box-2", 0, kLayers) >= blocks + FullBlocks(second);
+  })) << cluster_.Status();
+  EXPECT_THAT(cluster_.Status(), HasSubstr("serving (plan 1)")) << "as if nothing had happened";
+  // So is the stage's own box. Who takes its place asks the one that is left.
+  cluster_.worker("box-0").Signal(SIGKILL);
+  StartBox("box-3", "peer");
+  cluster_.WaitForStatus("serving (plan 2)");
+  for (const auto& [number, before] : {std::pair(1, first), std::pair(2, second)}) {
+    const json again = Answer(*Ask(ShortQuestion(number)));
+    EXPECT_EQ(again["choices"], before["choices"]);
+    EXPECT_EQ(again["usage"]["prompt_tokens_details"]["cached_tokens"],
+              FullBlocks(before) * kBlockTokens);
+  }
+  ASSERT_TRUE(WaitUntil([&] {
+    return Metric("caravan_worker_kv_restored_from_peers_blocks_total", "box-3") >=
+           blocks + FullBlocks(second);
+  }));
 }
 
 TEST_F(KvReplicaTest, WhatADrainedBoxKnowsGoesWithItsLayers) {

@@ -69,6 +69,33 @@ TEST(ArchiveIndexTest, HoldsALittleLessThanTheSmallestStage) {
   EXPECT_EQ(index.size(), 14);
 }
 
+TEST(ArchiveIndexTest, ForgetsWhatThereIsNoRoomForAnyMore) {
+  std::vector<KvBlockName> names;
+  for (int i = 0; i < 14; ++i) names.push_back(Name(i));
+  ArchiveIndex index({NameKvRoot("m"), 16, names});
+  EXPECT_EQ(index.size(), 14);
+  index.Use(Name(3));
+  index.SetCapacity(8);
+  EXPECT_EQ(index.size(), 7);
+  EXPECT_TRUE(index.Contains(Name(3)));
+  EXPECT_FALSE(index.Contains(Name(7)));
+  EXPECT_TRUE(index.Contains(Name(8)));
+  index.SetCapacity(9);
+  EXPECT_FALSE(index.Contains(Name(7))) << "what is gone is gone";
+  index.Use(Name(7));
+  EXPECT_EQ(index.size(), 8);
+  index.SetCapacity(1);
+  EXPECT_EQ(index.size(), 1);
+  EXPECT_TRUE(index.Contains(Name(7)));
+  // Where nothing is looked for that stays so.
+  ArchiveIndex none({NameKvRoot("m"), 0, {}});
+  none.SetCapacity(8);
+  EXPECT_FALSE(none.active());
+  for (int i = 0; i < 3; ++i) index.Clear();
+  index.SetCapacity(8);
+  EXPECT_FALSE(index.active());
+}
+
 TEST(ArchiveIndexTest, OnlyWhatAllStagesHaveIsCommon) {
   const KvBlockName root = NameKvRoot("m");
   const ArchiveContents common = CommonArchive(

@@ -144,6 +144,114 @@ TEST(ClusterControllerTest, EachStageIsToldOfTheOthersArchives) {
   EXPECT_FALSE(without.Join("box-c")->TakeOrders().back().load_stage().has_kv_archives());
 }
 
+/// Box-a has the whole model, and an archive; box-b and box-c are too small for any of it, and have
+/// archives too, on machines of their own.
+struct ReplicatingCluster {
+  static v1::Registration Archive(const std::string& machine) {
+    v1::Registration archive;
+    archive.set_kv_archive_bytes(1 << 20);
+    archive.set_kv_replicates(true);
+    archive.set_machine(machine);
+    return archive;
+  }
+  FakeWorker* JoinSpare(const std::string& name) {
+    return cluster.Join(name, /*memory=*/20, false, Archive(name));
+  }
+  void Ready() {
+    v1::WorkerReport report;
+    report.mutable_ready()->set_plan_version(1);
+    report.mutable_ready()->set_kv_blocks(8);
+    report.mutable_ready()->set_kv_block_tokens(kKvBlockTokens);
+    report.mutable_ready()->mutable_kv_archive()->set_capacity(100);
+    EXPECT_TRUE(cluster.Report(a, report).ok());
+    EXPECT_TRUE(cluster.Status().serving());
+  }
+  absl::Status News(uint64_t plan_version, uint64_t refused_by) {
+    v1::WorkerReport report;
+    v1::KvArchiveNews& news = *report.mutable_kv_archive();
+    news.set_room_bytes(1 << 20);
+    news.set_plan_version(plan_version);
+    news.set_capacity(90);
+    news.set_refused_by(refused_by);
+    return cluster.Report(a, report);
+  }
+  /// Whom box-a is told to send to by its only order; 0: nobody.
+  uint64_t Told() {
+    cluster.Advance(absl::Milliseconds(1));
+    const std::vector<v1::WorkerOrder> orders = a->TakeOrders();
+    EXPECT_THAT(orders, SizeIs(1));
+    if (orders.size() != 1 || !orders[0].has_set_kv_replica()) {
+      ADD_FAILURE() << "no SetKvReplica";
+      return 1;
+    }
+    EXPECT_EQ(orders[0].set_kv_replica().plan_version(), 1u);
+    EXPECT_EQ(orders[0].set_kv_replica().kv_archives().peers_size(), 0);
+    return orders[0].set_kv_replica().kv_archives().replica().incarnation();
+  }
+
+  FakeCluster cluster;
+  FakeWorker* a = cluster.Join("box-a", kWhole, false, Archive("box-a"));
+};
+
+TEST(ClusterControllerTest, ALostReplicaIsReplacedWhileThePlanServes) {
+  ReplicatingCluster it;
+  FakeWorker* const b = it.JoinSpare("box-b");
+  it.Ready();
+  it.a->TakeOrders();
+  // There was nobody when the plan was made.
+  EXPECT_EQ(it.Told(), b->incarnation);
+  FakeWorker* const c = it.JoinSpare("box-c");
+  it.cluster.Advance(absl::Milliseconds(1));
+  EXPECT_THAT(it.a->TakeOrders(), IsEmpty()) << "the one that there is goes on";
+  it.cluster.Gone(b);
+  EXPECT_EQ(it.Told(), c->incarnation);
+  testing::internal::CaptureStderr();
+  it.cluster.Gone(c);
+  EXPECT_EQ(it.Told(), 0u);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              HasSubstr("kv_no_replica plan=1 worker=\"worker 1 (box-a)\""));
+  testing::internal::CaptureStderr();
+  FakeWorker* const d = it.JoinSpare("box-d");
+  EXPECT_EQ(it.Told(), d->incarnation);
+  EXPECT_THAT(testing::internal::GetCapturedStderr(),
+              HasSubstr("kv_replica plan=1 worker=\"worker 1 (box-a)\" to=\"worker 4 (box-d)\""));
+  EXPECT_EQ(it.cluster.Status().plan_version(), 1u);
+  EXPECT_TRUE(it.cluster.Status().serving());
+}
+
+TEST(ClusterControllerTest, AReplicaThatIsDrainedOrRefusesIsReplaced) {
+  ReplicatingCluster it;
+  FakeWorker* const b = it.JoinSpare("box-b");
+  FakeWorker* const c = it.JoinSpare("box-c");
+  it.Ready();
+  it.a->TakeOrders();
+  EXPECT_EQ(it.Told(), b->incarnation);
+  ASSERT_TRUE(it.cluster.controller().Drain("box-b", false).ok());
+  EXPECT_EQ(it.Told(), c->incarnation);
+  ASSERT_TRUE(it.cluster.controller().Drain("box-b", true).ok());
+  it.cluster.Advance(absl::Milliseconds(1));
+  EXPECT_THAT(it.a->TakeOrders(), IsEmpty());
+  ASSERT_TRUE(it.News(1, c->incarnation).ok());
+  EXPECT_EQ(it.Told(), b->incarnation);
+  // What it says of another plan than the present one is of no stage.
+  ASSERT_TRUE(it.News(7, 0).ok());
+  it.cluster.Advance(absl::Milliseconds(1));
+  EXPECT_THAT(it.a->TakeOrders(), IsEmpty());
+}
+
+TEST(ClusterControllerTest, ARoomThatShrinksMovesReplicasElsewhere) {
+  ReplicatingCluster it;
+  FakeWorker* const b = it.JoinSpare("box-b");
+  FakeWorker* const c = it.JoinSpare("box-c");
+  it.Ready();
+  it.a->TakeOrders();
+  EXPECT_EQ(it.Told(), b->incarnation);
+  v1::WorkerReport full;
+  full.mutable_kv_archive()->set_room_bytes(1 << 16);
+  ASSERT_TRUE(it.cluster.Report(b, full).ok());
+  EXPECT_EQ(it.Told(), c->incarnation);
+}
+
 TEST(ClusterControllerTest, ServesOnceEveryStageIsReady) {
   FakeCluster cluster(2);
   FakeWorker* const a = cluster.Join("box-a");

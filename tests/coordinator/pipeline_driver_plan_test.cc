@@ -142,6 +142,32 @@ TEST(PipelineDriverPlanTest, WhatIsArchivedIsNotComputedAgainOverTheNextPipeline
   EXPECT_EQ(archive.restored, 7);
 }
 
+TEST(PipelineDriverPlanTest, WhatAFullDiskHasNoRoomForIsNotLookedFor) {
+  ArchivedPipelines pipelines(1);
+  FakePipeline& first = pipelines.first;
+  FakePipeline& second = pipelines.second;
+  PipelineDriver driver(SmallDriver());
+  driver.SetArchiveCapacity(1, 2);  // there is no such plan
+  driver.Attach(first.Connect());
+  const JobSpec spec = ToyJob(21, 20);
+  {
+    FakePipeline::Player player(&first, &driver);
+    EXPECT_EQ(ReadToEnd(MustSubmit(&driver, spec).get()).token_ids, kModel.Reply(spec));
+  }
+  driver.Detach(absl::UnavailableError("worker b is gone"));
+  driver.Attach(second.Connect());
+  driver.SetArchiveCapacity(1, 1);  // of the plan that is over
+  // Of the sequence the last blocks are kept longest, and nothing is found without the first.
+  driver.SetArchiveCapacity(2, 2);
+  auto job = MustSubmit(&driver, spec);
+  const v1::Step step = second.Take();
+  EXPECT_EQ(step.restored_blocks_size(), 0);
+  ASSERT_TRUE(second.Deliver(&driver, step).ok());
+  FakePipeline::Player player(&second, &driver);
+  EXPECT_EQ(ReadToEnd(job.get()).token_ids, kModel.Reply(spec));
+  EXPECT_EQ(pipelines.archive.restored, 0);
+}
+
 /// A SmallDriver's, whose plans that have run dry are told to `quiet`.
 PipelineDriver::Options TellingWhenQuiet(BoundedQueue<uint64_t>* quiet) {
   PipelineDriver::Options options = SmallDriver();

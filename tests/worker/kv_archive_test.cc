@@ -2,6 +2,8 @@
 
 #include "worker/kv_archive.h"
 
+#include <atomic>
+#include <filesystem>
 #include <functional>
 #include <future>
 #include <memory>
@@ -26,10 +28,11 @@ using ::testing::SizeIs;
 /// A peer whose archive is `store`, and that may fail.
 class FakePeer : public KvPeer {
  public:
-  FakePeer(std::string name, std::shared_ptr<KvBlockStore> store)
-      : name_(std::move(name)), store_(std::move(store)) {}
+  FakePeer(std::string name, uint64_t incarnation, std::shared_ptr<KvBlockStore> store)
+      : name_(std::move(name)), incarnation_(incarnation), store_(std::move(store)) {}
 
   const std::string& name() const override { return name_; }
+  uint64_t incarnation() const override { return incarnation_; }
   absl::StatusOr<std::vector<ListedKvPart>> List(const KvFormat& format, const LayerRange& layers,
                                                  absl::Duration) override {
     CARAVAN_RETURN_IF_ERROR(fails);
@@ -66,6 +69,9 @@ class FakePeer : public KvPeer {
   absl::Status Put(const KvFormat& format, const KvBlockPart& part,
                    absl::Span<const std::byte> layers, absl::Duration) override {
     ++puts;
+    taken.push_back(part.name);
+    if (before_put) before_put();
+    CARAVAN_RETURN_IF_ERROR(put_fails);
     return store_->Write(format, part, layers);
   }
   void Cancel() override { cancelled = true; }
@@ -73,6 +79,9 @@ class FakePeer : public KvPeer {
   absl::Status fails;
   int64_t parts_until_it_dies = -1;
   std::function<void()> before_offer;
+  std::function<void()> before_put;
+  absl::Status put_fails;
+  std::vector<KvBlockName> taken;         // what was put, in order; read after a Flush
   std::vector<KvBlockName> also_lacking;  // what its answer to an offer says besides
   int gets = 0;
   std::atomic<int> puts = 0;
@@ -80,6 +89,7 @@ class FakePeer : public KvPeer {
 
  private:
   const std::string name_;
+  const uint64_t incarnation_;
   const std::shared_ptr<KvBlockStore> store_;
 };
 
@@ -93,7 +103,7 @@ class KvArchiveTest : public ::testing::Test {
     std::shared_ptr<KvBlockStore> store = Store(name);
     for (const auto& [i, layers] : blocks) EXPECT_TRUE(WriteKv(*store, i, layers).ok());
     peers_.push_back(store);
-    return std::make_shared<FakePeer>(name, store);
+    return std::make_shared<FakePeer>(name, peers_.size(), store);
   }
 
   /// Of layers 4 and 5.
@@ -102,6 +112,14 @@ class KvArchiveTest : public ::testing::Test {
     auto archive = KvArchive::Open({std::move(place), kSmallKv, layers});
     EXPECT_TRUE(archive.ok()) << archive.status();
     return *std::move(archive);
+  }
+
+  /// Of `to`, which has room for so many blocks.
+  static KvArchive::Place Replica(std::shared_ptr<KvPeer> to, int64_t replica_blocks = 100) {
+    KvArchive::Place place;
+    place.replica = std::move(to);
+    place.replica_blocks = replica_blocks;
+    return place;
   }
 
   static void Keep(KvArchive& archive, int i, const LayerRange& layers = {4, 2}) {
@@ -336,7 +354,128 @@ TEST_F(KvArchiveTest, AReplicaThatCannotBeHadIsCounted) {
   archive->Flush();
   EXPECT_EQ(archive->counters().replicas.dropped, 1);
   EXPECT_EQ(archive->counters().replicas.sent, 0);
+  EXPECT_EQ(archive->news().refused_by, 0u) << "it may only have been busy";
   EXPECT_TRUE(Restore(*archive, 1).ok());
+}
+
+TEST_F(KvArchiveTest, AnotherGetsTheReplicasAndWhatWasThereBefore) {
+  const auto a = Peer("a");
+  const auto archive = MustOpen({Store("own"), {}, a, {}, 100});
+  for (const int i : {1, 2, 3}) Keep(*archive, i);
+  archive->Flush();
+  ASSERT_EQ(a->puts, 3);
+  const auto b = Peer("b", {{2, {4, 2}}});
+  archive->SetReplica(Replica(b));
+  EXPECT_TRUE(a->cancelled);
+  Keep(*archive, 4);
+  archive->Flush();
+  EXPECT_EQ(a->puts, 3);
+  EXPECT_EQ(b->puts, 3);
+  for (const int i : {1, 2, 3, 4}) EXPECT_TRUE(ReadKv(*peers_[1], i, {4, 2}).ok()) << i;
+  EXPECT_EQ(archive->counters().replicas.sent, 6);
+  EXPECT_EQ(archive->counters().replicas.bytes, 12 * kSmallLayerBytes);
+  EXPECT_EQ(archive->counters().replicas.dropped, 0);
+  // The same one goes on as it is.
+  archive->SetReplica(Replica(b));
+  archive->Flush();
+  EXPECT_FALSE(b->cancelled);
+  EXPECT_EQ(b->puts, 3);
+  archive->SetReplica({});
+  EXPECT_TRUE(b->cancelled);
+  Keep(*archive, 5);
+  archive->Flush();
+  EXPECT_EQ(b->puts, 3);
+  EXPECT_EQ(archive->counters().replicas.sent, 6);
+  archive->StopFetching();
+  const auto c = Peer("c");
+  archive->SetReplica(Replica(c));
+  archive->Flush();
+  EXPECT_EQ(c->puts, 0) << "nothing is sent when all ends";
+}
+
+TEST_F(KvArchiveTest, OfWhatWasThereBeforeTheLatestComesFirst) {
+  const std::shared_ptr<KvBlockStore> store = Store("own");
+  for (int i = 1; i <= 6; ++i) EXPECT_TRUE(WriteKv(*store, i, {4, 2}).ok());
+  EXPECT_TRUE(WriteKv(*store, 7, {4, 1}).ok());  // not whole
+  const auto a = Peer("a");
+  const auto archive = MustOpen({store, {}, a, {}, 4});
+  archive->Flush();
+  EXPECT_THAT(a->taken, ElementsAre(KvName(6), KvName(5), KvName(4), KvName(3)))
+      << "as many as there is room for";
+  // It has them in the order of their use, so that the oldest go first.
+  std::vector<KvBlockName> there;
+  for (const ListedKvPart& each : peers_[0]->List(kSmallKv, {4, 2}, 99)) {
+    there.push_back(each.part.name);
+  }
+  EXPECT_THAT(there, ElementsAre(KvName(3), KvName(4), KvName(5), KvName(6)));
+}
+
+TEST_F(KvArchiveTest, WhatIsNewComesBeforeWhatWasThereBefore) {
+  const std::shared_ptr<KvBlockStore> store = Store("own");
+  for (int i = 1; i <= 3; ++i) EXPECT_TRUE(WriteKv(*store, i, {4, 2}).ok());
+  const auto a = Peer("a");
+  const auto archive = MustOpen({store, {}, nullptr, {}});
+  a->before_put = [&, first = true]() mutable {
+    if (!std::exchange(first, false)) return;
+    Keep(*archive, 9);
+    EXPECT_TRUE(Restore(*archive, 9).ok());  // waits until it is written, and offered
+  };
+  archive->SetReplica(Replica(a));
+  archive->Flush();
+  EXPECT_THAT(a->taken, ElementsAre(KvName(3), KvName(9), KvName(2), KvName(1)));
+}
+
+TEST_F(KvArchiveTest, OneThatHasNoRoomIsToldOfAtOnce) {
+  const auto a = Peer("a");
+  a->put_fails = absl::ResourceExhaustedError("its disk is full");
+  std::promise<void> refused;
+  KvArchive* archive = nullptr;
+  KvArchive::Place place = Replica(a);
+  place.store = Store("own");
+  place.on_change = [&, told = false]() mutable {
+    if (archive == nullptr || archive->news().refused_by == 0) return;
+    if (!std::exchange(told, true)) refused.set_value();
+  };
+  const auto opened = MustOpen(place);
+  archive = opened.get();
+  Keep(*archive, 1);
+  refused.get_future().wait();
+  EXPECT_EQ(archive->news().refused_by, a->incarnation());
+  const auto b = Peer("b");
+  archive->SetReplica(Replica(b));
+  archive->Flush();
+  EXPECT_EQ(archive->news().refused_by, 0u);
+  EXPECT_THAT(b->taken, ElementsAre(KvName(1))) << "what the other did not take";
+}
+
+TEST_F(KvArchiveTest, ADiskThatIsFullLeavesRoomForFewerBlocks) {
+  const std::shared_ptr<KvBlockStore> store = Store("own", 20 * kBlockBytes);
+  KvArchive::Place place;
+  place.store = store;
+  int64_t told = 0;
+  KvArchive* archive = nullptr;
+  place.on_change = [&] { told = archive->news().capacity; };
+  const auto opened = MustOpen(place);
+  archive = opened.get();
+  EXPECT_EQ(archive->capacity(), 20);
+  for (int i = 1; i < 6; ++i) Keep(*archive, i);
+  archive->Flush();
+  EXPECT_EQ(told, 20);
+  // The next block finds the disk full until the first one goes.
+  const auto path = [&](int i) { return dir_.File("own/F32-3x8/" + KvName(i).Hex() + "-4-2.kv"); };
+  std::filesystem::remove(path(1));
+  std::filesystem::create_symlink("/dev/full", path(1));
+  std::filesystem::create_symlink(path(1), path(6));
+  Keep(*archive, 6);
+  opened->Flush();
+  EXPECT_EQ(archive->capacity(), 4);
+  // And others' layers take their part of it.
+  KvArchive::Place more;
+  more.incoming = {{2, 2}};
+  archive->SetReplica(more);
+  EXPECT_EQ(archive->capacity(), 2);
+  EXPECT_EQ(told, 2);
+  for (const int i : {5, 6}) EXPECT_TRUE(Restore(*archive, i).ok()) << i;
 }
 
 TEST_F(KvArchiveTest, SaysWhatIsWrong) {
