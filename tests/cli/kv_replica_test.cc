@@ -168,7 +168,7 @@ TEST_F(KvReplicaTest, AnotherKeepsWhatALostOneKeptAndGivesItBack) {
       cluster_.coordinator().WaitForErr("kv_replica plan=1 worker=\"worker 1 (box-0)\" "
                                         "to=\"worker 3 (box-2)\""));
   const json second = Answer(*Ask(ShortQuestion(2)));
-  EXPECT_EQ(second["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+  EXPECT_LT(second["usage"]["prompt_tokens_details"]["cached_tokens"], kBlockTokens);
   ASSERT_TRUE(WaitUntil([&] {
     return Archived("box-2", 0, kLayers) >= blocks + FullBlocks(second);
   })) << cluster_.Status();

@@ -432,9 +432,10 @@ TEST_F(KvArchiveTest, OneThatHasNoRoomIsToldOfAtOnce) {
   KvArchive* archive = nullptr;
   KvArchive::Place place = Replica(a);
   place.store = Store("own");
-  place.on_change = [&, told = false]() mutable {
+  std::atomic<bool> told = false;
+  place.on_change = [&] {
     if (archive == nullptr || archive->news().refused_by == 0) return;
-    if (!std::exchange(told, true)) refused.set_value();
+    if (!told.exchange(true)) refused.set_value();
   };
   const auto opened = MustOpen(place);
   archive = opened.get();
