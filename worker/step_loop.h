@@ -59,6 +59,9 @@ class StepLoop {
   /// StageWeights::held of the stage's. Any thread.
   WeightParts held_weights() const { return stage_->weights().held(); }
 
+  /// Stage::ReleaseExperts. REQUIRES: Stop has returned; nobody asks for load() any more.
+  HeldExperts ReleaseExperts() { return stage_->ReleaseExperts(); }
+
   /// What the stage has done since it was ready. Any thread.
   v1::WorkerLoad load() const;
 

@@ -81,6 +81,7 @@ void Worker::Drop() {
   DropStage();
   DropPrepared();
   held_.clear();
+  held_experts_ = HeldExperts();
 }
 
 void Worker::DropStage() {
@@ -94,11 +95,13 @@ void Worker::DropStage() {
   if (old == nullptr) return;
   old->Stop();
   held_.merge(old->held_weights());
+  held_experts_ = old->ReleaseExperts();
 }
 
 void Worker::DropPrepared() {
   if (!prepared_.has_value()) return;
   held_.merge(prepared_->stage->weights().held());
+  held_experts_ = prepared_->stage->ReleaseExperts();
   prepared_.reset();
 }
 
@@ -166,10 +169,7 @@ void Worker::Prepare(const v1::PrepareStage& order, bool beside_another,
   } else {
     absl::StatusOr<std::unique_ptr<Stage>> stage = MakeStage(order.stage(), stop);
     status = stage.status();
-    if (stage.ok()) {
-      held_.clear();
-      prepared_ = Prepared{order.stage(), *std::move(stage)};
-    }
+    if (stage.ok()) prepared_ = Prepared{order.stage(), *std::move(stage)};
   }
   if (stop.stop_requested()) return;
   if (!status.ok()) {
@@ -301,6 +301,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Worker::MakeStage(const v1::LoadStage& or
     if (const auto part = held_.find(id); part != held_.end()) options.held.insert(*part);
   }
   held_.clear();
+  options.held_experts = std::make_shared<HeldExperts>(std::exchange(held_experts_, {}));
   return Stage::Create(config, spec, *source, std::move(backend), options, progress);
 }
 
