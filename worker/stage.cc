@@ -5,6 +5,7 @@
 #include <iterator>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "base/byte_size.h"
@@ -79,18 +80,31 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
   if (options.kv_disk_bytes > 0 && !backend->memory().is_host()) {
     return absl::InvalidArgumentError("--kv-disk: a card's KV cache is in its memory only");
   }
-  HeldExperts held_experts;
-  if (options.held_experts != nullptr) held_experts = std::move(*options.held_experts);
-  if (held_experts.model_fingerprint != options.model_fingerprint) held_experts = HeldExperts();
-  const UseHistory uses = std::move(held_experts.uses);
-  const std::optional<UseHistory> card_uses = std::move(held_experts.card_uses);
+  HeldExperts held;
+  if (options.held_experts != nullptr) held = std::move(*options.held_experts);
+  if (held.model_fingerprint != options.model_fingerprint) held = HeldExperts();
+  const UseHistory uses = std::move(held.uses);
+  const UseHistory card_uses = std::move(held.card_uses).value_or(uses);
   std::unique_ptr<ExpertStore> experts;
+  // After all that is made below.
+  const absl::Cleanup give_back = [&] {
+    if (experts == nullptr || options.held_experts == nullptr) return;
+    *options.held_experts = ExpertStore::Release(std::move(experts));
+    options.held_experts->model_fingerprint = options.model_fingerprint;
+  };
+  std::unique_ptr<HeatKeeper> heat;
   if (options.expert_budget_bytes > 0 && !ExpertFiles::LayersOf(config, spec).empty()) {
     CARAVAN_ASSIGN_OR_RETURN(experts,
                              ExpertStore::Create(config, spec, source, options.expert_budget_bytes,
-                                                 options.experts, std::move(held_experts)));
+                                                 options.experts, std::move(held)));
+    if (options.expert_heat.has_value()) {
+      heat = MakeHeatKeeper(options, source, experts->cache().shape());
+      heat->Load(experts->cache());
+    }
+    // Newer than what the file has of these layers.
+    experts->cache().Continue(uses);
   } else {
-    held_experts = HeldExperts();
+    held = HeldExperts();  // makes room
   }
   KvCache::Options kv_options;
   kv_options.num_layers = spec.num_kv_layers();
@@ -113,16 +127,9 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
     CARAVAN_ASSIGN_OR_RETURN(
         card_experts, CardExperts::Create(config, *experts, *backend, *options.cpu, card_options));
     CARAVAN_RETURN_IF_ERROR(SetCosts(options, source, *card_experts));
+    if (heat != nullptr) heat->Load(card_experts->cache());
+    card_experts->cache().Continue(card_uses);
   }
-  std::unique_ptr<HeatKeeper> heat;
-  if (experts != nullptr && options.expert_heat.has_value()) {
-    heat = MakeHeatKeeper(options, source, experts->cache().shape());
-    heat->Load(experts->cache());
-    if (card_experts != nullptr) heat->Load(card_experts->cache());
-  }
-  // Newer than what a file has of these layers.
-  if (experts != nullptr) experts->cache().Continue(uses);
-  if (card_experts != nullptr) card_experts->cache().Continue(card_uses.value_or(uses));
   // What is loaded, one after another.
   const int64_t on_card_bytes = card_experts == nullptr ? 0 : card_experts->warm_bytes();
   const int64_t warm_bytes = experts == nullptr ? 0 : experts->warm_bytes();

@@ -81,7 +81,8 @@ class Stage {
     // there.
     WeightParts held;
     // What a former stage left of its experts on disk, which Create takes; null: there was none.
-    // Of another model it is of no use.
+    // Of another model it is of no use. Where no stage comes of it, Create leaves there what is
+    // held then.
     std::shared_ptr<HeldExperts> held_experts;
     // Is shown what the routers choose, by whoever calls Run; null: nobody. Let go by Finish.
     std::shared_ptr<RoutingObserver> routing;

@@ -98,10 +98,14 @@ void Worker::DropStage() {
   held_experts_ = old->ReleaseExperts();
 }
 
+void Worker::Keep(Stage& stage) {
+  held_.merge(stage.weights().held());
+  held_experts_ = stage.ReleaseExperts();
+}
+
 void Worker::DropPrepared() {
   if (!prepared_.has_value()) return;
-  held_.merge(prepared_->stage->weights().held());
-  held_experts_ = prepared_->stage->ReleaseExperts();
+  Keep(*prepared_->stage);
   prepared_.reset();
 }
 
@@ -300,9 +304,12 @@ absl::StatusOr<std::unique_ptr<Stage>> Worker::MakeStage(const v1::LoadStage& or
   for (const WeightPartId& id : PartsOf(config, spec, options.expert_budget_bytes == 0)) {
     if (const auto part = held_.find(id); part != held_.end()) options.held.insert(*part);
   }
-  held_.clear();
+  held_ = options.held;
   options.held_experts = std::make_shared<HeldExperts>(std::exchange(held_experts_, {}));
-  return Stage::Create(config, spec, *source, std::move(backend), options, progress);
+  absl::StatusOr<std::unique_ptr<Stage>> stage =
+      Stage::Create(config, spec, *source, std::move(backend), options, progress);
+  if (!stage.ok()) held_experts_ = std::move(*options.held_experts);
+  return stage;
 }
 
 absl::StatusOr<std::unique_ptr<Stage>> Worker::TakeStage(const v1::LoadStage& order,
@@ -350,8 +357,12 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
   const auto on_broken = [tell_failure](const absl::Status& status) {
     tell_failure(Annotate(status, "the next hop is lost"), v1::HOP_END_UNSPECIFIED);
   };
-  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<ActivationChannel> next,
-                           environment_.open_next_hop(order, on_broken, stop));
+  absl::StatusOr<std::unique_ptr<ActivationChannel>> next =
+      environment_.open_next_hop(order, on_broken, stop);
+  if (!next.ok()) {
+    Keep(*stage);
+    return next.status();
+  }
   const auto on_card_lost = [this, tell_failure](const absl::Status& status) {
     tell_failure(Annotate(status, "the card is lost"), v1::HOP_END_UNSPECIFIED);
     environment_.on_card_lost(status);
@@ -361,7 +372,7 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
       [tell = MakeTellFailure(order.plan_version())](const absl::Status& status) {
         tell(status, v1::HOP_END_UNSPECIFIED);
       };
-  return std::make_shared<StepLoop>(order.plan_version(), std::move(stage), std::move(next),
+  return std::make_shared<StepLoop>(order.plan_version(), std::move(stage), *std::move(next),
                                     on_broken, std::move(links), on_card_lost, on_data_lost);
 }
 

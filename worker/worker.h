@@ -140,6 +140,8 @@ class Worker {
   /// Stops the loop, and keeps what may be of use to the next stage.
   void DropStage();
   void DropPrepared();
+  /// Keeps that of a stage that goes, and was not running.
+  void Keep(Stage& stage);
 
   // On the loading thread.
   void Load(const v1::LoadStage& order, const std::stop_token& stop);

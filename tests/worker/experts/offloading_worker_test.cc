@@ -1,8 +1,12 @@
 // A worker whose stages leave experts on its disk: what its options and counters come to.
 
+#include <atomic>
 #include <deque>
+#include <functional>
+#include <future>
 #include <map>
 #include <memory>
+#include <stop_token>
 #include <string>
 #include <utility>
 #include <vector>
@@ -286,6 +290,73 @@ TEST_F(OffloadingWorkerTest, AStageThatWasPreparedBeginsWithWhatTheFormerOneHeld
   EXPECT_EQ(Tokens(9, kFewTokens), tokens);
   EXPECT_EQ(TakeReadBytes(), (std::map<int, int64_t>{}));
   EXPECT_EQ(ExpertBytes(), bytes);
+}
+
+/// A plan that comes to nothing, in the midst of its loading or after it.
+TEST_F(OffloadingWorkerTest, AStageThatCouldNotBeLoadedCostsTheFormerOneNothing) {
+  environment_.experts.guesses = ExpertStore::Guesses::kNever;
+  // Reads of the last layer wait until the load is stopped, as a slow disk's may.
+  std::atomic<bool> waits = false;
+  BoundedQueue<int> waiting(100);
+  class SlowSource : public CountedSource {
+   public:
+    SlowSource(ReadBytes* read, BoundedQueue<int>* waiting, std::stop_token stop)
+        : CountedSource(toy_->model(), read), waiting_(waiting), stop_(std::move(stop)) {}
+    absl::Status ReadPart(absl::string_view name, int64_t offset,
+                          absl::Span<std::byte> out) const override {
+      if (!absl::StartsWith(name, "model.layers.2.")) {
+        return CountedSource::ReadPart(name, offset, out);
+      }
+      EXPECT_TRUE(waiting_->TryPush(1));
+      std::promise<void> stopped;
+      const std::stop_callback tell(stop_, [&stopped] { stopped.set_value(); });
+      stopped.get_future().wait();
+      return absl::CancelledError("stopped");
+    }
+
+   private:
+    BoundedQueue<int>* const waiting_;
+    const std::stop_token stop_;
+  };
+  environment_.open_model =
+      [&](const v1::LoadStage&, const LoadProgress&,
+          std::stop_token stop) -> absl::StatusOr<std::unique_ptr<TensorSource>> {
+    if (waits) return std::make_unique<SlowSource>(&read_, &waiting, std::move(stop));
+    return std::make_unique<CountedSource>(toy_->model(), &read_);
+  };
+  const auto open_next_hop = environment_.open_next_hop;
+  std::atomic<bool> has_hop = true;
+  environment_.open_next_hop =
+      [&](const v1::LoadStage& order, std::function<void(absl::Status)> on_broken,
+          std::stop_token stop) -> absl::StatusOr<std::unique_ptr<ActivationChannel>> {
+    if (!has_hop) return absl::UnavailableError("nobody is there");
+    return open_next_hop(order, std::move(on_broken), std::move(stop));
+  };
+  ASSERT_TRUE(Load(7, 2).has_ready());
+  RunStep(7, 1);
+  TakeReadBytes();
+  const int64_t bytes = ExpertBytes();
+
+  waits = true;
+  v1::WorkerOrder order;
+  *order.mutable_load_stage() = Stage(8, 3);
+  worker().Handle(order);
+  waiting.Pop();
+  waits = false;
+  ASSERT_TRUE(Load(9, 2).has_ready());
+  RunStep(9, 1);
+  EXPECT_EQ(TakeReadBytes(), (std::map<int, int64_t>{}));
+  EXPECT_EQ(ExpertBytes(), bytes);
+
+  has_hop = false;
+  EXPECT_TRUE(Load(10, 3).has_failure());
+  TakeReadBytes();
+  has_hop = true;
+  ASSERT_TRUE(Load(11, 3).has_ready());
+  RunStep(11, 1);
+  EXPECT_EQ(TakeReadBytes(), (std::map<int, int64_t>{}));
+  EXPECT_EQ(ExpertBytes(), bytes + PackedToy::kChosen * toy_->run_bytes())
+      << "what the new layer chooses";
 }
 
 TEST_F(OffloadingWorkerTest, ExpertsOfAnotherModelOrOfADroppedSessionAreReadAgain) {
