@@ -20,8 +20,8 @@ absl::Status Refused(int64_t num_bytes) {
       absl::StrCat("the system refuses ", FormatByteSize(num_bytes), " of memory"));
 }
 
-/// Grows a mapping to where there is room for it, as far from a large page's begin as it was: so
-/// its large pages stay such. MAP_FAILED: it could not, and nothing changed.
+/// Moves a mapping to where it has room to grow, as far from a large page's begin as it was: so its
+/// large pages stay such. MAP_FAILED: it could not, and is as it was.
 void* GrowElsewhere(std::byte* data, int64_t old_bytes, int64_t new_bytes) {
   const int64_t most = RoundUp(new_bytes, kPageBytes) + kLargePageBytes;
   void* const room = ::mmap(nullptr, static_cast<size_t>(most), PROT_NONE,
