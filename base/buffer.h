@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 
 namespace caravan {
@@ -34,6 +35,13 @@ class Buffer {
   /// Backs all of it with memory that is not paged out. False: this process may not lock so much
   /// (RLIMIT_MEMLOCK), and nothing changed.
   bool Lock();
+
+  /// Gives it another size. The bytes that stay keep their contents, maybe at another address; they
+  /// are not copied, so no more memory is taken meanwhile than before or after. What is added is
+  /// backed where it is touched, unless all was locked: then that is too, or nothing any more where
+  /// this process may not lock so much. REQUIRES: num_bytes >= 0; nobody else knows its address.
+  /// Errors: ResourceExhausted - the kernel refuses that much; nothing changed.
+  absl::Status Resize(int64_t num_bytes);
 
   std::byte* data() const { return data_; }
   int64_t size() const { return size_; }  // in bytes

@@ -5,6 +5,7 @@
 #include <iterator>
 #include <utility>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/memory/memory.h"
 #include "absl/strings/str_cat.h"
 #include "base/byte_size.h"
@@ -79,11 +80,31 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
   if (options.kv_disk_bytes > 0 && !backend->memory().is_host()) {
     return absl::InvalidArgumentError("--kv-disk: a card's KV cache is in its memory only");
   }
+  HeldExperts held;
+  if (options.held_experts != nullptr) held = std::move(*options.held_experts);
+  if (held.model_fingerprint != options.model_fingerprint) held = HeldExperts();
+  const UseHistory uses = std::move(held.uses);
+  const UseHistory card_uses = std::move(held.card_uses).value_or(uses);
   std::unique_ptr<ExpertStore> experts;
+  // After all that is made below.
+  const absl::Cleanup give_back = [&] {
+    if (experts == nullptr || options.held_experts == nullptr) return;
+    *options.held_experts = ExpertStore::Release(std::move(experts));
+    options.held_experts->model_fingerprint = options.model_fingerprint;
+  };
+  std::unique_ptr<HeatKeeper> heat;
   if (options.expert_budget_bytes > 0 && !ExpertFiles::LayersOf(config, spec).empty()) {
-    CARAVAN_ASSIGN_OR_RETURN(
-        experts,
-        ExpertStore::Create(config, spec, source, options.expert_budget_bytes, options.experts));
+    CARAVAN_ASSIGN_OR_RETURN(experts,
+                             ExpertStore::Create(config, spec, source, options.expert_budget_bytes,
+                                                 options.experts, std::move(held)));
+    if (options.expert_heat.has_value()) {
+      heat = MakeHeatKeeper(options, source, experts->cache().shape());
+      heat->Load(experts->cache());
+    }
+    // Newer than what the file has of these layers.
+    experts->cache().Continue(uses);
+  } else {
+    held = HeldExperts();  // makes room
   }
   KvCache::Options kv_options;
   kv_options.num_layers = spec.num_kv_layers();
@@ -106,12 +127,8 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
     CARAVAN_ASSIGN_OR_RETURN(
         card_experts, CardExperts::Create(config, *experts, *backend, *options.cpu, card_options));
     CARAVAN_RETURN_IF_ERROR(SetCosts(options, source, *card_experts));
-  }
-  std::unique_ptr<HeatKeeper> heat;
-  if (experts != nullptr && options.expert_heat.has_value()) {
-    heat = MakeHeatKeeper(options, source, experts->cache().shape());
-    heat->Load(experts->cache());
-    if (card_experts != nullptr) heat->Load(card_experts->cache());
+    if (heat != nullptr) heat->Load(card_experts->cache());
+    card_experts->cache().Continue(card_uses);
   }
   // What is loaded, one after another.
   const int64_t on_card_bytes = card_experts == nullptr ? 0 : card_experts->warm_bytes();
@@ -163,6 +180,7 @@ Stage::Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<B
       heat_(std::move(heat)),
       kv_cache_(std::move(kv_cache)) {
   options_.held.clear();  // the weights share what they took
+  options_.held_experts.reset();
 }
 
 absl::Status Stage::TakeMemory() {
@@ -201,10 +219,28 @@ void Stage::AfterStep() {
 void Stage::Finish() {
   if (heat_ != nullptr && card_experts_ != nullptr) {
     heat_->Finish(card_experts_->cache(), card_experts_->step());
-  } else if (heat_ != nullptr) {
+  } else if (heat_ != nullptr && experts_ != nullptr) {
     heat_->Finish(experts_->cache(), experts_->step());
   }
   options_.routing.reset();
+}
+
+HeldExperts Stage::ReleaseExperts() {
+  Finish();
+  if (experts_ == nullptr) return {};
+  // All that uses the store or its queue goes before it.
+  drafter_.reset();
+  layer_runner_.reset();
+  std::optional<UseHistory> card_uses;
+  if (card_experts_ != nullptr) {
+    card_uses = card_experts_->cache().History(card_experts_->step());
+    card_experts_.reset();
+  }
+  kv_cache_.reset();
+  HeldExperts held = ExpertStore::Release(std::move(experts_));
+  held.card_uses = std::move(card_uses);
+  held.model_fingerprint = options_.model_fingerprint;
+  return held;
 }
 
 v1::Step Stage::Run(v1::Step step) { return Run(HopStep{std::move(step), *slots_->Take()}).step; }

@@ -25,6 +25,7 @@
 #include "worker/experts/card_experts.h"
 #include "worker/experts/expert_store.h"
 #include "worker/experts/heat_keeper.h"
+#include "worker/experts/held_experts.h"
 #include "worker/experts/routing_observer.h"
 #include "worker/hidden_slots.h"
 #include "worker/kv_archive.h"
@@ -79,6 +80,10 @@ class Stage {
     // Parts of the weights that are in the host's memory already, for a backend that computes
     // there.
     WeightParts held;
+    // What a former stage left of its experts on disk, which Create takes; null: there was none.
+    // Of another model it is of no use. Where no stage comes of it, Create leaves there what is
+    // held then.
+    std::shared_ptr<HeldExperts> held_experts;
     // Is shown what the routers choose, by whoever calls Run; null: nobody. Let go by Finish.
     std::shared_ptr<RoutingObserver> routing;
   };
@@ -121,6 +126,10 @@ class Stage {
   /// Ends what is written for later: expert heat, recorded routing. Run is not called afterwards.
   /// Idempotent.
   void Finish();
+
+  /// What is held of its experts on disk, for the next stage: nothing where there are none. As
+  /// Finish, and it takes the stage apart: of what it had, weights, slots and archive stay.
+  HeldExperts ReleaseExperts();
 
   /// Looks anew for blocks that outlive stages: others may have added some since it was made.
   /// Without an archive, with a warning, where that cannot be opened.
@@ -177,11 +186,11 @@ class Stage {
   Options options_;
   const std::unique_ptr<Backend> backend_;
   const std::unique_ptr<StageWeights> weights_;
-  const std::unique_ptr<ExpertStore> experts_;
-  const std::unique_ptr<CardExperts> card_experts_;
+  std::unique_ptr<ExpertStore> experts_;
+  std::unique_ptr<CardExperts> card_experts_;
   const std::unique_ptr<HeatKeeper> heat_;  // null: nothing is kept
-  const std::unique_ptr<KvCache> kv_cache_;
-  std::unique_ptr<KvArchive> kv_archive_;  // null: there is none
+  std::unique_ptr<KvCache> kv_cache_;       // null: see ReleaseExperts
+  std::unique_ptr<KvArchive> kv_archive_;   // null: there is none
   bool card_is_lost_ = false;
   bool is_rehearsal_ = false;
   std::unique_ptr<LayerRunner> layer_runner_;

@@ -39,12 +39,14 @@ LayerWeights MakeLayer(const ModelConfig& config, int layer, const WeightPart& p
   weights.dense = FfnOf(part, prefix + "mlp.shared_experts.");
   weights.router = part.MatrixOf(prefix + "mlp.gate.weight");
   weights.e_score_correction_bias = part.VectorOf(prefix + "mlp.gate.e_score_correction_bias");
-  for (int64_t expert = 0; expert < config.n_routed_experts; ++expert) {
-    const FfnWeights ffn = FfnOf(part, absl::StrCat(prefix, "mlp.experts.", expert, "."));
-    if (ffn.gate.rows == 0) break;  // they were left
-    weights.experts.push_back(ffn);
-  }
   return weights;
+}
+
+void AddExperts(const ModelConfig& config, const WeightPart& part, LayerWeights& weights) {
+  for (int64_t expert = 0; expert < config.n_routed_experts; ++expert) {
+    weights.experts.push_back(
+        FfnOf(part, absl::StrCat("model.layers.", weights.layer, ".mlp.experts.", expert, ".")));
+  }
 }
 
 MtpWeights MakeMtp(const ModelConfig& config, const WeightPart& part) {
@@ -86,8 +88,14 @@ absl::StatusOr<std::unique_ptr<StageWeights>> StageWeights::Load(
       case Kind::kLayer:
         weights->layers.push_back(MakeLayer(config, id.layer, *part));
         break;
+      case Kind::kExperts:
+        AddExperts(config, *part, weights->layers.back());
+        break;
       case Kind::kMtp:
         weights->mtp = MakeMtp(config, *part);
+        break;
+      case Kind::kMtpExperts:
+        AddExperts(config, *part, weights->mtp->layer);
         break;
       case Kind::kHead:
       case Kind::kFinalNorm: {

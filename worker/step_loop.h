@@ -65,6 +65,9 @@ class StepLoop {
   /// Of the stage's archive, without room_bytes; empty where it has none. Any thread.
   v1::KvArchiveNews kv_archive_news() const;
 
+  /// Stage::ReleaseExperts. REQUIRES: Stop has returned; nobody asks for load() any more.
+  HeldExperts ReleaseExperts() { return stage_->ReleaseExperts(); }
+
   /// What the stage has done since it was ready. Any thread.
   v1::WorkerLoad load() const;
 

@@ -30,16 +30,29 @@ bool BecomesTiled(const Placed& tensor) { return tensor.loaded.layout != tensor.
 
 std::vector<TensorSpec> TensorsOf(const ModelConfig& config, const WeightPartId& id) {
   using Kind = WeightPartId::Kind;
-  std::vector<TensorSpec> specs = id.kind == Kind::kEmbedding ? EmbeddingTensors(config)
-                                  : id.kind == Kind::kLayer   ? LayerTensors(config, id.layer)
-                                  : id.kind == Kind::kMtp     ? MtpTensors(config)
-                                                              : HeadTensors(config);
-  if (id.kind == Kind::kFinalNorm) specs.pop_back();
-  if (!id.experts) {
-    std::erase_if(specs, [](const TensorSpec& spec) {
-      return spec.tensor_class == TensorClass::kRoutedExpert;
-    });
+  std::vector<TensorSpec> specs;
+  switch (id.kind) {
+    case Kind::kEmbedding:
+      return EmbeddingTensors(config);
+    case Kind::kHead:
+      return HeadTensors(config);
+    case Kind::kFinalNorm:
+      specs = HeadTensors(config);
+      specs.pop_back();
+      return specs;
+    case Kind::kLayer:
+    case Kind::kExperts:
+      specs = LayerTensors(config, id.layer);
+      break;
+    case Kind::kMtp:
+    case Kind::kMtpExperts:
+      specs = MtpTensors(config);
+      break;
   }
+  const bool experts = id.kind == Kind::kExperts || id.kind == Kind::kMtpExperts;
+  std::erase_if(specs, [&](const TensorSpec& spec) {
+    return (spec.tensor_class == TensorClass::kRoutedExpert) != experts;
+  });
   return specs;
 }
 
@@ -217,9 +230,14 @@ std::vector<WeightPartId> PartsOf(const ModelConfig& config, const StageSpec& st
   const bool embedding = stage.embeds || stage.drafts;
   if (embedding) ids.push_back({.kind = Kind::kEmbedding});
   for (int layer = stage.first_layer; layer < stage.end_layer; ++layer) {
-    ids.push_back({.kind = Kind::kLayer, .layer = layer, .experts = experts});
+    ids.push_back({.kind = Kind::kLayer, .layer = layer});
+    if (experts && config.IsMoeLayer(layer))
+      ids.push_back({.kind = Kind::kExperts, .layer = layer});
   }
-  if (stage.drafts) ids.push_back({.kind = Kind::kMtp, .experts = experts});
+  if (stage.drafts) ids.push_back({.kind = Kind::kMtp});
+  if (stage.drafts && experts && config.IsMoeLayer(config.num_hidden_layers)) {
+    ids.push_back({.kind = Kind::kMtpExperts});
+  }
   if (stage.has_head) {
     const bool is_listed = embedding && config.tie_word_embeddings;
     ids.push_back({.kind = is_listed ? Kind::kFinalNorm : Kind::kHead});

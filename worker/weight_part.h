@@ -27,15 +27,16 @@ namespace caravan {
 struct WeightPartId {
   enum class Kind {
     kEmbedding,
-    kLayer,
-    kMtp,        // the layer of multi-token prediction
+    kLayer,    // but for its routed experts: a stage may leave those on disk
+    kExperts,  // the routed experts of such a layer
+    kMtp,      // the layer of multi-token prediction, but for those
+    kMtpExperts,
     kHead,       // the final norm and the projection
     kFinalNorm,  // the same where the projection is the embedding, which is a part of its own
   };
 
   Kind kind = Kind::kLayer;
-  int layer = 0;         // of kLayer
-  bool experts = false;  // with the routed experts, where it has any
+  int layer = 0;  // of kLayer and kExperts
 
   auto operator<=>(const WeightPartId&) const = default;
 };

@@ -106,6 +106,7 @@ void Worker::Drop() {
   DropStage();
   DropPrepared();
   held_.clear();
+  held_experts_ = HeldExperts();
 }
 
 void Worker::DropStage() {
@@ -119,11 +120,17 @@ void Worker::DropStage() {
   if (old == nullptr) return;
   old->Stop();
   held_.merge(old->held_weights());
+  held_experts_ = old->ReleaseExperts();
+}
+
+void Worker::Keep(Stage& stage) {
+  held_.merge(stage.weights().held());
+  held_experts_ = stage.ReleaseExperts();
 }
 
 void Worker::DropPrepared() {
   if (!prepared_.has_value()) return;
-  held_.merge(prepared_->stage->weights().held());
+  Keep(*prepared_->stage);
   prepared_.reset();
 }
 
@@ -191,10 +198,7 @@ void Worker::Prepare(const v1::PrepareStage& order, bool beside_another,
   } else {
     absl::StatusOr<std::unique_ptr<Stage>> stage = MakeStage(order.stage(), stop);
     status = stage.status();
-    if (stage.ok()) {
-      held_.clear();
-      prepared_ = Prepared{order.stage(), *std::move(stage)};
-    }
+    if (stage.ok()) prepared_ = Prepared{order.stage(), *std::move(stage)};
   }
   if (stop.stop_requested()) return;
   if (!status.ok()) {
@@ -325,8 +329,12 @@ absl::StatusOr<std::unique_ptr<Stage>> Worker::MakeStage(const v1::LoadStage& or
   for (const WeightPartId& id : PartsOf(config, spec, options.expert_budget_bytes == 0)) {
     if (const auto part = held_.find(id); part != held_.end()) options.held.insert(*part);
   }
-  held_.clear();
-  return Stage::Create(config, spec, *source, std::move(backend), options, progress);
+  held_ = options.held;
+  options.held_experts = std::make_shared<HeldExperts>(std::exchange(held_experts_, {}));
+  absl::StatusOr<std::unique_ptr<Stage>> stage =
+      Stage::Create(config, spec, *source, std::move(backend), options, progress);
+  if (!stage.ok()) held_experts_ = std::move(*options.held_experts);
+  return stage;
 }
 
 absl::StatusOr<std::unique_ptr<Stage>> Worker::TakeStage(const v1::LoadStage& order,
@@ -374,8 +382,12 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
   const auto on_broken = [tell_failure](const absl::Status& status) {
     tell_failure(Annotate(status, "the next hop is lost"), v1::HOP_END_UNSPECIFIED);
   };
-  CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<ActivationChannel> next,
-                           environment_.open_next_hop(order, on_broken, stop));
+  absl::StatusOr<std::unique_ptr<ActivationChannel>> next =
+      environment_.open_next_hop(order, on_broken, stop);
+  if (!next.ok()) {
+    Keep(*stage);
+    return next.status();
+  }
   const auto on_card_lost = [this, tell_failure](const absl::Status& status) {
     tell_failure(Annotate(status, "the card is lost"), v1::HOP_END_UNSPECIFIED);
     environment_.on_card_lost(status);
@@ -385,7 +397,7 @@ absl::StatusOr<std::shared_ptr<StepLoop>> Worker::TryLoad(const v1::LoadStage& o
       [tell = MakeTellFailure(order.plan_version())](const absl::Status& status) {
         tell(status, v1::HOP_END_UNSPECIFIED);
       };
-  return std::make_shared<StepLoop>(order.plan_version(), std::move(stage), std::move(next),
+  return std::make_shared<StepLoop>(order.plan_version(), std::move(stage), *std::move(next),
                                     on_broken, std::move(links), on_card_lost, on_data_lost);
 }
 

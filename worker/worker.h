@@ -9,8 +9,8 @@
 //      '----------------------'------------------------'
 //
 // Without a stage or running one it may prepare the next (PrepareStage). Of a stage that goes, the
-// weights stay that lie in the host's memory, until the next one has taken what it has in common
-// with it.
+// weights and the slots of experts stay that lie in the host's memory, until the next one has taken
+// what it has in common with it.
 
 #include <cstdint>
 #include <functional>
@@ -35,6 +35,7 @@
 #include "model/tensor_source.h"
 #include "worker/card_link.h"
 #include "worker/experts/expert_store.h"
+#include "worker/experts/held_experts.h"
 #include "worker/experts/routing_observer.h"
 #include "worker/stage.h"
 #include "worker/stage_weights.h"
@@ -143,6 +144,8 @@ class Worker {
   void DropStage();
   void DropPrepared();
   void SetReplica(const v1::SetKvReplica& order);
+  /// Keeps that of a stage that goes, and was not running.
+  void Keep(Stage& stage);
 
   // On the loading thread.
   void Load(const v1::LoadStage& order, const std::stop_token& stop);
@@ -183,7 +186,8 @@ class Worker {
 
   // Of the loading thread while there is one, else of the former.
   std::optional<Prepared> prepared_;
-  WeightParts held_;  // of stages that were, or are to come; shared with those that are
+  WeightParts held_;          // of stages that were, or are to come; shared with those that are
+  HeldExperts held_experts_;  // of the last stage that was, while there is none
 
   SenderGate sender_gate_;  // own synchronisation
 

@@ -1,8 +1,14 @@
 #include "base/buffer.h"
 
-#include <cstdint>
-#include <utility>
+#include <unistd.h>
 
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "base/peak_memory.h"
 #include "gtest/gtest.h"
 
 namespace caravan {
@@ -48,6 +54,82 @@ TEST(BufferTest, MovesWithoutCopying) {
   third = std::move(second);
   EXPECT_EQ(third.data(), data);
   EXPECT_EQ(third.size(), 8);
+}
+
+constexpr int64_t kMiB = int64_t{1} << 20;
+
+/// Fills each page with its number, counted from `first`.
+void FillPages(Buffer& buffer, int64_t first = 0) {
+  for (int64_t at = first * 4096; at + 4096 <= buffer.size(); at += 4096) {
+    const int64_t page = at / 4096;
+    std::memcpy(buffer.data() + at, &page, sizeof(page));
+  }
+}
+/// Whether the first `bytes` are as FillPages left them.
+bool AreFilled(const Buffer& buffer, int64_t bytes) {
+  for (int64_t at = 0; at + 4096 <= bytes; at += 4096) {
+    int64_t page = 0;
+    std::memcpy(&page, buffer.data() + at, sizeof(page));
+    if (page != at / 4096) return false;
+  }
+  return true;
+}
+
+TEST(BufferTest, AnotherSizeLeavesTheBytesThatStay) {
+  for (const bool large_pages : {false, true}) {
+    Buffer buffer = *Buffer::Allocate(6 * kMiB);
+    if (large_pages) buffer.PreferLargePages();
+    FillPages(buffer);
+    // Each is grown into something that lies there, and so moves.
+    std::vector<Buffer> others;
+    for (const int64_t bytes : {5 * kMiB + 4096, 9 * kMiB + 7, 2 * kMiB, 40 * kMiB, 40 * kMiB}) {
+      const int64_t before = buffer.size();
+      others.push_back(*Buffer::Allocate(kMiB));
+      ASSERT_TRUE(buffer.Resize(bytes).ok());
+      EXPECT_EQ(buffer.size(), bytes);
+      EXPECT_EQ(reinterpret_cast<uintptr_t>(buffer.data()) % 4096, 0u);
+      EXPECT_TRUE(AreFilled(buffer, std::min(before, bytes))) << bytes;
+      FillPages(buffer, before / 4096);
+      others.push_back(*Buffer::Allocate(3 * kMiB));
+    }
+  }
+}
+
+TEST(BufferTest, AnotherSizeTakesNoMemoryForBoth) {
+  constexpr int64_t kBytes = 64 * kMiB;
+  Buffer buffer = *Buffer::Allocate(kBytes);
+  FillPages(buffer);
+  const int64_t before = ProcessMemory(::getpid(), "VmRSS");
+  ASSERT_GT(before, kBytes);
+  ASSERT_TRUE(buffer.Resize(3 * kBytes / 2).ok());
+  FillPages(buffer);
+  // Ever: what it has now, and what others take.
+  EXPECT_LT(PeakMemory(::getpid()), before + kBytes);
+  ASSERT_TRUE(buffer.Resize(kBytes / 4).ok());
+  EXPECT_LT(ProcessMemory(::getpid(), "VmRSS"), before - kBytes / 2);
+  EXPECT_TRUE(AreFilled(buffer, buffer.size()));
+}
+
+TEST(BufferTest, LockedMemoryChangesItsSizeToo) {
+  Buffer buffer = *Buffer::Allocate(kMiB / 4);
+  if (!buffer.Lock()) GTEST_SKIP() << "no memory may be locked here";
+  FillPages(buffer);
+  // More than many a process may lock.
+  ASSERT_TRUE(buffer.Resize(256 * kMiB).ok());
+  EXPECT_TRUE(AreFilled(buffer, kMiB / 4));
+  ASSERT_TRUE(buffer.Resize(4096).ok());
+  EXPECT_TRUE(AreFilled(buffer, 4096));
+}
+
+TEST(BufferTest, NothingChangesItsSizeToo) {
+  Buffer buffer;
+  ASSERT_TRUE(buffer.Resize(4096).ok());
+  buffer.data()[4095] = std::byte{7};
+  EXPECT_EQ(buffer.Resize(int64_t{1} << 60).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(buffer.size(), 4096);
+  EXPECT_EQ(buffer.data()[4095], std::byte{7});
+  ASSERT_TRUE(buffer.Resize(0).ok());
+  EXPECT_EQ(buffer.data(), nullptr);
 }
 
 TEST(BufferTest, MoreThanTheAddressSpaceIsRefusedWithItsSize) {

@@ -55,14 +55,14 @@ TEST(PackedModelTest, ASyntheticModelIsBenchmarkedButHasNoText) {
   EXPECT_FALSE(FileExists(out + "2"));
 }
 
-/// A packed model of two layers, with 128 experts of 0.8 MiB in one of them.
-std::string MakeModelOfManyExperts(TestCluster& cluster) {
+/// A packed model with 128 experts of 0.8 MiB in each layer but the first.
+std::string MakeModelOfManyExperts(TestCluster& cluster, int layers = 2) {
   nlohmann::json config = nlohmann::json::parse(Slurp(kConfig));
   config["vocab_size"] = 2048;  // tiny-r1's
   config["hidden_size"] = 256;
   config["moe_intermediate_size"] = 1024;
   config["n_routed_experts"] = 128;
-  config["num_hidden_layers"] = 2;
+  config["num_hidden_layers"] = layers;
   return MakeSynthPack(cluster, config);
 }
 
@@ -142,6 +142,38 @@ TEST(PackedModelTest, AWorkerWhoseExpertsDoNotFitKeepsToItsBudgetAsAWhole) {
     EXPECT_EQ(run.Wait(), 0) << run.Transcript();
   }
   const int64_t peak = PeakMemory(worker.pid());
+  EXPECT_GT(peak, 0);
+  EXPECT_TRUE(kSanitized || peak <= (int64_t{90} << 20) * 102 / 100) << peak;
+}
+
+TEST(PackedModelTest, SlotsOutliveTheirPlansWithinTheBudget) {
+  TestCluster cluster;
+  cluster.StartCoordinator({"--tokenizer", CARAVAN_SOURCE_DIR "/models/tiny-r1"},
+                           MakeModelOfManyExperts(cluster, /*layers=*/4));
+  TestProcess& box = cluster.StartWorker("box", {"--ram", "90MiB"});
+  cluster.WaitForStatus("serving");
+  EXPECT_THAT(cluster.Status(), ContainsRegex("ready .* of 384 experts\n"));
+  const std::vector<std::string> length = {"--max-tokens", "200"};
+  TestProcess& undisturbed = cluster.StartLongRun(length);
+  ASSERT_EQ(undisturbed.Wait(), 0) << undisturbed.Transcript();
+  // Some of its layers go to another, and come back.
+  TestProcess& run = cluster.StartLongRun(length);
+  cluster.StartWorker("late", {"--ram", "90MiB"});
+  cluster.WaitForStatus("serving (plan 2)");
+  TestProcess& with_two = cluster.StartLongRun(length);
+  EXPECT_EQ(with_two.Wait(), 0) << with_two.Transcript();
+  TestProcess& drain =
+      cluster.Launch("drain", {"drain", "--coordinator", cluster.address(), "late"});
+  EXPECT_EQ(drain.Wait(), 0) << drain.Transcript();
+  EXPECT_EQ(run.Wait(), 0) << run.Transcript();
+  TestProcess& alone_again = cluster.StartLongRun(length);
+  EXPECT_EQ(alone_again.Wait(), 0) << alone_again.Transcript();
+  for (const TestProcess* each : {&run, &with_two, &alone_again}) {
+    EXPECT_EQ(each->Out(), undisturbed.Out());
+  }
+  EXPECT_THAT(box.Err(), AllOf(ContainsRegex("experts=(128|256) .*held=[1-9]"),
+                               ContainsRegex("experts=384 .*held=[1-9]")));
+  const int64_t peak = PeakMemory(box.pid());
   EXPECT_GT(peak, 0);
   EXPECT_TRUE(kSanitized || peak <= (int64_t{90} << 20) * 102 / 100) << peak;
 }

@@ -100,7 +100,7 @@ TEST_F(StageWeightsTest, WhatIsHeldIsSharedAndNotRead) {
   const auto go_on = [](int64_t, int64_t) { return true; };
   const auto first = *Load(*source_, go_on);
   const WeightParts held = first->held();
-  EXPECT_EQ(held.size(), 4u);  // embedding, two layers, head
+  EXPECT_EQ(held.size(), 5u);  // embedding, a dense layer, one and its experts, head
   // Of the last layer and the head nothing is left to read.
   const BrokenSource broken(*source_, kExpert);
   int64_t total = -1;
@@ -116,12 +116,13 @@ TEST_F(StageWeightsTest, WhatIsHeldIsSharedAndNotRead) {
   EXPECT_EQ((*second)->layers[0].experts[2].up.data, first->layers[1].experts[2].up.data);
   EXPECT_EQ((*second)->lm_head.data, first->lm_head.data);
   EXPECT_LT((*second)->num_bytes(), first->num_bytes());
-  // Layers without their experts are other parts.
+  // Experts are parts of their own: one that leaves them on disk shares the rest of the layer.
   const auto left = StageWeights::Load(source_->config(), {1, 2, false, false}, *source_, go_on,
                                        HostMemory(), StageWeights::Experts::kLeave, held);
   ASSERT_TRUE(left.ok()) << left.status();
   EXPECT_TRUE((*left)->layers[0].experts.empty());
-  EXPECT_NE((*left)->layers[0].router.data, first->layers[1].router.data);
+  EXPECT_EQ((*left)->layers[0].router.data, first->layers[1].router.data);
+  EXPECT_FALSE((*left)->held().contains({.kind = WeightPartId::Kind::kExperts, .layer = 1}));
 }
 
 TEST_F(StageWeightsTest, AsManyPartsAreReadAsHaveRoom) {
@@ -129,7 +130,7 @@ TEST_F(StageWeightsTest, AsManyPartsAreReadAsHaveRoom) {
   const auto go_on = [](int64_t, int64_t) { return true; };
   const WeightParts all =
       *LoadWeightParts(source_->config(), ids, *source_, {}, HostMemory(), go_on);
-  ASSERT_EQ(all.size(), 4u);
+  ASSERT_EQ(all.size(), 5u);
   const int64_t two = all.at(ids[0])->num_bytes() + all.at(ids[1])->num_bytes();
   const auto some = LoadWeightParts(source_->config(), ids, *source_, {}, HostMemory(), go_on, two);
   ASSERT_TRUE(some.ok()) << some.status();

@@ -1,5 +1,8 @@
 #include "worker/experts/expert_cache.h"
 
+#include <algorithm>
+#include <cmath>
+#include <string>
 #include <utility>
 
 #include "base/check.h"
@@ -75,12 +78,61 @@ double ExpertCache::score(ExpertKey key) const { return scores_[IndexOf(key)]; }
 
 void ExpertCache::SetScore(ExpertKey key, double score) { scores_[IndexOf(key)] = score; }
 
+UseHistory ExpertCache::History(int64_t step) const {
+  const auto of_one_use = [this](int64_t at) {
+    return policy_->AfterUse(kNoScore, {.step = at, .rows = 1, .weight = 1});
+  };
+  const double later = of_one_use(step + 1) - of_one_use(0);
+  UseHistory history;
+  history.policy = std::string(policy_->name());
+  for (size_t i = 0; i < scores_.size(); ++i) {
+    if (scores_[i] != kNoScore) history.scores.push_back({KeyOf(i), scores_[i] - later});
+  }
+  history.used_a_layer = static_cast<double>(used_in_step_) / shape_.num_layers;
+  return history;
+}
+
+void ExpertCache::Continue(const UseHistory& history) {
+  CARAVAN_CHECK(step_ < 0);
+  if (history.policy != policy_->name()) return;
+  for (const auto& [key, score] : history.scores) {
+    if (Knows(key)) SetScore(key, score);
+  }
+  used_in_step_ = std::llround(history.used_a_layer * shape_.num_layers);
+}
+
+std::vector<ExpertKey> ExpertCache::InOrder() const {
+  std::vector<const Slot*> taken;
+  for (const Slot& slot : slots_) {
+    if (slot.expert >= 0) taken.push_back(&slot);
+  }
+  const auto worth = [this](const Slot& slot) {
+    return std::pair(scores_[static_cast<size_t>(slot.expert)], slot.given);
+  };
+  std::sort(taken.begin(), taken.end(),
+            [&](const Slot* a, const Slot* b) { return worth(*a) < worth(*b); });
+  std::vector<ExpertKey> keys;
+  keys.reserve(taken.size());
+  for (const Slot* slot : taken) keys.push_back(KeyOf(static_cast<size_t>(slot->expert)));
+  return keys;
+}
+
 size_t ExpertCache::IndexOf(ExpertKey key) const {
-  const int layer = key.layer - shape_.first_layer;
-  CARAVAN_CHECK(layer >= 0 && layer < shape_.num_layers);
-  CARAVAN_CHECK(key.expert >= 0 && key.expert < shape_.experts_per_layer);
-  return static_cast<size_t>(layer) * static_cast<size_t>(shape_.experts_per_layer) +
+  CARAVAN_CHECK(Knows(key));
+  return static_cast<size_t>(key.layer - shape_.first_layer) *
+             static_cast<size_t>(shape_.experts_per_layer) +
          static_cast<size_t>(key.expert);
+}
+
+ExpertKey ExpertCache::KeyOf(size_t index) const {
+  const auto of_layer = static_cast<size_t>(shape_.experts_per_layer);
+  return {shape_.first_layer + static_cast<int>(index / of_layer),
+          static_cast<int>(index % of_layer)};
+}
+
+bool ExpertCache::Knows(ExpertKey key) const {
+  return key.layer >= shape_.first_layer && key.layer < shape_.first_layer + shape_.num_layers &&
+         key.expert >= 0 && key.expert < shape_.experts_per_layer;
 }
 
 // A look at every slot: some microseconds for the thousands that a box has room for, beside the

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -16,6 +18,14 @@
 #include "worker/experts/expert_key.h"
 
 namespace caravan {
+
+/// What a cache learned of uses, for the one of another stage of the same model.
+struct UseHistory {
+  std::string policy;
+  // Of experts that were used, in the order of their keys; as if the next step were step 0.
+  std::vector<std::pair<ExpertKey, double>> scores;
+  double used_a_layer = 0;  // experts, in the last step
+};
 
 class ExpertCache {
  public:
@@ -53,6 +63,14 @@ class ExpertCache {
   /// For what was learned in earlier runs. REQUIRES: finite.
   void SetScore(ExpertKey key, double score);
 
+  /// What was learned until `step`, the last one (-1: there was none).
+  UseHistory History(int64_t step) const;
+  /// Goes on from there, with what is of these layers; of another policy nothing is of use.
+  /// REQUIRES: no visit has begun.
+  void Continue(const UseHistory& history);
+  /// Those that have a slot, in the order in which they would give way if none is used any more.
+  std::vector<ExpertKey> InOrder() const;
+
   const Shape& shape() const { return shape_; }
   const CachePolicy& policy() const { return *policy_; }
 
@@ -64,6 +82,8 @@ class ExpertCache {
   };
 
   size_t IndexOf(ExpertKey key) const;
+  ExpertKey KeyOf(size_t index) const;
+  bool Knows(ExpertKey key) const;
   /// The slot that is free, else the next one to give way.
   std::optional<int> NextToGive() const;
 

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "base/check.h"
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/status_macros.h"
@@ -11,8 +12,13 @@ namespace caravan {
 absl::StatusOr<std::unique_ptr<ExpertReads>> ExpertReads::Create(const ExpertFiles& files,
                                                                  int num_frames,
                                                                  const Options& options,
-                                                                 ExpertMeter& meter) {
-  CARAVAN_ASSIGN_OR_RETURN(Buffer memory, Buffer::Allocate(num_frames * files.max_run_bytes()));
+                                                                 ExpertMeter& meter,
+                                                                 Buffer memory) {
+  const int64_t bytes = num_frames * files.max_run_bytes();
+  if (memory.size() == 0) {
+    CARAVAN_ASSIGN_OR_RETURN(memory, Buffer::Allocate(bytes));
+  }
+  CARAVAN_CHECK(memory.size() == bytes);
   memory.PreferLargePages();
   if (!memory.Lock()) {
     LogInfo("experts not locked in memory",
@@ -43,6 +49,13 @@ ExpertReads::ExpertReads(const ExpertFiles& files, Buffer memory, const Options&
   MutexLock lock(&mu_);
   ended_.reserve(frames_.size());
 }
+
+Buffer ExpertReads::Release(std::unique_ptr<ExpertReads> reads) {
+  reads->queue_.reset();
+  return std::move(reads->memory_);
+}
+
+void ExpertReads::Adopt(int frame, ExpertKey key) { At(frame) = {.key = key, .checked = true}; }
 
 void ExpertReads::Begin(int frame, ExpertKey key, ReadPriority priority) {
   At(frame) = {.key = key, .copy = ChooseCopy(key.layer)};

@@ -48,10 +48,15 @@ class ExpertReads {
     absl::Status status;
   };
 
-  /// `files` and `meter` outlive the result. Errors: ResourceExhausted - no memory; as make_queue.
+  /// `memory`: of so many frames, in which experts may lie already (Adopt); empty: it takes that
+  /// itself. `files` and `meter` outlive the result.
+  /// Errors: ResourceExhausted - no memory; as make_queue.
   static absl::StatusOr<std::unique_ptr<ExpertReads>> Create(const ExpertFiles& files,
                                                              int num_frames, const Options& options,
-                                                             ExpertMeter& meter);
+                                                             ExpertMeter& meter,
+                                                             Buffer memory = {});
+  /// Ends all reads, waiting for those that have begun, and gives the frames' memory away.
+  static Buffer Release(std::unique_ptr<ExpertReads> reads);
   ExpertReads(const ExpertReads&) = delete;
   ExpertReads& operator=(const ExpertReads&) = delete;
 
@@ -62,6 +67,8 @@ class ExpertReads {
   /// What reads. Lives as long as this object.
   ReadQueue& queue() { return *queue_; }
 
+  /// An expert lies in the frame whose bytes were checked before. REQUIRES: as Begin.
+  void Adopt(int frame, ExpertKey key);
   /// Begins to read an expert to a frame. REQUIRES: no read to that is under way.
   void Begin(int frame, ExpertKey key, ReadPriority priority);
   /// The same expert from the same copy, as needed. REQUIRES: as Begin.
@@ -83,6 +90,8 @@ class ExpertReads {
   /// As `verify` asks. REQUIRES: the frame's read ended well.
   /// Errors: as ExpertFiles::CheckHash.
   absl::Status Check(int frame);
+  /// Whether Check was called, and nothing was read there since. REQUIRES: as Check.
+  bool IsChecked(int frame) const { return At(frame).checked; }
   /// Of what was read there. REQUIRES: as Check.
   FfnWeights WeightsAt(int frame) const;
   /// Of a read that failed so. Errors: as ExpertFiles::Error, of the copy that it was of.
@@ -114,7 +123,7 @@ class ExpertReads {
   const Verify verify_;
   ExpertMeter& meter_;
   const int64_t frame_bytes_;
-  const Buffer memory_;
+  Buffer memory_;
   std::vector<Frame> frames_;
   int under_way_ = 0;
   std::vector<bool> verified_;  // by disk, layer - first and expert: its hash was right once

@@ -49,6 +49,13 @@ int ExpertSlots::Take(ExpertKey key, double score) {
   return *taken;
 }
 
+void ExpertSlots::Adopt(ExpertKey key, int frame) {
+  const int slot = Take(key, kAnyScore);
+  SwapFrames(slot, SlotOf(frame));
+  Of(slot) = {.state = Slot::State::kReady, .key = key};
+  cache_.Release(slot);
+}
+
 void ExpertSlots::Begin(int slot, ExpertKey key, bool is_guess) {
   Of(slot) = {.state = Slot::State::kReading, .key = key, .wanted = !is_guess, .guess = is_guess};
   if (is_guess) {
@@ -106,11 +113,15 @@ int ExpertSlots::EnterCache(int slot, double score) {
   const int cached = Take(At(slot).key, score);
   if (cached < 0) return slot;
   // Its bytes stay where they are.
-  std::swap(frame_of_[static_cast<size_t>(cached)], frame_of_[static_cast<size_t>(slot)]);
-  for (const int each : {cached, slot}) slot_of_[static_cast<size_t>(FrameOf(each))] = each;
+  SwapFrames(cached, slot);
   Of(cached) = std::exchange(Of(slot), {});
   if (IsReading(cached)) cache_.Hold(cached);  // beside the read's own
   return cached;
+}
+
+void ExpertSlots::SwapFrames(int a, int b) {
+  std::swap(frame_of_[static_cast<size_t>(a)], frame_of_[static_cast<size_t>(b)]);
+  for (const int each : {a, b}) slot_of_[static_cast<size_t>(FrameOf(each))] = each;
 }
 
 void ExpertSlots::Forget(int slot) {

@@ -64,6 +64,10 @@ class ExpertSlots {
   /// Whether the cache has free ones.
   bool HasFreeCached() const { return free_cached_ > 0; }
 
+  /// It lies in this frame already: gives it a slot of the cache, of those that are free. REQUIRES:
+  /// there is one; no slot has been given to be read to; it and the frame are nobody's.
+  void Adopt(ExpertKey key, int frame);
+
   /// It is read there from now on: for the visit, which then wants it, or as a guess. REQUIRES:
   /// the slot is free, or was just taken.
   void Begin(int slot, ExpertKey key, bool is_guess);
@@ -88,6 +92,7 @@ class ExpertSlots {
 
  private:
   Slot& Of(int slot) { return slots_[static_cast<size_t>(slot)]; }
+  void SwapFrames(int a, int b);
   /// Frees a slot. REQUIRES: one of the cache is held once.
   void Forget(int slot);
   int64_t BytesOf(int slot) const { return files_.run_bytes(At(slot).key.layer); }

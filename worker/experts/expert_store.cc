@@ -12,11 +12,9 @@
 
 namespace caravan {
 
-absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConfig& config,
-                                                                 const StageSpec& stage,
-                                                                 const TensorSource& source,
-                                                                 int64_t budget_bytes,
-                                                                 const Options& options) {
+absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(
+    const ModelConfig& config, const StageSpec& stage, const TensorSource& source,
+    int64_t budget_bytes, const Options& options, HeldExperts held) {
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<ExpertFiles> files,
                            ExpertFiles::Open(config, stage, source));
   // One that is kept and one that passes, if a token chooses one only.
@@ -33,12 +31,20 @@ absl::StatusOr<std::unique_ptr<ExpertStore>> ExpertStore::Create(const ModelConf
   CARAVAN_ASSIGN_OR_RETURN(std::unique_ptr<CachePolicy> policy, MakeCachePolicy(options.policy));
   std::unique_ptr<ExpertStore> store(new ExpertStore(std::move(files), static_cast<int>(slots),
                                                      num_passed, std::move(policy), options));
-  CARAVAN_ASSIGN_OR_RETURN(
-      store->reads_,
-      ExpertReads::Create(*store->files_, static_cast<int>(slots), options, store->meter_));
+  held.Fit(store->files_->layers(), slot_bytes, static_cast<int>(slots),
+           store->slots_.num_cached());
+  CARAVAN_ASSIGN_OR_RETURN(store->reads_,
+                           ExpertReads::Create(*store->files_, static_cast<int>(slots), options,
+                                               store->meter_, std::move(held.memory)));
+  for (const HeldExperts::Expert& expert : held.experts) {
+    store->slots_.Adopt(expert.key, expert.frame);
+    store->reads_->Adopt(expert.frame, expert.key);
+  }
+  store->stayed_layers_ = std::move(held.layers);
   LogInfo("experts on disk", {{"slots", slots},
                               {"experts", store->files_->num_experts()},
                               {"slot_bytes", slot_bytes},
+                              {"held", std::ssize(held.experts)},
                               {"reads", store->reads_->queue().Name()}});
   return store;
 }
@@ -57,8 +63,27 @@ ExpertStore::ExpertStore(std::unique_ptr<ExpertFiles> files, int num_slots, int 
   batch_needs_.reserve(num_experts);
 }
 
+HeldExperts ExpertStore::Release(std::unique_ptr<ExpertStore> store) {
+  store->EndVisit();
+  // Errors are of reads that no visit wants.
+  store->CollectReads().IgnoreError();
+  HeldExperts held;
+  held.layers = store->files_->layers();
+  held.frame_bytes = store->files_->max_run_bytes();
+  held.uses = store->cache().History(store->step_);
+  for (const ExpertKey key : store->cache().InOrder()) {
+    const int slot = store->slots_.Find(key);
+    const int frame = store->slots_.FrameOf(slot);
+    if (store->slots_.IsReady(slot) && store->reads_->IsChecked(frame)) {
+      held.experts.push_back({key, frame});
+    }
+  }
+  held.memory = ExpertReads::Release(std::move(store->reads_));
+  return held;
+}
+
 std::vector<ExpertKey> ExpertStore::WarmKeys() const {
-  const bool all = num_slots() == files_->num_experts();
+  const bool all = HoldsAll();
   std::vector<ExpertKey> keys;
   for (const int layer : files_->layers()) {
     for (int expert = 0; expert < files_->experts_per_layer(); ++expert) {
@@ -68,12 +93,16 @@ std::vector<ExpertKey> ExpertStore::WarmKeys() const {
     }
   }
   const size_t most = static_cast<size_t>(slots_.num_cached());
-  if (keys.size() <= most) return keys;
-  std::stable_sort(keys.begin(), keys.end(), [this](ExpertKey a, ExpertKey b) {
-    return slots_.cache().score(a) > slots_.cache().score(b);
+  if (keys.size() > most) {
+    std::stable_sort(keys.begin(), keys.end(), [this](ExpertKey a, ExpertKey b) {
+      return slots_.cache().score(a) > slots_.cache().score(b);
+    });
+    keys.resize(most);
+    std::sort(keys.begin(), keys.end());
+  }
+  std::erase_if(keys, [this](ExpertKey key) {
+    return std::binary_search(stayed_layers_.begin(), stayed_layers_.end(), key.layer);
   });
-  keys.resize(most);
-  std::sort(keys.begin(), keys.end());
   return keys;
 }
 
@@ -86,10 +115,9 @@ int64_t ExpertStore::BytesOf(absl::Span<const ExpertKey> keys) const {
 int64_t ExpertStore::warm_bytes() const { return BytesOf(WarmKeys()); }
 
 absl::Status ExpertStore::Warm(const Progress& progress) {
-  const std::vector<ExpertKey> keys = WarmKeys();
-  const bool all = static_cast<int64_t>(keys.size()) == files_->num_experts();
   return Read(
-      keys, all, [](ExpertKey, const FfnWeights&) { return absl::OkStatus(); }, progress);
+      WarmKeys(), HoldsAll(), [](ExpertKey, const FfnWeights&) { return absl::OkStatus(); },
+      progress);
 }
 
 absl::Status ExpertStore::Read(absl::Span<const ExpertKey> keys, bool is_needed, TakeExpert take,

@@ -18,6 +18,8 @@
 // What comes next is known in a scan. Elsewhere the caller says what is likely (Guess); whether it
 // should is decided by what that saves (GuessGate).
 //
+// A stage that goes leaves its slots to the next one of its worker (HeldExperts).
+//
 // Used by one thread, but for counters(). After Create it takes no memory but Warm's list of what
 // to read, until that returns; the digits of a hash, while it is compared; and the text of errors.
 
@@ -48,6 +50,7 @@
 #include "worker/experts/expert_slots.h"
 #include "worker/experts/guess_gate.h"
 #include "worker/experts/guess_list.h"
+#include "worker/experts/held_experts.h"
 
 namespace caravan {
 
@@ -68,16 +71,19 @@ class ExpertStore {
   /// Called now and then while reading; false stops it.
   using Progress = std::function<bool(int64_t read_bytes, int64_t total_bytes)>;
 
-  /// budget_bytes: of the slots. `source` is not used afterwards. REQUIRES: as ExpertFiles::Open.
+  /// budget_bytes: of the slots. `held`: what a former stage of the model left, of which it takes
+  /// all that it has a use and slots for. `source` is not used afterwards. REQUIRES: as
+  /// ExpertFiles::Open.
   /// Errors: as ExpertFiles::Open, MakeCachePolicy and make_queue; FailedPrecondition - the budget
   /// has not the room
   ///         for as many experts as a token chooses: says how many bytes that is;
   ///         ResourceExhausted - no memory.
-  static absl::StatusOr<std::unique_ptr<ExpertStore>> Create(const ModelConfig& config,
-                                                             const StageSpec& stage,
-                                                             const TensorSource& source,
-                                                             int64_t budget_bytes,
-                                                             const Options& options);
+  static absl::StatusOr<std::unique_ptr<ExpertStore>> Create(
+      const ModelConfig& config, const StageSpec& stage, const TensorSource& source,
+      int64_t budget_bytes, const Options& options, HeldExperts held = {});
+  /// Ends all reads, waiting for those that have begun, and leaves what lies in the cache and was
+  /// right, with its memory. REQUIRES: nobody uses its queue.
+  static HeldExperts Release(std::unique_ptr<ExpertStore> store);
   ExpertStore(const ExpertStore&) = delete;
   ExpertStore& operator=(const ExpertStore&) = delete;
 
@@ -86,7 +92,8 @@ class ExpertStore {
   void SetUpperTier(const ExpertCache& upper) { upper_ = &upper; }
 
   /// What Warm reads: all experts, if the slots hold them all; else those of the highest scores in
-  /// cache(), as many as its slots, of those that have one.
+  /// cache(), as many as its slots, of those that have one. None of the layers that the former
+  /// stage had too: what it had no use for can wait until somebody has.
   int64_t warm_bytes() const;
   /// Reads that, in file order. Errors: as Visit, where all are read; else what cannot be read is
   /// left out, which a warning says. Cancelled - by `progress`.
@@ -136,6 +143,7 @@ class ExpertStore {
   /// What Warm reads, ascending.
   std::vector<ExpertKey> WarmKeys() const;
   int64_t BytesOf(absl::Span<const ExpertKey> keys) const;
+  bool HoldsAll() const { return num_slots() == files_->num_experts(); }
 
   /// An expert that the visit needs.
   struct Need {
@@ -209,6 +217,7 @@ class ExpertStore {
   const ExpertCache* upper_ = nullptr;
   ExpertMeter meter_;
   ExpertSlots slots_;
+  std::vector<int> stayed_layers_;  // ascending: those that the former stage had too
 
   // The visit.
   Batches batches_{*this};

@@ -264,5 +264,91 @@ TEST(ExpertCacheTest, DoesAsAPlainModelDoes) {
   }
 }
 
+/// One of layers [4, 7) goes on where one of [3, 6) ended: both have 4 and 5.
+TEST(ExpertCacheTest, AnotherStagesCacheGoesOnFromWhatWasLearned) {
+  constexpr ExpertCache::Shape kFormer = {
+      .first_layer = 3, .num_layers = 3, .experts_per_layer = 8, .num_slots = 24};
+  constexpr ExpertCache::Shape kNext = {
+      .first_layer = 4, .num_layers = 3, .experts_per_layer = 8, .num_slots = 6};
+  for (const absl::string_view policy : kCachePolicyNames) {
+    std::mt19937_64 rng(1);
+    ExpertCache former = MakeCache(policy, kFormer);
+    constexpr int64_t kSteps = 40;
+    const auto use = [&](ExpertCache& cache, ExpertKey key, int64_t step, int64_t rows) {
+      cache.Use(key, {.step = step, .rows = rows, .weight = 0.5f * static_cast<float>(rows)});
+    };
+    for (int64_t step = 0; step < kSteps; ++step) {
+      for (int layer = 3; layer < 6; ++layer) {
+        const int expert = static_cast<int>(rng() % 7);  // 7 is never used
+        use(former, {layer, expert}, step, 1 + static_cast<int64_t>(rng() % 3));
+        if (!former.Find({layer, expert}).has_value()) Bring(former, {layer, expert});
+      }
+    }
+    ExpertCache next = MakeCache(policy, kNext);
+    next.Continue(former.History(kSteps - 1));
+    EXPECT_EQ(next.score({4, 7}), kNoScore);
+    EXPECT_EQ(next.score({6, 0}), kNoScore) << "it was not there";
+    for (const ExpertKey key : former.InOrder()) {
+      if (key.layer >= 4 && std::ssize(next.InOrder()) < 6) Bring(next, key);
+    }
+    // The same further uses leave the same differences, so the same experts give way.
+    for (int64_t step = 0; step < 20; ++step) {
+      for (int layer = 4; layer < 6; ++layer) {
+        const ExpertKey key = {layer, static_cast<int>(rng() % 7)};
+        use(former, key, kSteps + step, 2);
+        use(next, key, step, 2);
+      }
+    }
+    const double shift = former.score({4, 0}) - next.score({4, 0});
+    for (int layer = 4; layer < 6; ++layer) {
+      for (int expert = 0; expert < 7; ++expert) {
+        const ExpertKey key = {layer, expert};
+        ASSERT_EQ(former.score(key) == kNoScore, next.score(key) == kNoScore) << policy;
+        if (next.score(key) == kNoScore) continue;
+        EXPECT_NEAR(former.score(key) - next.score(key), shift, 1e-9) << policy;
+      }
+    }
+  }
+}
+
+TEST(ExpertCacheTest, WhatAnotherPolicyLearnedIsOfNoUse) {
+  ExpertCache former = MakeCache("lru");
+  RunStep(former, 0, {0, 1});
+  ExpertCache next = MakeCache("lfu");
+  next.Continue(former.History(0));
+  EXPECT_EQ(next.score({3, 0}), kNoScore);
+}
+
+TEST(ExpertCacheTest, TheOrderIsThatInWhichTheyGiveWay) {
+  ExpertCache cache = MakeCache("lru");
+  const ExpertKey kept[] = {{3, 5}, {4, 1}, {3, 2}};
+  for (const ExpertKey key : kept) Bring(cache, key);  // of equal scores
+  cache.Use({3, 5}, {.step = 0, .rows = 1, .weight = 1});
+  const std::vector<ExpertKey> order = cache.InOrder();
+  ASSERT_EQ(order.size(), 3u);
+  EXPECT_EQ(order.back(), (ExpertKey{3, 5}));
+  for (int i = 0; i < 2; ++i) {
+    Bring(cache, {4, 6 + i});
+    cache.SetScore({4, 6 + i}, 100);
+    EXPECT_EQ(cache.Find(order[static_cast<size_t>(i)]), std::nullopt);
+  }
+  EXPECT_TRUE(cache.Find({3, 5}).has_value());
+}
+
+TEST(ExpertCacheTest, WhereStepsOutgrewTheFormerCacheTheFirstStepKeepsTheFixedSet) {
+  for (const absl::string_view policy : kCachePolicyNames) {
+    ExpertCache former = MakeCache(policy);
+    for (int64_t step = 0; step < 3; ++step) RunStep(former, step, {0, 1, 2});
+    ExpertCache next = MakeCache(policy);
+    next.Continue(former.History(2));
+    for (const ExpertKey key : former.InOrder()) Bring(next, key);
+    EXPECT_EQ(RunStep(next, 0, {0, 1, 2}), 3) << policy;
+    // It knew nothing: what comes first is put out before it is needed again.
+    ExpertCache fresh = MakeCache(policy);
+    for (const ExpertKey key : former.InOrder()) Bring(fresh, key);
+    EXPECT_LT(RunStep(fresh, 0, {0, 1, 2}), 3) << policy;
+  }
+}
+
 }  // namespace
 }  // namespace caravan

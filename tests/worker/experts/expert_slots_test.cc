@@ -1,6 +1,7 @@
 #include "worker/experts/expert_slots.h"
 
 #include <memory>
+#include <set>
 #include <utility>
 
 #include "gtest/gtest.h"
@@ -115,6 +116,29 @@ TEST_F(ExpertSlotsTest, CountsWhatBecomesOfGuesses) {
   EXPECT_EQ(counters.guesses_used, 1);
   EXPECT_EQ(counters.guesses_wasted, 2);
   EXPECT_EQ(counters.bytes_wasted, toy_->run_bytes());
+}
+
+TEST_F(ExpertSlotsTest, WhatIsAdoptedLiesInItsFrameAndGivesWayAsAny) {
+  // Frames of the cache's slots and of one through which experts pass.
+  const std::pair<ExpertKey, int> adopted[] = {{{1, 4}, 4}, {{2, 9}, 0}, {{1, 5}, 2}};
+  for (const auto& [key, frame] : adopted) slots_.Adopt(key, frame);
+  EXPECT_FALSE(slots_.HasFreeCached());
+  std::set<int> frames;
+  for (int slot = 0; slot < slots_.size(); ++slot) {
+    frames.insert(slots_.FrameOf(slot));
+    EXPECT_EQ(slots_.SlotOf(slots_.FrameOf(slot)), slot);
+  }
+  EXPECT_EQ(frames.size(), 5u);
+  for (const auto& [key, frame] : adopted) {
+    const int slot = slots_.Find(key);
+    ASSERT_GE(slot, 0);
+    EXPECT_FALSE(slots_.IsPassed(slot));
+    EXPECT_TRUE(slots_.IsReady(slot));
+    EXPECT_EQ(slots_.FrameOf(slot), frame);
+  }
+  Keep({1, 7});
+  EXPECT_EQ(slots_.Find({1, 4}), -1) << "of equal scores the first goes";
+  EXPECT_EQ(meter_.Read().evictions, 1);
 }
 
 }  // namespace
