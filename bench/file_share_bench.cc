@@ -39,7 +39,7 @@ int64_t Take(RemoteFileSource& source, const PackManifest& manifest, const std::
   };
   while (!stop.stop_requested()) {
     for (const PackedFile& file : manifest.files) {
-      const absl::Status read = source.Read(file.name, 0, file.bytes, count, stop);
+      const absl::Status read = ReadAll(source, file.name, 0, file.bytes, count, stop);
       if (stop.stop_requested()) break;
       if (read.ok() || absl::IsNotFound(read)) continue;
       std::fprintf(stderr, "%s: %s\n", source.name().c_str(), read.ToString().c_str());
