@@ -2,6 +2,8 @@
 // over and over, and throws them away. What they serve meanwhile somebody else measures
 // (docs/performance.md).
 
+#include <grpcpp/grpcpp.h>
+
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
@@ -16,6 +18,8 @@
 #include "base/mutex.h"
 #include "base/named_thread.h"
 #include "bench/must_be.h"
+#include "caravan/v1/pipeline.grpc.pb.h"
+#include "cluster/grpc_transport.h"
 #include "cluster/serving_share.h"
 #include "model/pack/packed_model.h"
 #include "worker/files/remote_file_source.h"
@@ -27,7 +31,7 @@ struct Flags {
   std::string pack;
   std::vector<std::string> sources;
   double seconds = 10;
-  int streams = 2;
+  int streams = 1;  // as FetchFiles does with a source that serves
 };
 
 /// Bytes that came from one source until the time was over.
@@ -49,6 +53,18 @@ int64_t Take(RemoteFileSource& source, const PackManifest& manifest, const std::
   return bytes;
 }
 
+/// Which life of a process is at the address, as it tells whoever opens a hop.
+uint64_t IncarnationAt(const std::string& address) {
+  const auto stub = v1::Pipeline::NewStub(MakeGrpcChannel(address));
+  grpc::ClientContext context;
+  const auto flow = stub->Flow(&context);
+  v1::FlowReply reply;
+  if (!flow->Read(&reply)) std::fprintf(stderr, "%s does not answer\n", address.c_str());
+  context.TryCancel();
+  static_cast<void>(flow->Finish());
+  return reply.incarnation();
+}
+
 int Run(const Flags& flags) {
   const std::unique_ptr<PackedModel> model = MustBe(PackedModel::Open(flags.pack));
   ServingShare::Options idle;
@@ -59,6 +75,7 @@ int Run(const Flags& flags) {
     RemoteFileSource::Options options;
     options.peer.name = address;
     options.peer.address = address;
+    options.peer.incarnation = IncarnationAt(address);
     options.fingerprint = model->fingerprint();
     options.share = &share;
     sources.push_back(std::make_unique<RemoteFileSource>(options));

@@ -14,7 +14,7 @@ absl::Duration ServingShare::TryBegin() {
   const bool steps_run = StepsRun();
   MutexLock lock(&mu_);
   const absl::Duration wait = BeginLocked(steps_run);
-  return wait == absl::InfiniteDuration() ? kLook : wait;
+  return wait == absl::InfiniteDuration() ? std::max(kLook, last_rest_) : wait;
 }
 
 bool ServingShare::Begin(const std::function<bool()>& cancelled) {
@@ -31,7 +31,8 @@ bool ServingShare::Begin(const std::function<bool()>& cancelled) {
 void ServingShare::End(absl::Duration took) {
   MutexLock lock(&mu_);
   EndTurnLocked();
-  not_before_ = options_.clock->Now() + std::min(kLongestRest, took * (1.0 / options_.share - 1.0));
+  last_rest_ = std::min(kLongestRest, took * (1.0 / options_.share - 1.0));
+  not_before_ = options_.clock->Now() + last_rest_;
   changed_.SignalAll();
 }
 

@@ -39,8 +39,8 @@ class ServingShare {
   explicit ServingShare(Options options) : options_(std::move(options)) {}
 
   /// Gives a part its turn if there is one now, and returns 0. Else how long it had better wait
-  /// before it asks again: until the rest is over, or, as nobody knows when the part that passes
-  /// will have passed, kLook.
+  /// before it asks again: until the rest is over, or, where a part passes, as long as the rest
+  /// before was, since that part will be rested for too, and no less than kLook.
   absl::Duration TryBegin();
 
   /// Waits for a part's turn. False: there is none, as `cancelled`, which is asked now and then.
@@ -70,6 +70,7 @@ class ServingShare {
   CondVar changed_;
   int turns_ ABSL_GUARDED_BY(mu_) = 0;    // parts that pass now
   int overdue_ ABSL_GUARDED_BY(mu_) = 0;  // that hang, and for which nobody waits any more
+  absl::Duration last_rest_ ABSL_GUARDED_BY(mu_) = absl::ZeroDuration();
   absl::Duration began_ ABSL_GUARDED_BY(mu_) = -absl::InfiniteDuration();       // the last of them
   absl::Duration last_step_ ABSL_GUARDED_BY(mu_) = -absl::InfiniteDuration();   // on the clock
   absl::Duration not_before_ ABSL_GUARDED_BY(mu_) = -absl::InfiniteDuration();  // likewise

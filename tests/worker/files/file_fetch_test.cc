@@ -211,12 +211,13 @@ TEST_F(FileFetchTest, SeveralSourcesShareTheWorkWhetherTheyHaveAllOrNot) {
 TEST_F(FileFetchTest, WhatABusySourceDoesNotGiveAnIdleOneGives) {
   AddSource("coordinator");
   FakeSource& worker = AddSource("worker 1");
-  // The first time a part, then nothing for an hour.
+  // The first time a part, less than any piece, then nothing for an hour.
+  constexpr size_t kPart = 100;
   std::promise<void> asked;
   std::atomic<bool> first = true;
   worker.set_busy([&](std::string& sent) {
-    sent.resize(first.exchange(false) ? 1000 : 0);
-    if (sent.size() == 1000) asked.set_value();
+    sent.resize(first.exchange(false) ? kPart : 0);
+    if (!sent.empty()) asked.set_value();
     return absl::Hours(1);
   });
   const std::shared_future<void> was_asked = asked.get_future().share();
