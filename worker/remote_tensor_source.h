@@ -39,8 +39,8 @@ class RemoteTensorSource : public TensorSource {
   ///         another model by now; InvalidArgument - it sends what no checkpoint holds.
   static absl::StatusOr<std::unique_ptr<RemoteTensorSource>> Connect(Options options);
 
-  /// A coordinator that serves gives parts only now and then: reads then take their time.
   const TensorInfo* Find(absl::string_view name) const override;
+  /// A coordinator that serves gives parts only now and then: this then takes its time.
   absl::Status ReadPart(absl::string_view name, int64_t offset,
                         absl::Span<std::byte> out) const override;
 
