@@ -2,6 +2,8 @@
 // over and over, and throws them away. What they serve meanwhile somebody else measures
 // (docs/performance.md).
 
+#include <grpcpp/grpcpp.h>
+
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
@@ -16,6 +18,8 @@
 #include "base/mutex.h"
 #include "base/named_thread.h"
 #include "bench/must_be.h"
+#include "caravan/v1/pipeline.grpc.pb.h"
+#include "cluster/grpc_transport.h"
 #include "cluster/serving_share.h"
 #include "model/pack/packed_model.h"
 #include "worker/files/remote_file_source.h"
@@ -27,7 +31,7 @@ struct Flags {
   std::string pack;
   std::vector<std::string> sources;
   double seconds = 10;
-  int streams = 2;
+  int streams = 1;  // as FetchFiles does with a source that serves
 };
 
 /// Bytes that came from one source until the time was over.
@@ -39,7 +43,7 @@ int64_t Take(RemoteFileSource& source, const PackManifest& manifest, const std::
   };
   while (!stop.stop_requested()) {
     for (const PackedFile& file : manifest.files) {
-      const absl::Status read = source.Read(file.name, 0, file.bytes, count, stop);
+      const absl::Status read = ReadAll(source, file.name, 0, file.bytes, count, stop);
       if (stop.stop_requested()) break;
       if (read.ok() || absl::IsNotFound(read)) continue;
       std::fprintf(stderr, "%s: %s\n", source.name().c_str(), read.ToString().c_str());
@@ -47,6 +51,18 @@ int64_t Take(RemoteFileSource& source, const PackManifest& manifest, const std::
     }
   }
   return bytes;
+}
+
+/// Which life of a process is at the address, as it tells whoever opens a hop.
+uint64_t IncarnationAt(const std::string& address) {
+  const auto stub = v1::Pipeline::NewStub(MakeGrpcChannel(address));
+  grpc::ClientContext context;
+  const auto flow = stub->Flow(&context);
+  v1::FlowReply reply;
+  if (!flow->Read(&reply)) std::fprintf(stderr, "%s does not answer\n", address.c_str());
+  context.TryCancel();
+  static_cast<void>(flow->Finish());
+  return reply.incarnation();
 }
 
 int Run(const Flags& flags) {
@@ -59,6 +75,7 @@ int Run(const Flags& flags) {
     RemoteFileSource::Options options;
     options.peer.name = address;
     options.peer.address = address;
+    options.peer.incarnation = IncarnationAt(address);
     options.fingerprint = model->fingerprint();
     options.share = &share;
     sources.push_back(std::make_unique<RemoteFileSource>(options));

@@ -70,10 +70,11 @@ void AddSpeculateOption(CLI::App& command, bool& speculate) {
 
 void AddShareFilesOption(CLI::App& command, double& percent) {
   command
-      .add_option("--share-files", percent,
-                  "Share of its time, in percent, that this process gives to passing files of the "
-                  "model while steps run, so that these are not slowed by more; 100: all that "
-                  "others ask for")
+      .add_option(
+          "--share-files", percent,
+          "Share of its time, in percent, that this process gives to passing weights of the "
+          "model, in files or by tensor, while steps run, so that these are not slowed by "
+          "more; 100: all that others ask for")
       ->type_name("PERCENT")
       ->check(CLI::Range(0.1, 100.0))
       ->capture_default_str();

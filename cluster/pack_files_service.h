@@ -11,13 +11,11 @@
 
 #include "absl/time/time.h"
 #include "caravan/v1/model_files.grpc.pb.h"
+#include "cluster/part_stream.h"
 #include "cluster/serving_share.h"
 #include "model/pack/packed_model.h"
 
 namespace caravan {
-
-/// The most that is asked for at a time: little enough that activations do not wait long behind it.
-inline constexpr int64_t kFilePartBytes = int64_t{256} << 10;
 
 struct ShelvedFile {
   std::string name;  // as the manifest says, or kPackManifestName
@@ -34,13 +32,10 @@ class PackFilesService final : public v1::PackFiles::Service {
   /// The whole files of the packed model with this fingerprint. Called by any thread.
   using List = std::function<std::vector<ShelvedFile>(uint64_t fingerprint)>;
 
-  /// Longer than a part takes on the slowest link that is of use (32 KiB/s).
-  static constexpr absl::Duration kReceiptTimeout = absl::Seconds(20);
-
   /// `incarnation` is this process's. Borrows `share`. Who has not said within `receipt_timeout`
-  /// that a part has come loses its call, since others wait for their turn meanwhile.
+  /// that a part has come loses its call.
   PackFilesService(uint64_t incarnation, List list, ServingShare* share,
-                   absl::Duration receipt_timeout = kReceiptTimeout)
+                   absl::Duration receipt_timeout = kPartTimeout)
       : incarnation_(incarnation),
         list_(std::move(list)),
         share_(share),

@@ -7,7 +7,7 @@ namespace caravan {
 
 /// Of what coordinators and workers say to each other. Grows with every change after which an older
 /// process would misunderstand a newer one; the two then refuse each other by name (docs/wire.md).
-inline constexpr uint32_t kProtocolVersion = 2;
+inline constexpr uint32_t kProtocolVersion = 3;
 
 }  // namespace caravan
 

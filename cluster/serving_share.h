@@ -9,7 +9,6 @@
 // it had for no more than that share of the time. Where no step ran for a while, there is no bound.
 
 #include <functional>
-#include <optional>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/time/time.h"
@@ -25,6 +24,10 @@ class ServingShare {
   static constexpr absl::Duration kHold = absl::Seconds(5);
   /// The longest rest: after a part that went to a slow box, this one has done little for it.
   static constexpr absl::Duration kLongestRest = absl::Seconds(5);
+  /// A part that hangs keeps no other from its turn for longer than this and a longest rest.
+  static constexpr absl::Duration kLongestTurn = absl::Seconds(2);
+  /// How often who waits for another part's end looks for it, and whether steps still run.
+  static constexpr absl::Duration kLook = absl::Milliseconds(50);
 
   struct Options {
     double share = 0.05;  // from more than 0 to 1, which sets no bound
@@ -35,25 +38,40 @@ class ServingShare {
 
   explicit ServingShare(Options options) : options_(std::move(options)) {}
 
-  /// Waits for a part's turn. Returns for how long, or nullopt once `cancelled`, which is asked now
-  /// and then.
-  std::optional<absl::Duration> Begin(const std::function<bool()>& cancelled);
+  /// Gives a part its turn if there is one now, and returns 0. Else how long it had better wait
+  /// before it asks again: until the rest is over, or, where a part passes, as long as the rest
+  /// before was, since that part will be rested for too, and no less than kLook.
+  absl::Duration TryBegin();
 
-  /// The part has passed, or failed, and took that long. REQUIRES: Begin gave it its turn.
+  /// Waits for a part's turn. False: there is none, as `cancelled`, which is asked now and then.
+  bool Begin(const std::function<bool()>& cancelled);
+
+  /// The part has passed, or failed, and took that long. REQUIRES: it had its turn.
   void End(absl::Duration took);
+
+  /// Nothing passed. REQUIRES: it had its turn.
+  void GiveUpTurn();
 
   /// How long a part must wait now: 0 - it may begin; infinite - until another has ended. Takes
   /// `steps_run` for what it returned just now.
   absl::Duration Wait(bool steps_run);
 
  private:
+  bool StepsRun();
+  /// As Wait; 0 gives the turn.
+  absl::Duration BeginLocked(bool steps_run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void EndTurnLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool IsBoundLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Duration WaitLocked(bool steps_run) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const Options options_;
   Mutex ask_mu_;  // held while steps_run is called
   Mutex mu_;
   CondVar changed_;
-  int turns_ ABSL_GUARDED_BY(mu_) = 0;  // parts that pass now
+  int turns_ ABSL_GUARDED_BY(mu_) = 0;    // parts that pass now
+  int overdue_ ABSL_GUARDED_BY(mu_) = 0;  // that hang, and for which nobody waits any more
+  absl::Duration last_rest_ ABSL_GUARDED_BY(mu_) = absl::ZeroDuration();
+  absl::Duration began_ ABSL_GUARDED_BY(mu_) = -absl::InfiniteDuration();       // the last of them
   absl::Duration last_step_ ABSL_GUARDED_BY(mu_) = -absl::InfiniteDuration();   // on the clock
   absl::Duration not_before_ ABSL_GUARDED_BY(mu_) = -absl::InfiniteDuration();  // likewise
 };

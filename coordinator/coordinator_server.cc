@@ -91,8 +91,8 @@ class Server final : public CoordinatorServer {
         cluster_service_(&controller_, &loop_),
         job_service_(text_.get(), driver_.get(), &SteadyClock()),
         batch_service_(&batches_),
-        model_files_service_(model_files_.get()),
         share_(ShareOptions()),
+        model_files_service_(model_files_.get(), &share_),
         pack_files_service_(
             incarnation_, [this](uint64_t fingerprint) { return ListFiles(fingerprint); }, &share_),
         pipeline_service_(
@@ -275,9 +275,9 @@ class Server final : public CoordinatorServer {
   ClusterService cluster_service_;
   JobService job_service_;
   BatchGrpcService batch_service_;
+  ServingShare share_;  // of the weights that it passes on
   ModelFilesService model_files_service_;
   std::vector<ShelvedFile> pack_files_;  // set by Listen; empty: the model is not packed
-  ServingShare share_;                   // of them
   PackFilesService pack_files_service_;
   SenderGate last_stage_;  // whose steps come home
   PipelineService pipeline_service_;

@@ -2,28 +2,23 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include <algorithm>
 #include <string>
-#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "cluster/grpc_status.h"
+#include "cluster/part_stream.h"
 
 namespace caravan {
 namespace {
 
-constexpr size_t kPieceBytes = size_t{1} << 20;
-
-grpc::Status WrongModel() {
-  return ToGrpcStatus(absl::AbortedError("the coordinator serves another model"));
-}
+absl::Status WrongModel() { return absl::AbortedError("the coordinator serves another model"); }
 
 }  // namespace
 
 grpc::Status ModelFilesService::ListTensors(grpc::ServerContext* /*context*/,
                                             const v1::ListTensorsRequest* request,
                                             v1::ListTensorsResponse* response) {
-  if (request->fingerprint() != model_->fingerprint()) return WrongModel();
+  if (request->fingerprint() != model_->fingerprint()) return ToGrpcStatus(WrongModel());
   for (const std::string& name : model_->TensorNames()) {
     const TensorInfo& info = *model_->Find(name);
     v1::TensorDescription& tensor = *response->add_tensors();
@@ -36,30 +31,24 @@ grpc::Status ModelFilesService::ListTensors(grpc::ServerContext* /*context*/,
   return grpc::Status::OK;
 }
 
-grpc::Status ModelFilesService::ReadTensor(grpc::ServerContext* /*context*/,
-                                           const v1::ReadTensorRequest* request,
-                                           grpc::ServerWriter<v1::ReadTensorResponse>* writer) {
-  if (request->fingerprint() != model_->fingerprint()) return WrongModel();
-  const TensorInfo* const info = model_->Find(request->name());
-  if (info == nullptr) {
-    return ToGrpcStatus(absl::NotFoundError(absl::StrCat("no tensor ", request->name())));
-  }
-  const auto total = static_cast<uint64_t>(info->num_bytes());
-  if (request->offset() > total || request->size() > total - request->offset()) {
-    return ToGrpcStatus(
-        absl::OutOfRangeError(absl::StrCat("tensor ", request->name(), " has ", total, " bytes")));
-  }
-  std::vector<std::byte> bytes(std::min<size_t>(kPieceBytes, request->size()));
-  v1::ReadTensorResponse piece;
-  for (uint64_t done = 0; done < request->size(); done += bytes.size()) {
-    bytes.resize(std::min<size_t>(kPieceBytes, request->size() - done));
-    const absl::Status read = model_->ReadPart(
-        request->name(), static_cast<int64_t>(request->offset() + done), absl::MakeSpan(bytes));
-    if (!read.ok()) return ToGrpcStatus(read);
-    piece.set_data(bytes.data(), bytes.size());
-    if (!writer->Write(piece)) break;  // The worker went away.
-  }
-  return grpc::Status::OK;
+grpc::Status ModelFilesService::ReadTensor(
+    grpc::ServerContext* context,
+    grpc::ServerReaderWriter<v1::ReadTensorResponse, v1::ReadTensorRequest>* stream) {
+  const auto find = [this](const v1::TensorPart& part) -> absl::Status {
+    if (part.fingerprint() != model_->fingerprint()) return WrongModel();
+    const TensorInfo* const info = model_->Find(part.name());
+    if (info == nullptr) return absl::NotFoundError(absl::StrCat("no tensor ", part.name()));
+    const auto bytes = static_cast<uint64_t>(info->num_bytes());
+    if (part.offset() > bytes || part.size() > bytes - part.offset()) {
+      return absl::OutOfRangeError(absl::StrCat("tensor ", part.name(), " has ", bytes, " bytes"));
+    }
+    return absl::OkStatus();
+  };
+  const auto read = [this](const v1::TensorPart& part, absl::Span<std::byte> out) {
+    return model_->ReadPart(part.name(), static_cast<int64_t>(part.offset()), out);
+  };
+  return GiveParts<v1::ReadTensorRequest, v1::ReadTensorResponse, v1::TensorPart>(
+      context, stream, share_, kPartTimeout, find, read);
 }
 
 }  // namespace caravan

@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <utility>
@@ -9,28 +10,17 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "base/status_macros.h"
+#include "base/stoppable_sleep.h"
 #include "cluster/grpc_status.h"
 
 namespace caravan {
-namespace {
-
-// Loading asks for some megabytes at a time; a link that moves less than that in two minutes is no
-// link to run a model over.
-constexpr absl::Duration kReadTimeout = absl::Minutes(2);
-
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<RemoteTensorSource>> RemoteTensorSource::Connect(
-    const std::shared_ptr<grpc::Channel>& coordinator, uint64_t fingerprint, absl::Duration timeout,
-    std::stop_token stop) {
-  std::unique_ptr<RemoteTensorSource> source(
-      new RemoteTensorSource(v1::ModelFiles::NewStub(coordinator), fingerprint, stop));
-
+absl::StatusOr<std::unique_ptr<RemoteTensorSource>> RemoteTensorSource::Connect(Options options) {
+  std::unique_ptr<RemoteTensorSource> source(new RemoteTensorSource(std::move(options)));
   grpc::ClientContext context;
-  const std::stop_callback cancel(std::move(stop), [&context] { context.TryCancel(); });
-  context.set_deadline(absl::ToChronoTime(absl::Now() + timeout));
+  const std::stop_callback cancel(source->options_.stop, [&context] { context.TryCancel(); });
+  context.set_deadline(absl::ToChronoTime(absl::Now() + source->options_.connect_timeout));
   v1::ListTensorsRequest request;
-  request.set_fingerprint(fingerprint);
+  request.set_fingerprint(source->options_.fingerprint);
   v1::ListTensorsResponse response;
   CARAVAN_RETURN_IF_ERROR(
       Annotate(FromGrpcStatus(source->stub_->ListTensors(&context, request, &response)),
@@ -72,33 +62,40 @@ const TensorInfo* RemoteTensorSource::Find(absl::string_view name) const {
 absl::Status RemoteTensorSource::ReadPart(absl::string_view name, int64_t offset,
                                           absl::Span<std::byte> out) const {
   grpc::ClientContext context;
-  const std::stop_callback cancel(stop_, [&context] { context.TryCancel(); });
-  context.set_deadline(absl::ToChronoTime(absl::Now() + kReadTimeout));
+  const std::stop_callback cancel(options_.stop, [&context] { context.TryCancel(); });
+  const std::unique_ptr<grpc::ClientReaderWriter<v1::ReadTensorRequest, v1::ReadTensorResponse>>
+      stream = stub_->ReadTensor(&context);
   v1::ReadTensorRequest request;
-  request.set_fingerprint(fingerprint_);
-  request.set_name(std::string(name));
-  request.set_offset(static_cast<uint64_t>(offset));
-  request.set_size(out.size());
-  const std::unique_ptr<grpc::ClientReader<v1::ReadTensorResponse>> reader =
-      stub_->ReadTensor(&context, request);
-  v1::ReadTensorResponse piece;
-  size_t done = 0;
-  while (reader->Read(&piece)) {
-    if (piece.data().size() > out.size() - done) {
+  v1::TensorPart& part = *request.mutable_part();
+  part.set_fingerprint(options_.fingerprint);
+  part.set_name(std::string(name));
+  v1::ReadTensorResponse response;
+  absl::Status status;
+  for (size_t done = 0; status.ok() && done < out.size();) {
+    const size_t bytes = std::min(static_cast<size_t>(kPartBytes), out.size() - done);
+    part.set_offset(static_cast<uint64_t>(offset) + done);
+    part.set_size(static_cast<uint32_t>(bytes));
+    const absl::StatusOr<absl::Duration> wait =
+        AskForPart(&context, stream.get(), request, options_.share, options_.part_timeout,
+                   options_.stop, response);
+    if (!wait.ok()) {
+      status = wait.status();
+    } else if (*wait > absl::ZeroDuration()) {
+      // There is nobody else to ask meanwhile.
+      if (!SleepUnlessStopped(*wait, options_.stop)) status = absl::CancelledError("stopped");
+    } else if (response.data().size() != bytes) {
+      status = absl::DataLossError(
+          absl::StrCat("the coordinator sent ", response.data().size(), " of ", bytes, " bytes"));
       context.TryCancel();
-      (void)reader->Finish();
-      return absl::DataLossError(
-          absl::StrCat("the coordinator sent more than ", out.size(), " bytes"));
+    } else {
+      std::memcpy(out.data() + done, response.data().data(), bytes);
+      done += bytes;
     }
-    std::memcpy(out.data() + done, piece.data().data(), piece.data().size());
-    done += piece.data().size();
   }
-  CARAVAN_RETURN_IF_ERROR(FromGrpcStatus(reader->Finish()));
-  if (done != out.size()) {
-    return absl::DataLossError(
-        absl::StrCat("the coordinator sent ", done, " of ", out.size(), " bytes"));
-  }
-  return absl::OkStatus();
+  stream->WritesDone();
+  const absl::Status ended = FromGrpcStatus(stream->Finish());
+  if (!absl::IsUnknown(status)) return status;
+  return ended.ok() ? absl::DataLossError("the coordinator ended the read early") : ended;
 }
 
 }  // namespace caravan

@@ -377,8 +377,13 @@ class Session {
                        CeilDiv(static_cast<int64_t>(order.resident_budget_bytes()), kMiB), "MiB"));
     }
     LogInfo("reading_weights_from_coordinator", {{"coordinator", options_.coordinator}});
-    return RemoteTensorSource::Connect(CoordinatorChannel(), model.fingerprint(),
-                                       options_.connect_timeout, std::move(stop));
+    RemoteTensorSource::Options source;
+    source.coordinator = CoordinatorChannel();
+    source.fingerprint = model.fingerprint();
+    source.connect_timeout = options_.connect_timeout;
+    source.share = &take_share_;
+    source.stop = std::move(stop);
+    return RemoteTensorSource::Connect(std::move(source));
   }
 
   /// Whether files in the cache must stay for the stage of another plan.
@@ -540,7 +545,7 @@ class Session {
   BoundedQueue<v1::WorkerReport> reports_;  // own synchronisation
   Worker worker_;
   ServingShare give_share_;  // of files that others take
-  ServingShare take_share_;  // of files that come
+  ServingShare take_share_;  // of files and tensors that come
   PipelineService pipeline_service_;
   ProbeService probe_service_;
   std::optional<KvBlocksService> kv_blocks_service_;  // where there is an archive

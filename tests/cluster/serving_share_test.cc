@@ -28,15 +28,15 @@ class ServingShareTest : public ::testing::Test {
 TEST_F(ServingShareTest, WithoutStepsPartsPassAtOnceAndTogether) {
   steps_run_ = false;
   ServingShare share(Options(0.05));
-  EXPECT_EQ(share.Begin(Never), absl::ZeroDuration());
-  EXPECT_EQ(share.Begin(Never), absl::ZeroDuration());
+  EXPECT_TRUE(share.Begin(Never));
+  EXPECT_TRUE(share.Begin(Never));
   share.End(absl::Seconds(1));
-  EXPECT_EQ(share.Begin(Never), absl::ZeroDuration());
+  EXPECT_TRUE(share.Begin(Never));
 }
 
 TEST_F(ServingShareTest, WhileStepsRunAPartRestsForItsShare) {
   ServingShare share(Options(0.05));
-  ASSERT_TRUE(share.Begin(Never).has_value());
+  ASSERT_TRUE(share.Begin(Never));
   EXPECT_EQ(share.Wait(true), absl::InfiniteDuration());  // one at a time
   clock_.Advance(absl::Milliseconds(10));
   share.End(absl::Milliseconds(10));
@@ -50,7 +50,7 @@ TEST_F(ServingShareTest, OverAnyTimePartsHaveNoMoreThanTheShare) {
   absl::Duration passing;
   for (int i = 1; i <= 200; ++i) {
     clock_.Advance(share.Wait(true));
-    ASSERT_TRUE(share.Begin(Never).has_value());
+    ASSERT_TRUE(share.Begin(Never));
     const absl::Duration took = absl::Milliseconds(1 + i * 37 % 90);
     clock_.Advance(took);
     share.End(took);
@@ -62,7 +62,7 @@ TEST_F(ServingShareTest, OverAnyTimePartsHaveNoMoreThanTheShare) {
 
 TEST_F(ServingShareTest, TheBoundHoldsForAWhileAfterTheLastStep) {
   ServingShare share(Options(0.05));
-  ASSERT_TRUE(share.Begin(Never).has_value());
+  ASSERT_TRUE(share.Begin(Never));
   // It is to rest until a second after the hold.
   clock_.Advance(absl::Seconds(1));
   share.End(absl::Seconds(1));
@@ -75,33 +75,61 @@ TEST_F(ServingShareTest, TheBoundHoldsForAWhileAfterTheLastStep) {
 
 TEST_F(ServingShareTest, APartToASlowBoxDoesNotKeepOthersWaitingForEver) {
   ServingShare share(Options(0.01));
-  ASSERT_TRUE(share.Begin(Never).has_value());
+  ASSERT_TRUE(share.Begin(Never));
   clock_.Advance(absl::Minutes(1));
   share.End(absl::Minutes(1));
   EXPECT_EQ(share.Wait(true), ServingShare::kLongestRest);
 }
 
+TEST_F(ServingShareTest, WhoTriesIsToldAtOnceHowLongToWait) {
+  ServingShare share(Options(0.05));
+  EXPECT_EQ(share.TryBegin(), absl::ZeroDuration());
+  EXPECT_EQ(share.TryBegin(), ServingShare::kLook) << "nobody knows when the other will be done";
+  share.End(absl::Milliseconds(10));
+  EXPECT_NEAR(absl::ToDoubleMilliseconds(share.TryBegin()), 190, 1e-3);
+  clock_.Advance(absl::Milliseconds(190) + absl::Microseconds(1));
+  EXPECT_EQ(share.TryBegin(), absl::ZeroDuration());
+  EXPECT_NEAR(absl::ToDoubleMilliseconds(share.TryBegin()), 190, 1e-3) << "as the last time";
+  share.GiveUpTurn();
+  EXPECT_EQ(share.TryBegin(), absl::ZeroDuration()) << "nothing passed, so there is no rest";
+}
+
+TEST_F(ServingShareTest, APartThatHangsKeepsOthersFromTheirTurnOnlyForAWhile) {
+  ServingShare share(Options(0.05));
+  ASSERT_TRUE(share.Begin(Never));
+  const absl::Duration bound = ServingShare::kLongestTurn + ServingShare::kLongestRest;
+  clock_.Advance(bound - absl::Milliseconds(1));
+  EXPECT_EQ(share.Wait(true), absl::InfiniteDuration());
+  clock_.Advance(absl::Milliseconds(1));
+  EXPECT_EQ(share.TryBegin(), absl::ZeroDuration());
+  EXPECT_EQ(share.Wait(true), absl::InfiniteDuration()) << "one at a time again";
+  share.End(absl::Milliseconds(10));
+  EXPECT_NEAR(absl::ToDoubleMilliseconds(share.Wait(true)), 190, 1e-3) << "the other still hangs";
+  share.End(bound);
+  EXPECT_EQ(share.Wait(true), ServingShare::kLongestRest);
+  clock_.Advance(ServingShare::kLongestRest);
+  EXPECT_EQ(share.Wait(true), absl::ZeroDuration());
+}
+
 TEST_F(ServingShareTest, AllOfTheTimeIsNoBound) {
   ServingShare share(Options(1));
-  EXPECT_TRUE(share.Begin(Never).has_value());
+  EXPECT_TRUE(share.Begin(Never));
   EXPECT_EQ(share.Wait(true), absl::ZeroDuration());
 }
 
 TEST_F(ServingShareTest, WhoWaitsBeginsWhenTheOtherEndsAndGivesUpWhenCancelled) {
   ServingShare share(Options(0.5));
-  ASSERT_TRUE(share.Begin(Never).has_value());
+  ASSERT_TRUE(share.Begin(Never));
   std::atomic<bool> began = false;
   // Begin asks whether it is cancelled each time before it looks for its turn: by the second time
   // it has found none.
   std::atomic<int> looks = 0;
   std::promise<void> waits;
   std::thread waiting([&] {
-    began = share
-                .Begin([&] {
-                  if (++looks == 2) waits.set_value();
-                  return false;
-                })
-                .has_value();
+    began = share.Begin([&] {
+      if (++looks == 2) waits.set_value();
+      return false;
+    });
   });
   waits.get_future().wait();
   EXPECT_FALSE(began);
@@ -111,8 +139,7 @@ TEST_F(ServingShareTest, WhoWaitsBeginsWhenTheOtherEndsAndGivesUpWhenCancelled) 
 
   std::atomic<bool> cancelled = false;
   std::atomic<bool> gave_up = false;
-  std::thread cancelling(
-      [&] { gave_up = !share.Begin([&] { return cancelled.load(); }).has_value(); });
+  std::thread cancelling([&] { gave_up = !share.Begin([&] { return cancelled.load(); }); });
   cancelled = true;
   cancelling.join();
   EXPECT_TRUE(gave_up);

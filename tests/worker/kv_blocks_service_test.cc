@@ -11,13 +11,12 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "base/named_thread.h"
 #include "caravan/v1/kv_blocks.grpc.pb.h"
 #include "cluster/grpc_status.h"
-#include "cluster/grpc_transport.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/support/serving.h"
 #include "tests/support/temp_dir.h"
 #include "tests/worker/kv_testing.h"
 #include "worker/kv_archive.h"
@@ -35,28 +34,13 @@ using ::testing::SizeIs;
 constexpr uint64_t kIncarnation = 7;
 constexpr absl::Duration kLong = absl::Minutes(2);  // what ends before does so of itself
 
-/// A service on a port that the system chose.
-class Serving {
- public:
-  explicit Serving(grpc::Service* service) {
-    absl::StatusOr<GrpcServer> started = StartGrpcServer("127.0.0.1:0", {service});
-    CARAVAN_CHECK(started.ok());
-    server_ = *std::move(started);
-  }
-  ~Serving() { ShutDownGrpcServer(*server_.server, absl::ZeroDuration()); }
-  std::string address() const { return absl::StrCat("127.0.0.1:", server_.port); }
-
-  std::unique_ptr<KvPeer> Connect(uint64_t incarnation = kIncarnation) const {
-    KvPeerOptions options;
-    options.peer.address = address();
-    options.peer.incarnation = incarnation;
-    options.peer.name = "worker 2 (box-b)";
-    return MakeKvPeerChannel(options);
-  }
-
- private:
-  GrpcServer server_;
-};
+std::unique_ptr<KvPeer> Connect(const Serving& serving, uint64_t incarnation = kIncarnation) {
+  KvPeerOptions options;
+  options.peer.address = serving.address();
+  options.peer.incarnation = incarnation;
+  options.peer.name = "worker 2 (box-b)";
+  return MakeKvPeerChannel(options);
+}
 
 class KvBlocksServiceTest : public ::testing::Test {
  protected:
@@ -87,9 +71,8 @@ class KvBlocksServiceTest : public ::testing::Test {
   const std::shared_ptr<KvBlockStore> store_ = MustOpenKvStore(dir_.File("kv"), 4 << 10);
   KvBlocksService service_{kIncarnation, store_};
   const Serving serving_{&service_};
-  const std::unique_ptr<KvPeer> peer_ = serving_.Connect();
-  const std::unique_ptr<v1::KvBlocks::Stub> stub_ =
-      v1::KvBlocks::NewStub(MakeGrpcChannel(serving_.address()));
+  const std::unique_ptr<KvPeer> peer_ = Connect(serving_);
+  const std::unique_ptr<v1::KvBlocks::Stub> stub_ = v1::KvBlocks::NewStub(serving_.channel());
 };
 
 TEST_F(KvBlocksServiceTest, WhatIsPutCanBeListedAndHad) {
@@ -187,7 +170,7 @@ TEST_F(KvBlocksServiceTest, OtherRequestsAreCheckedToo) {
   get.mutable_parts(0)->set_name(std::string(16, 'a'));
   for (size_t i = 0; i < kMostKvParts; ++i) *get.add_parts() = get.parts(0);
   EXPECT_EQ(try_get(), absl::StatusCode::kInvalidArgument);
-  const auto stranger = serving_.Connect(kIncarnation + 1);
+  const auto stranger = Connect(serving_, kIncarnation + 1);
   EXPECT_EQ(stranger->List(kSmallKv, {0, 9}, kLong).status().code(), absl::StatusCode::kAborted);
 }
 
@@ -248,11 +231,11 @@ TEST(KvPeerChannelTest, WhatAPeerSendsIsChecked) {
     });
     const Serving serving(&service);
     const absl::Status status =
-        serving.Connect()->Get(kSmallKv, {{KvName(1), {4, 2}}}, kLong,
-                               [](const KvBlockPart&, absl::Span<const std::byte>) {
-                                 ADD_FAILURE() << "taken";
-                                 return absl::OkStatus();
-                               });
+        Connect(serving)->Get(kSmallKv, {{KvName(1), {4, 2}}}, kLong,
+                              [](const KvBlockPart&, absl::Span<const std::byte>) {
+                                ADD_FAILURE() << "taken";
+                                return absl::OkStatus();
+                              });
     EXPECT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr("worker 2 (box-b)"));
   }
@@ -273,7 +256,7 @@ TEST(KvPeerChannelTest, AFetchEndsWhenItsPeerDiesMidwayOrTheStageIsStopped) {
     const Serving serving(&service);
     KvArchive::Place place;
     place.store = MustOpenKvStore(dir.File("kv"));
-    place.peers = {serving.Connect()};
+    place.peers = {Connect(serving)};
     const auto archive = *KvArchive::Open({place, kSmallKv, {4, 2}});
     ASSERT_THAT(archive->Names(9), SizeIs(3));
     std::optional<NamedThread> stopper;

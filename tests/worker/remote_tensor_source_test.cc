@@ -2,6 +2,7 @@
 
 #include "worker/remote_tensor_source.h"
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -9,7 +10,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/str_cat.h"
 #include "base/bounded_queue.h"
 #include "base/mutex.h"
 #include "cluster/grpc_transport.h"
@@ -17,6 +17,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/golden.h"
+#include "tests/support/serving.h"
 
 namespace caravan {
 namespace {
@@ -26,44 +27,44 @@ using ::testing::HasSubstr;
 constexpr absl::Duration kLong = absl::Hours(1);  // what ends before does so of itself
 constexpr uint64_t kFingerprint = 5;
 
-/// A service on a port that the system chose.
-class Serving {
- public:
-  explicit Serving(grpc::Service* service) {
-    absl::StatusOr<GrpcServer> started = StartGrpcServer("127.0.0.1:0", {service});
-    CARAVAN_CHECK(started.ok());
-    server_ = *std::move(started);
-  }
-  ~Serving() { ShutDownGrpcServer(*server_.server, absl::ZeroDuration()); }
-  std::string address() const { return absl::StrCat("127.0.0.1:", server_.port); }
-  std::shared_ptr<grpc::Channel> channel() const { return MakeGrpcChannel(address()); }
+ServingShare::Options NoSteps() {
+  ServingShare::Options options;
+  options.steps_run = [] { return false; };
+  return options;
+}
 
- private:
-  GrpcServer server_;
-};
+/// The other end's bytes are few enough for one part.
+using Part = std::function<grpc::Status(
+    const v1::TensorPart& part,
+    grpc::ServerReaderWriter<v1::ReadTensorResponse, v1::ReadTensorRequest>& stream)>;
 
 /// Does what the test says, which may change between calls.
 class FakeModelFiles final : public v1::ModelFiles::Service {
  public:
   using List = std::function<grpc::Status(v1::ListTensorsResponse&)>;
-  using Read = std::function<grpc::Status(grpc::ServerWriter<v1::ReadTensorResponse>&)>;
 
   void set_list(List list) {
     MutexLock lock(&mu_);
     list_ = std::move(list);
   }
-  void set_read(Read read) {
+  void set_on_part(Part on_part) {
     MutexLock lock(&mu_);
-    read_ = std::move(read);
+    on_part_ = std::move(on_part);
   }
 
   grpc::Status ListTensors(grpc::ServerContext*, const v1::ListTensorsRequest*,
                            v1::ListTensorsResponse* response) override {
     return Get(list_)(*response);
   }
-  grpc::Status ReadTensor(grpc::ServerContext*, const v1::ReadTensorRequest*,
-                          grpc::ServerWriter<v1::ReadTensorResponse>* writer) override {
-    return Get(read_)(*writer);
+  grpc::Status ReadTensor(
+      grpc::ServerContext*,
+      grpc::ServerReaderWriter<v1::ReadTensorResponse, v1::ReadTensorRequest>* stream) override {
+    v1::ReadTensorRequest request;
+    while (stream->Read(&request)) {
+      if (request.has_received()) continue;
+      if (grpc::Status status = Get(on_part_)(request.part(), *stream); !status.ok()) return status;
+    }
+    return grpc::Status::OK;
   }
 
  private:
@@ -82,15 +83,47 @@ class FakeModelFiles final : public v1::ModelFiles::Service {
     tensor.add_shape(1);
     return grpc::Status::OK;
   };
-  Read read_;
+  Part on_part_;
 };
 
-TEST(RemoteTensorSourceTest, GivesEveryTensorOfTheCoordinatorsCheckpoint) {
+/// Answers every part with these bytes, whatever was asked for.
+Part Answer(const std::string& data) {
+  return [data](const v1::TensorPart&, auto& stream) {
+    v1::ReadTensorResponse response;
+    response.set_data(data);
+    stream.Write(response);
+    return grpc::Status::OK;
+  };
+}
+
+class RemoteTensorSourceTest : public ::testing::Test {
+ protected:
+  RemoteTensorSource::Options Options(std::shared_ptr<grpc::Channel> channel,
+                                      uint64_t fingerprint = kFingerprint) {
+    RemoteTensorSource::Options options;
+    options.coordinator = std::move(channel);
+    options.fingerprint = fingerprint;
+    options.connect_timeout = kLong;
+    options.share = &take_share_;
+    return options;
+  }
+  absl::StatusOr<std::unique_ptr<RemoteTensorSource>> Connect(const Serving& serving,
+                                                              uint64_t fingerprint = kFingerprint,
+                                                              std::stop_token stop = {}) {
+    RemoteTensorSource::Options options = Options(serving.channel(), fingerprint);
+    options.stop = std::move(stop);
+    return RemoteTensorSource::Connect(std::move(options));
+  }
+
+  ServingShare give_share_{NoSteps()};
+  ServingShare take_share_{NoSteps()};
+};
+
+TEST_F(RemoteTensorSourceTest, GivesEveryTensorOfTheCoordinatorsCheckpoint) {
   const std::unique_ptr<Checkpoint> checkpoint = MustOpenCheckpoint(kTinyR1.directory);
-  ModelFilesService service(checkpoint.get());
+  ModelFilesService service(checkpoint.get(), &give_share_);
   const Serving serving(&service);
-  const auto source =
-      RemoteTensorSource::Connect(serving.channel(), checkpoint->fingerprint(), kLong, {});
+  const auto source = Connect(serving, checkpoint->fingerprint());
   ASSERT_TRUE(source.ok()) << source.status();
   EXPECT_EQ((*source)->Find("nosuch"), nullptr);
   for (const std::string& name : checkpoint->TensorNames()) {
@@ -107,38 +140,107 @@ TEST(RemoteTensorSourceTest, GivesEveryTensorOfTheCoordinatorsCheckpoint) {
   }
 }
 
-TEST(RemoteTensorSourceTest, PiecesComeTogetherInOrder) {
+TEST_F(RemoteTensorSourceTest, PartsComeTogetherInOrderHoweverOftenItIsToldToWait) {
   FakeModelFiles service;
   const Serving serving(&service);
-  const auto source = RemoteTensorSource::Connect(serving.channel(), kFingerprint, kLong, {});
+  const auto source = Connect(serving);
   ASSERT_TRUE(source.ok()) << source.status();
-  service.set_read([](grpc::ServerWriter<v1::ReadTensorResponse>& writer) {
-    for (const char* data : {"a", "", "bcd"}) {
-      v1::ReadTensorResponse piece;
-      piece.set_data(data);
-      writer.Write(piece);
+  std::string tensor;
+  for (int64_t i = 0; i < 2 * kPartBytes + 10; ++i) tensor += static_cast<char>(i * 7 + i / 1000);
+  std::atomic<int> asked = 0;
+  service.set_on_part([&](const v1::TensorPart& part, auto& stream) {
+    v1::ReadTensorResponse response;
+    if (++asked % 3 != 0) {
+      response.set_wait_us(1);
+    } else {
+      response.set_data(tensor.substr(part.offset(), part.size()));
     }
+    stream.Write(response);
     return grpc::Status::OK;
   });
-  std::string bytes(4, ' ');
+  std::string bytes(tensor.size() - 5, ' ');
   ASSERT_TRUE(
-      (*source)->Read("t", absl::MakeSpan(reinterpret_cast<std::byte*>(bytes.data()), 4)).ok());
-  EXPECT_EQ(bytes, "abcd");
+      (*source)
+          ->ReadPart("t", 5,
+                     absl::MakeSpan(reinterpret_cast<std::byte*>(bytes.data()), bytes.size()))
+          .ok());
+  EXPECT_TRUE(bytes == tensor.substr(5));
+  EXPECT_EQ(asked, 9) << "each of three parts thrice";
 }
 
-TEST(RemoteTensorSourceTest, AnotherModelIsAborted) {
+TEST_F(RemoteTensorSourceTest, TensorsAndFilesHaveOneShareOfAServingCoordinator) {
   const std::unique_ptr<Checkpoint> checkpoint =
       MustOpenCheckpoint(SmallGoldenModel("v3-like").directory);
-  ModelFilesService service(checkpoint.get());
+  ServingShare::Options options = NoSteps();
+  options.steps_run = [] { return true; };
+  ServingShare share(options);
+  ModelFilesService service(checkpoint.get(), &share);
   const Serving serving(&service);
-  const absl::Status status =
-      RemoteTensorSource::Connect(serving.channel(), checkpoint->fingerprint() + 1, kLong, {})
-          .status();
+  const auto source = Connect(serving, checkpoint->fingerprint());
+  ASSERT_TRUE(source.ok()) << source.status();
+  const auto stub = v1::ModelFiles::NewStub(serving.channel());
+  v1::ReadTensorRequest request;
+  request.mutable_part()->set_fingerprint(checkpoint->fingerprint());
+  request.mutable_part()->set_name("lm_head.weight");
+  request.mutable_part()->set_size(16);
+  const auto ask = [&] {
+    grpc::ClientContext context;
+    const auto stream = stub->ReadTensor(&context);
+    v1::ReadTensorResponse response;
+    EXPECT_TRUE(stream->Write(request));
+    EXPECT_TRUE(stream->Read(&response));
+    v1::ReadTensorRequest receipt;
+    receipt.mutable_received();
+    if (!response.data().empty()) stream->Write(receipt);
+    stream->WritesDone();
+    EXPECT_TRUE(stream->Finish().ok());
+    return response;
+  };
+  // As if a part of a file passed.
+  ASSERT_EQ(share.TryBegin(), absl::ZeroDuration());
+  const v1::ReadTensorResponse refused = ask();
+  EXPECT_TRUE(refused.data().empty());
+  EXPECT_GT(refused.wait_us(), 0u);
+  share.GiveUpTurn();
+  const v1::ReadTensorResponse given = ask();
+  EXPECT_EQ(given.data().size(), 16u);
+  // What the tensor took is rested for.
+  EXPECT_GT(share.Wait(true), absl::ZeroDuration());
+
+  // Who is told to wait gets all in the end.
+  std::vector<std::byte> bytes(static_cast<size_t>(kPartBytes / 64));
+  EXPECT_TRUE((*source)->ReadPart("lm_head.weight", 0, absl::MakeSpan(bytes)).ok());
+}
+
+TEST_F(RemoteTensorSourceTest, ACoordinatorThatHangsIsDeadlineExceeded) {
+  FakeModelFiles service;
+  BoundedQueue<int> release(1);
+  service.set_on_part([&](const v1::TensorPart&, auto&) {
+    release.Pop();
+    return grpc::Status::OK;
+  });
+  const Serving serving(&service);
+  RemoteTensorSource::Options options = Options(serving.channel());
+  options.part_timeout = absl::Milliseconds(50);
+  const auto source = RemoteTensorSource::Connect(std::move(options));
+  ASSERT_TRUE(source.ok()) << source.status();
+  std::vector<std::byte> bytes(4);
+  EXPECT_EQ((*source)->Read("t", absl::MakeSpan(bytes)).code(),
+            absl::StatusCode::kDeadlineExceeded);
+  release.Close();
+}
+
+TEST_F(RemoteTensorSourceTest, AnotherModelIsAborted) {
+  const std::unique_ptr<Checkpoint> checkpoint =
+      MustOpenCheckpoint(SmallGoldenModel("v3-like").directory);
+  ModelFilesService service(checkpoint.get(), &give_share_);
+  const Serving serving(&service);
+  const absl::Status status = Connect(serving, checkpoint->fingerprint() + 1).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kAborted);
   EXPECT_THAT(std::string(status.message()), HasSubstr("another model"));
 }
 
-TEST(RemoteTensorSourceTest, DescriptionsThatCannotBeAreRefusedByName) {
+TEST_F(RemoteTensorSourceTest, DescriptionsThatCannotBeAreRefusedByName) {
   FakeModelFiles service;
   const Serving serving(&service);
   const auto describe = [&](const std::string& dtype, const std::vector<uint64_t>& shape) {
@@ -149,7 +251,7 @@ TEST(RemoteTensorSourceTest, DescriptionsThatCannotBeAreRefusedByName) {
       for (const uint64_t dim : shape) tensor.add_shape(dim);
       return grpc::Status::OK;
     });
-    return RemoteTensorSource::Connect(serving.channel(), kFingerprint, kLong, {}).status();
+    return Connect(serving).status();
   };
   EXPECT_TRUE(describe("F32", {2, 3}).ok());
   for (const absl::Status& status :
@@ -160,37 +262,30 @@ TEST(RemoteTensorSourceTest, DescriptionsThatCannotBeAreRefusedByName) {
   }
 }
 
-TEST(RemoteTensorSourceTest, TooFewOrTooManyBytesAreDataLoss) {
+TEST_F(RemoteTensorSourceTest, TooFewOrTooManyBytesAreDataLoss) {
   FakeModelFiles service;
   const Serving serving(&service);
-  const auto source = RemoteTensorSource::Connect(serving.channel(), kFingerprint, kLong, {});
+  const auto source = Connect(serving);
   ASSERT_TRUE(source.ok()) << source.status();
-  for (const size_t sent : {3u, 5u}) {
-    service.set_read([sent](grpc::ServerWriter<v1::ReadTensorResponse>& writer) {
-      v1::ReadTensorResponse piece;
-      piece.set_data(std::string(sent, 'x'));
-      writer.Write(piece);
-      return grpc::Status::OK;
-    });
+  for (const size_t sent : {0u, 3u, 5u}) {
+    service.set_on_part(Answer(std::string(sent, 'x')));
     std::vector<std::byte> bytes(4);
     EXPECT_EQ((*source)->Read("t", absl::MakeSpan(bytes)).code(), absl::StatusCode::kDataLoss)
         << sent;
   }
 }
 
-TEST(RemoteTensorSourceTest, NobodyThereIsUnavailable) {
+TEST_F(RemoteTensorSourceTest, NobodyThereIsUnavailable) {
   std::string address;
   {
     FakeModelFiles service;
     address = Serving(&service).address();  // Nobody's from now on.
   }
-  EXPECT_EQ(RemoteTensorSource::Connect(MakeGrpcChannel(address), kFingerprint, kLong, {})
-                .status()
-                .code(),
+  EXPECT_EQ(RemoteTensorSource::Connect(Options(MakeGrpcChannel(address))).status().code(),
             absl::StatusCode::kUnavailable);
 }
 
-TEST(RemoteTensorSourceTest, AStopEndsACallThatWaits) {
+TEST_F(RemoteTensorSourceTest, AStopEndsACallThatWaits) {
   FakeModelFiles service;
   BoundedQueue<int> entered(1);
   BoundedQueue<int> release(1);
@@ -202,10 +297,9 @@ TEST(RemoteTensorSourceTest, AStopEndsACallThatWaits) {
   const Serving serving(&service);
 
   std::stop_source stop_reading;
-  const auto source =
-      RemoteTensorSource::Connect(serving.channel(), kFingerprint, kLong, stop_reading.get_token());
+  const auto source = Connect(serving, kFingerprint, stop_reading.get_token());
   ASSERT_TRUE(source.ok()) << source.status();
-  service.set_read([&](grpc::ServerWriter<v1::ReadTensorResponse>&) { return wait(); });
+  service.set_on_part([&](const v1::TensorPart&, auto&) { return wait(); });
   absl::Status status;
   std::thread reader([&] {
     std::vector<std::byte> bytes(4);
@@ -218,11 +312,8 @@ TEST(RemoteTensorSourceTest, AStopEndsACallThatWaits) {
 
   std::stop_source stop_connecting;
   service.set_list([&](v1::ListTensorsResponse&) { return wait(); });
-  std::thread connecting([&] {
-    status = RemoteTensorSource::Connect(serving.channel(), kFingerprint, kLong,
-                                         stop_connecting.get_token())
-                 .status();
-  });
+  std::thread connecting(
+      [&] { status = Connect(serving, kFingerprint, stop_connecting.get_token()).status(); });
   entered.Pop();
   stop_connecting.request_stop();
   connecting.join();

@@ -61,7 +61,7 @@ absl::StatusOr<std::string> FetchManifest(FileSource& coordinator, const std::st
     text.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     return absl::OkStatus();
   };
-  const absl::Status read = coordinator.Read(kPackManifestName, 0, manifest->bytes, keep, stop);
+  const absl::Status read = ReadAll(coordinator, kPackManifestName, 0, manifest->bytes, keep, stop);
   if (!read.ok()) return OfCoordinator(read);
   return text;
 }

@@ -12,35 +12,15 @@
 #include "base/status_macros.h"
 #include "cluster/grpc_status.h"
 #include "cluster/grpc_transport.h"
-#include "cluster/pack_files_service.h"
 
 namespace caravan {
 namespace {
 
-// A read ends for good after this and its bytes at the rate; keepalive finds a dead end before.
-constexpr absl::Duration kReadTimeout = absl::Minutes(2);
-constexpr int64_t kSlowestBytesPerSecond = int64_t{32} << 10;
-
 // Of one answer: a part, or a list of some hundred files.
 constexpr int kMaxAnswerBytes = 4 << 20;
-static_assert(kMaxAnswerBytes > 2 * kFilePartBytes);
+static_assert(kMaxAnswerBytes > 2 * kPartBytes);
 
 using ReadStream = grpc::ClientReaderWriter<v1::ReadFileRequest, v1::ReadFileResponse>;
-
-/// One part, there and receipted. Returns whether the stream goes on.
-bool BringPart(ReadStream& stream, const v1::ReadFileRequest& request, ServingShare& share,
-               const std::stop_token& stop, v1::ReadFileResponse& response) {
-  if (!share.Begin([&stop] { return stop.stop_requested(); }).has_value()) return false;
-  const absl::Duration begin = SteadyClock().Now();
-  v1::ReadFileRequest receipt;
-  receipt.mutable_received();
-  response.set_waited_us(0);
-  const bool came = stream.Write(request) && stream.Read(&response) && stream.Write(receipt);
-  // While the part waited there for its turn, it took nothing here.
-  const absl::Duration waited = absl::Microseconds(static_cast<int64_t>(response.waited_us()));
-  share.End(std::max(absl::ZeroDuration(), SteadyClock().Now() - begin - waited));
-  return came;
-}
 
 }  // namespace
 
@@ -65,14 +45,12 @@ absl::StatusOr<std::vector<OfferedFile>> RemoteFileSource::List(const std::stop_
   return files;
 }
 
-absl::Status RemoteFileSource::Read(
-    const std::string& file, int64_t offset, int64_t size,
-    absl::FunctionRef<absl::Status(absl::Span<const std::byte>)> sink,
-    const std::stop_token& stop) {
+absl::StatusOr<absl::Duration> RemoteFileSource::Read(const std::string& file, int64_t offset,
+                                                      int64_t size, FileSink sink,
+                                                      const std::stop_token& stop) {
+  // Each part has its deadline; all together take as long as they take.
   grpc::ClientContext context;
   const std::stop_callback cancel(stop, [&context] { context.TryCancel(); });
-  context.set_deadline(absl::ToChronoTime(absl::Now() + kReadTimeout +
-                                          absl::Seconds(size / kSlowestBytesPerSecond)));
   const std::unique_ptr<ReadStream> stream = stub_->ReadFile(&context);
   v1::ReadFileRequest request;
   v1::FilePart& part = *request.mutable_part();
@@ -80,18 +58,20 @@ absl::Status RemoteFileSource::Read(
   part.set_incarnation(options_.peer.incarnation);
   part.set_name(file);
   v1::ReadFileResponse response;
-  const int64_t end = offset + size;
-  while (offset < end) {
-    const int64_t bytes = std::min(kFilePartBytes, end - offset);
+  absl::StatusOr<absl::Duration> wait = absl::ZeroDuration();
+  for (const int64_t end = offset + size; offset < end;) {
+    const int64_t bytes = std::min(kPartBytes, end - offset);
     part.set_offset(static_cast<uint64_t>(offset));
     part.set_size(static_cast<uint32_t>(bytes));
-    if (!BringPart(*stream, request, *options_.share, stop, response)) break;
+    wait = AskForPart(&context, stream.get(), request, options_.share, options_.part_timeout, stop,
+                      response);
+    if (!wait.ok() || *wait > absl::ZeroDuration()) break;
+    const std::string& data = response.data();
     absl::Status kept =
-        static_cast<int64_t>(response.data().size()) == bytes
-            ? sink(absl::MakeConstSpan(reinterpret_cast<const std::byte*>(response.data().data()),
-                                       response.data().size()))
-            : absl::DataLossError(
-                  absl::StrCat("it sent ", response.data().size(), " of ", bytes, " bytes"));
+        static_cast<int64_t>(data.size()) == bytes
+            ? sink(
+                  absl::MakeConstSpan(reinterpret_cast<const std::byte*>(data.data()), data.size()))
+            : absl::DataLossError(absl::StrCat("it sent ", data.size(), " of ", bytes, " bytes"));
     if (!kept.ok()) {
       context.TryCancel();
       static_cast<void>(stream->Finish());
@@ -99,13 +79,10 @@ absl::Status RemoteFileSource::Read(
     }
     offset += bytes;
   }
-  if (stop.stop_requested()) context.TryCancel();
   stream->WritesDone();
   const absl::Status ended = FromGrpcStatus(stream->Finish());
-  if (offset == end) return absl::OkStatus();
-  if (ended.ok())
-    return absl::DataLossError(absl::StrCat("it ended ", end - offset, " bytes early"));
-  return ended;
+  if (!absl::IsUnknown(wait.status())) return wait;
+  return ended.ok() ? absl::DataLossError("it ended early") : ended;
 }
 
 }  // namespace caravan

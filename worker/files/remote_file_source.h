@@ -10,6 +10,7 @@
 
 #include "absl/time/time.h"
 #include "caravan/v1/model_files.grpc.pb.h"
+#include "cluster/part_stream.h"
 #include "cluster/peer_address.h"
 #include "cluster/serving_share.h"
 #include "cluster/transport_security.h"
@@ -24,6 +25,8 @@ class RemoteFileSource final : public FileSource {
     TransportSecurity security;
     uint64_t fingerprint = 0;  // of the model
     absl::Duration list_timeout = absl::Seconds(10);
+    // A source that hangs for so long in the midst of a read ends it with DeadlineExceeded.
+    absl::Duration part_timeout = kPartTimeout;
     // What this process gives to taking files in while its own stage runs steps. Borrowed.
     ServingShare* share = nullptr;
   };
@@ -32,9 +35,8 @@ class RemoteFileSource final : public FileSource {
 
   const std::string& name() const override { return options_.peer.name; }
   absl::StatusOr<std::vector<OfferedFile>> List(const std::stop_token& stop) override;
-  absl::Status Read(const std::string& file, int64_t offset, int64_t size,
-                    absl::FunctionRef<absl::Status(absl::Span<const std::byte>)> sink,
-                    const std::stop_token& stop) override;
+  absl::StatusOr<absl::Duration> Read(const std::string& file, int64_t offset, int64_t size,
+                                      FileSink sink, const std::stop_token& stop) override;
 
  private:
   const Options options_;

@@ -34,10 +34,15 @@ class FakeSource : public FileSource {
   using OnRead = std::function<absl::Status(const std::string& file, int64_t offset,
                                             std::string& sent, const std::stop_token& stop)>;
 
+  /// May keep back the end of what is sent, or all; returns how long the source wants to be left
+  /// alone then.
+  using Busy = std::function<absl::Duration(std::string& sent)>;
+
   explicit FakeSource(std::string name) : name_(std::move(name)) {}
 
   void Give(const MadeFile& file) { files_[file.packed.name] = file.bytes; }
   void set_on_read(OnRead on_read) { on_read_ = std::move(on_read); }
+  void set_busy(Busy busy) { busy_ = std::move(busy); }
   void set_on_read_done(std::function<void()> done) { on_read_done_ = std::move(done); }
   void set_before_list(std::function<void()> before) { before_list_ = std::move(before); }
   void set_list_error(absl::Status error) { list_error_ = std::move(error); }
@@ -55,9 +60,8 @@ class FakeSource : public FileSource {
     }
     return offered;
   }
-  absl::Status Read(const std::string& file, int64_t offset, int64_t size,
-                    absl::FunctionRef<absl::Status(absl::Span<const std::byte>)> sink,
-                    const std::stop_token& stop) override {
+  absl::StatusOr<absl::Duration> Read(const std::string& file, int64_t offset, int64_t size,
+                                      FileSink sink, const std::stop_token& stop) override {
     bytes_asked_ += size;
     std::string sent =
         files_.at(file).substr(static_cast<size_t>(offset), static_cast<size_t>(size));
@@ -67,6 +71,7 @@ class FakeSource : public FileSource {
     const auto done = std::unique_ptr<void, std::function<void(void*)>>(this, [this](void*) {
       if (on_read_done_ != nullptr) on_read_done_();
     });
+    const absl::Duration wait = busy_ == nullptr ? absl::ZeroDuration() : busy_(sent);
     // Parts that end anywhere, as nobody promises where they do.
     constexpr size_t kPart = 100'003;
     for (size_t at = 0; at < sent.size(); at += kPart) {
@@ -75,13 +80,14 @@ class FakeSource : public FileSource {
           sink(absl::MakeConstSpan(reinterpret_cast<const std::byte*>(part.data()), part.size()));
       if (!kept.ok()) return kept;
     }
-    return absl::OkStatus();
+    return wait;
   }
 
  private:
   const std::string name_;
   std::map<std::string, std::string> files_;
   OnRead on_read_;
+  Busy busy_;
   std::function<void()> on_read_done_;
   std::function<void()> before_list_;
   absl::Status list_error_;
@@ -200,6 +206,66 @@ TEST_F(FileFetchTest, SeveralSourcesShareTheWorkWhetherTheyHaveAllOrNot) {
   EXPECT_GT(result->bytes_from.at("worker 1"), 0);
   EXPECT_GT(result->bytes_from.at("coordinator"), 0);
   EXPECT_EQ(result->bytes, total_);
+}
+
+TEST_F(FileFetchTest, WhatABusySourceDoesNotGiveAnIdleOneGives) {
+  AddSource("coordinator");
+  FakeSource& worker = AddSource("worker 1");
+  // The first time a part, less than any piece, then nothing for an hour.
+  constexpr size_t kPart = 100;
+  std::promise<void> asked;
+  std::atomic<bool> first = true;
+  worker.set_busy([&](std::string& sent) {
+    sent.resize(first.exchange(false) ? kPart : 0);
+    if (!sent.empty()) asked.set_value();
+    return absl::Hours(1);
+  });
+  const std::shared_future<void> was_asked = asked.get_future().share();
+  sources_[0]->set_on_read([&](const std::string&, int64_t, std::string&, const std::stop_token&) {
+    was_asked.wait();
+    return absl::OkStatus();
+  });
+  const absl::StatusOr<FileFetchResult> result = Fetch();
+  ASSERT_TRUE(result.ok()) << result.status();
+  ExpectAllThere();
+  EXPECT_EQ(result->bytes_from.at("coordinator"), total_);
+  EXPECT_FALSE(result->bytes_from.contains("worker 1"));
+}
+
+TEST_F(FileFetchTest, BusySourcesGiveSideBySide) {
+  // Each gives nothing until the other has been told to come again, then bit by bit.
+  std::atomic<int> waits[2] = {0, 0};
+  for (const int self : {0, 1}) {
+    AddSource(absl::StrCat("worker ", self)).set_busy([&waits, self](std::string& sent) {
+      ++waits[self];
+      constexpr size_t kBit = size_t{1} << 20;
+      if (waits[1 - self] == 0) {
+        sent.clear();
+      } else if (sent.size() > kBit) {
+        sent.resize(kBit);
+      } else {
+        return absl::ZeroDuration();
+      }
+      return absl::Milliseconds(1);
+    });
+  }
+  const absl::StatusOr<FileFetchResult> result = Fetch();
+  ASSERT_TRUE(result.ok()) << result.status();
+  ExpectAllThere();
+  EXPECT_EQ(result->bytes, total_);
+  EXPECT_GT(result->bytes_from.at("worker 0"), 0);
+  EXPECT_GT(result->bytes_from.at("worker 1"), 0);
+}
+
+TEST_F(FileFetchTest, OfAHundredSourcesTheLastMayBeTheOneThatHasAll) {
+  for (int i = 1; i < 100; ++i) {
+    sources_.push_back(std::make_unique<FakeSource>(absl::StrCat("worker ", i)));
+  }
+  AddSource("worker 100");
+  const absl::StatusOr<FileFetchResult> result = Fetch();
+  ASSERT_TRUE(result.ok()) << result.status();
+  ExpectAllThere();
+  EXPECT_EQ(result->bytes_from.at("worker 100"), total_);
 }
 
 TEST_F(FileFetchTest, AWrongExpertComesFromAnotherSourceAndItsSourceIsNamed) {
@@ -430,9 +496,20 @@ TEST_F(FileFetchTest, WithoutAnybodyLeftItIsUnavailableAndTheNextRunGoesOn) {
 }
 
 TEST_F(FileFetchTest, ASourceThatDoesNotAnswerIsDoneWithout) {
-  AddSource("silent").set_list_error(absl::DeadlineExceededError("no answer"));
+  FakeSource& silent = AddSource("silent");
+  silent.set_list_error(absl::DeadlineExceededError("no answer"));
   AddSource("another by now").set_list_error(absl::AbortedError("another process answers"));
-  AddSource("coordinator");
+  // Holds back until the other was asked for the last time.
+  std::promise<void> given_up;
+  silent.set_before_list([&] {
+    if (silent.lists() == 3) given_up.set_value();
+  });
+  const std::shared_future<void> is_given_up = given_up.get_future().share();
+  AddSource("coordinator")
+      .set_on_read([&](const std::string&, int64_t, std::string&, const std::stop_token&) {
+        is_given_up.wait();
+        return absl::OkStatus();
+      });
   ExpectFetchesAll();
   EXPECT_EQ(sources_[0]->lists(), 3);
   EXPECT_EQ(sources_[1]->lists(), 1);

@@ -2,22 +2,25 @@
 
 #include "worker/files/model_fetch.h"
 
+#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/clock.h"
 #include "base/file.h"
-#include "cluster/grpc_transport.h"
 #include "cluster/pack_files_service.h"
 #include "cluster/pipeline_plan.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "model/tensor_table.h"
+#include "tests/support/serving.h"
 #include "tests/support/temp_dir.h"
 #include "tests/worker/experts/expert_testing.h"
 #include "worker/files/remote_file_source.h"
@@ -36,39 +39,74 @@ ServingShare::Options NoSteps() {
   return options;
 }
 
+/// Of a process that serves, at a time that stands still: who once took a turn keeps it.
+ServingShare::Options Busy(const Clock* clock) {
+  ServingShare::Options options;
+  options.steps_run = [] { return true; };
+  options.clock = clock;
+  return options;
+}
+
 /// A process that gives files.
 class Giver {
  public:
-  explicit Giver(PackFilesService::List list) : service_(kIncarnation, std::move(list), &share_) {
-    absl::StatusOr<GrpcServer> started = StartGrpcServer("127.0.0.1:0", {&service_});
-    CARAVAN_CHECK(started.ok());
-    server_ = *std::move(started);
-  }
-  explicit Giver(const PackedModel& model)
-      : Giver([files = *FilesOfPack(model), fingerprint = model.fingerprint()](uint64_t wanted) {
-          return wanted == fingerprint ? files : std::vector<ShelvedFile>();
-        }) {}
-  ~Giver() { ShutDownGrpcServer(*server_.server, absl::ZeroDuration()); }
-  std::string address() const { return absl::StrCat("127.0.0.1:", server_.port); }
+  explicit Giver(PackFilesService::List list, ServingShare::Options share = NoSteps())
+      : share_(std::move(share)), service_(kIncarnation, std::move(list), &share_) {}
+  explicit Giver(const PackedModel& model, ServingShare::Options share = NoSteps())
+      : Giver(
+            [files = *FilesOfPack(model), fingerprint = model.fingerprint()](uint64_t wanted) {
+              return wanted == fingerprint ? files : std::vector<ShelvedFile>();
+            },
+            std::move(share)) {}
+  std::string address() const { return serving_.address(); }
+  ServingShare& share() { return share_; }
 
  private:
-  ServingShare share_{NoSteps()};
+  ServingShare share_;
   PackFilesService service_;
-  GrpcServer server_;
+  const Serving serving_{&service_};
+};
+
+/// Says that it has all files, and never gives a byte.
+class HangingFiles final : public v1::PackFiles::Service {
+ public:
+  explicit HangingFiles(const PackedModel& model) : files_(*FilesOfPack(model)) {}
+  grpc::Status ListFiles(grpc::ServerContext*, const v1::ListFilesRequest*,
+                         v1::ListFilesResponse* response) override {
+    for (const ShelvedFile& file : files_) response->add_files()->set_name(file.name);
+    return grpc::Status::OK;
+  }
+  grpc::Status ReadFile(
+      grpc::ServerContext*,
+      grpc::ServerReaderWriter<v1::ReadFileResponse, v1::ReadFileRequest>* stream) override {
+    v1::ReadFileRequest request;
+    while (stream->Read(&request)) ++asked_;
+    return grpc::Status::OK;
+  }
+  int asked() const { return asked_; }
+
+ private:
+  const std::vector<ShelvedFile> files_;
+  std::atomic<int> asked_ = 0;
 };
 
 class ModelFetchTest : public ::testing::Test {
  protected:
   ModelFetchTest() : cache_(*ModelCache::Open({dir_.File("cache")})) {}
 
-  std::unique_ptr<RemoteFileSource> Source(const Giver& giver, const std::string& name,
-                                           uint64_t incarnation = kIncarnation) {
+  RemoteFileSource::Options SourceAt(const std::string& address, const std::string& name) {
     RemoteFileSource::Options options;
     options.peer.name = name;
-    options.peer.address = giver.address();
-    options.peer.incarnation = incarnation;
+    options.peer.address = address;
+    options.peer.incarnation = kIncarnation;
     options.fingerprint = toy_.model().fingerprint();
     options.share = &share_;
+    return options;
+  }
+  std::unique_ptr<RemoteFileSource> Source(const Giver& giver, const std::string& name,
+                                           uint64_t incarnation = kIncarnation) {
+    RemoteFileSource::Options options = SourceAt(giver.address(), name);
+    options.peer.incarnation = incarnation;
     return std::make_unique<RemoteFileSource>(options);
   }
   v1::LoadStage Order(const StageSpec& stage) const {
@@ -229,8 +267,9 @@ TEST_F(ModelFetchTest, OnlyListedFilesAreGivenAndOnlyToWhoMeansThisProcess) {
   const Giver giver(toy_.model());
   const auto read = [&](RemoteFileSource& source, const std::string& file, int64_t offset,
                         int64_t size) {
-    return source.Read(file, offset, size,
-                       [](absl::Span<const std::byte>) { return absl::OkStatus(); }, {});
+    return source
+        .Read(file, offset, size, [](absl::Span<const std::byte>) { return absl::OkStatus(); }, {})
+        .status();
   };
   const auto source = Source(giver, "coordinator");
   const auto bytes = static_cast<int64_t>(std::filesystem::file_size(toy_.PathOf(1)));
@@ -256,25 +295,26 @@ TEST_F(ModelFetchTest, WhoSendsNoReceiptLosesItsTurnToOthers) {
   PackFilesService service(
       kIncarnation, [&](uint64_t) { return *FilesOfPack(toy_.model()); }, &share,
       absl::Milliseconds(200));
-  absl::StatusOr<GrpcServer> server = StartGrpcServer("127.0.0.1:0", {&service});
-  ASSERT_TRUE(server.ok()) << server.status();
-  const auto stub = v1::PackFiles::NewStub(
-      MakeGrpcChannel(absl::StrCat("127.0.0.1:", server->port), ChannelOptions()));
+  const Serving serving(&service);
+  const auto stub = v1::PackFiles::NewStub(serving.channel());
   v1::ReadFileRequest request;
   request.mutable_part()->set_fingerprint(toy_.model().fingerprint());
   request.mutable_part()->set_incarnation(kIncarnation);
   request.mutable_part()->set_name("layer-001.bin");
   request.mutable_part()->set_size(16);
-  const auto ask = [&request](auto& stream) {
-    v1::ReadFileResponse response;
-    return stream.Write(request) && stream.Read(&response);
-  };
+  v1::ReadFileResponse response;
+  const auto ask = [&](auto& stream) { return stream.Write(request) && stream.Read(&response); };
   grpc::ClientContext silent_context;
   const auto silent = stub->ReadFile(&silent_context);
   ASSERT_TRUE(ask(*silent));
+  EXPECT_EQ(response.data().size(), 16u);
   grpc::ClientContext other_context;
   const auto other = stub->ReadFile(&other_context);
-  EXPECT_TRUE(ask(*other));
+  // It is told to wait, until the silent one's call is ended.
+  do {
+    ASSERT_TRUE(ask(*other));
+  } while (response.wait_us() > 0);
+  EXPECT_EQ(response.data().size(), 16u);
   v1::ReadFileRequest receipt;
   receipt.mutable_received();
   EXPECT_TRUE(other->Write(receipt));
@@ -288,7 +328,86 @@ TEST_F(ModelFetchTest, WhoSendsNoReceiptLosesItsTurnToOthers) {
   const auto nobody = stub->ReadFile(&nobody_context);
   EXPECT_FALSE(ask(*nobody));
   EXPECT_EQ(nobody->Finish().error_code(), grpc::StatusCode::ABORTED);
-  ShutDownGrpcServer(*server->server, absl::ZeroDuration());
+}
+
+TEST_F(ModelFetchTest, AGiverWithoutATurnToGiveSaysAtOnceHowLongToWait) {
+  const SimulatedClock clock;
+  Giver giver(toy_.model(), Busy(&clock));
+  const auto source = Source(giver, "worker 1");
+  int64_t came = 0;
+  const auto read = [&] {
+    return source->Read("layer-001.bin", 0, 16,
+                        [&came](absl::Span<const std::byte> bytes) {
+                          came += static_cast<int64_t>(bytes.size());
+                          return absl::OkStatus();
+                        },
+                        {});
+  };
+  ASSERT_EQ(giver.share().TryBegin(), absl::ZeroDuration());  // another part passes
+  absl::StatusOr<absl::Duration> wait = read();
+  ASSERT_TRUE(wait.ok()) << wait.status();
+  EXPECT_GE(*wait, ServingShare::kLook);
+  EXPECT_EQ(came, 0);
+  giver.share().End(absl::Milliseconds(10));
+  wait = read();
+  ASSERT_TRUE(wait.ok()) << wait.status();
+  EXPECT_NEAR(absl::ToDoubleMilliseconds(*wait), 190, 0.01);
+  EXPECT_EQ(came, 0);
+}
+
+TEST_F(ModelFetchTest, ATakerThatServesTooIsNotHeldUpByABusyGiver) {
+  const Giver idle(toy_.model());
+  const SimulatedClock clock;
+  Giver busy(toy_.model(), Busy(&clock));
+  ASSERT_EQ(busy.share().TryBegin(), absl::ZeroDuration());  // for ever, as its time stands still
+  // Its own turns go to one part at a time.
+  ServingShare::Options own = NoSteps();
+  own.steps_run = [] { return true; };
+  own.share = 0.9;
+  ServingShare own_share(own);
+  RemoteFileSource::Options options = SourceAt(idle.address(), "coordinator");
+  options.share = &own_share;
+  RemoteFileSource coordinator(options);
+  options = SourceAt(busy.address(), "worker 1");
+  options.share = &own_share;
+  RemoteFileSource worker(options);
+  ::testing::internal::CaptureStderr();
+  const absl::StatusOr<CachedModel> cached =
+      Fetch(Order({0, 3, true, true, false}), {&coordinator, &worker});
+  const std::string log = ::testing::internal::GetCapturedStderr();
+  ASSERT_TRUE(cached.ok()) << cached.status();
+  EXPECT_TRUE(cached->model->CheckHashes([](int64_t, int64_t) { return true; }).ok());
+  EXPECT_THAT(log, ::testing::Not(HasSubstr("worker 1: ")));
+}
+
+TEST_F(ModelFetchTest, ASourceThatNeverAnswersLosesItsPiecesToOthers) {
+  HangingFiles hanging(toy_.model());
+  const Serving serving(&hanging);
+  RemoteFileSource::Options options = SourceAt(serving.address(), "worker 1");
+  options.part_timeout = absl::Milliseconds(50);
+  RemoteFileSource worker(options);
+  EXPECT_EQ(worker
+                .Read("layer-001.bin", 0, 16,
+                      [](absl::Span<const std::byte>) { return absl::OkStatus(); }, {})
+                .status()
+                .code(),
+            absl::StatusCode::kDeadlineExceeded);
+  // The hanging one is the first that is asked for a piece: the other waits until it has one.
+  const Giver patient([&](uint64_t) {
+    while (hanging.asked() < 2) std::this_thread::yield();
+    return *FilesOfPack(toy_.model());
+  });
+  const auto late = Source(patient, "worker 2");
+  const Giver bare([&](uint64_t) {
+    std::vector<ShelvedFile> files = *FilesOfPack(toy_.model());
+    files.resize(1);
+    return files;
+  });
+  const auto manifest = Source(bare, "coordinator");
+  const absl::StatusOr<CachedModel> cached =
+      Fetch(Order({0, 3, true, true, false}), {manifest.get(), &worker, late.get()});
+  ASSERT_TRUE(cached.ok()) << cached.status();
+  EXPECT_TRUE(cached->model->CheckHashes([](int64_t, int64_t) { return true; }).ok());
 }
 
 TEST_F(ModelFetchTest, ASourceThatVanishesIsUnavailable) {
@@ -299,6 +418,7 @@ TEST_F(ModelFetchTest, ASourceThatVanishesIsUnavailable) {
   EXPECT_EQ(source
                 ->Read("layer-001.bin", 0, 1,
                        [](absl::Span<const std::byte>) { return absl::OkStatus(); }, {})
+                .status()
                 .code(),
             absl::StatusCode::kUnavailable);
 }
