@@ -193,7 +193,7 @@ void ClusterController::ReportOfNextPlan(WorkerId worker, int stage,
     LogInfo("plan_prepared",
             {{"plan", version},
              {"seconds", absl::ToDoubleSeconds(options_.clock->Now() - next_->begun)}});
-    driver_->Quiesce(active_->plan.version);
+    driver_->Quiesce(active_->plan.version, version);
   } else if (report.has_failure() && report.failure().plan_version() == version) {
     const absl::Status why = absl::UnavailableError(report.failure().message());
     const auto code = static_cast<absl::StatusCode>(report.failure().code());
@@ -332,8 +332,10 @@ void ClusterController::PipelineBroken(uint64_t plan_version, const absl::Status
   plan_not_before_ = options_.clock->Now() + options_.retry_delay;
 }
 
-void ClusterController::PipelineQuiet(uint64_t plan_version) {
-  if (!active_.has_value() || active_->plan.version != plan_version || !IsNextPrepared()) return;
+void ClusterController::PipelineQuiet(uint64_t plan_version, uint64_t next_version) {
+  // One of before may be late: by now the plan may run on, or run dry for another one.
+  if (!active_.has_value() || active_->plan.version != plan_version) return;
+  if (!IsNextPrepared() || next_->plan.version != next_version) return;
   PipelinePlan plan = std::move(next_->plan);
   next_.reset();
   // Whoever has a stage of the new plan is told to load that, which replaces what it holds.

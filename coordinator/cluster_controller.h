@@ -103,8 +103,9 @@ class ClusterController {
   /// The driver or the first hop says that plan `plan_version` cannot go on.
   void PipelineBroken(uint64_t plan_version, const absl::Status& why);
 
-  /// The driver says that all steps of plan `plan_version` have come home, after Quiesce.
-  void PipelineQuiet(uint64_t plan_version);
+  /// The driver says that all steps of plan `plan_version` have come home, after it was told to run
+  /// dry for plan `next_version`.
+  void PipelineQuiet(uint64_t plan_version, uint64_t next_version);
 
   /// Plans do without this worker from now on, until it joins anew or `undo`: Cluster.Drain.
   /// Errors: NotFound, InvalidArgument, FailedPrecondition - as there.
