@@ -97,5 +97,9 @@ TEST(PlanSwitchModelTest, TwoWorkersOfWhomOneCannotHaveItsStage) {
   Explore({.workers = 2, .min_workers = 1, .job_tokens = {2}, .failures = 1});
 }
 
+TEST(PlanSwitchModelTest, ThreeWorkersOfWhomEachChangesThePlan) {
+  Explore({.workers = 3, .min_workers = 1, .job_tokens = {2}});
+}
+
 }  // namespace
 }  // namespace caravan

@@ -602,6 +602,21 @@ void PlanSwitchWorld::Check() {
   const auto unfinished = static_cast<size_t>(
       std::count_if(jobs_.begin(), jobs_.end(), [](const Job& job) { return !job.finished; }));
   EXPECT_EQ(driver_.List().size(), unfinished);
+  CheckStages();
+}
+
+void PlanSwitchWorld::CheckStages() const {
+  const v1::GetStatusResponse status = controller_.Status();
+  uint64_t next = 0;
+  for (const v1::WorkerStatus& worker : status.workers()) {
+    if (worker.has_preparation()) next = worker.preparation().progress().plan_version();
+  }
+  for (const Slot& slot : slots_) {
+    if (!slot.life.has_value() || !slot.life->alive || !slot.life->orders.empty()) continue;
+    const Life& life = *slot.life;
+    EXPECT_TRUE(life.plan == 0 || life.plan == status.plan_version());
+    EXPECT_TRUE(life.preparing == 0 || life.preparing == next);
+  }
 }
 
 }  // namespace caravan

@@ -138,6 +138,9 @@ class PlanSwitchWorld {
   void Forget();
   bool Remembered(uint64_t plan) const;
   void Check();
+  /// Whoever has obeyed all orders holds no stage but one of the present plan, and gets ready for
+  /// none but the next.
+  void CheckStages() const;
 
   const WorldBounds bounds_;
   SimulatedClock clock_;
