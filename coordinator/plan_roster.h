@@ -16,7 +16,6 @@
 //
 // Whoever is lost is forgotten, but for how often; so a worker that joins anew is in again.
 
-#include <functional>
 #include <map>
 #include <set>
 #include <string>

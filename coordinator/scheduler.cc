@@ -186,7 +186,7 @@ void Scheduler::AdmitGroup(std::vector<Sequence*> suspects) {
     return a->suspicion().group() < b->suspicion().group();
   });
   while (!suspects.front()->Admit(blocks_)) {
-    // All of them together leave it room.
+    if (waiting_.empty()) return;
     const auto gives_way = std::find_if(waiting_.rbegin(), waiting_.rend(), [](const auto& entry) {
       return entry.second->preemptible();
     });

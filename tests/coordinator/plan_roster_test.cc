@@ -1,6 +1,5 @@
 #include "coordinator/plan_roster.h"
 
-#include <functional>
 #include <set>
 #include <string>
 #include <vector>

@@ -97,6 +97,14 @@ TEST(PlanSwitchModelTest, TwoWorkersOfWhomOneCannotHaveItsStage) {
   Explore({.workers = 2, .min_workers = 1, .job_tokens = {2}, .failures = 1});
 }
 
+TEST(PlanSwitchModelTest, TwoWorkersOfWhomOneDiesAndOneCannotHaveItsStage) {
+  Explore({.workers = 2, .min_workers = 1, .job_tokens = {1}, .deaths = 1, .failures = 1});
+}
+
+TEST(PlanSwitchModelTest, TwoWorkersOfWhomOneDiesAndComesBack) {
+  Explore({.workers = 2, .min_workers = 1, .job_tokens = {1}, .joins = 1, .deaths = 1});
+}
+
 TEST(PlanSwitchModelTest, ThreeWorkersOfWhomEachChangesThePlan) {
   Explore({.workers = 3, .min_workers = 1, .job_tokens = {2}});
 }

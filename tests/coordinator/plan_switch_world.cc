@@ -112,9 +112,10 @@ std::vector<std::string> PlanSwitchWorld::Actions(bool calm) const {
     }
     if (slot.past.has_value()) actions.push_back(absl::StrCat("x", i));
     if (slot.life.has_value() && !slot.life->alive) actions.push_back(absl::StrCat("g", i));
-    const bool may_join =
-        !here && !slot.past.has_value() && (slot.joins == 0 || calm || rejoins_ < bounds_.joins);
-    if (may_join) actions.push_back(absl::StrCat("j", i));
+    // Who is first and who is next differ in name only.
+    const bool is_turn = i == 0 || slots_[i - 1].joins > 0;
+    const bool may_join = slot.joins == 0 ? is_turn : calm || rejoins_ < bounds_.joins;
+    if (!here && !slot.past.has_value() && may_join) actions.push_back(absl::StrCat("j", i));
     if (here && deaths_ < bounds_.deaths && !calm) actions.push_back(absl::StrCat("k", i));
   }
   for (size_t i = 0; i < flows_.size(); ++i) {

@@ -41,7 +41,7 @@ class PlanSwitchWorld {
   /// What can happen now. With `calm` only what happens by itself, where nothing fails. A letter,
   /// and for which worker or link:
   ///
-  ///   j  joins, for the first time or anew        o  an order reaches it, and is obeyed
+  ///   j  joins anew, or in turn as a new one      o  an order reaches it, and is obeyed
   ///   k  dies                                     f  the same, and its stage fails, for now
   ///   g  its call ends, since it died             F  the same, for good
   ///   x  that of a life before ends               r  a report of its reaches the coordinator
