@@ -8,7 +8,6 @@
 #include <stop_token>
 #include <string>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
@@ -42,8 +41,8 @@ absl::Status WaitUntilDrained(v1::Cluster::Stub& cluster, uint32_t worker_id,
         status.workers().begin(), status.workers().end(),
         [worker_id](const v1::WorkerStatus& each) { return each.worker_id() == worker_id; });
     const bool is_free = worker == status.workers().end() || !worker->has_stage();
-    if (is_free && status.serving()) return absl::OkStatus();
-    if (is_free && !absl::StartsWith(status.pipeline_state(), "loading")) {
+    if (is_free && status.state() == v1::PIPELINE_STATE_SERVING) return absl::OkStatus();
+    if (is_free && status.state() == v1::PIPELINE_STATE_WAITING) {
       return absl::UnavailableError(absl::StrCat(
           "it holds no stage and can be stopped, but nothing serves: ", status.pipeline_state()));
     }

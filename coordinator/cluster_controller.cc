@@ -7,47 +7,10 @@
 #include "absl/strings/str_cat.h"
 #include "base/log.h"
 #include "base/status_macros.h"
-#include "cluster/planner.h"
 #include "cluster/protocol_version.h"
-#include "kernels/kv_rows.h"
+#include "coordinator/join_check.h"
 
 namespace caravan {
-namespace {
-
-/// Whether two plans put the same layers on the same workers.
-bool SameStages(const PipelinePlan& a, const PipelinePlan& b) {
-  return std::equal(a.stages.begin(), a.stages.end(), b.stages.begin(), b.stages.end(),
-                    [](const StagePlan& x, const StagePlan& y) {
-                      return x.worker == y.worker && x.stage == y.stage;
-                    });
-}
-
-/// The stage of the plan that `worker` has; -1: none.
-int StageIn(const PipelinePlan& plan, WorkerId worker) {
-  const auto stage =
-      std::find_if(plan.stages.begin(), plan.stages.end(),
-                   [worker](const StagePlan& each) { return each.worker == worker; });
-  return stage == plan.stages.end() ? -1 : static_cast<int>(stage - plan.stages.begin());
-}
-
-/// Whether a worker that failed to load with `code` would fail again: the fault lies in what it has
-/// or was asked for, not in somebody who was away.
-bool IsPermanent(absl::StatusCode code) {
-  switch (code) {
-    case absl::StatusCode::kDataLoss:
-    case absl::StatusCode::kFailedPrecondition:
-    case absl::StatusCode::kInvalidArgument:
-    case absl::StatusCode::kNotFound:
-    case absl::StatusCode::kPermissionDenied:
-    case absl::StatusCode::kResourceExhausted:
-      return true;
-    default:
-      return false;
-  }
-}
-
-}  // namespace
-
 ClusterController::ClusterController(Options options, PipelineDriver* driver,
                                      OpenFirstHop open_first_hop)
     : options_(std::move(options)),
@@ -62,7 +25,15 @@ ClusterController::ClusterController(Options options, PipelineDriver* driver,
                .incarnation = options_.incarnation,
                .identity = options_.identity},
               &membership_, &hops_, &replicas_),
-      backoff_({options_.rejoin_delay, options_.clock}) {
+      roster_({options_.rejoin_delay, options_.clock}, &membership_),
+      plans_({.config = options_.config,
+              .cost = options_.cost,
+              .context_tokens = options_.context_tokens,
+              .kv_tokens = options_.kv_tokens,
+              .max_step_tokens = options_.max_step_tokens,
+              .aim = options_.aim},
+             &roster_),
+      splits_(options_.clock) {
   driver_->SetWaitingReason(PipelineState());
 }
 
@@ -70,7 +41,7 @@ absl::StatusOr<WorkerId> ClusterController::Join(uint64_t incarnation,
                                                  const v1::Registration& registration,
                                                  WorkerLink link, const std::string& identity) {
   if (leaving_) return absl::UnavailableError("the coordinator is leaving");
-  CARAVAN_RETURN_IF_ERROR(CheckFits(registration));
+  CARAVAN_RETURN_IF_ERROR(CheckCanJoin(registration, options_.model, options_.config));
   CARAVAN_ASSIGN_OR_RETURN(const WorkerId id,
                            membership_.Join(incarnation, registration, identity));
   links_[id] = std::move(link);
@@ -87,32 +58,10 @@ absl::StatusOr<WorkerId> ClusterController::Join(uint64_t incarnation,
                             {"identity", identity},
                             {"memory_bytes", registration.memory_budget_bytes()}});
   LoseExpired();  // an earlier life of it may be among them
-  backoff_.Joined(*membership_.Find(id));
+  roster_.Joined(*membership_.Find(id));
   PlanSoon();
   Tick();
   return id;
-}
-
-absl::Status ClusterController::CheckFits(const v1::Registration& registration) const {
-  if (registration.protocol_version() != kProtocolVersion) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("worker ", registration.name(), " speaks version ",
-                     registration.protocol_version(), " of the protocol, and the coordinator ",
-                     kProtocolVersion, ": all processes of a cluster must be of one version"));
-  }
-  const uint64_t fingerprint = registration.model_fingerprint();
-  if (fingerprint != 0 && fingerprint != options_.model.fingerprint()) {
-    return absl::FailedPreconditionError(absl::StrCat(
-        "what --model names on worker ", registration.name(), " is not the coordinator's model (",
-        "fingerprint ", absl::Hex(fingerprint, absl::kZeroPad16), ", and ",
-        absl::Hex(options_.model.fingerprint(), absl::kZeroPad16), " here)"));
-  }
-  const absl::Status kv = CheckKvDType(options_.config.Mla(), KvDTypeOf(registration));
-  if (!kv.ok()) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("--kv of worker ", registration.name(), ": ", kv.message()));
-  }
-  return absl::OkStatus();
 }
 
 absl::Status ClusterController::Report(WorkerId worker, const v1::WorkerReport& report) {
@@ -154,10 +103,7 @@ void ClusterController::ReportOfPlan(WorkerId worker, int stage, const v1::Worke
       return;
     }
     state.ready = report.ready();
-    const bool all_ready =
-        std::all_of(active_->stages.begin(), active_->stages.end(),
-                    [](const StageState& each) { return each.ready.has_value(); });
-    if (all_ready && !active_->serving) StartServing();
+    if (active_->AllReady() && !active_->serving) StartServing();
   } else if (report.has_hop_invitation() && stage + 1 < std::ssize(active_->stages) &&
              report.hop_invitation().plan_version() == version) {
     v1::WorkerOrder order;
@@ -170,11 +116,11 @@ void ClusterController::ReportOfPlan(WorkerId worker, int stage, const v1::Worke
     // Once loaded, a stage fails by its next hop, its card or its disk. Where nobody takes over
     // from the last, it goes on: only steps that want what cannot be read fail.
     if (state.ready.has_value() && absl::IsDataLoss(absl::Status(code, ""))) {
-      cannot_read_[worker] = why;
-      LeaveOutWhoCannotRead();
+      roster_.Suspect(worker, why);
+      LeaveOutSuspect();
     } else if (!state.ready.has_value() && report.failure().unjoined() != v1::HOP_END_UNSPECIFIED) {
       GoWithoutNccl(stage, report.failure().unjoined(), why);
-    } else if (!state.ready.has_value() && IsPermanent(code)) {
+    } else if (!state.ready.has_value() && PlanRoster::IsPermanent(code)) {
       EndPlanWithout(worker, why, code);
     } else {
       PipelineBroken(version, why);
@@ -191,20 +137,20 @@ void ClusterController::ReportOfNextPlan(WorkerId worker, int stage,
     state.progress = report.progress();
   } else if (report.has_prepared() && report.prepared().plan_version() == version) {
     state.prepared = true;
-    if (!IsNextPrepared()) return;
+    if (!next_->AllPrepared()) return;
     LogInfo("plan_prepared",
             {{"plan", version},
              {"seconds", absl::ToDoubleSeconds(options_.clock->Now() - next_->begun)}});
-    driver_->Quiesce(active_->plan.version);
+    driver_->Quiesce(active_->plan.version, version);
   } else if (report.has_failure() && report.failure().plan_version() == version) {
     const absl::Status why = absl::UnavailableError(report.failure().message());
     const auto code = static_cast<absl::StatusCode>(report.failure().code());
     LogWarning("plan_not_prepared", {{"plan", version}, {"why", why.message()}});
     // Of one that serves only this split is too much: beside its stage, or at this time.
-    if (IsPermanent(code) && StageOf(worker) < 0) {
-      LeaveOut(worker, next_->plan.stages[index], why, code);
+    if (PlanRoster::IsPermanent(code) && StageOf(worker) < 0) {
+      roster_.LeaveOut(worker, next_->plan.stages[index], why, code);
     } else {
-      RememberFailure(next_->plan, why, options_.retry_delay);
+      splits_.Failed(next_->plan, why, options_.retry_delay);
     }
     CancelNext();
     PlanSoon();
@@ -217,12 +163,7 @@ void ClusterController::HearOfArchive(WorkerId worker, const v1::KvArchiveNews& 
   const int stage = StageOf(worker);
   if (stage >= 0 && active_->serving && news.plan_version() == active_->plan.version &&
       news.capacity() > 0) {
-    StageState& state = active_->stages[static_cast<size_t>(stage)];
-    state.ready->mutable_kv_archive()->set_capacity(news.capacity());
-    int64_t capacity = INT64_MAX;
-    for (const StageState& each : active_->stages) {
-      capacity = std::min(capacity, ArchiveCapacity(each.ready->kv_archive()));
-    }
+    const int64_t capacity = active_->SetArchiveCapacity(stage, news.capacity());
     if (capacity > 0) driver_->SetArchiveCapacity(active_->plan.version, capacity);
   }
   RenewKvReplicas();
@@ -231,26 +172,11 @@ void ClusterController::HearOfArchive(WorkerId worker, const v1::KvArchiveNews& 
 void ClusterController::RenewKvReplicas() {
   if (!active_.has_value() || !active_->serving || !replicas_.TakeChanged()) return;
   for (auto& [worker, order] :
-       orders_.RenewKvReplicas(active_->plan, Usable(), active_->kv_archives)) {
+       orders_.RenewKvReplicas(active_->plan, roster_.Usable(), active_->kv_archives)) {
     v1::WorkerOrder wrapped;
     *wrapped.mutable_set_kv_replica() = std::move(order);
     SendOrder(worker, std::move(wrapped));
   }
-}
-
-void ClusterController::RememberFailure(const PipelinePlan& plan, const absl::Status& why,
-                                        absl::Duration delay) {
-  constexpr int kMostDoublings = 6;
-  const int failures =
-      failed_.has_value() && SameStages(failed_->plan, plan) ? failed_->failures + 1 : 1;
-  failed_ = FailedSplit{
-      plan, failures, options_.clock->Now() + delay * (1 << std::min(failures - 1, kMostDoublings)),
-      std::string(why.message())};
-}
-
-bool ClusterController::IsDelayed(const PipelinePlan& plan) const {
-  return failed_.has_value() && SameStages(failed_->plan, plan) &&
-         options_.clock->Now() < failed_->not_before;
 }
 
 void ClusterController::Gone(WorkerId worker, uint64_t incarnation) {
@@ -268,14 +194,10 @@ void ClusterController::Lose(const Member& member, const std::string& why, absl:
     link->second.hang_up();
     links_.erase(link);
   }
-  drained_.erase(member.id);
-  cannot_read_.erase(member.id);
-  left_out_.erase(member.id);
-  no_offloading_.erase(member.id);
   loads_.erase(member.id);
   hops_.Forget(member.id);
   replicas_.Forget(member);
-  backoff_.Lost(member, StageOf(member.id) >= 0 || NextStageOf(member.id) >= 0);
+  roster_.Lost(member, StageOf(member.id) >= 0 || NextStageOf(member.id) >= 0);
   // Now it is known why a link broke, if one did: nothing is gained by waiting.
   PlanSoon();
   if (NextStageOf(member.id) >= 0) CancelNext();
@@ -287,35 +209,29 @@ void ClusterController::Lose(const Member& member, const std::string& why, absl:
                          "): ", why)));
 }
 
-void ClusterController::LeaveOut(WorkerId worker, const StagePlan& stage, const absl::Status& why,
-                                 absl::StatusCode code) {
-  // It may lack no more than a copy of the pack, and serve with a stage that fits its memory.
-  const bool only_offloading =
-      stage.expert_bytes > 0 && code == absl::StatusCode::kFailedPrecondition;
-  LogWarning(only_offloading ? "worker_does_not_offload" : "worker_left_out",
-             {{"worker", DescribeWorker(*membership_.Find(worker))}, {"why", why.message()}});
-  no_offloading_.erase(worker);
-  (only_offloading ? no_offloading_ : left_out_)[worker] = std::string(why.message());
-  PlanSoon();
-}
-
 void ClusterController::EndPlanWithout(WorkerId worker, const absl::Status& why,
                                        absl::StatusCode code) {
-  LeaveOut(worker, active_->plan.stages[static_cast<size_t>(StageOf(worker))], why, code);
+  roster_.LeaveOut(worker, active_->plan.stages[static_cast<size_t>(StageOf(worker))], why, code);
+  PlanSoon();
   EndPlan(why);
   Tick();
 }
 
-bool ClusterController::LeaveOutWhoCannotRead() {
-  for (const auto& [worker, why] : cannot_read_) {
-    if (StageOf(worker) < 0 || !MakePlan(UsableBut(worker)).ok()) continue;
-    const absl::Status reason = why;
-    const WorkerId id = worker;
-    cannot_read_.erase(id);
-    EndPlanWithout(id, reason, absl::StatusCode::kDataLoss);
+bool ClusterController::LeaveOutSuspect() {
+  for (const auto& [worker, lost] : roster_.suspects()) {
+    if (StageOf(worker) < 0 || !CheckCanDoWithout(worker).ok()) continue;
+    const absl::Status why = lost;
+    EndPlanWithout(worker, why, absl::StatusCode::kDataLoss);
     return true;
   }
   return false;
+}
+
+absl::Status ClusterController::CheckCanDoWithout(WorkerId worker) const {
+  return roster_
+      .Needed([this](const std::vector<Member>& others) { return MakePlan(others).status(); },
+              worker)
+      .status();
 }
 
 void ClusterController::GoWithoutNccl(int stage, v1::HopEnd end, const absl::Status& why) {
@@ -332,37 +248,20 @@ void ClusterController::GoWithoutNccl(int stage, v1::HopEnd end, const absl::Sta
   Tick();
 }
 
-std::vector<Member> ClusterController::Usable() const {
-  std::vector<Member> usable = membership_.Members();
-  std::erase_if(usable, [this](const Member& member) {
-    return left_out_.contains(member.id) || drained_.contains(member.id) ||
-           backoff_.Holds(member.id);
-  });
-  return usable;
-}
-
-std::vector<Member> ClusterController::UsableBut(WorkerId worker) const {
-  std::vector<Member> usable = Usable();
-  std::erase_if(usable, [worker](const Member& member) { return member.id == worker; });
-  return usable;
-}
-
-int ClusterController::Missing() const {
-  return (planned_once_ ? 1 : options_.min_workers) - static_cast<int>(Usable().size());
-}
-
 void ClusterController::PipelineBroken(uint64_t plan_version, const absl::Status& why) {
   if (!active_.has_value() || active_->plan.version != plan_version) return;
   // Long enough for those that served before to serve again meanwhile.
-  if (!active_->serving) RememberFailure(active_->plan, why, 12 * options_.retry_delay);
+  if (!active_->serving) splits_.Failed(active_->plan, why, 12 * options_.retry_delay);
   EndPlan(why);
   // Most often a worker died, and its own connection says so in a moment; else try again later.
   PlanSoon();
   plan_not_before_ = options_.clock->Now() + options_.retry_delay;
 }
 
-void ClusterController::PipelineQuiet(uint64_t plan_version) {
-  if (!active_.has_value() || active_->plan.version != plan_version || !IsNextPrepared()) return;
+void ClusterController::PipelineQuiet(uint64_t plan_version, uint64_t next_version) {
+  // One of before may be late: by now the plan may run on, or run dry for another one.
+  if (!active_.has_value() || active_->plan.version != plan_version) return;
+  if (!next_.has_value() || next_->plan.version != next_version || !next_->AllPrepared()) return;
   PipelinePlan plan = std::move(next_->plan);
   next_.reset();
   // Whoever has a stage of the new plan is told to load that, which replaces what it holds.
@@ -372,40 +271,22 @@ void ClusterController::PipelineQuiet(uint64_t plan_version) {
   StartLoading(std::move(plan));
 }
 
-bool ClusterController::IsNextPrepared() const {
-  return next_.has_value() &&
-         std::all_of(next_->stages.begin(), next_->stages.end(),
-                     [](const NextPlan::StageState& stage) { return stage.prepared; });
-}
-
 void ClusterController::PlanSoon() {
   plan_is_due_ = true;
   plan_not_before_ = -absl::InfiniteDuration();
   replicas_.NoteChange();
 }
 
-absl::StatusOr<WorkerId> ClusterController::FindWorker(const std::string& worker) const {
-  std::vector<WorkerId> found;
-  for (const Member& member : membership_.Members()) {
-    if (absl::StrCat(Number(member.id)) == worker) return member.id;
-    if (member.registration.name() == worker) found.push_back(member.id);
-  }
-  if (found.empty()) return absl::NotFoundError(absl::StrCat("no worker is called ", worker));
-  if (found.size() == 1) return found.front();
-  return absl::InvalidArgumentError(
-      absl::StrCat(found.size(), " workers are called ", worker, ": say its number"));
-}
-
 absl::StatusOr<WorkerId> ClusterController::Drain(const std::string& worker, bool undo) {
-  CARAVAN_ASSIGN_OR_RETURN(const WorkerId id, FindWorker(worker));
-  if (!undo && !drained_.contains(id)) {
-    if (const absl::Status others = MakePlan(UsableBut(id)).status(); !others.ok()) {
+  CARAVAN_ASSIGN_OR_RETURN(const WorkerId id, roster_.Find(worker));
+  if (!undo && !roster_.IsDrained(id)) {
+    if (const absl::Status others = CheckCanDoWithout(id); !others.ok()) {
       return absl::FailedPreconditionError(absl::StrCat("the others cannot do without ",
                                                         DescribeWorker(*membership_.Find(id)), ": ",
                                                         others.message()));
     }
-    drained_.insert(id);
-  } else if (undo && drained_.erase(id) == 0) {
+    roster_.Drain(id);
+  } else if (undo && !roster_.EndDrain(id)) {
     return id;
   }
   LogInfo(undo ? "worker_drained_no_more" : "worker_drained",
@@ -418,7 +299,7 @@ absl::StatusOr<WorkerId> ClusterController::Drain(const std::string& worker, boo
 void ClusterController::Tick() {
   if (leaving_) return;
   LoseExpired();
-  if (backoff_.EndHolds()) {
+  if (roster_.EndHolds()) {
     plan_is_due_ = true;
     replicas_.NoteChange();
   }
@@ -437,21 +318,13 @@ void ClusterController::LoseExpired() {
 }
 
 void ClusterController::MaybePlan() {
-  if (LeaveOutWhoCannotRead()) return;  // which has planned
-  if (backoff_.HoldsAnybody() && (Missing() > 0 || !MakePlan(Usable()).ok())) backoff_.LetAllIn();
-  const int missing = Missing();
-  if (missing > 0) {
-    waiting_reason_ =
-        absl::StrCat("waiting for ", missing, " more worker", missing == 1 ? "" : "s", " to join");
-    plan_is_due_ = false;
-    return;
-  }
-  absl::StatusOr<PipelinePlan> plan = MakePlan(Usable());
+  if (LeaveOutSuspect()) return;  // which has planned
+  plan_is_due_ = false;
+  absl::StatusOr<PipelinePlan> plan = MakePlanLettingIn();
   if (!active_.has_value()) {
-    plan_is_due_ = false;
-    if (plan.ok() && IsDelayed(*plan)) {
+    if (plan.ok() && splits_.Holds(*plan)) {
       // What could not be loaded was to be better than what served.
-      std::vector<Member> served = Usable();
+      std::vector<Member> served = roster_.Usable();
       std::erase_if(served,
                     [this](const Member& member) { return !served_last_.contains(member.id); });
       absl::StatusOr<PipelinePlan> before = MakePlan(served);
@@ -459,22 +332,21 @@ void ClusterController::MaybePlan() {
     }
     if (plan.ok()) {
       StartLoading(*std::move(plan));
-    } else {
-      waiting_reason_ = std::string(plan.status().message());
-      LogWarning("no_plan", {{"reason", waiting_reason_}});
+      return;
     }
+    waiting_reason_ = std::string(plan.status().message());
+    if (!absl::IsUnavailable(plan.status())) LogWarning("no_plan", {{"reason", waiting_reason_}});
     return;
   }
-  plan_is_due_ = false;
-  if (!plan.ok() || SameStages(*plan, active_->plan)) {
+  if (!plan.ok() || SameSplit(*plan, active_->plan)) {
     CancelNext();
     return;
   }
-  if (next_.has_value() && SameStages(*plan, next_->plan)) return;
-  if (active_->serving && IsDelayed(*plan)) {
+  if (next_.has_value() && SameSplit(*plan, next_->plan)) return;
+  if (active_->serving && splits_.Holds(*plan)) {
     CancelNext();
     plan_is_due_ = true;
-    plan_not_before_ = failed_->not_before;
+    plan_not_before_ = *splits_.until();
     return;
   }
   // Another split is better now. Jobs that run go on over it.
@@ -487,66 +359,45 @@ void ClusterController::MaybePlan() {
   }
 }
 
-absl::StatusOr<PipelinePlan> ClusterController::MakePlan(const std::vector<Member>& members) const {
-  std::vector<PlannerWorker> workers;
-  for (const Member& member : members) {
-    workers.push_back({member.id, DescribeWorker(member),
-                       static_cast<int64_t>(member.registration.memory_budget_bytes()),
-                       KvDTypeOf(member.registration),
-                       member.registration.offloads() && !no_offloading_.contains(member.id),
-                       static_cast<int64_t>(member.registration.process_bytes()),
-                       static_cast<int64_t>(member.registration.kv_disk_bytes()),
-                       member.registration.on_card(), !member.registration.nccl_version().empty(),
-                       BoxOf(member.registration)});
-  }
-  PlannerOptions planner;
-  planner.version = last_version_ + 1;
-  planner.context_tokens = WholeKvBlocks(options_.context_tokens);
-  planner.kv_tokens = WholeKvBlocks(options_.kv_tokens);
-  planner.step_memory = ComputeStepMemory(options_.config, options_.max_step_tokens);
-  planner.card_step_memory =
-      ComputeCardStepMemory(options_.config, options_.max_step_tokens, kKvBlockTokens);
-  planner.config = &options_.config;
-  planner.aim = options_.aim;
-  planner.present = PresentStages();
-  planner.present_by_time = active_.has_value() && active_->plan.forecast.has_value();
-  return PlanStages(options_.cost, workers, planner);
+absl::Status ClusterController::CheckEnough(const std::vector<Member>& members) const {
+  const int missing =
+      (planned_once_ ? 1 : options_.min_workers) - static_cast<int>(std::ssize(members));
+  if (missing <= 0) return absl::OkStatus();
+  return absl::UnavailableError(
+      absl::StrCat("waiting for ", missing, " more worker", missing == 1 ? "" : "s", " to join"));
 }
 
-std::vector<StagePlan> ClusterController::PresentStages() const {
-  if (active_.has_value()) return active_->plan.stages;
-  std::vector<Member> members = Usable();
-  std::vector<StagePlan> stages;
-  for (const auto& [name, stage] : last_stages_) {
-    const auto member = std::find_if(members.begin(), members.end(), [&](const Member& each) {
-      return each.registration.name() == name;
-    });
-    if (member == members.end()) return {};
-    stages.push_back({.worker = member->id, .stage = stage});
-    members.erase(member);
-  }
-  return stages;
+absl::StatusOr<PipelinePlan> ClusterController::MakePlanLettingIn() {
+  absl::StatusOr<PipelinePlan> plan;
+  const auto try_plan = [&](const std::vector<Member>& members) {
+    CARAVAN_RETURN_IF_ERROR(CheckEnough(members));
+    plan = MakePlan(members);
+    return plan.status();
+  };
+  CARAVAN_ASSIGN_OR_RETURN(const std::vector<WorkerId> needed, roster_.Needed(try_plan));
+  if (needed.empty()) return plan;
+  roster_.LetIn(needed);
+  return MakePlan(roster_.Usable());
+}
+
+absl::StatusOr<PipelinePlan> ClusterController::MakePlan(const std::vector<Member>& members) const {
+  return plans_.Make(members, active_.has_value() ? &active_->plan : nullptr);
 }
 
 void ClusterController::StartLoading(PipelinePlan plan) {
   planned_once_ = true;
-  last_version_ = plan.version;
-  active_.emplace();
-  active_->plan = std::move(plan);
-  active_->stages.resize(active_->plan.stages.size());
+  plans_.BeginLoading(plan, membership_);
+  active_.emplace(std::move(plan));
   const std::vector<StagePlan>& stages = active_->plan.stages;
   const std::optional<PlanForecast>& forecast = active_->plan.forecast;
   LogInfo("plan_made", {{"plan", active_->plan.version},
                         {"by", forecast.has_value() ? "times" : "memory"},
                         {"jobs", forecast.has_value() ? forecast->jobs : 0},
                         {"tokens_per_s", forecast.has_value() ? forecast->tokens_per_second : 0}});
-  std::vector<v1::LoadStage> orders = orders_.Make(active_->plan, Usable());
+  std::vector<v1::LoadStage> orders = orders_.Make(active_->plan, roster_.Usable());
   orders_.Log(active_->plan, orders);
   for (const v1::LoadStage& order : orders) active_->kv_archives.push_back(order.kv_archives());
-  last_stages_.clear();
   for (size_t i = 0; i < stages.size(); ++i) {
-    last_stages_.emplace_back(membership_.Find(stages[i].worker)->registration.name(),
-                              stages[i].stage);
     v1::WorkerOrder order;
     *order.mutable_load_stage() = std::move(orders[i]);
     SendOrder(stages[i].worker, std::move(order));
@@ -554,31 +405,18 @@ void ClusterController::StartLoading(PipelinePlan plan) {
 }
 
 void ClusterController::StartPreparing(PipelinePlan plan) {
-  last_version_ = plan.version;
-  next_.emplace();
-  next_->plan = std::move(plan);
-  next_->stages.resize(next_->plan.stages.size());
-  next_->begun = options_.clock->Now();
+  plans_.Begin(plan);
+  next_.emplace(std::move(plan), options_.clock->Now());
   LogInfo("plan_preparing", {{"plan", next_->plan.version}, {"stages", std::ssize(next_->stages)}});
-  std::vector<v1::LoadStage> orders = orders_.Make(next_->plan, Usable());
+  std::vector<v1::LoadStage> orders = orders_.Make(next_->plan, roster_.Usable());
   for (size_t i = 0; i < next_->stages.size(); ++i) {
     const WorkerId worker = next_->plan.stages[i].worker;
     v1::WorkerOrder order;
     *order.mutable_prepare_stage()->mutable_stage() = std::move(orders[i]);
-    order.mutable_prepare_stage()->set_memory_bytes(static_cast<uint64_t>(MemoryBeside(worker)));
+    order.mutable_prepare_stage()->set_memory_bytes(
+        static_cast<uint64_t>(active_->MemoryBeside(*membership_.Find(worker))));
     SendOrder(worker, std::move(order));
   }
-}
-
-int64_t ClusterController::MemoryBeside(WorkerId worker) const {
-  const int stage = StageOf(worker);
-  const Member member = *membership_.Find(worker);
-  // A card's memory is the stage's, and one that offloads leaves nothing.
-  if (stage < 0 || member.registration.on_card()) return 0;
-  const StagePlan& plan = active_->plan.stages[static_cast<size_t>(stage)];
-  if (plan.expert_bytes > 0) return 0;
-  const auto budget = static_cast<int64_t>(member.registration.memory_budget_bytes());
-  return std::max<int64_t>(0, budget - plan.weight_bytes - plan.kv_bytes);
 }
 
 void ClusterController::CancelNext() {
@@ -603,25 +441,8 @@ void ClusterController::StartServing() {
     PipelineBroken(version, first_hop.status());
     return;
   }
-  PipelineDriver::Pipeline pipeline;
-  pipeline.plan_version = version;
-  pipeline.num_stages = static_cast<int>(active_->stages.size());
-  pipeline.kv_block_tokens = kKvBlockTokens;
-  pipeline.kv_blocks = INT64_MAX;
-  pipeline.near_kv_blocks = INT64_MAX;
-  for (const StageState& stage : active_->stages) {
-    pipeline.kv_blocks = std::min<int64_t>(pipeline.kv_blocks, stage.ready->kv_blocks());
-    pipeline.near_kv_blocks =
-        std::min(pipeline.near_kv_blocks,
-                 int64_t{stage.ready->kv_blocks()} - int64_t{stage.ready->kv_blocks_on_disk()});
-  }
-  pipeline.max_step_tokens = options_.max_step_tokens;
-  pipeline.drafts = active_->plan.stages.back().stage.drafts;
-  std::vector<ArchiveContents> archives;
-  for (const StageState& stage : active_->stages) {
-    archives.push_back(ArchiveFromProto(stage.ready->kv_archive()));
-  }
-  pipeline.archive = CommonArchive(NameKvRoot(options_.model_identity), archives);
+  PipelineDriver::Pipeline pipeline =
+      active_->MakePipeline(options_.max_step_tokens, NameKvRoot(options_.model_identity));
   pipeline.first_hop = *std::move(first_hop);
   LogInfo(
       "pipeline_serving",
@@ -632,14 +453,12 @@ void ClusterController::StartServing() {
        {"kv_tokens", pipeline.kv_blocks * kKvBlockTokens},
        {"archived_tokens", std::ssize(pipeline.archive.names) * kKvBlockTokens}});
   served_last_.clear();
-  for (const StagePlan& stage : active_->plan.stages) {
-    backoff_.Serves(stage.worker);
-    served_last_.insert(stage.worker);
-  }
-  if (failed_.has_value() && SameStages(failed_->plan, active_->plan)) failed_.reset();
-  if (failed_.has_value()) {
+  for (const StagePlan& stage : active_->plan.stages) served_last_.insert(stage.worker);
+  roster_.Serves(active_->plan);
+  splits_.Serves(active_->plan);
+  if (const std::optional<absl::Duration> retry_at = splits_.until(); retry_at.has_value()) {
     plan_is_due_ = true;
-    plan_not_before_ = std::max(plan_not_before_, failed_->not_before);
+    plan_not_before_ = std::max(plan_not_before_, *retry_at);
   }
   active_->serving = true;
   replicas_.NoteChange();
@@ -653,8 +472,8 @@ void ClusterController::EndPlan(const absl::Status& why, absl::Span<const Worker
   driver_->Detach(why);
   v1::WorkerOrder order;
   order.mutable_drop_stage()->set_plan_version(active_->plan.version);
+  roster_.Ends(active_->plan);
   for (const StagePlan& stage : active_->plan.stages) {
-    backoff_.Ends(stage.worker);
     if (!absl::c_linear_search(goes_on, stage.worker)) SendOrder(stage.worker, order);
   }
   active_.reset();
@@ -688,27 +507,17 @@ std::string ClusterController::PipelineState() const {
   if (active_.has_value()) {
     state = active_->serving ? "serving" : "loading";
     if (next_.has_value()) {
-      const auto prepared =
-          std::count_if(next_->stages.begin(), next_->stages.end(),
-                        [](const NextPlan::StageState& stage) { return stage.prepared; });
-      absl::StrAppend(&state, "; another plan is prepared by ", prepared, " of ",
+      absl::StrAppend(&state, "; another plan is prepared by ", next_->NumPrepared(), " of ",
                       next_->stages.size(), " workers");
-    } else if (failed_.has_value() && options_.clock->Now() < failed_->not_before) {
-      absl::StrAppend(&state, "; another plan failed, and is tried again later: ", failed_->why);
+    } else if (const std::string why = splits_.why(); !why.empty()) {
+      absl::StrAppend(&state, "; another plan failed, and is tried again later: ", why);
     }
   } else {
     state = waiting_reason_.empty() ? "waiting for workers to join" : waiting_reason_;
   }
-  for (const WorkerId id : drained_) {
-    absl::StrAppend(&state, "; drained: ", DescribeWorker(*membership_.Find(id)));
-  }
-  for (const auto& [id, why] : left_out_) absl::StrAppend(&state, "; left out: ", why);
-  for (const auto& [id, why] : no_offloading_) {
-    absl::StrAppend(&state, StageOf(id) < 0 ? "; left out: " : "; not offloading: ", why);
-  }
-  if (backoff_.HoldsAnybody()) absl::StrAppend(&state, "; held back: ", backoff_.Describe());
+  absl::StrAppend(&state, roster_.Describe([this](WorkerId id) { return StageOf(id) >= 0; }));
   if (!active_.has_value() || !active_->plan.forecast.has_value()) return state;
-  for (const Member& member : Usable()) {
+  for (const Member& member : roster_.Usable()) {
     if (StageOf(member.id) >= 0 || NextStageOf(member.id) >= 0) continue;
     absl::StrAppend(&state, "; spare: ", DescribeWorker(member),
                     BoxOf(member.registration).has_value()
@@ -724,15 +533,11 @@ v1::GetStatusResponse ClusterController::Status() const {
   response.set_plan_version(active_.has_value() ? active_->plan.version : 0);
   response.set_pipeline_state(PipelineState());
   response.set_serving(active_.has_value() && active_->serving);
+  response.set_state(!active_.has_value() ? v1::PIPELINE_STATE_WAITING
+                     : !active_->serving  ? v1::PIPELINE_STATE_LOADING
+                                          : v1::PIPELINE_STATE_SERVING);
   if (active_.has_value() && active_->plan.forecast.has_value()) {
-    const PlanForecast& foretold = *active_->plan.forecast;
-    v1::PlanForecast& forecast = *response.mutable_forecast();
-    forecast.set_jobs(static_cast<uint32_t>(std::min<int64_t>(foretold.jobs, UINT32_MAX)));
-    forecast.set_tokens_per_s(foretold.tokens_per_second);
-    forecast.set_tokens_per_s_alone(foretold.tokens_per_second_alone);
-    forecast.set_slowest_worker_id(
-        Number(active_->plan.stages[static_cast<size_t>(foretold.slowest_stage)].worker));
-    forecast.set_bottleneck(BottleneckName(foretold.bottleneck));
+    *response.mutable_forecast() = active_->Forecast();
   }
   for (const Member& member : membership_.Members()) {
     v1::WorkerStatus& worker = *response.add_workers();
@@ -743,25 +548,17 @@ v1::GetStatusResponse ClusterController::Status() const {
     worker.set_memory_budget_bytes(member.registration.memory_budget_bytes());
     worker.set_on_card(member.registration.on_card());
     worker.set_state(v1::WORKER_STATE_SPARE);
-    worker.set_drained(drained_.contains(member.id));
-    worker.set_held_back_s(absl::ToDoubleSeconds(backoff_.HoldsFor(member.id)));
+    roster_.Describe(member.id, worker);
     if (const auto load = loads_.find(member.id); load != loads_.end()) {
       *worker.mutable_load() = load->second;
     }
     if (const int next = NextStageOf(member.id); next >= 0) {
-      const auto index = static_cast<size_t>(next);
-      v1::Preparation& preparation = *worker.mutable_preparation();
-      *preparation.mutable_progress() = next_->stages[index].progress;
-      preparation.mutable_progress()->set_plan_version(next_->plan.version);
-      *preparation.mutable_stage() = ToProto(next_->plan.stages[index].stage);
-      preparation.set_done(next_->stages[index].prepared);
+      *worker.mutable_preparation() = next_->Describe(next);
     }
     const int stage = StageOf(member.id);
     if (stage < 0) continue;
     const std::vector<StagePlan>& stages = active_->plan.stages;
-    DescribeStageOf(options_.cost, stages[static_cast<size_t>(stage)],
-                    active_->stages[static_cast<size_t>(stage)], KvDTypeOf(member.registration),
-                    worker);
+    active_->Describe(stage, member, options_.cost, worker);
     if (stage + 1 < std::ssize(stages)) {
       const WorkerId next = stages[static_cast<size_t>(stage) + 1].worker;
       *worker.mutable_next() = hops_.Make(member, *membership_.Find(next));

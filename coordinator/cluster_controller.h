@@ -37,9 +37,11 @@
 #include "coordinator/hop_rules.h"
 #include "coordinator/kv_replica_rules.h"
 #include "coordinator/pipeline_driver.h"
-#include "coordinator/rejoin_backoff.h"
+#include "coordinator/plan_maker.h"
+#include "coordinator/plan_progress.h"
+#include "coordinator/plan_roster.h"
+#include "coordinator/split_backoff.h"
 #include "coordinator/stage_orders.h"
-#include "coordinator/stage_status.h"
 #include "model/layer_cost.h"
 #include "model/model_config.h"
 
@@ -104,8 +106,9 @@ class ClusterController {
   /// The driver or the first hop says that plan `plan_version` cannot go on.
   void PipelineBroken(uint64_t plan_version, const absl::Status& why);
 
-  /// The driver says that all steps of plan `plan_version` have come home, after Quiesce.
-  void PipelineQuiet(uint64_t plan_version);
+  /// The driver says that all steps of plan `plan_version` have come home, after it was told to run
+  /// dry for plan `next_version`.
+  void PipelineQuiet(uint64_t plan_version, uint64_t next_version);
 
   /// Plans do without this worker from now on, until it joins anew or `undo`: Cluster.Drain.
   /// Errors: NotFound, InvalidArgument, FailedPrecondition - as there.
@@ -120,32 +123,6 @@ class ClusterController {
   v1::GetStatusResponse Status() const;
 
  private:
-  struct ActivePlan {
-    PipelinePlan plan;
-    std::vector<StageState> stages;           // by stage
-    std::vector<v1::KvArchives> kv_archives;  // as is: what they were told last
-    bool serving = false;
-  };
-  /// A plan that is to take the present one's place.
-  struct NextPlan {
-    struct StageState {
-      v1::StageProgress progress;
-      bool prepared = false;
-    };
-    PipelinePlan plan;
-    std::vector<StageState> stages;  // by stage
-    absl::Duration begun{};          // on the clock
-  };
-
-  struct FailedSplit {
-    PipelinePlan plan;
-    int failures = 0;           // in a row
-    absl::Duration not_before;  // on the clock
-    std::string why;
-  };
-
-  /// Whether the cluster can have such a worker at all. Errors: as Join.
-  absl::Status CheckFits(const v1::Registration& registration) const;
   /// `code`: Aborted where it left of its own will, for which no job gives up.
   void Lose(const Member& member, const std::string& why,
             absl::StatusCode code = absl::StatusCode::kUnavailable);
@@ -159,45 +136,33 @@ class ClusterController {
   /// Has stages of the plan that serves send their KV blocks to others, where that has become
   /// better.
   void RenewKvReplicas();
-  /// `stage`, which `worker` was to have, cannot be had there, and trying again would not help: it
-  /// gets none any more. If only its experts did not fit there, the next may be one that does.
-  void LeaveOut(WorkerId worker, const StagePlan& stage, const absl::Status& why,
-                absl::StatusCode code);
-  /// LeaveOut of its stage of the present plan, which ends for that, and planning anew.
+  /// The present plan ends, since `worker` cannot have its stage, and the next one is made:
+  /// PlanRoster::LeaveOut.
   void EndPlanWithout(WorkerId worker, const absl::Status& why, absl::StatusCode code);
-  /// EndPlanWithout one of those in cannot_read_ whom the others can do without now. False: there
-  /// is none.
-  bool LeaveOutWhoCannotRead();
+  /// EndPlanWithout a suspect whom the others can do without now. False: there is none.
+  bool LeaveOutSuspect();
+  /// Whether the others, those held back too, could hold the model. Errors: as MakePlan - they
+  /// cannot.
+  absl::Status CheckCanDoWithout(WorkerId worker) const;
   /// The hop of the present plan at that end of stage `stage` could not be joined by NCCL: the plan
   /// ends, and the next one has it go over TCP.
   void GoWithoutNccl(int stage, v1::HopEnd end, const absl::Status& why);
-  /// The member with this name or number. Errors: NotFound, InvalidArgument - as Drain.
-  absl::StatusOr<WorkerId> FindWorker(const std::string& worker) const;
-  /// The workers that plans may use, in order of joining.
-  std::vector<Member> Usable() const;
-  std::vector<Member> UsableBut(WorkerId worker) const;
-  /// How many workers have to join yet before there can be a plan.
-  int Missing() const;
   /// Makes the plan that the present members call for, unless they have it.
   void MaybePlan();
+  /// Whether there can be a plan of so many at all. Errors: Unavailable - more have to join.
+  absl::Status CheckEnough(const std::vector<Member>& members) const;
+  /// A plan of the usable members. Of those held back it lets in whom it takes.
+  /// Errors: as CheckEnough and MakePlan, of all of them.
+  absl::StatusOr<PipelinePlan> MakePlanLettingIn();
+  /// Errors: as PlanMaker::Make.
   absl::StatusOr<PipelinePlan> MakePlan(const std::vector<Member>& members) const;
-  /// The stages of the present plan, or those of the last on workers of the same names: what a new
-  /// plan has to be better than.
-  std::vector<StagePlan> PresentStages() const;
   void StartLoading(PipelinePlan plan);
   void StartServing();
   void StartPreparing(PipelinePlan plan);
-  bool IsNextPrepared() const;
   /// Nothing comes of the next plan, if there is one.
   void CancelNext();
   /// MaybePlan at the next Tick, unless plan_not_before_ is set anew.
   void PlanSoon();
-  /// The plan could not be loaded or prepared: it is not tried again before `delay`, twice that the
-  /// next time, and so on.
-  void RememberFailure(const PipelinePlan& plan, const absl::Status& why, absl::Duration delay);
-  bool IsDelayed(const PipelinePlan& plan) const;
-  /// What the present stage of a worker leaves of its memory for weights.
-  int64_t MemoryBeside(WorkerId worker) const;
   /// Ends the present plan, and the next one: its jobs are interrupted of `why`, its workers drop
   /// their stages, but for those in `goes_on`.
   void EndPlan(const absl::Status& why, absl::Span<const WorkerId> goes_on = {});
@@ -212,23 +177,17 @@ class ClusterController {
   const OpenFirstHop open_first_hop_;
   Membership membership_;
   std::map<WorkerId, WorkerLink> links_;
-  std::map<WorkerId, absl::Status> cannot_read_;   // members whose disk lost data, and what
-  std::set<WorkerId> drained_;                     // members that plans do not use any more
-  std::map<WorkerId, std::string> left_out_;       // members that plans do not use, and why
-  std::map<WorkerId, std::string> no_offloading_;  // that plans keep no experts on the disk of
-  std::map<WorkerId, v1::WorkerLoad> loads_;       // of the last heartbeat that came
+  std::map<WorkerId, v1::WorkerLoad> loads_;  // of the last heartbeat that came
   HopRules hops_;
   KvReplicaRules replicas_;
   const StageOrders orders_;
-  RejoinBackoff backoff_;
+  PlanRoster roster_;
+  PlanMaker plans_;
+  SplitBackoff splits_;
   std::optional<ActivePlan> active_;
   std::optional<NextPlan> next_;                // only while the active one serves
   std::optional<absl::Duration> served_until_;  // when the last plan that served ended
   std::set<WorkerId> served_last_;              // who had a stage of it
-  std::optional<FailedSplit> failed_;           // the last one
-  uint64_t last_version_ = 0;
-  std::vector<std::pair<std::string, StageSpec>>
-      last_stages_;  // of the last plan, by worker's name
   bool leaving_ = false;
   bool planned_once_ = false;
   bool plan_is_due_ = false;  // members came or went, or a plan ended, since MaybePlan settled it

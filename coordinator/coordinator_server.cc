@@ -172,8 +172,9 @@ class Server final : public CoordinatorServer {
     driver.on_pipeline_broken = [this](uint64_t version, const absl::Status& why) {
       TellBroken(version, why);
     };
-    driver.on_quiet = [this](uint64_t version) {
-      (void)loop_.Post([this, version] { controller_.PipelineQuiet(version); });
+    driver.on_quiet = [this](uint64_t version, uint64_t next_version) {
+      (void)loop_.Post(
+          [this, version, next_version] { controller_.PipelineQuiet(version, next_version); });
     };
     return driver;
   }

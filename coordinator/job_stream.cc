@@ -61,7 +61,7 @@ void JobStream::SetListener(std::function<void()> on_news) {
 
 absl::StatusOr<JobUpdate> JobStream::Next(absl::Duration timeout) {
   MutexLock lock(&mu_);
-  bool timed_out = false;
+  bool timed_out = timeout <= absl::ZeroDuration();  // which is no wait at all: pollers do so often
   while (pending_.empty() && !end_.has_value() && !timed_out) {
     timed_out = changed_.WaitWithTimeout(&mu_, timeout) && timeout < absl::InfiniteDuration();
   }

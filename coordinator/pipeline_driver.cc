@@ -163,17 +163,20 @@ void PipelineDriver::Attach(Pipeline pipeline) {
   Tell(std::move(news));
 }
 
-void PipelineDriver::Quiesce(uint64_t plan_version) {
+void PipelineDriver::Quiesce(uint64_t plan_version, uint64_t next_version) {
+  CARAVAN_CHECK(next_version > 0);
   MutexLock lock(&mu_);
   if (!pipeline_.has_value() || pipeline_->plan_version != plan_version) return;
-  pipeline_->quiescing = true;
+  if (pipeline_->runs_dry_for == next_version) return;
+  pipeline_->runs_dry_for = next_version;
+  pipeline_->is_quiet = false;
   changed_.SignalAll();
 }
 
 void PipelineDriver::GoOn() {
   MutexLock lock(&mu_);
   if (!pipeline_.has_value()) return;
-  pipeline_->quiescing = false;
+  pipeline_->runs_dry_for = 0;
   pipeline_->is_quiet = false;
   changed_.SignalAll();
 }
@@ -217,9 +220,7 @@ std::shared_ptr<ActivationChannel> PipelineDriver::DetachLocked(const absl::Stat
   if (!pipeline_.has_value()) return nullptr;
   std::shared_ptr<ActivationChannel> first_hop = std::move(pipeline_->first_hop);
   past_counters_ += pipeline_->scheduler.counters();
-  for (const Sequence* const sequence : pipeline_->scheduler.Release()) {
-    InterruptLocked(*sequence, why, patience, news);
-  }
+  InterruptLocked(pipeline_->scheduler.Release(), why, patience, news);
   pipeline_.reset();
   without_pipeline_since_ = options_.clock->Now();
   changed_.SignalAll();
@@ -232,21 +233,26 @@ PipelineDriver::Patience PipelineDriver::PatienceAfter(const absl::Status& step_
   return absl::IsNotFound(step_error) ? Patience::kEndless : Patience::kSome;
 }
 
-void PipelineDriver::InterruptLocked(const Sequence& sequence, const absl::Status& why,
-                                     Patience patience, std::vector<News>& news) {
-  ++interruptions_;
-  const auto it = jobs_.find(sequence.id());
-  Job& job = it->second;
+void PipelineDriver::InterruptLocked(const std::vector<Sequence*>& sequences,
+                                     const absl::Status& why, Patience patience,
+                                     std::vector<News>& news) {
+  interruptions_ += std::ssize(sequences);
   if (patience == Patience::kEndless) return;
-  const bool hopeless = patience == Patience::kNone;
-  job.sequence.set_suspect(++job.interruptions >= kSuspectInterruptions);
-  if (job.interruptions < kMostInterruptions && !hopeless) return;
-  news.push_back(MakeNewsLocked(
-      job, hopeless ? why
-                    : Annotate(why, absl::StrCat("interrupted ", job.interruptions,
-                                                 " times without a token between"))));
-  pipeline_->scheduler.Cancel(&job.sequence);
-  jobs_.erase(it);
+  std::vector<Suspicion*> suspicions;
+  for (Sequence* const sequence : sequences) suspicions.push_back(&sequence->suspicion());
+  Suspicion::Interrupt(suspicions);
+  for (Sequence* const sequence : sequences) {
+    const Suspicion& suspicion = sequence->suspicion();
+    if (patience == Patience::kSome && !suspicion.is_hopeless()) continue;
+    const auto it = jobs_.find(sequence->id());
+    news.push_back(MakeNewsLocked(
+        it->second, patience == Patience::kNone
+                        ? why
+                        : Annotate(why, absl::StrCat("interrupted ", suspicion.interruptions(),
+                                                     " times without a token between"))));
+    pipeline_->scheduler.Cancel(sequence);
+    jobs_.erase(it);
+  }
 }
 
 absl::Status PipelineDriver::Receive(v1::Step step) {
@@ -267,13 +273,17 @@ absl::Status PipelineDriver::Receive(v1::Step step) {
     }
     auto returned = pipeline_->scheduler.TakeIn(step, round_trip);
     if (returned.ok()) {
+      std::vector<Sequence*> failed;
       for (const Scheduler::ReturnedSlice& slice : *returned) {
         if (slice.result == nullptr) {
-          const absl::Status why = ToStatus(step.error());
-          InterruptLocked(*slice.sequence, why, PatienceAfter(why), news);
+          failed.push_back(slice.sequence);
         } else {
           news.push_back(TakeInLocked(slice));
         }
+      }
+      if (!failed.empty()) {
+        const absl::Status why = ToStatus(step.error());
+        InterruptLocked(failed, why, PatienceAfter(why), news);
       }
       pipeline_->sent_at.pop_front();
       changed_.SignalAll();
@@ -331,10 +341,7 @@ PipelineDriver::News PipelineDriver::TakeInLocked(const Scheduler::ReturnedSlice
     update.finished = true;
     update.reason = sequence.finish_reason();
   }
-  if (!update.empty()) {
-    job.interruptions = 0;
-    job.sequence.set_suspect(false);
-  }
+  if (!update.empty()) job.sequence.suspicion().Clear();
   if (!update.tokens.empty()) {
     const absl::Duration now = options_.clock->Now();
     if (job.last_token_at.has_value()) {
@@ -535,8 +542,8 @@ void PipelineDriver::Run() {
     if (work.breakage.has_value() && options_.on_pipeline_broken != nullptr) {
       options_.on_pipeline_broken(work.breakage->plan_version, work.breakage->why);
     }
-    if (work.quiet_plan.has_value() && options_.on_quiet != nullptr) {
-      options_.on_quiet(*work.quiet_plan);
+    if (work.quiet.has_value() && options_.on_quiet != nullptr) {
+      options_.on_quiet(work.quiet->plan_version, work.quiet->next_version);
     }
     Tell(std::move(work.news));
     if (work.stop) return;
@@ -549,11 +556,11 @@ void PipelineDriver::Run() {
 }
 
 std::optional<v1::Step> PipelineDriver::NextStepLocked(ServingPipeline& pipeline, Work& work) {
-  if (!pipeline.quiescing) return pipeline.scheduler.NextStep(/*admit=*/!paused_);
+  if (pipeline.runs_dry_for == 0) return pipeline.scheduler.NextStep(/*admit=*/!paused_);
   std::optional<v1::Step> last = pipeline.scheduler.ArchivingStep();
   if (!last.has_value() && pipeline.sent_at.empty() && !pipeline.is_quiet) {
     pipeline.is_quiet = true;
-    work.quiet_plan = pipeline.plan_version;
+    work.quiet = Quiet{pipeline.plan_version, pipeline.runs_dry_for};
   }
   return last;
 }
@@ -572,7 +579,7 @@ PipelineDriver::Work PipelineDriver::WaitForWork() {
     }
     if (pipeline_.has_value()) {
       work.step = NextStepLocked(*pipeline_, work);
-      if (work.quiet_plan.has_value()) return work;
+      if (work.quiet.has_value()) return work;
       if (work.step.has_value()) {
         work.first_hop = pipeline_->first_hop;
         pipeline_->sent_at.push_back(options_.clock->Now());

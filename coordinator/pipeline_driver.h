@@ -62,7 +62,7 @@ class JobHandle {
   /// Errors: Cancelled - Cancel; Unavailable - no pipeline came to be in time, or the coordinator
   /// is
   ///         leaving; OutOfRange - a new plan's KV cache is too small for it; what the last Detach,
-  ///         breakage or StepError said, after kMostInterruptions of these.
+  ///         breakage or StepError said, when it seems to be the cause (suspicion.h).
   absl::StatusOr<JobUpdate> Next(absl::Duration timeout = absl::InfiniteDuration());
 
   /// See JobStream::SetListener. For readers that do not wait in Next.
@@ -76,15 +76,6 @@ class JobHandle {
   const std::shared_ptr<JobStream> stream_;
   const std::shared_ptr<DriverLink> link_;
 };
-
-/// How often in a row a job's pipeline may go, or a step of it fail, before it has yielded anything
-/// more. It may be the job itself that is the cause.
-inline constexpr int kMostInterruptions = 5;
-
-/// After so many of these a job is a suspect: it runs alone until it yields something. So whoever
-/// ran beside the one that is the cause is told from it, and only that one comes to the end of
-/// kMostInterruptions.
-inline constexpr int kSuspectInterruptions = 2;
 
 /// Thread-safe. on_pipeline_broken and on_quiet are called by the driver's own thread, without a
 /// lock held, and may call anything but the destructor. The observer and the listeners of job
@@ -104,8 +95,8 @@ class PipelineDriver {
     /// The pipeline of this plan is of no more use, and detached: its first hop broke, or what came
     /// home made no sense. Not called for a Detach.
     std::function<void(uint64_t plan_version, const absl::Status& why)> on_pipeline_broken;
-    /// After Quiesce: all steps of this plan have come home.
-    std::function<void(uint64_t plan_version)> on_quiet;
+    /// After Quiesce with the same: all steps of this plan have come home.
+    std::function<void(uint64_t plan_version, uint64_t next_version)> on_quiet;
   };
   struct Pipeline {
     uint64_t plan_version = 0;
@@ -132,8 +123,10 @@ class PipelineDriver {
 
   /// No further step of this plan begins. When those under way are home, and the stages have been
   /// told to archive what blocks were filled, on_quiet is called: a Detach then drops nothing.
-  /// Nothing happens if another plan is attached, or none. Idempotent.
-  void Quiesce(uint64_t plan_version);
+  /// Nothing happens if another plan is attached, or none. Idempotent. `next_version`: the plan
+  /// that it is for, so that an on_quiet that comes late, after GoOn, is not taken for another
+  /// one's. REQUIRES: next_version > 0.
+  void Quiesce(uint64_t plan_version, uint64_t next_version);
   /// Nothing came of what it ran dry for: steps begin again. Idempotent.
   void GoOn();
 
@@ -200,15 +193,14 @@ class PipelineDriver {
     const std::shared_ptr<JobStream> stream = std::make_shared<JobStream>();
     std::optional<absl::Duration> last_token_at;
     int64_t told_rows = 0;  // of the prompt, those whose logits or scores its reader has
-    int interruptions = 0;  // since it yielded something
   };
   struct ServingPipeline {
     uint64_t plan_version;
     Scheduler scheduler;
     std::shared_ptr<ActivationChannel> first_hop;  // shared with a Send under way
     std::deque<absl::Duration> sent_at = {};       // of the steps in flight, oldest first
-    bool quiescing = false;
-    bool is_quiet = false;  // as on_quiet was told, or will be at once
+    uint64_t runs_dry_for = 0;                     // a plan; 0: steps begin
+    bool is_quiet = false;                         // as on_quiet was told, or will be at once
   };
   struct Breakage {
     uint64_t plan_version;
@@ -222,18 +214,22 @@ class PipelineDriver {
     absl::Duration since_submit;
     std::optional<absl::Duration> gap;  // between the first new token and the one before it
   };
+  struct Quiet {
+    uint64_t plan_version;
+    uint64_t next_version;
+  };
   /// What the thread does next, without a lock.
   struct Work {
     bool stop = false;
     std::vector<News> news;
     std::optional<Breakage> breakage;
-    std::optional<uint64_t> quiet_plan;
+    std::optional<Quiet> quiet;
     std::optional<v1::Step> step;
     std::shared_ptr<ActivationChannel> first_hop;
   };
 
-  /// Whether a job bears an interruption: never, kMostInterruptions - 1 times in a row, or as often
-  /// as it comes.
+  /// Whether a job bears an interruption: never, as long as it may not be the cause, or as often as
+  /// it comes.
   enum class Patience { kNone, kSome, kEndless };
 
   void Run();
@@ -249,9 +245,10 @@ class PipelineDriver {
   News MakeNewsLocked(const Job& job, absl::StatusOr<JobUpdate> update) const
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   static Patience PatienceAfter(const absl::Status& step_error);
-  /// The job's sequence was queued again of `why`.
-  void InterruptLocked(const Sequence& sequence, const absl::Status& why, Patience patience,
-                       std::vector<News>& news) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  /// These, which ran together, were queued again of `why`.
+  void InterruptLocked(const std::vector<Sequence*>& sequences, const absl::Status& why,
+                       Patience patience, std::vector<News>& news)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   /// What a slice of a prompt yields of it, but for what its reader has from an earlier run.
   static void AddPromptYield(const Scheduler::ReturnedSlice& returned, int64_t vocab_size, Job& job,
                              JobUpdate& update);

@@ -71,11 +71,24 @@ void RejoinBackoff::Joined(const Member& member) {
               {"seconds", absl::ToDoubleSeconds(until - options_.clock->Now())}});
 }
 
-void RejoinBackoff::LetAllIn() {
-  for (const auto& [id, hold] : held_) {
-    LogInfo("worker_let_in", {{"worker", hold.name}, {"why", "the others cannot do without"}});
+void RejoinBackoff::LetIn(const std::vector<WorkerId>& workers) {
+  for (const WorkerId id : workers) {
+    const auto held = held_.extract(id);
+    if (held.empty()) continue;
+    LogInfo("worker_let_in",
+            {{"worker", held.mapped().name}, {"why", "the others cannot do without"}});
   }
-  held_.clear();
+}
+
+std::vector<WorkerId> RejoinBackoff::Held() const {
+  std::vector<WorkerId> held;
+  for (const auto& [id, hold] : held_) held.push_back(id);
+  std::sort(held.begin(), held.end(), [this](WorkerId a, WorkerId b) {
+    const Hold& x = held_.at(a);
+    const Hold& y = held_.at(b);
+    return std::tie(x.losses, x.until, a) < std::tie(y.losses, y.until, b);
+  });
+  return held;
 }
 
 bool RejoinBackoff::EndHolds() {

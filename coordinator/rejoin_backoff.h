@@ -8,7 +8,7 @@
 //
 //            Joined, lost too often           EndHolds, once the delay is over;
 //   (spare) -----------------------> held back --------------------------------> (as others)
-//                                                LetAllIn
+//                                                LetIn
 //
 // What a worker serves over several plans is added up; being spare between them is no service.
 //
@@ -20,6 +20,7 @@
 #include <map>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "base/clock.h"
@@ -45,12 +46,14 @@ class RejoinBackoff {
   /// A new member: held back from now on, if the lives before this one were lost too often.
   void Joined(const Member& member);
 
-  /// Nobody is held back any more.
-  void LetAllIn();
+  /// These are held back no more.
+  void LetIn(const std::vector<WorkerId>& workers);
   /// Lets those in whose delay is over. Whether there were any.
   bool EndHolds();
 
   bool HoldsAnybody() const { return !held_.empty(); }
+  /// Who is held back: those who were lost least often first, of these who has least yet to wait.
+  std::vector<WorkerId> Held() const;
   bool Holds(WorkerId worker) const { return held_.contains(worker); }
   /// How long yet; zero: it is not held back.
   absl::Duration HoldsFor(WorkerId worker) const;

@@ -71,13 +71,18 @@ void Scheduler::Cancel(Sequence* sequence) {
 }
 
 std::vector<Sequence*> Scheduler::Release() {
-  std::vector<Sequence*> interrupted;
+  std::vector<Sequence*> ran;
+  std::vector<Sequence*> others;
   for (const ByRank* running : {&running_interactive_, &running_bulk_}) {
-    for (const auto& [rank, sequence] : *running) interrupted.push_back(sequence);
+    for (const auto& [rank, sequence] : *running) {
+      const bool waited = waiting_.contains(rank) && sequence->tokens_in_flight() == 0;
+      (waited ? others : ran).push_back(sequence);
+    }
   }
-  for (Sequence* const sequence : interrupted) Requeue(sequence);
+  for (Sequence* const sequence : ran) Requeue(sequence);
+  for (Sequence* const sequence : others) Requeue(sequence);
   queue_.clear();
-  return interrupted;
+  return ran;
 }
 
 void Scheduler::Forget(Sequence* sequence) {
@@ -85,12 +90,17 @@ void Scheduler::Forget(Sequence* sequence) {
   if (sequence->state() == SequenceState::kDecoding) --num_decoding_;
   running_interactive_.erase(sequence->rank());
   running_bulk_.erase(sequence->rank());
+  waiting_.erase(sequence->rank());
+  TakeOutOfLine(sequence);
+}
+
+void Scheduler::TakeOutOfLine(Sequence* sequence) {
   prefilling_ready_.erase(sequence->rank());
   EraseOne(decoding_ready_, sequence);
 }
 
 void Scheduler::Line(Sequence* sequence) {
-  if (sequence->pending_tokens() == 0) return;
+  if (sequence->pending_tokens() == 0 || waiting_.contains(sequence->rank())) return;
   if (sequence->state() == SequenceState::kDecoding) {
     decoding_ready_.push_back(sequence);
   } else {
@@ -136,11 +146,10 @@ bool Scheduler::MakeRoom(Sequence* sequence) {
   return true;
 }
 
-void Scheduler::Admit() {
-  if (Sequence* const suspect = Suspect(); suspect != nullptr) {
-    AdmitAlone(suspect);
-    return;
-  }
+void Scheduler::Admit(bool admit) {
+  if (AdmitSuspects(admit)) return;
+  ResumeOthers();
+  if (!admit) return;
   while (!queue_.empty()) {
     Sequence* const sequence = queue_.begin()->second;
     while (!sequence->Admit(blocks_, /*reserve=*/static_cast<int64_t>(running_.size()))) {
@@ -154,27 +163,59 @@ void Scheduler::Admit() {
   }
 }
 
-Sequence* Scheduler::Suspect() const {
-  if (!options_.suspects) return nullptr;
-  const auto is_suspect = [](const auto& entry) { return entry.second->suspect(); };
-  const auto runs = std::find_if(running_.begin(), running_.end(), is_suspect);
-  if (runs != running_.end()) return runs->second;
-  const auto waits = std::find_if(queue_.begin(), queue_.end(), is_suspect);
-  return waits == queue_.end() ? nullptr : waits->second;
+bool Scheduler::AdmitSuspects(bool admit) {
+  if (!options_.suspects) return false;
+  const auto is_suspect = [](const auto& entry) { return entry.second->suspicion().is_suspect(); };
+  if (std::any_of(running_.begin(), running_.end(), is_suspect)) {
+    HaveOthersWait();
+    return true;
+  }
+  std::vector<Sequence*> suspects;
+  for (const auto& [rank, sequence] : queue_) {
+    if (admit && sequence->suspicion().is_suspect()) suspects.push_back(sequence);
+  }
+  if (suspects.empty()) return false;
+  HaveOthersWait();
+  // Who takes the pipeline down now may still be in a step under way.
+  if (in_flight_.empty()) AdmitGroup(std::move(suspects));
+  return true;
 }
 
-void Scheduler::AdmitAlone(Sequence* suspect) {
-  if (suspect->running()) return;
-  while (!running_.empty()) Preempt(running_.begin()->second);
-  // Who takes the pipeline down now may still be in a step under way.
-  if (!in_flight_.empty() || !suspect->Admit(blocks_)) return;
-  const auto waiting = std::count_if(queue_.begin(), queue_.end(),
-                                     [](const auto& entry) { return entry.second->suspect(); });
-  LogInfo("jobs_run_alone", {{"plan", options_.plan_version},
-                             {"sequence", suspect->id()},
-                             {"suspects", waiting},
-                             {"waiting", std::ssize(queue_) - waiting}});
-  Run(suspect);
+void Scheduler::AdmitGroup(std::vector<Sequence*> suspects) {
+  std::stable_sort(suspects.begin(), suspects.end(), [](const Sequence* a, const Sequence* b) {
+    return a->suspicion().group() < b->suspicion().group();
+  });
+  while (!suspects.front()->Admit(blocks_)) {
+    if (waiting_.empty()) return;
+    const auto gives_way = std::find_if(waiting_.rbegin(), waiting_.rend(), [](const auto& entry) {
+      return entry.second->preemptible();
+    });
+    Preempt(gives_way != waiting_.rend() ? gives_way->second : waiting_.rbegin()->second);
+  }
+  Run(suspects.front());
+  const int64_t limit =
+      std::min(suspects.front()->suspicion().group(), static_cast<int64_t>(std::ssize(suspects)));
+  int64_t size = 1;
+  while (size < limit && suspects[static_cast<size_t>(size)]->Admit(blocks_)) {
+    Run(suspects[static_cast<size_t>(size++)]);
+  }
+  LogInfo("suspects_run", {{"plan", options_.plan_version},
+                           {"together", size},
+                           {"suspects", std::ssize(suspects)},
+                           {"others", std::ssize(queue_) + std::ssize(running_) -
+                                          static_cast<int64_t>(std::ssize(suspects))}});
+}
+
+void Scheduler::HaveOthersWait() {
+  for (const auto& [id, sequence] : running_) {
+    if (sequence->suspicion().is_suspect()) continue;
+    if (waiting_.emplace(sequence->rank(), sequence).second) TakeOutOfLine(sequence);
+  }
+}
+
+void Scheduler::ResumeOthers() {
+  const ByRank waited = std::exchange(waiting_, {});
+  for (const auto& [rank, sequence] : waited) Line(sequence);
 }
 
 void Scheduler::Run(Sequence* sequence) {
@@ -189,7 +230,7 @@ void Scheduler::Run(Sequence* sequence) {
 
 std::optional<v1::Step> Scheduler::NextStep(bool admit) {
   if (static_cast<int>(in_flight_.size()) >= options_.num_stages) return std::nullopt;
-  if (admit) Admit();
+  Admit(admit);
   if (decoding_ready_.empty() && prefilling_ready_.empty()) return std::nullopt;
 
   v1::Step step = BeginStep();

@@ -10,9 +10,11 @@
 // there is no bulk) gives its own back, queues again and is prefilled again. An interactive
 // sequence that cannot be admitted has bulk sequences of later rank give way too.
 //
-// A suspect (sequence.h) runs alone. It comes first, so that it is known soon what it is: all that
-// run are queued again, and once their steps are home it is admitted; the others follow when it has
-// ended or is no suspect any more.
+// Suspects (suspicion.h) come first, so that it is known soon what they are, and run in groups:
+// those of the smallest groups before others, by rank. Nobody runs beside a group, which begins
+// when no step is in flight. Who ran before, and who of the group is no suspect any more, waits
+// with its KV blocks, unless the next group has no room without them; when no suspect is left, it
+// runs on.
 //
 // At most num_stages steps are in flight: one for each stage to work on. One more would only wait,
 // and for it every micro-batch would be smaller and share each expert read among fewer rows; what
@@ -97,7 +99,7 @@ class Scheduler {
   void Cancel(Sequence* sequence);
 
   /// The plan is over: those that run are queued, as by a preemption, and none is borrowed any
-  /// more. Returns the former.
+  /// more. Returns of the former those that may be why: all but who waited for suspects.
   std::vector<Sequence*> Release();
 
   /// The next step to send, in flight from now on; nullopt while none is due. `admit` lets queued
@@ -160,11 +162,17 @@ class Scheduler {
   v1::Step BeginStep();
   /// Counts the step, which takes along that `kept` are to be archived.
   void EndStep(const std::vector<ArchivedKvBlock>& kept, v1::Step* step);
-  void Admit();
-  /// The suspect that runs, else the one that is to run first; null: there is none.
-  Sequence* Suspect() const;
-  /// Lets nobody but the suspect run.
-  void AdmitAlone(Sequence* suspect);
+  /// With `admit`, queued sequences are let in. Whether or not, suspects run without others.
+  void Admit(bool admit);
+  /// Whether suspects run, or are to run next; others wait then.
+  bool AdmitSuspects(bool admit);
+  /// The group that runs next, while no step is in flight. REQUIRES: all that run wait; `suspects`
+  /// are queued, at least one.
+  void AdmitGroup(std::vector<Sequence*> suspects);
+  /// All that run and are no suspects wait.
+  void HaveOthersWait();
+  /// Nobody waits any more.
+  void ResumeOthers();
   /// It is admitted, and runs.
   void Run(Sequence* sequence);
   /// Who gives its blocks back first; null if nobody can.
@@ -176,7 +184,9 @@ class Scheduler {
   /// Makes room for one more token. False if the sequence itself had to give way.
   bool MakeRoom(Sequence* sequence);
   void Forget(Sequence* sequence);
-  /// After Admit or CompleteSlice: in line for a step, if it has something to send.
+  void TakeOutOfLine(Sequence* sequence);
+  /// After Admit or CompleteSlice: in line for a step, if it has something to send and does not
+  /// wait.
   void Line(Sequence* sequence);
   void FillSlices(v1::Step* step);
   int64_t FillDecoding(v1::Step* step);
@@ -200,6 +210,7 @@ class Scheduler {
   int64_t num_decoding_ = 0;
   std::deque<Sequence*> decoding_ready_;  // in line for a step
   ByRank prefilling_ready_;               // with more of the prompt to send
+  ByRank waiting_;                        // of those that run, who waits for suspects
   std::deque<SentStep> in_flight_;
   std::optional<SpeculationGate> gate_;  // if the pipeline drafts
 };

@@ -14,6 +14,7 @@
 #include "absl/types/span.h"
 #include "coordinator/block_manager.h"
 #include "coordinator/job.h"
+#include "coordinator/suspicion.h"
 
 namespace caravan {
 
@@ -52,10 +53,9 @@ class Sequence {
   bool awaits_prompt() const {
     return (spec_.prompt_logits || spec_.score_prompt) && generated_tokens() == 0;
   }
-  /// It may be what takes pipelines down: it runs alone, so that nobody else goes with it
-  /// (scheduler.h).
-  bool suspect() const { return suspect_; }
-  void set_suspect(bool suspect) { suspect_ = suspect; }
+  /// Whether it may be what takes pipelines down. Outlives runs and plans.
+  const Suspicion& suspicion() const { return suspicion_; }
+  Suspicion& suspicion() { return suspicion_; }
   /// Counts its admissions: tells a slice of this run from one of a run before.
   uint64_t run() const { return run_; }
 
@@ -117,7 +117,7 @@ class Sequence {
   SequenceState state_ = SequenceState::kQueued;
   v1::FinishReason finish_reason_ = v1::FINISH_REASON_UNSPECIFIED;
   uint64_t run_ = 0;
-  bool suspect_ = false;
+  Suspicion suspicion_;
   std::vector<int32_t> token_ids_;  // the prompt, then what was generated
   int64_t adopted_tokens_ = 0;      // that this run found in the KV cache
   int64_t cached_tokens_ = 0;       // adopted_tokens_, and those that came home

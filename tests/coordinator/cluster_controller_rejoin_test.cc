@@ -10,6 +10,7 @@ namespace caravan {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using ::testing::Not;
 
 v1::Registration At(const std::string& address) {
@@ -84,6 +85,49 @@ TEST_F(ClusterControllerRejoinTest, ItIsLetInWhereTheOthersCannotDoWithoutIt) {
   EXPECT_EQ(cluster_.Status().pipeline_state(), "loading");
   cluster_.Ready(b, OnlyLoad(b->TakeOrders()).plan_version());
   EXPECT_EQ(cluster_.Status().pipeline_state(), "serving");
+}
+
+TEST_F(ClusterControllerRejoinTest, WhoIsHeldBackCountsWhenAnotherIsDrained) {
+  ServeAlone();
+  EXPECT_EQ(cluster_.controller().Drain("box-a", false).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+  for (int i = 0; i < 3; ++i) ComeAndGo();
+  b_ = ComeBack();
+  EXPECT_THAT(cluster_.Status().pipeline_state(), HasSubstr("held back"));
+  EXPECT_EQ(cluster_.controller().Drain("box-b", false).status(), absl::OkStatus())
+      << "the others do without it";
+  EXPECT_TRUE(cluster_.controller().Drain("box-b", true).ok());
+  EXPECT_THAT(cluster_.Status().pipeline_state(), HasSubstr("held back")) << "as before";
+
+  b_->TakeOrders();
+  EXPECT_EQ(cluster_.controller().Drain("box-a", false).status(), absl::OkStatus());
+  EXPECT_THAT(cluster_.Status().pipeline_state(), Not(HasSubstr("held back")));
+  cluster_.Prepared(b_, OnlyPrepare(b_->TakeOrders()).stage().plan_version());
+  cluster_.WaitUntilQuiet();
+  cluster_.Ready(b_, OnlyLoad(b_->TakeOrders()).plan_version());
+  EXPECT_EQ(cluster_.Status().pipeline_state(), "serving; drained: worker 1 (box-a)");
+}
+
+TEST_F(ClusterControllerRejoinTest, OfThoseHeldBackOnlyWhomItTakesAreLetIn) {
+  ServeAlone();
+  for (int i = 0; i < 3; ++i) ComeAndGo();
+  FakeWorker* const b = ComeBack();
+  // box-c has been lost as often, with a stage that it never served.
+  const v1::Registration address = At("10.0.0.97:7000");
+  for (int i = 0; i < 3; ++i) {
+    cluster_.Gone(cluster_.Join("box-c", kWhole, /*offloads=*/false, address));
+    a_->TakeOrders();
+  }
+  FakeWorker* const c = cluster_.Join("box-c", kWhole, /*offloads=*/false, address);
+  EXPECT_GT(cluster_.Status().workers(1).held_back_s(), 0);
+  EXPECT_GT(cluster_.Status().workers(2).held_back_s(), 0);
+  b->TakeOrders();
+  c->TakeOrders();
+  cluster_.Gone(a_);
+  EXPECT_GT(OnlyLoad(b->TakeOrders()).plan_version(), 0u);
+  EXPECT_THAT(c->TakeOrders(), IsEmpty());
+  EXPECT_EQ(cluster_.Status().workers(0).held_back_s(), 0);
+  EXPECT_GT(cluster_.Status().workers(1).held_back_s(), 0) << "one is enough";
 }
 
 TEST_F(ClusterControllerRejoinTest, AProcessThatTakesAnAddressOverCountsAsALossOfTheOneBefore) {

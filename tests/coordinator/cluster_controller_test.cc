@@ -35,9 +35,11 @@ TEST(ClusterControllerTest, WaitsForEnoughWorkersAndSaysHowManyAreMissing) {
   EXPECT_EQ(cluster.Status().pipeline_state(), "waiting for 2 more workers to join");
   cluster.Join("box-b");
   EXPECT_EQ(cluster.Status().pipeline_state(), "waiting for 1 more worker to join");
+  EXPECT_EQ(cluster.Status().state(), v1::PIPELINE_STATE_WAITING);
   EXPECT_EQ(cluster.Status().plan_version(), 0u);
   cluster.Join("box-c");
   EXPECT_EQ(cluster.Status().pipeline_state(), "loading");
+  EXPECT_EQ(cluster.Status().state(), v1::PIPELINE_STATE_LOADING);
   EXPECT_EQ(cluster.Status().plan_version(), 1u);
 }
 
@@ -262,6 +264,7 @@ TEST(ClusterControllerTest, ServesOnceEveryStageIsReady) {
   EXPECT_THAT(cluster.first_hops(), IsEmpty());
   cluster.Ready(a, 1);
   EXPECT_EQ(cluster.Status().pipeline_state(), "serving");
+  EXPECT_EQ(cluster.Status().state(), v1::PIPELINE_STATE_SERVING);
   ASSERT_THAT(cluster.first_hops(), SizeIs(1));
   EXPECT_EQ(cluster.first_hops()[0].address, a->address);
   EXPECT_EQ(cluster.first_hops()[0].incarnation, a->incarnation);
@@ -280,227 +283,6 @@ TEST(ClusterControllerTest, AReadyThatCameBeforeThePlanDoesNotCount) {
   FakeWorker* const b = cluster.Join("box-b");
   cluster.Ready(b, 1);
   EXPECT_FALSE(cluster.Status().serving());
-}
-
-TEST(ClusterControllerTest, AWorkerLostWhileServingIsReplacedAndItsJobsGoOn) {
-  ServingPair pair;
-  const JobSpec spec = ToyJob(5, 3);
-  const std::unique_ptr<JobHandle> job = pair.cluster.Submit(spec);
-  pair.cluster.Deliver(1, pair.cluster.WaitForStep(1));
-  pair.cluster.WaitForStep(1);
-  pair.cluster.Gone(pair.b);
-  EXPECT_TRUE(pair.b->hung_up);
-  EXPECT_FALSE(pair.a->hung_up);
-  const std::vector<v1::WorkerOrder> orders = pair.a->TakeOrders();
-  ASSERT_EQ(orders.size(), 2u);
-  EXPECT_EQ(orders[0].drop_stage().plan_version(), 1u);
-  EXPECT_EQ(orders[1].load_stage().plan_version(), 2u);
-  EXPECT_EQ(*StageFromProto(orders[1].load_stage().stage()), (StageSpec{0, 4, true, true}));
-  EXPECT_TRUE(pair.b->TakeOrders().empty());
-
-  pair.cluster.Ready(pair.a, 2);
-  EXPECT_TRUE(pair.cluster.Status().serving());
-  pair.cluster.RunDry(2);
-  const absl::StatusOr<JobUpdate> all = job->Next();
-  ASSERT_TRUE(all.ok()) << all.status();
-  EXPECT_TRUE(all->finished);
-  std::vector<int32_t> reply;
-  for (const ScoredToken& token : all->tokens) reply.push_back(token.token_id);
-  EXPECT_EQ(reply, ToyModel().Reply(spec));
-}
-
-TEST(ClusterControllerTest, AWorkerLostWhileLoadingIsReplacedAtOnce) {
-  FakeCluster cluster(2);
-  FakeWorker* const a = cluster.Join("box-a");
-  FakeWorker* const b = cluster.Join("box-b");
-  const std::unique_ptr<JobHandle> queued = cluster.Submit(ToyJob(5, 3));
-  cluster.Ready(a, 1);
-  a->TakeOrders();
-  cluster.Gone(b);
-  const std::vector<v1::WorkerOrder> orders = a->TakeOrders();
-  ASSERT_EQ(orders.size(), 2u);
-  EXPECT_EQ(orders[0].drop_stage().plan_version(), 1u);
-  EXPECT_EQ(orders[1].load_stage().plan_version(), 2u);
-  cluster.Ready(a, 2);
-  cluster.RunDry(2);
-  EXPECT_TRUE(queued->Next().ok());  // A job that only waited is not failed.
-}
-
-TEST(ClusterControllerTest, AllWorkersLostWaitsForOne) {
-  ServingPair pair;
-  pair.cluster.Gone(pair.a);
-  pair.cluster.Gone(pair.b);
-  EXPECT_EQ(pair.cluster.Status().pipeline_state(), "waiting for 1 more worker to join");
-  EXPECT_EQ(pair.cluster.Status().plan_version(), 0u);
-  pair.cluster.Join("box-c");
-  EXPECT_EQ(pair.cluster.Status().pipeline_state(), "loading");
-}
-
-TEST(ClusterControllerTest, AFailedStageIsTriedAgainAfterADelay) {
-  ServingPair pair;
-  const std::unique_ptr<JobHandle> job = pair.cluster.Submit(ToyJob(5, 3));
-  pair.cluster.WaitForStep(1);
-  pair.cluster.Fail(pair.a, 1, "worker box-a: the next hop is lost");
-  EXPECT_EQ(pair.cluster.driver().List()[0].state(), v1::JOB_STATE_QUEUED);
-  EXPECT_EQ(OnlyDrop(pair.a->TakeOrders()), 1u);
-  EXPECT_EQ(OnlyDrop(pair.b->TakeOrders()), 1u);
-  pair.cluster.Advance(absl::Seconds(5) - absl::Nanoseconds(1));
-  EXPECT_TRUE(pair.a->TakeOrders().empty());
-  EXPECT_EQ(pair.cluster.Status().pipeline_state(), "worker box-a: the next hop is lost");
-  pair.cluster.Advance(absl::Nanoseconds(1));
-  EXPECT_EQ(OnlyLoad(pair.a->TakeOrders()).plan_version(), 2u);
-  EXPECT_EQ(OnlyLoad(pair.b->TakeOrders()).plan_version(), 2u);
-}
-
-TEST(ClusterControllerTest, AWorkerThatCannotLoadIsLeftOutUntilItJoinsAnew) {
-  for (const absl::StatusCode code :
-       {absl::StatusCode::kInvalidArgument, absl::StatusCode::kNotFound,
-        absl::StatusCode::kFailedPrecondition, absl::StatusCode::kResourceExhausted,
-        absl::StatusCode::kPermissionDenied, absl::StatusCode::kDataLoss}) {
-    FakeCluster cluster(2);
-    FakeWorker* const a = cluster.Join("box-a");
-    FakeWorker* const b = cluster.Join("box-b");
-    a->TakeOrders();
-    b->TakeOrders();
-    cluster.Fail(b, 1, "worker box-b: no such directory", code);
-    // At once, and whole, to the other one.
-    ASSERT_EQ(a->orders.size(), 2u) << absl::StatusCodeToString(code);
-    EXPECT_EQ(*StageFromProto(a->orders[1].load_stage().stage()), (StageSpec{0, 4, true, true}));
-    EXPECT_EQ(OnlyDrop(b->TakeOrders()), 1u);
-    cluster.Ready(a, 2);
-    EXPECT_EQ(cluster.Status().pipeline_state(),
-              "serving; left out: worker box-b: no such directory");
-    EXPECT_EQ(cluster.Status().workers(1).state(), v1::WORKER_STATE_SPARE);
-    cluster.Heartbeat(b);
-    cluster.Advance(absl::Seconds(4));
-    EXPECT_TRUE(b->TakeOrders().empty());
-    cluster.Gone(b);
-    EXPECT_EQ(cluster.Status().pipeline_state(), "serving");
-    FakeWorker* const again = cluster.Join("box-b");
-    EXPECT_EQ(again->TakeOrders().size(), 2u);  // Welcome, LoadStage
-  }
-}
-
-TEST(ClusterControllerTest, WithEveryWorkerLeftOutAnotherOneIsWaitedFor) {
-  FakeCluster cluster;
-  FakeWorker* const a = cluster.Join("box-a");
-  cluster.Fail(a, 1, "worker box-a: not the model", absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(cluster.Status().pipeline_state(),
-            "waiting for 1 more worker to join; left out: worker box-a: not the model");
-  FakeWorker* const b = cluster.Join("box-b");
-  b->orders.erase(b->orders.begin());  // Welcome
-  EXPECT_EQ(OnlyLoad(b->TakeOrders()).plan_version(), 2u);
-}
-
-TEST(ClusterControllerTest, AWorkerThatMayLoadTheNextTimeIsTriedAgain) {
-  FakeCluster cluster;
-  FakeWorker* const a = cluster.Join("box-a");
-  a->TakeOrders();
-  cluster.Fail(a, 1, "the coordinator is slow", absl::StatusCode::kDeadlineExceeded);
-  EXPECT_EQ(OnlyDrop(a->TakeOrders()), 1u);
-  cluster.Advance(absl::Seconds(5));
-  EXPECT_EQ(OnlyLoad(a->TakeOrders()).plan_version(), 2u);
-  // A loaded stage that fails lost its next hop, whatever that one said.
-  cluster.Ready(a, 2);
-  cluster.Fail(a, 2, "the next hop is lost", absl::StatusCode::kFailedPrecondition);
-  a->TakeOrders();
-  cluster.Advance(absl::Seconds(5));
-  EXPECT_EQ(OnlyLoad(a->TakeOrders()).plan_version(), 3u);
-}
-
-TEST(ClusterControllerTest, KvBlocksOfAnotherSizeAreRefused) {
-  FakeCluster cluster;
-  FakeWorker* const a = cluster.Join("box-a");
-  cluster.Ready(a, 1, 8, kKvBlockTokens / 2);
-  EXPECT_FALSE(cluster.Status().serving());
-  EXPECT_THAT(cluster.Status().pipeline_state(),
-              HasSubstr("worker 1 (box-a) offers 8 KV blocks of 32 tokens"));
-  FakeWorker* const b = cluster.Join("box-b");
-  cluster.Ready(b, 2, 0);
-  EXPECT_FALSE(cluster.Status().serving());
-}
-
-TEST(ClusterControllerTest, ALostWorkerEndsTheDelayThatItsNeighbourBegan) {
-  ServingPair pair;
-  pair.cluster.Fail(pair.a, 1, "worker box-a: the next hop is lost");
-  pair.a->TakeOrders();
-  pair.cluster.Gone(pair.b);
-  EXPECT_EQ(OnlyLoad(pair.a->TakeOrders()).plan_version(), 2u);
-}
-
-TEST(ClusterControllerTest, AFirstHopThatCannotBeOpenedIsTriedAgain) {
-  FakeCluster cluster;
-  cluster.RefuseFirstHops(absl::UnavailableError("first worker 10.0.0.1:7000: refused"));
-  FakeWorker* const a = cluster.Join("box-a");
-  a->TakeOrders();
-  cluster.Ready(a, 1);
-  EXPECT_EQ(OnlyDrop(a->TakeOrders()), 1u);
-  EXPECT_EQ(cluster.Status().pipeline_state(), "first worker 10.0.0.1:7000: refused");
-  cluster.RefuseFirstHops(absl::OkStatus());
-  cluster.Advance(absl::Seconds(5));
-  EXPECT_EQ(OnlyLoad(a->TakeOrders()).plan_version(), 2u);
-  cluster.Ready(a, 2);
-  EXPECT_TRUE(cluster.Status().serving());
-}
-
-TEST(ClusterControllerTest, AWorkerThatCannotReadItsDiskIsLeftOutWhereTheOthersCanDoWithoutIt) {
-  FakeCluster cluster(2);
-  FakeWorker* const a = cluster.Join("box-a");
-  FakeWorker* const b = cluster.Join("box-b", kHalf);
-  for (FakeWorker* worker : {a, b}) {
-    cluster.Ready(worker, 1);
-    worker->TakeOrders();
-  }
-  cluster.Fail(a, 1, "worker box-a: layer 1, expert 3", absl::StatusCode::kDataLoss);
-  EXPECT_TRUE(cluster.Status().serving()) << "box-b alone is too small";
-  cluster.Fail(b, 1, "worker box-b: layer 3, expert 5", absl::StatusCode::kDataLoss);
-  EXPECT_EQ(a->TakeOrders().size(), 2u);  // DropStage, LoadStage
-  EXPECT_EQ(OnlyDrop(b->TakeOrders()), 1u);
-  cluster.Ready(a, 2);
-  EXPECT_THAT(cluster.Status().pipeline_state(),
-              HasSubstr("serving; left out: worker box-b: layer 3, expert 5"));
-}
-
-TEST(ClusterControllerTest, ADrainedWorkerGetsNoStageUntilItJoinsAnewOrMayAgain) {
-  FakeCluster cluster(2);
-  FakeWorker* const a = cluster.Join("box-a");
-  FakeWorker* const b = cluster.Join("box-b", kHalf);
-  for (FakeWorker* worker : {a, b}) {
-    cluster.Ready(worker, 1);
-    worker->TakeOrders();
-  }
-  const absl::Status alone = cluster.controller().Drain("box-a", false).status();
-  EXPECT_EQ(alone.code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_THAT(std::string(alone.message()), AllOf(HasSubstr("cannot do without worker 1 (box-a)"),
-                                                  HasSubstr("but the worker offers 900 B")));
-  EXPECT_EQ(cluster.controller().Drain("box-z", false).status().code(),
-            absl::StatusCode::kNotFound);
-  EXPECT_TRUE(cluster.Status().serving());
-
-  EXPECT_EQ(*cluster.controller().Drain("2", false), b->id);
-  EXPECT_EQ(OnlyPrepare(a->TakeOrders()).stage().plan_version(), 2u);
-  EXPECT_TRUE(b->TakeOrders().empty()) << "it serves until the others can";
-  cluster.Prepared(a, 2);
-  cluster.WaitUntilQuiet();
-  EXPECT_EQ(OnlyLoad(a->TakeOrders()).plan_version(), 2u);
-  EXPECT_EQ(OnlyDrop(b->TakeOrders()), 1u);
-  cluster.Ready(a, 2);
-  EXPECT_EQ(cluster.Status().pipeline_state(), "serving; drained: worker 2 (box-b)");
-  EXPECT_TRUE(cluster.Status().workers(1).drained());
-  EXPECT_EQ(*cluster.controller().Drain("box-b", false), b->id) << "once more";
-  EXPECT_EQ(cluster.Status().plan_version(), 2u);
-
-  EXPECT_EQ(*cluster.controller().Drain("box-b", true), b->id);
-  EXPECT_TRUE(cluster.Status().workers(1).has_preparation());
-  EXPECT_EQ(*cluster.controller().Drain("box-b", false), b->id);
-  EXPECT_FALSE(cluster.Status().workers(1).has_preparation());
-  cluster.Gone(b);
-  cluster.Join("box-b", kHalf);
-  EXPECT_FALSE(cluster.Status().workers(1).drained());
-  EXPECT_TRUE(cluster.Status().workers(1).has_preparation());
-  cluster.Join("box-b");
-  EXPECT_EQ(cluster.controller().Drain("box-b", false).status().code(),
-            absl::StatusCode::kInvalidArgument);
 }
 
 TEST(ClusterControllerTest, ABoxThatChangesNothingStaysSpare) {
@@ -526,45 +308,6 @@ TEST(ClusterControllerTest, ABoxThatChangesNothingStaysSpare) {
   EXPECT_EQ(OnlyLoad(another->TakeOrders()).plan_version(), 2u);
 }
 
-TEST(ClusterControllerTest, ADepartedWorkerIsLostAtOnce) {
-  ServingPair pair;
-  v1::WorkerReport departure;
-  departure.mutable_departure();
-  EXPECT_TRUE(pair.cluster.Report(pair.b, departure).ok());
-  EXPECT_TRUE(pair.b->hung_up);
-  EXPECT_EQ(pair.a->TakeOrders().size(), 2u);  // DropStage, LoadStage
-  ASSERT_EQ(pair.cluster.Status().workers_size(), 1);
-  pair.cluster.Gone(pair.b);  // Its call ends afterwards: nothing more happens.
-  EXPECT_TRUE(pair.a->TakeOrders().empty());
-}
-
-TEST(ClusterControllerTest, SilenceIsALoss) {
-  ServingPair pair;
-  pair.cluster.Advance(absl::Seconds(3));
-  pair.cluster.Heartbeat(pair.a);
-  pair.cluster.Advance(absl::Seconds(2));  // b: the whole timeout, and not longer
-  EXPECT_EQ(pair.cluster.Status().workers_size(), 2);
-  pair.cluster.Advance(absl::Milliseconds(1));
-  ASSERT_EQ(pair.cluster.Status().workers_size(), 1);
-  EXPECT_EQ(pair.cluster.Status().workers(0).name(), "box-a");
-  EXPECT_TRUE(pair.b->hung_up);
-  EXPECT_EQ(pair.a->TakeOrders().size(), 2u);  // DropStage, LoadStage
-  v1::WorkerReport late;
-  late.mutable_heartbeat();
-  EXPECT_EQ(pair.cluster.Report(pair.b, late).code(), absl::StatusCode::kAborted);
-}
-
-TEST(ClusterControllerTest, AStaleIncarnationIsAborted) {
-  ServingPair pair;
-  FakeWorker stale = *pair.a;
-  stale.incarnation += 500;
-  v1::WorkerReport failure;
-  failure.mutable_failure()->set_plan_version(1);
-  EXPECT_EQ(pair.cluster.Report(&stale, failure).code(), absl::StatusCode::kAborted);
-  pair.cluster.Gone(&stale);
-  EXPECT_TRUE(pair.cluster.Status().serving());
-}
-
 TEST(ClusterControllerTest, AModelThatDoesNotFitWaitsForAnotherBox) {
   FakeCluster cluster;
   FakeWorker* const a = cluster.Join("box-a", kHalf);
@@ -587,24 +330,6 @@ TEST(ClusterControllerTest, AJobThatGivesUpWaitingHearsWhy) {
   const absl::Status why = job->Next().status();
   EXPECT_EQ(why.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(why.message()), HasSubstr("waiting for 1 more worker to join"));
-}
-
-TEST(ClusterControllerTest, ReportsOfAnOldPlanAreIgnored) {
-  ServingPair pair;
-  pair.cluster.Gone(pair.b);
-  pair.a->TakeOrders();
-  pair.cluster.Ready(pair.a, 1);
-  EXPECT_FALSE(pair.cluster.Status().serving());
-  pair.cluster.Fail(pair.a, 1, "of the past");
-  EXPECT_EQ(pair.cluster.Status().plan_version(), 2u);
-  v1::WorkerReport progress;
-  progress.mutable_progress()->set_plan_version(1);
-  progress.mutable_progress()->set_loaded_bytes(77);
-  EXPECT_TRUE(pair.cluster.Report(pair.a, progress).ok());
-  EXPECT_EQ(pair.cluster.Status().workers(0).loaded_bytes(), 0u);
-  pair.cluster.controller().PipelineBroken(1, absl::UnavailableError("of the past"));
-  EXPECT_EQ(pair.cluster.Status().pipeline_state(), "loading");
-  EXPECT_TRUE(pair.a->TakeOrders().empty());
 }
 
 TEST(ClusterControllerTest, StatusTellsWhatEveryWorkerHolds) {
@@ -680,47 +405,6 @@ TEST(ClusterControllerTest, ExpertsThatDoNotFitStayOnTheDisk) {
   EXPECT_EQ(worker.expert_bytes(), 100u);
   EXPECT_EQ(worker.expert_slots(), 10u);
   EXPECT_EQ(worker.experts(), 32u);
-}
-
-TEST(ClusterControllerTest, AWorkerThatFindsNoPackGetsNoStageThatNeedsOne) {
-  FakeCluster cluster(1, SmallPackCost());
-  FakeWorker* const a = cluster.Join("box-a", 1500, /*offloads=*/true);
-  a->TakeOrders();
-  cluster.Fail(a, 1, "worker box-a: no local copy", absl::StatusCode::kFailedPrecondition);
-  EXPECT_EQ(OnlyDrop(a->TakeOrders()), 1u);
-  EXPECT_THAT(cluster.Status().pipeline_state(),
-              AllOf(HasSubstr("but the worker offers 1.46 KiB"),
-                    HasSubstr("; left out: worker box-a: no local copy")));
-  // No other try, ...
-  cluster.Advance(absl::Seconds(4));
-  EXPECT_TRUE(a->TakeOrders().empty());
-  // ... until there is a stage that fits its memory.
-  FakeWorker* const b = cluster.Join("box-b", 1500, /*offloads=*/true);
-  b->orders.erase(b->orders.begin());  // Welcome
-  const v1::LoadStage of_a = OnlyLoad(a->TakeOrders());
-  const v1::LoadStage of_b = OnlyLoad(b->TakeOrders());
-  EXPECT_EQ(of_a.plan_version(), 2u);
-  EXPECT_EQ(of_a.expert_budget_bytes(), 0u);
-  EXPECT_EQ(of_b.expert_budget_bytes(), 0u);
-  cluster.Ready(a, 2);
-  cluster.Ready(b, 2);
-  EXPECT_EQ(cluster.Status().pipeline_state(),
-            "serving; not offloading: worker box-a: no local copy");
-  // Joining anew, it is asked again.
-  cluster.Gone(a);
-  cluster.Gone(b);
-  FakeWorker* const again = cluster.Join("box-a", 1500, /*offloads=*/true);
-  again->orders.erase(again->orders.begin());  // Welcome
-  EXPECT_GT(OnlyLoad(again->TakeOrders()).expert_budget_bytes(), 0u);
-}
-
-TEST(ClusterControllerTest, AnOffloadingStageWithWrongBytesIsLeftOutForGood) {
-  FakeCluster cluster(1, SmallPackCost());
-  FakeWorker* const a = cluster.Join("box-a", 1500, /*offloads=*/true);
-  a->TakeOrders();
-  cluster.Fail(a, 1, "worker box-a: wrong hash", absl::StatusCode::kDataLoss);
-  EXPECT_EQ(cluster.Status().pipeline_state(),
-            "waiting for 1 more worker to join; left out: worker box-a: wrong hash");
 }
 
 TEST(ClusterControllerTest, DismissTellsEveryWorker) {

@@ -153,7 +153,12 @@ class FakeCluster {
     EXPECT_TRUE(Report(worker, report).ok());
   }
   /// Waits until a pipeline that was to run dry has, and tells the controller.
-  void WaitUntilQuiet() { controller_.PipelineQuiet(*quiet_.Pop()); }
+  void WaitUntilQuiet() {
+    const auto [plan_version, next_version] = TakeQuiet();
+    controller_.PipelineQuiet(plan_version, next_version);
+  }
+  /// The same, and the controller does not hear of it: the plan, and what it ran dry for.
+  std::pair<uint64_t, uint64_t> TakeQuiet() { return *quiet_.Pop(); }
   void Gone(const FakeWorker* worker) { controller_.Gone(worker->id, worker->incarnation); }
 
   void Advance(absl::Duration by) {
@@ -200,7 +205,9 @@ class FakeCluster {
     options.context_tokens = 64;
     options.prefill_chunk = 32;
     options.clock = &clock_;
-    options.on_quiet = [this](uint64_t plan_version) { quiet_.Push(plan_version); };
+    options.on_quiet = [this](uint64_t plan_version, uint64_t next_version) {
+      quiet_.Push({plan_version, next_version});
+    };
     return options;
   }
 
@@ -241,7 +248,7 @@ class FakeCluster {
   std::vector<std::unique_ptr<FakeWorker>> workers_;
   std::vector<FirstHop> first_hops_;
   absl::Status refusal_;
-  BoundedQueue<uint64_t> quiet_{16};  // plans that have run dry
+  BoundedQueue<std::pair<uint64_t, uint64_t>> quiet_{16};  // plans that have run dry, and for which
   PipelineDriver driver_;
   ClusterController controller_;
 };

@@ -251,9 +251,16 @@ void FakePipeline::Close() {
   changed_.SignalAll();
 }
 
-v1::Step FakePipeline::Take() {
+v1::Step FakePipeline::Take() { return *TakeWithin(absl::InfiniteDuration()); }
+
+std::optional<v1::Step> FakePipeline::TakeWithin(absl::Duration timeout) {
+  const absl::Duration deadline = SteadyClock().Now() + timeout;
   MutexLock lock(&mu_);
-  while (answered_.empty()) changed_.Wait(&mu_);
+  while (answered_.empty()) {
+    const absl::Duration left = deadline - SteadyClock().Now();
+    if (left <= absl::ZeroDuration()) return std::nullopt;
+    changed_.WaitWithTimeout(&mu_, left);
+  }
   v1::Step step = std::move(answered_.front());
   answered_.pop_front();
   return step;

@@ -9,6 +9,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <thread>
@@ -17,6 +18,8 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "base/clock.h"
 #include "base/mutex.h"
 #include "cluster/activation_channel.h"
 #include "coordinator/pipeline_driver.h"
@@ -68,6 +71,8 @@ class FakePipeline {
   /// Waits for the oldest step that was sent, and takes it, answered. Nobody knows of it until
   /// Deliver.
   v1::Step Take();
+  /// The same, for at most so long; nullopt: nothing was sent.
+  std::optional<v1::Step> TakeWithin(absl::Duration timeout);
   /// The answered step has left the last stage.
   void MarkHome();
   /// MarkHome, and the step goes to `driver`, with whatever the test made of it.

@@ -168,10 +168,15 @@ TEST(PipelineDriverPlanTest, WhatAFullDiskHasNoRoomForIsNotLookedFor) {
   EXPECT_EQ(pipelines.archive.restored, 0);
 }
 
+/// A plan that has run dry, and for which other.
+using Quiet = std::pair<uint64_t, uint64_t>;
+
 /// A SmallDriver's, whose plans that have run dry are told to `quiet`.
-PipelineDriver::Options TellingWhenQuiet(BoundedQueue<uint64_t>* quiet) {
+PipelineDriver::Options TellingWhenQuiet(BoundedQueue<Quiet>* quiet) {
   PipelineDriver::Options options = SmallDriver();
-  options.on_quiet = [quiet](uint64_t plan_version) { quiet->Push(plan_version); };
+  options.on_quiet = [quiet](uint64_t plan_version, uint64_t next_version) {
+    quiet->Push({plan_version, next_version});
+  };
   return options;
 }
 
@@ -179,15 +184,15 @@ TEST(PipelineDriverPlanTest, APipelineThatRunsDryLeavesAllFullBlocksInTheArchive
   ArchivedPipelines pipelines(1);
   FakePipeline& first = pipelines.first;
   FakePipeline& second = pipelines.second;
-  BoundedQueue<uint64_t> quiet{2};
+  BoundedQueue<Quiet> quiet{2};
   PipelineDriver driver(TellingWhenQuiet(&quiet));
   driver.Attach(first.Connect());
   const JobSpec spec = ToyJob(21, 20);
   auto job = MustSubmit(&driver, spec);
   for (int i = 0; i < 3 + 6; ++i) ASSERT_TRUE(first.Deliver(&driver, first.Take()).ok());
   const v1::Step under_way = first.Take();
-  driver.Quiesce(/*plan_version=*/9);  // another one
-  driver.Quiesce(1);
+  driver.Quiesce(/*plan_version=*/9, 2);  // another one
+  driver.Quiesce(1, 2);
   ASSERT_TRUE(first.Deliver(&driver, under_way).ok());
   // What that step filled is in no archive yet, and no slice brings it there any more.
   const v1::Step last = first.Take();
@@ -195,7 +200,7 @@ TEST(PipelineDriverPlanTest, APipelineThatRunsDryLeavesAllFullBlocksInTheArchive
   EXPECT_EQ(last.kept_blocks_size(), 1);
   EXPECT_EQ(quiet.PopWithTimeout(absl::ZeroDuration()), std::nullopt);
   ASSERT_TRUE(first.Deliver(&driver, last).ok());
-  EXPECT_EQ(quiet.Pop(), 1u);
+  EXPECT_EQ(quiet.Pop(), Quiet(1, 2));
   EXPECT_EQ(pipelines.archive.blocks.size(), 7u);
   driver.Detach(absl::AbortedError("plan 2 takes its place"));
   driver.Attach(second.Connect());
@@ -205,20 +210,24 @@ TEST(PipelineDriverPlanTest, APipelineThatRunsDryLeavesAllFullBlocksInTheArchive
 }
 
 TEST(PipelineDriverPlanTest, APipelineThatHasRunDryMayGoOn) {
-  BoundedQueue<uint64_t> quiet{2};
+  BoundedQueue<Quiet> quiet{2};
   PipelineDriver driver(TellingWhenQuiet(&quiet));
   FakePipeline pipeline;
   driver.Attach(pipeline.Connect());
-  driver.Quiesce(1);
-  EXPECT_EQ(quiet.Pop(), 1u);
+  driver.Quiesce(1, 2);
+  EXPECT_EQ(quiet.Pop(), Quiet(1, 2));
   const JobSpec spec = ToyJob(5, 3);
   auto job = MustSubmit(&driver, spec);
   FakePipeline::Player player(&pipeline, &driver);
   EXPECT_TRUE(job->Next(absl::ZeroDuration())->empty());
   driver.GoOn();
   EXPECT_EQ(ReadToEnd(job.get()).token_ids, kModel.Reply(spec));
-  driver.Quiesce(1);
-  EXPECT_EQ(quiet.Pop(), 1u);
+  driver.Quiesce(1, 3);
+  EXPECT_EQ(quiet.Pop(), Quiet(1, 3));
+  driver.Quiesce(1, 3);
+  EXPECT_EQ(quiet.PopWithTimeout(absl::ZeroDuration()), std::nullopt) << "it was told";
+  driver.Quiesce(1, 4);
+  EXPECT_EQ(quiet.Pop(), Quiet(1, 4)) << "for another one it was not";
 }
 
 TEST(PipelineDriverPlanTest, AnArchiveThatLacksWhatItHadCostsAStepAndNoJob) {

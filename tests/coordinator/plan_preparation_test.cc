@@ -145,6 +145,25 @@ TEST(PlanPreparationTest, AThirdWorkerBeginsTheNextPlanAnew) {
   EXPECT_EQ(c->TakeOrders().back().prepare_stage().stage().plan_version(), 3u);
 }
 
+TEST(PlanPreparationTest, APipelineThatRanDryForAPlanBeforeDoesNotChangeNow) {
+  GrowingCluster growing;
+  FakeCluster& cluster = growing.cluster;
+  growing.PrepareBoth();
+  const auto [plan, next] = cluster.TakeQuiet();  // which is on its way
+  EXPECT_EQ(next, 2u);
+  FakeWorker* const c = cluster.Join("box-c");
+  const std::unique_ptr<JobHandle> job = cluster.Submit(ToyJob(5, 3));
+  const v1::Step under_way = cluster.WaitForStep(1);
+  for (FakeWorker* const worker : {growing.a, growing.b, c}) cluster.Prepared(worker, 3);
+  cluster.controller().PipelineQuiet(plan, next);
+  EXPECT_EQ(cluster.Status().plan_version(), 1u) << "a step is under way";
+  cluster.Deliver(1, under_way);
+  cluster.WaitUntilQuiet();
+  EXPECT_EQ(cluster.Status().plan_version(), 3u);
+  EXPECT_EQ(job->Next()->tokens.size(), 1u);
+  EXPECT_EQ(cluster.driver().stats().steps, 1) << "none was dropped";
+}
+
 TEST(PlanPreparationTest, AWorkerThatServesIsLostAndTheOthersLoadWhatTheyCan) {
   GrowingCluster growing;
   growing.b->TakeOrders();

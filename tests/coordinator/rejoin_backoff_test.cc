@@ -1,6 +1,7 @@
 #include "coordinator/rejoin_backoff.h"
 
 #include <string>
+#include <vector>
 
 #include "gtest/gtest.h"
 
@@ -139,16 +140,29 @@ TEST_F(RejoinBackoffTest, TellsWorkersByIdentityNameAndHost) {
   EXPECT_TRUE(backoff_.Holds(Join("box-a").id));
 }
 
-TEST_F(RejoinBackoffTest, LetsAllInWhomNobodyCanDoWithout) {
+TEST_F(RejoinBackoffTest, LetsThoseInWhomTheOthersCannotDoWithout) {
   LoseInARow(3);
   LoseInARow(3, "box-b");
-  Join("box-a");
-  Join("box-b");
+  const Member a = Join("box-a");
+  const Member b = Join("box-b");
   EXPECT_EQ(backoff_.Describe(),
             "worker 7 (box-a), lost 3 times in a row, for 27s, "
             "worker 8 (box-b), lost 3 times in a row, for 30s");
-  backoff_.LetAllIn();
+  backoff_.LetIn({b.id});
+  EXPECT_FALSE(backoff_.Holds(b.id));
+  EXPECT_TRUE(backoff_.Holds(a.id));
+  backoff_.LetIn({a.id, b.id});
   EXPECT_FALSE(backoff_.HoldsAnybody());
+}
+
+TEST_F(RejoinBackoffTest, NamesThoseFirstWhoWereLostLeastOftenAndThenWhoHasLeastToWait) {
+  LoseInARow(4);
+  LoseInARow(3, "box-b");
+  LoseInARow(3, "box-c");
+  const WorkerId a = Join("box-a").id;
+  const WorkerId c = Join("box-c").id;
+  const WorkerId b = Join("box-b").id;
+  EXPECT_EQ(backoff_.Held(), (std::vector<WorkerId>{b, c, a}));
 }
 
 TEST_F(RejoinBackoffTest, WithoutADelayNobodyIsHeldBack) {
