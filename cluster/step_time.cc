@@ -185,7 +185,8 @@ double ActivationBytes(const ModelConfig& config, const MlaShape& mla, double la
   const double floats =
       layers * (8 * hidden + 2 * queries_and_values) +
       expert_layers * experts * network(static_cast<double>(config.moe_intermediate_size)) +
-      (layers - expert_layers) * network(static_cast<double>(config.intermediate_size));
+      std::max(0.0, layers - expert_layers) *
+          network(static_cast<double>(config.intermediate_size));
   return floats * sizeof(float);
 }
 

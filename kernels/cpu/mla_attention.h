@@ -22,7 +22,7 @@
 
 namespace caravan {
 
-/// Queries (a row and a head) that go through together: bounds the scratch, to 71 MiB for R1.
+/// Queries (a row and a head) that go through together: bounds the scratch, to 68 MiB for R1.
 inline constexpr int64_t kAttentionBatchQueries = 16384;
 
 class CpuMlaAttention {

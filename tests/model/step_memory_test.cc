@@ -16,13 +16,13 @@ TEST(StepMemoryTest, CountsR1) {
             4 * (2 * 7168 + 1536 + 128 * (192 + 128) + 576 + 256 + 2 * 8));
   // Hidden states, workspace and guesses: 127 MiB. Then o_proj's input, attention, networks of
   // 18432, and products of experts that wait.
-  const int64_t scratch = 512 * 16384 * 2 + 32 * 128 * (576 + 512) * 4 +
+  const int64_t scratch = 512 * 16384 * 2 + 128 * 128 * (576 + 512) * 4 +
                           512 * (7168 * 2 + 18432 * 6) + 2048 * kRowBytes;
   EXPECT_EQ(LookaheadBytes(config), 32 * 4 * (7168 + 256 + 2 * 8));
   EXPECT_EQ(memory.layers, 512 * (kRowBytes + LayerWorkspaceBytesPerRow(config)) +
                                LookaheadBytes(config) + scratch);
   EXPECT_EQ((memory.layers - scratch) / kMiB, 127);
-  EXPECT_EQ(scratch / kMiB, 150);
+  EXPECT_EQ(scratch / kMiB, 201);
   EXPECT_EQ(memory.head, 16 * (129280 * 4 + kRowBytes));
   EXPECT_EQ(memory.drafting, 4 * 512 * kRowBytes);
   EXPECT_EQ(memory.activations, 512 * kRowBytes);
