@@ -31,8 +31,12 @@ ReplicaFitness KvReplicaRules::Fitness(const Member& from, const Member& to,
   if (!HaveOneKvFormat(from, to) || room_bytes / kLeastBlocks < block_bytes) {
     return ReplicaFitness::kNone;
   }
-  const auto refusal = refusals_.find({from.id, to.incarnation});
-  const bool refuses = refusal != refusals_.end() && clock_->Now() < refusal->second;
+  const auto refusals = refusals_.find(from.id);
+  const bool refuses =
+      refusals != refusals_.end() &&
+      std::any_of(refusals->second.begin(), refusals->second.end(), [&](const Refusal& refusal) {
+        return refusal.by == to.incarnation && clock_->Now() < refusal.until;
+      });
   if (refuses || room_bytes < BudgetBytes(to) / kLeastPartOfBudget) return ReplicaFitness::kFull;
   return OnOneMachine(from, to) ? ReplicaFitness::kSameMachine : ReplicaFitness::kOtherMachine;
 }
@@ -47,25 +51,36 @@ void KvReplicaRules::Hear(const Member& member, const v1::KvArchiveNews& news) {
   changed_ = true;
   room_bytes_[member.id] =
       static_cast<int64_t>(std::min<uint64_t>(news.room_bytes(), uint64_t{INT64_MAX}));
-  // One that takes again what it is sent is doubted for a while all the same, lest replicas go to
-  // and fro.
-  if (news.refused_by() != 0) {
-    refusals_[{member.id, news.refused_by()}] = clock_->Now() + kRefusalLasts;
+  // News tell only what has changed: a refusal lasts until they say otherwise. One that takes again
+  // what it is sent, or is sent nothing any more, is doubted for a while all the same, lest
+  // replicas go to and fro.
+  std::vector<Refusal>& refusals = refusals_[member.id];
+  std::erase_if(refusals, [&](const Refusal& refusal) { return refusal.by == news.refused_by(); });
+  for (Refusal& refusal : refusals) {
+    refusal.until = std::min(refusal.until, clock_->Now() + kRefusalLasts);
   }
+  if (news.refused_by() == 0) return;
+  if (refusals.size() == kMostRefusals) refusals.erase(refusals.begin());
+  refusals.push_back({news.refused_by(), absl::InfiniteDuration()});
 }
 
 void KvReplicaRules::Forget(const Member& member) {
   changed_ = true;
   room_bytes_.erase(member.id);
-  std::erase_if(refusals_, [&](const auto& refusal) {
-    return refusal.first.first == member.id || refusal.first.second == member.incarnation;
-  });
+  refusals_.erase(member.id);
+  for (auto& [other, refusals] : refusals_) {
+    std::erase_if(refusals,
+                  [&](const Refusal& refusal) { return refusal.by == member.incarnation; });
+  }
 }
 
 bool KvReplicaRules::TakeChanged() {
-  const auto ended = std::erase_if(
-      refusals_, [this](const auto& refusal) { return clock_->Now() >= refusal.second; });
-  return std::exchange(changed_, false) || ended > 0;
+  for (auto& [member, refusals] : refusals_) {
+    const auto ended = std::erase_if(
+        refusals, [this](const Refusal& refusal) { return clock_->Now() >= refusal.until; });
+    changed_ = changed_ || ended > 0;
+  }
+  return std::exchange(changed_, false);
 }
 
 }  // namespace caravan

@@ -4,9 +4,10 @@
 // How well a worker is suited to keep the replica of another's KV blocks: a function of what both
 // say of themselves when they join, and of their archives later (KvArchiveNews).
 
+#include <cstddef>
 #include <cstdint>
 #include <map>
-#include <utility>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "base/clock.h"
@@ -31,8 +32,11 @@ class KvReplicaRules {
  public:
   /// Room for fewer blocks is none: what is sent would be gone before it is wanted.
   static constexpr int64_t kLeastBlocks = 8;
-  /// So long a worker that refused what another sent is taken for one that would refuse it again.
+  /// So long a worker that refused what another sent is taken for one that would refuse it again,
+  /// from when the other no longer says that it does.
   static constexpr absl::Duration kRefusalLasts = absl::Minutes(5);
+  /// As many of those that refused a worker's blocks are remembered, the latest.
+  static constexpr size_t kMostRefusals = 8;
 
   /// `clock` outlives the object.
   explicit KvReplicaRules(const Clock* clock) : clock_(clock) {}
@@ -54,10 +58,14 @@ class KvReplicaRules {
   bool TakeChanged();
 
  private:
+  struct Refusal {
+    uint64_t by;           // incarnation
+    absl::Duration until;  // on the clock; infinite while the last news says so
+  };
+
   const Clock* const clock_;
-  std::map<WorkerId, int64_t> room_bytes_;  // of those that said so after they joined
-  // Who was refused, by which incarnation; until then, on the clock.
-  std::map<std::pair<WorkerId, uint64_t>, absl::Duration> refusals_;
+  std::map<WorkerId, int64_t> room_bytes_;             // of those that said so after they joined
+  std::map<WorkerId, std::vector<Refusal>> refusals_;  // by who was refused, the latest last
   bool changed_ = false;
 };
 

@@ -72,8 +72,12 @@ TEST_F(KvReplicaRulesTest, RoomForAFewBlocksIsNone) {
   EXPECT_EQ(Fitness(a_, boaster), ReplicaFitness::kOtherMachine);
 }
 
-TEST_F(KvReplicaRulesTest, ARefusalIsRememberedForAWhile) {
+TEST_F(KvReplicaRulesTest, ARefusalLastsUntilNewsSayOtherwiseAndForAWhileThen) {
   rules_.Hear(a_, News(kBudget, b_.incarnation));
+  EXPECT_EQ(Fitness(a_, b_), ReplicaFitness::kFull);
+  clock_.Advance(absl::Hours(24));
+  EXPECT_EQ(Fitness(a_, b_), ReplicaFitness::kFull) << "it has not said that it takes anything";
+  rules_.Hear(a_, News(kBudget / 2, b_.incarnation));
   EXPECT_EQ(Fitness(a_, b_), ReplicaFitness::kFull);
   EXPECT_EQ(Fitness(Box(3, "three"), b_), ReplicaFitness::kOtherMachine);
   Member reborn = b_;
@@ -83,6 +87,28 @@ TEST_F(KvReplicaRulesTest, ARefusalIsRememberedForAWhile) {
   clock_.Advance(KvReplicaRules::kRefusalLasts - absl::Seconds(1));
   EXPECT_EQ(Fitness(a_, b_), ReplicaFitness::kFull);
   clock_.Advance(absl::Seconds(1));
+  EXPECT_EQ(Fitness(a_, b_), ReplicaFitness::kOtherMachine);
+}
+
+TEST_F(KvReplicaRulesTest, OneThatRefusesAfterAnotherDoesNotMakeThatFit) {
+  const Member c = Box(3, "three");
+  rules_.Hear(a_, News(kBudget, b_.incarnation));
+  rules_.Hear(a_, News(kBudget, c.incarnation));
+  EXPECT_EQ(Fitness(a_, b_), ReplicaFitness::kFull);
+  EXPECT_EQ(Fitness(a_, c), ReplicaFitness::kFull);
+  clock_.Advance(KvReplicaRules::kRefusalLasts / 2);
+  rules_.Hear(a_, News(kBudget / 2, c.incarnation));
+  clock_.Advance(KvReplicaRules::kRefusalLasts / 2);
+  EXPECT_EQ(Fitness(a_, b_), ReplicaFitness::kOtherMachine) << "it is no longer sent anything";
+  EXPECT_EQ(Fitness(a_, c), ReplicaFitness::kFull);
+}
+
+TEST_F(KvReplicaRulesTest, OnlySoManyRefusalsAreRemembered) {
+  rules_.Hear(a_, News(kBudget, b_.incarnation));
+  for (size_t i = 0; i < KvReplicaRules::kMostRefusals; ++i) {
+    EXPECT_EQ(Fitness(a_, b_), ReplicaFitness::kFull);
+    rules_.Hear(a_, News(kBudget, 1000 + i));
+  }
   EXPECT_EQ(Fitness(a_, b_), ReplicaFitness::kOtherMachine);
 }
 
@@ -102,6 +128,10 @@ TEST_F(KvReplicaRulesTest, SaysWhenSomethingHasChanged) {
   EXPECT_TRUE(rules_.TakeChanged());
   EXPECT_FALSE(rules_.TakeChanged());
   rules_.Hear(a_, News(kBudget, b_.incarnation));
+  EXPECT_TRUE(rules_.TakeChanged());
+  clock_.Advance(2 * KvReplicaRules::kRefusalLasts);
+  EXPECT_FALSE(rules_.TakeChanged()) << "the refusal lasts";
+  rules_.Hear(a_, News(kBudget));
   EXPECT_TRUE(rules_.TakeChanged());
   clock_.Advance(KvReplicaRules::kRefusalLasts / 2);
   EXPECT_FALSE(rules_.TakeChanged());
