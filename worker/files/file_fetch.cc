@@ -213,7 +213,6 @@ class FileFetch {
       {
         MutexLock lock(&mu_);
         while (!board_.ended() && board_.done() == shown) changed_.Wait(&mu_);
-        changed_.SignalAll();
         ended = board_.ended();
         if (!board_.failure().ok()) return;
         done = shown = board_.done();

@@ -23,7 +23,8 @@ struct FileFetchOptions {
   // Pieces that are being read: from each source, and from all, however many there are.
   int streams_per_source = 2;
   int max_streams = 16;
-  // Between tries of a source that does not answer; the third failure in a row is its last.
+  // Between tries of a source that does not answer; after the third failure in a row, each
+  // of another try, it is asked for nothing any more.
   absl::Duration retry_delay = absl::Seconds(1);
   /// Called now and then by the caller's thread with how many bytes of all files are there; false
   /// stops the fetch. Of a file that an earlier life brought, those count that were read back.

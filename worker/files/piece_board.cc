@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <tuple>
 
+#include "absl/container/flat_hash_set.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "base/log.h"
@@ -11,7 +12,7 @@
 namespace caravan {
 namespace {
 
-// In a row, of a source that does not answer.
+// In a row, each of a time of its own, of a source that does not answer.
 constexpr int kMostFailures = 3;
 // A file whose experts came right is read back wrong: by the third time it is the disk.
 constexpr int kMostBadReadings = 3;
@@ -37,6 +38,7 @@ void PieceBoard::Add(const PackedFile& packed,
                      const std::function<bool(int64_t begin, int64_t end)>& has) {
   File& file = files_.emplace_back();
   file.packed = &packed;
+  file.offered_by.resize(sources_.size());
   total_ += packed.bytes;
   int64_t there = 0;
   for (const FilePiece& place : SplitIntoPieces(packed)) {
@@ -68,6 +70,7 @@ bool PieceBoard::AllWhole() const {
 std::optional<PieceBoard::Task> PieceBoard::Take(absl::Duration now) {
   if (ended()) return std::nullopt;
   Task task;
+  task.begun = now;
   for (size_t s = 0; s < sources_.size() && lists_ < options_.max_lists; ++s) {
     Source& source = sources_[s];
     if (source.listed || source.lost || source.is_asked || source.free_at > now) continue;
@@ -116,7 +119,7 @@ std::optional<PieceBoard::PieceId> PieceBoard::Choose(size_t s) {
   }
   for (size_t f = 0; f < files_.size(); ++f) {
     const File& file = files_[f];
-    if (file.num_missing == 0) continue;
+    if (file.num_missing == 0 || !MayHave(s, file)) continue;
     for (size_t p = 0; p < file.pieces.size(); ++p) {
       const Piece& piece = file.pieces[p];
       if (piece.state == Piece::kMissing && MayBring(s, file, piece)) return PieceId{f, p};
@@ -151,10 +154,8 @@ absl::Duration PieceBoard::NextLook(absl::Duration now) const {
 }
 
 bool PieceBoard::MayBring(size_t s, const File& file, const Piece& piece) const {
-  const Source& source = sources_[s];
-  if (source.lost || piece.bad_from[s]) return false;
-  if (!source.listed) return true;  // it is not known yet
-  if (!source.offers.contains(file.packed->name)) return false;
+  if (sources_[s].lost || piece.bad_from[s] || !MayHave(s, file)) return false;
+  if (!sources_[s].listed) return true;
   return !piece.place.is_rest() || !file.rest_source.has_value() || *file.rest_source == s;
 }
 
@@ -170,16 +171,18 @@ void PieceBoard::Listed(const Task& task, const absl::StatusOr<std::vector<Offer
     if (absl::IsAborted(files.status())) {
       Lose(s, files.status());
     } else {
-      NoteAway(s, files.status(), now);
+      NoteAway(s, files.status(), task.begun, now);
     }
     FailIfStuck();
     return;
   }
   source.listed = true;
   source.failures = 0;
-  for (const OfferedFile& file : *files) source.offers.insert(file.name);
+  absl::flat_hash_set<absl::string_view> names;
+  for (const OfferedFile& file : *files) names.insert(file.name);
   for (File& file : files_) {
-    const bool chosen_in_vain = file.rest_source == s && !source.offers.contains(file.packed->name);
+    file.offered_by[s] = names.contains(file.packed->name);
+    const bool chosen_in_vain = file.rest_source == s && !file.offered_by[s];
     if (chosen_in_vain) ChooseRestSource(file);
   }
   FailIfStuck();
@@ -221,7 +224,7 @@ bool PieceBoard::Settle(Task task, const Outcome& outcome, absl::Duration now) {
     if (absl::IsAborted(outcome.status)) {
       Lose(s, outcome.status);
     } else if (IsAway(outcome.status)) {
-      NoteAway(s, outcome.status, now);
+      NoteAway(s, outcome.status, task.begun, now);
     } else {
       NoteBad(s, file, piece, check.has_wrong_bytes(), outcome.status);
     }
@@ -232,9 +235,13 @@ bool PieceBoard::Settle(Task task, const Outcome& outcome, absl::Duration now) {
   return false;
 }
 
-void PieceBoard::NoteAway(size_t s, const absl::Status& why, absl::Duration now) {
+void PieceBoard::NoteAway(size_t s, const absl::Status& why, absl::Duration begun,
+                          absl::Duration now) {
   Source& source = sources_[s];
   source.free_at = std::max(source.free_at, now + options_.retry_delay);
+  // What ended one read has ended all that were under way.
+  if (begun < source.failed_at) return;
+  source.failed_at = now;
   if (++source.failures >= kMostFailures) Lose(s, why);
 }
 
@@ -359,7 +366,7 @@ std::vector<FilePiece> PieceBoard::RestIsWrong(File& file) {
 
 /// Lost or not: whether it has said that it has the file, or has not said anything yet.
 bool PieceBoard::MayHave(size_t s, const File& file) const {
-  return !sources_[s].listed || sources_[s].offers.contains(file.packed->name);
+  return !sources_[s].listed || file.offered_by[s];
 }
 
 /// The first source that has the file, or has not said yet, none of whose rests of it was wrong and

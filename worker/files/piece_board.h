@@ -68,7 +68,8 @@ class PieceBoard {
     // on.
     std::optional<PieceCheck> piece;
     size_t file = 0;
-    size_t index = 0;  // of the piece in the file
+    size_t index = 0;           // of the piece in the file
+    absl::Duration begun = {};  // when it was taken
   };
 
   /// What came of a piece. OK and all of it, or OK and `wait`: the source wants to be left alone.
@@ -136,7 +137,8 @@ class PieceBoard {
   struct File {
     const PackedFile* packed = nullptr;
     std::vector<Piece> pieces;
-    int num_missing = 0;  // pieces that are not there, those on their way included
+    int num_missing = 0;           // pieces that are not there, those on their way included
+    std::vector<bool> offered_by;  // by source: it said so
     bool whole = false;
     std::optional<size_t> rest_source;  // the rest comes from this source alone
     std::set<size_t> wrong_rest;        // sources whose rest was wrong
@@ -153,9 +155,9 @@ class PieceBoard {
     bool is_asked = false;  // for its list
     bool lost = false;
     bool busy = false;  // it last said so
-    std::set<std::string> offers;
-    int failures = 0;  // in a row
-    int reads = 0;     // under way
+    int failures = 0;   // in a row; of what was under way at one time only one counts
+    absl::Duration failed_at = -absl::InfiniteDuration();  // the last that counts
+    int reads = 0;                                         // under way
     absl::Duration free_at = -absl::InfiniteDuration();
     std::vector<PieceId> waits;  // pieces of which it has sent a part
     int64_t bytes = 0;
@@ -165,10 +167,11 @@ class PieceBoard {
   bool AllWhole() const;
   bool MayRead(const Source& source, absl::Duration now) const;
   std::optional<PieceId> Choose(size_t s);
+  /// As far as it has said what it has.
   bool MayBring(size_t s, const File& file, const Piece& piece) const;
   bool MayHave(size_t s, const File& file) const;
   bool ChooseRestSource(File& file);
-  void NoteAway(size_t s, const absl::Status& why, absl::Duration now);
+  void NoteAway(size_t s, const absl::Status& why, absl::Duration begun, absl::Duration now);
   void NoteBad(size_t s, File& file, Piece& piece, bool wrong_bytes, const absl::Status& why);
   void Lose(size_t s, const absl::Status& why);
   void FailIfStuck();
