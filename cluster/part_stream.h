@@ -85,11 +85,12 @@ grpc::Status GiveParts(
   return grpc::Status::OK;
 }
 
-/// The caller's end, of one part: waits for this process's own turn, asks, and has the receipt
-/// sent. Returns 0: `response.data()` is what came, of whatever size; else how long the other end
-/// wants to be left alone, from 1 ms to ServingShare::kLongestRest. Errors: Cancelled - `stop` was
-/// requested; DeadlineExceeded - no answer within `timeout`; Unknown -
-///         the stream has ended, and Finish says why. After each the call is over, or cancelled.
+/// The caller's end, of one part: waits for this process's own turn, asks, and sends the receipt.
+/// Returns 0 where `response.data()` is what came, of whatever size; else how long the other end
+/// wants to be left alone, from 1 ms to ServingShare::kLongestRest.
+/// Errors: Cancelled - `stop` was requested; DeadlineExceeded - no answer within `timeout`;
+///         Unknown - the stream has ended, and FinishParts says why. After each the call is over,
+///         or cancelled.
 template <typename Request, typename Response>
 absl::StatusOr<absl::Duration> AskForPart(grpc::ClientContext* context,
                                           grpc::ClientReaderWriter<Request, Response>* stream,
@@ -130,6 +131,28 @@ absl::StatusOr<absl::Duration> AskForPart(grpc::ClientContext* context,
         absl::StrCat("no answer within ", absl::FormatDuration(timeout)));
   }
   return absl::UnknownError("the stream has ended");
+}
+
+/// The caller's end, after the last part: closes the stream, and cancels it where the other end
+/// does not within `timeout`. `asked`: what the last AskForPart returned, OK if all came.
+/// Returns that, but where the stream had ended, why.
+/// Errors: Cancelled - `stop` was requested; DataLoss - the other end says nothing of why;
+///         Unavailable - it cancelled the call, or has gone; its others.
+template <typename Request, typename Response>
+absl::Status FinishParts(grpc::ClientContext* context,
+                         grpc::ClientReaderWriter<Request, Response>* stream,
+                         const absl::Status& asked, absl::Duration timeout,
+                         const std::stop_token& stop) {
+  absl::Status ended;
+  {
+    const SilenceLimit limit([context] { context->TryCancel(); }, timeout);
+    stream->WritesDone();
+    ended = FromGrpcStatus(stream->Finish());
+  }
+  if (!absl::IsUnknown(asked)) return asked;
+  if (stop.stop_requested()) return absl::CancelledError("stopped");
+  if (ended.ok()) return absl::DataLossError("the other end stopped before all had come");
+  return absl::IsCancelled(ended) ? absl::UnavailableError(ended.message()) : ended;
 }
 
 }  // namespace caravan

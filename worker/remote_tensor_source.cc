@@ -92,10 +92,8 @@ absl::Status RemoteTensorSource::ReadPart(absl::string_view name, int64_t offset
       done += bytes;
     }
   }
-  stream->WritesDone();
-  const absl::Status ended = FromGrpcStatus(stream->Finish());
-  if (!absl::IsUnknown(status)) return status;
-  return ended.ok() ? absl::DataLossError("the coordinator ended the read early") : ended;
+  return Annotate(FinishParts(&context, stream.get(), status, options_.part_timeout, options_.stop),
+                  "reading from the coordinator");
 }
 
 }  // namespace caravan

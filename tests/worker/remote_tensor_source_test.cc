@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "base/bounded_queue.h"
+#include "base/clock.h"
 #include "base/mutex.h"
 #include "cluster/grpc_transport.h"
 #include "coordinator/model_files_service.h"
@@ -171,8 +172,15 @@ TEST_F(RemoteTensorSourceTest, PartsComeTogetherInOrderHoweverOftenItIsToldToWai
 TEST_F(RemoteTensorSourceTest, TensorsAndFilesHaveOneShareOfAServingCoordinator) {
   const std::unique_ptr<Checkpoint> checkpoint =
       MustOpenCheckpoint(SmallGoldenModel("v3-like").directory);
+  // Time stands still but for one leap.
+  SimulatedClock clock;
+  std::atomic<int> looks_until_rested = 1000;
   ServingShare::Options options = NoSteps();
-  options.steps_run = [] { return true; };
+  options.clock = &clock;
+  options.steps_run = [&] {
+    if (--looks_until_rested == 0) clock.Advance(ServingShare::kLongestRest);
+    return true;
+  };
   ServingShare share(options);
   ModelFilesService service(checkpoint.get(), &share);
   const Serving serving(&service);
@@ -208,8 +216,10 @@ TEST_F(RemoteTensorSourceTest, TensorsAndFilesHaveOneShareOfAServingCoordinator)
   EXPECT_GT(share.Wait(true), absl::ZeroDuration());
 
   // Who is told to wait gets all in the end.
+  looks_until_rested = 2;
   std::vector<std::byte> bytes(static_cast<size_t>(kPartBytes / 64));
   EXPECT_TRUE((*source)->ReadPart("lm_head.weight", 0, absl::MakeSpan(bytes)).ok());
+  EXPECT_EQ(looks_until_rested, 0) << "it was told once";
 }
 
 TEST_F(RemoteTensorSourceTest, ACoordinatorThatHangsIsDeadlineExceeded) {
@@ -228,6 +238,38 @@ TEST_F(RemoteTensorSourceTest, ACoordinatorThatHangsIsDeadlineExceeded) {
   EXPECT_EQ((*source)->Read("t", absl::MakeSpan(bytes)).code(),
             absl::StatusCode::kDeadlineExceeded);
   release.Close();
+}
+
+TEST_F(RemoteTensorSourceTest, ACoordinatorThatDoesNotEndACallKeepsNobodyWaiting) {
+  FakeModelFiles service;
+  BoundedQueue<int> release(1);
+  service.set_on_part([&](const v1::TensorPart& part, auto& stream) {
+    const grpc::Status status = Answer("1234")(part, stream);
+    release.Pop();
+    return status;
+  });
+  const Serving serving(&service);
+  RemoteTensorSource::Options options = Options(serving.channel());
+  options.part_timeout = absl::Seconds(2);  // in which it does answer
+  const auto source = RemoteTensorSource::Connect(std::move(options));
+  ASSERT_TRUE(source.ok()) << source.status();
+  std::vector<std::byte> bytes(4);
+  EXPECT_TRUE((*source)->Read("t", absl::MakeSpan(bytes)).ok()) << "it has given all";
+  release.Close();
+}
+
+TEST_F(RemoteTensorSourceTest, WhatTheCoordinatorCancelsIsUnavailable) {
+  FakeModelFiles service;
+  service.set_on_part([](const v1::TensorPart&, auto&) {
+    return grpc::Status(grpc::StatusCode::CANCELLED, "it is shutting down");
+  });
+  const Serving serving(&service);
+  const auto source = Connect(serving);
+  ASSERT_TRUE(source.ok()) << source.status();
+  std::vector<std::byte> bytes(4);
+  const absl::Status status = (*source)->Read("t", absl::MakeSpan(bytes));
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("it is shutting down"));
 }
 
 TEST_F(RemoteTensorSourceTest, AnotherModelIsAborted) {

@@ -74,15 +74,14 @@ absl::StatusOr<absl::Duration> RemoteFileSource::Read(const std::string& file, i
             : absl::DataLossError(absl::StrCat("it sent ", data.size(), " of ", bytes, " bytes"));
     if (!kept.ok()) {
       context.TryCancel();
-      static_cast<void>(stream->Finish());
+      FinishParts(&context, stream.get(), kept, options_.part_timeout, stop).IgnoreError();
       return kept;
     }
     offset += bytes;
   }
-  stream->WritesDone();
-  const absl::Status ended = FromGrpcStatus(stream->Finish());
-  if (!absl::IsUnknown(wait.status())) return wait;
-  return ended.ok() ? absl::DataLossError("it ended early") : ended;
+  CARAVAN_RETURN_IF_ERROR(
+      FinishParts(&context, stream.get(), wait.status(), options_.part_timeout, stop));
+  return wait;
 }
 
 }  // namespace caravan
