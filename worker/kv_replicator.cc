@@ -20,9 +20,6 @@ constexpr size_t kWaitingNames = 8192;
 // Asked about in one round trip.
 constexpr size_t kOfferedNames = 64;
 
-// After a failure, which mostly lasts.
-constexpr absl::Duration kRetryDelay = absl::Seconds(5);
-
 // Of the time, what sending takes of the link and of the other box: what is new is wanted there
 // soon, the rest has time.
 constexpr double kShareOfNew = 0.5;
@@ -31,7 +28,7 @@ constexpr double kShareOfEarlier = 0.25;
 // Of the other's room, what is left to blocks that come meanwhile.
 constexpr int64_t kSlack = 8;
 
-// One that does not answer may have been busy, twice it is away.
+// One that does not answer may have been busy, or it is this box that was; twice it is away.
 constexpr int kFailuresOfOneAway = 2;
 
 /// Blocks of which the store has all `layers`, the least recently used first; the latest `limit`.
@@ -137,19 +134,14 @@ void KvReplicator::Run() {
         queue_.PopWithTimeout(idle ? absl::InfiniteDuration() : absl::ZeroDuration());
     if (queue_.closed()) return;
     const absl::Status sent = name.has_value() ? SendNew(*name) : SendEarlier();
-    if (queue_.closed() || absl::IsCancelled(sent)) return;
-    NoteOutcome(sent);
-    if (!sent.ok()) Rest(kRetryDelay);
+    if (queue_.closed()) return;
+    if (sent.ok()) continue;
+    NoteFailure(sent);
+    Rest(options_.retry_delay);
   }
 }
 
-void KvReplicator::NoteOutcome(const absl::Status& sent) {
-  if (sent.ok()) {
-    failures_ = 0;
-    MutexLock lock(&mu_);
-    refused_ = false;
-    return;
-  }
+void KvReplicator::NoteFailure(const absl::Status& sent) {
   if (++failures_ == 1) LogWarning("kv_not_replicated", {{"why", sent.message()}});
   if (!IsRefusal(sent) && failures_ < kFailuresOfOneAway) return;
   {
@@ -235,8 +227,10 @@ absl::Status KvReplicator::SendBlock(const KvBlockName& name, double share) {
   CARAVAN_RETURN_IF_ERROR(read);
   CARAVAN_RETURN_IF_ERROR(
       options_.to->Put(options_.format, part, layers, KvCallTimeout(std::ssize(layers))));
+  failures_ = 0;
   {
     MutexLock lock(&mu_);
+    refused_ = false;
     ++counters_.sent;
     counters_.bytes += std::ssize(layers);
   }

@@ -38,6 +38,7 @@ class KvReplicator {
     std::shared_ptr<KvPeer> to;
     // So many blocks the other has room for; of those that are there before, no more are sent.
     int64_t room_blocks = 0;
+    absl::Duration retry_delay = absl::Seconds(5);  // after a failure, which mostly lasts
     /// refused() has become true. Called by the sending thread, without a lock.
     std::function<void()> on_refused = [] {};
   };
@@ -61,8 +62,8 @@ class KvReplicator {
   /// what is offered later is dropped. Idempotent; by one thread at a time.
   void Stop();
 
-  /// The other does not take what it is sent: it has no room, or did not answer twice running.
-  /// Until it takes something.
+  /// The other does not take what it is sent: it has no room, or two calls failed since it last
+  /// took a block. Until it takes another; that it lacks nothing shows nothing.
   bool refused() const;
 
   Counters counters() const;
@@ -80,7 +81,7 @@ class KvReplicator {
   absl::StatusOr<std::vector<KvBlockName>> AskWhatLacks(absl::Span<const KvBlockName> names);
   /// OK also where it is not there any more. Takes `share` of the time at most.
   absl::Status SendBlock(const KvBlockName& name, double share);
-  void NoteOutcome(const absl::Status& sent);
+  void NoteFailure(const absl::Status& sent);
   /// Returns before `time` has passed where all ends.
   void Rest(absl::Duration time);
 
@@ -89,7 +90,7 @@ class KvReplicator {
   std::vector<KvBlockName> earlier_;  // the least recently used first
   size_t unsent_ = 0;                 // so many of those, the first, are still to be sent
   size_t reordered_ = 0;              // so many, the first, were offered in their order
-  int failures_ = 0;                  // in a row
+  int failures_ = 0;                  // since it last took a block
 
   mutable Mutex mu_;
   CondVar changed_;

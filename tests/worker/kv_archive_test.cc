@@ -16,6 +16,7 @@
 #include "gtest/gtest.h"
 #include "tests/support/temp_dir.h"
 #include "tests/worker/kv_testing.h"
+#include "worker/kv_replicator.h"
 
 namespace caravan {
 namespace {
@@ -447,6 +448,57 @@ TEST_F(KvArchiveTest, OneThatHasNoRoomIsToldOfAtOnce) {
   archive->Flush();
   EXPECT_EQ(archive->news().refused_by, 0u);
   EXPECT_THAT(b->taken, ElementsAre(KvName(1))) << "what the other did not take";
+}
+
+TEST_F(KvArchiveTest, ThatItLacksNothingIsNoSignThatAReplicaTakesAnything) {
+  const auto a = Peer("a", {{2, {4, 2}}});
+  a->put_fails = absl::ResourceExhaustedError("its disk is full");
+  KvReplicator::Options options;
+  options.format = kSmallKv;
+  options.layers = {4, 2};
+  options.store = Store("own");
+  options.to = a;
+  options.retry_delay = absl::ZeroDuration();
+  std::promise<void> told;
+  options.on_refused = [&] { told.set_value(); };
+  for (const int i : {1, 2}) ASSERT_TRUE(WriteKv(*options.store, i, {4, 2}).ok());
+  KvReplicator replicator(options);
+  replicator.Offer(KvName(1));
+  told.get_future().wait();
+  replicator.Offer(KvName(2));
+  replicator.Flush();
+  EXPECT_TRUE(replicator.refused());
+  a->put_fails = absl::OkStatus();
+  replicator.Offer(KvName(1));
+  replicator.Flush();
+  EXPECT_FALSE(replicator.refused());
+  EXPECT_EQ(replicator.counters().sent, 1);
+}
+
+TEST_F(KvArchiveTest, AReplicaThatCancelsACallIsOneThatDoesNotAnswer) {
+  const auto a = Peer("a");
+  a->fails = absl::CancelledError("by its end");
+  KvReplicator::Options options;
+  options.format = kSmallKv;
+  options.layers = {4, 2};
+  options.store = Store("own");
+  options.to = a;
+  options.retry_delay = absl::ZeroDuration();
+  std::promise<void> told;
+  options.on_refused = [&] { told.set_value(); };
+  ASSERT_TRUE(WriteKv(*options.store, 1, {4, 2}).ok());
+  KvReplicator replicator(options);
+  replicator.Offer(KvName(1));
+  replicator.Flush();
+  EXPECT_FALSE(replicator.refused()) << "it may only have been busy";
+  replicator.Offer(KvName(1));
+  told.get_future().wait();
+  EXPECT_TRUE(replicator.refused());
+  a->fails = absl::OkStatus();
+  replicator.Offer(KvName(1));
+  replicator.Flush();
+  EXPECT_FALSE(replicator.refused());
+  EXPECT_EQ(replicator.counters().sent, 1);
 }
 
 TEST_F(KvArchiveTest, ADiskThatIsFullLeavesRoomForFewerBlocks) {
