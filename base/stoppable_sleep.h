@@ -7,7 +7,7 @@
 
 namespace caravan {
 
-/// Returns after `time`, or as soon as `stop` is requested: then false.
+/// Returns after `time`, which may be infinite, or as soon as `stop` is requested: then false.
 bool SleepUnlessStopped(absl::Duration time, const std::stop_token& stop);
 
 }  // namespace caravan
