@@ -2,19 +2,19 @@
 
 #include "worker/files/model_fetch.h"
 
-#include <atomic>
 #include <filesystem>
 #include <fstream>
 #include <functional>
 #include <memory>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/mutex.h"
 #include "cluster/pack_files_service.h"
 #include "cluster/pipeline_plan.h"
 #include "gmock/gmock.h"
@@ -80,14 +80,30 @@ class HangingFiles final : public v1::PackFiles::Service {
       grpc::ServerContext*,
       grpc::ServerReaderWriter<v1::ReadFileResponse, v1::ReadFileRequest>* stream) override {
     v1::ReadFileRequest request;
-    while (stream->Read(&request)) ++asked_;
+    while (stream->Read(&request)) {
+      MutexLock lock(&mu_);
+      ++asked_;
+      changed_.SignalAll();
+    }
     return grpc::Status::OK;
   }
-  int asked() const { return asked_; }
+  /// False: it was not within a minute.
+  bool WaitUntilAsked(int times) {
+    const absl::Duration deadline = SteadyClock().Now() + absl::Minutes(1);
+    MutexLock lock(&mu_);
+    while (asked_ < times) {
+      const absl::Duration left = deadline - SteadyClock().Now();
+      if (left <= absl::ZeroDuration()) return false;
+      changed_.WaitWithTimeout(&mu_, left);
+    }
+    return true;
+  }
 
  private:
   const std::vector<ShelvedFile> files_;
-  std::atomic<int> asked_ = 0;
+  Mutex mu_;
+  CondVar changed_;
+  int asked_ ABSL_GUARDED_BY(mu_) = 0;
 };
 
 class ModelFetchTest : public ::testing::Test {
@@ -293,8 +309,7 @@ TEST_F(ModelFetchTest, WhoSendsNoReceiptLosesItsTurnToOthers) {
   options.share = 0.9;
   ServingShare share(options);
   PackFilesService service(
-      kIncarnation, [&](uint64_t) { return *FilesOfPack(toy_.model()); }, &share,
-      absl::Milliseconds(200));
+      kIncarnation, [&](uint64_t) { return *FilesOfPack(toy_.model()); }, &share, absl::Seconds(2));
   const Serving serving(&service);
   const auto stub = v1::PackFiles::NewStub(serving.channel());
   v1::ReadFileRequest request;
@@ -394,10 +409,12 @@ TEST_F(ModelFetchTest, ASourceThatNeverAnswersLosesItsPiecesToOthers) {
             absl::StatusCode::kDeadlineExceeded);
   // The hanging one is the first that is asked for a piece: the other waits until it has one.
   const Giver patient([&](uint64_t) {
-    while (hanging.asked() < 2) std::this_thread::yield();
+    EXPECT_TRUE(hanging.WaitUntilAsked(2));
     return *FilesOfPack(toy_.model());
   });
-  const auto late = Source(patient, "worker 2");
+  RemoteFileSource::Options patience = SourceAt(patient.address(), "worker 2");
+  patience.list_timeout = absl::Minutes(2);
+  RemoteFileSource late(patience);
   const Giver bare([&](uint64_t) {
     std::vector<ShelvedFile> files = *FilesOfPack(toy_.model());
     files.resize(1);
@@ -405,7 +422,7 @@ TEST_F(ModelFetchTest, ASourceThatNeverAnswersLosesItsPiecesToOthers) {
   });
   const auto manifest = Source(bare, "coordinator");
   const absl::StatusOr<CachedModel> cached =
-      Fetch(Order({0, 3, true, true, false}), {manifest.get(), &worker, late.get()});
+      Fetch(Order({0, 3, true, true, false}), {manifest.get(), &worker, &late});
   ASSERT_TRUE(cached.ok()) << cached.status();
   EXPECT_TRUE(cached->model->CheckHashes([](int64_t, int64_t) { return true; }).ok());
 }
