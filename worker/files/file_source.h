@@ -38,8 +38,8 @@ class FileSource {
 
   /// Brings bytes [offset, offset + size) of a file to `sink`, in order, as many as the source
   /// gives now; an error of `sink` ends the read. Returns 0 when all have come; else the source is
-  /// busy, and wants to be left alone for so long before it is asked for the others. Errors: as
-  /// List; NotFound, OutOfRange - it has no such bytes; DataLoss - it could not read
+  /// busy, and wants to be left alone for so long before it is asked for the others.
+  /// Errors: as List; NotFound, OutOfRange - it has no such bytes; DataLoss - it could not read
   ///         them, or sends something else; `sink`'s.
   virtual absl::StatusOr<absl::Duration> Read(const std::string& file, int64_t offset, int64_t size,
                                               FileSink sink, const std::stop_token& stop) = 0;

@@ -37,9 +37,8 @@ using FetchProgress = std::function<bool(int64_t done, int64_t total)>;
 /// coordinator; where they are there already, nobody is asked for anything. Borrows all.
 /// Errors: Unimplemented - the coordinator's model is not packed; ResourceExhausted - no room for
 ///         the files, in the cache's budget or on its disk; Unavailable - the coordinator could not
-///         give the manifest; Aborted - the coordinator serves
-///         another model by now; InvalidArgument - as ParsePackManifest and PackedModel::Open; as
-///         FetchFiles.
+///         give the manifest; Aborted - it serves another model by now; InvalidArgument - as
+///         ParsePackManifest and PackedModel::Open; as FetchFiles.
 absl::StatusOr<CachedModel> FetchModel(const v1::LoadStage& order, ModelCache& cache,
                                        const std::vector<FileSource*>& sources,
                                        const FetchProgress& progress, const std::stop_token& stop);

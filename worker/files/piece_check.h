@@ -28,9 +28,8 @@ class PieceCheck {
   int64_t lacking() const { return place_.end - at_; }
 
   /// The next bytes. REQUIRES: no more than are lacking.
-  /// Errors: DataLoss - an expert that they complete has another hash; after that the piece is of
-  /// no
-  ///         use, and has_wrong_bytes().
+  /// Errors: DataLoss - an expert that they complete has another hash; the piece is of no use then,
+  ///         and has_wrong_bytes().
   absl::Status Add(absl::Span<const std::byte> bytes);
 
   bool has_wrong_bytes() const { return has_wrong_bytes_; }
