@@ -161,6 +161,10 @@ TEST_F(KvReplicaTest, AnotherKeepsWhatALostOneKeptAndGivesItBack) {
   ASSERT_TRUE(WaitUntil([&] { return Archived("box-1", 0, kLayers) >= blocks; }))
       << cluster_.Status();
   StartBox("box-2", "peer", /*spare=*/true);
+  // What is computed now still goes to the first.
+  const json more = Answer(*Ask(ShortQuestion(3)));
+  ASSERT_TRUE(WaitUntil([&] { return Archived("box-1", 0, kLayers) >= blocks + FullBlocks(more); }))
+      << cluster_.Status();
   EXPECT_EQ(Archived("box-2", 0, kLayers), 0) << "one is enough";
   // It is lost for good: what it had, and what is new, goes to another.
   cluster_.worker("box-1").Signal(SIGKILL);
@@ -170,7 +174,7 @@ TEST_F(KvReplicaTest, AnotherKeepsWhatALostOneKeptAndGivesItBack) {
   const json second = Answer(*Ask(ShortQuestion(2)));
   EXPECT_LT(second["usage"]["prompt_tokens_details"]["cached_tokens"], kBlockTokens);
   ASSERT_TRUE(WaitUntil([&] {
-    return Archived("box-2", 0, kLayers) >= blocks + FullBlocks(second);
+    return Archived("box-2", 0, kLayers) >= blocks + FullBlocks(more) + FullBlocks(second);
   })) << cluster_.Status();
   EXPECT_THAT(cluster_.Status(), HasSubstr("serving (plan 1)")) << "as if nothing had happened";
   // So is the stage's own box. Who takes its place asks the one that is left.
