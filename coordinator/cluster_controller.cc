@@ -161,9 +161,11 @@ void ClusterController::ReportOfNextPlan(WorkerId worker, int stage,
 void ClusterController::HearOfArchive(WorkerId worker, const v1::KvArchiveNews& news) {
   replicas_.Hear(*membership_.Find(worker), news);
   const int stage = StageOf(worker);
-  if (stage >= 0 && active_->serving && news.plan_version() == active_->plan.version &&
-      news.capacity() > 0) {
-    const int64_t capacity = active_->SetArchiveCapacity(stage, news.capacity());
+  if (stage >= 0 && active_->stages[static_cast<size_t>(stage)].ready.has_value() &&
+      news.plan_version() == active_->plan.version && news.capacity() > 0) {
+    // Before the plan serves too, since it is said once.
+    active_->SetArchiveCapacity(stage, news.capacity());
+    const int64_t capacity = active_->serving ? active_->CommonArchiveCapacity() : 0;
     if (capacity > 0) driver_->SetArchiveCapacity(active_->plan.version, capacity);
   }
   RenewKvReplicas();

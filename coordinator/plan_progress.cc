@@ -43,9 +43,12 @@ PipelineDriver::Pipeline ActivePlan::MakePipeline(int64_t max_step_tokens,
   return pipeline;
 }
 
-int64_t ActivePlan::SetArchiveCapacity(int stage, int64_t capacity) {
+void ActivePlan::SetArchiveCapacity(int stage, int64_t capacity) {
   stages[static_cast<size_t>(stage)].ready->mutable_kv_archive()->set_capacity(
       static_cast<uint64_t>(capacity));
+}
+
+int64_t ActivePlan::CommonArchiveCapacity() const {
   int64_t common = INT64_MAX;
   for (const StageState& each : stages) {
     common = std::min(common, ArchiveCapacity(each.ready->kv_archive()));

@@ -32,9 +32,11 @@ struct ActivePlan {
   /// common. `archive_root`: of the archives' contents. REQUIRES: AllReady().
   PipelineDriver::Pipeline MakePipeline(int64_t max_step_tokens,
                                         const KvBlockName& archive_root) const;
-  /// The archive of stage `stage` has room for so many blocks now. Returns for how many all have, 0
-  /// where one has none. REQUIRES: AllReady().
-  int64_t SetArchiveCapacity(int stage, int64_t capacity);
+  /// The archive of stage `stage` has room for so many blocks now. REQUIRES: that one is ready.
+  void SetArchiveCapacity(int stage, int64_t capacity);
+  /// For how many blocks the archives of all stages have room; 0 where one has none.
+  /// REQUIRES: AllReady().
+  int64_t CommonArchiveCapacity() const;
   /// What the stage of this worker leaves of its memory for weights; of one without a stage 0.
   int64_t MemoryBeside(const Member& worker) const;
   /// Stage `stage`, which `worker` has.

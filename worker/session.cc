@@ -120,16 +120,20 @@ class Session {
       if (report.failure().code() == static_cast<int32_t>(absl::StatusCode::kDataLoss)) {
         DoubtFiles(report.failure().plan_version());
       }
+      const bool is_ready = report.has_ready();
       Enqueue(std::move(report));
+      if (is_ready) TellOfNewStage();
     };
     return environment;
   }
 
   /// Never waits. Where the link takes no reports any more, progress and what changed of the
-  /// archive can be missed; anything else can not, and ends the session.
-  void Enqueue(v1::WorkerReport report) {
+  /// archive can be missed, and false is returned; anything else can not, and ends the session.
+  bool Enqueue(v1::WorkerReport report) {
     const bool dispensable = report.has_progress() || report.has_kv_archive();
-    if (!reports_.TryPush(std::move(report)) && !dispensable) reports_.Close();
+    if (reports_.TryPush(std::move(report))) return true;
+    if (!dispensable) reports_.Close();
+    return false;
   }
 
   /// Says so; the coordinator then ends the stream.
@@ -482,14 +486,25 @@ class Session {
   /// one.
   void TellOfArchive() {
     MutexLock lock(&archive_mu_);
+    TellOfArchiveLocked();
+  }
+
+  /// The coordinator has been told that the stage is ready. What it was told of the stage's archive
+  /// before was of nothing that it knew, and StageReady says how that was some time ago.
+  void TellOfNewStage() {
+    MutexLock lock(&archive_mu_);
+    if (archive_told_.has_value()) archive_told_->set_plan_version(0);
+    TellOfArchiveLocked();
+  }
+
+  void TellOfArchiveLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(archive_mu_) {
     if (!archive_told_.has_value()) return;
     v1::KvArchiveNews news = worker_.kv_archive_news();
     news.set_room_bytes(static_cast<uint64_t>(options_.kv_store->room_bytes()));
     if (!IsWorthTelling(*archive_told_, news)) return;
-    archive_told_ = news;
     v1::WorkerReport report;
-    *report.mutable_kv_archive() = std::move(news);
-    Enqueue(std::move(report));
+    *report.mutable_kv_archive() = news;
+    if (Enqueue(std::move(report))) archive_told_ = std::move(news);
   }
 
   absl::StatusOr<std::shared_ptr<KvPeer>> OpenKvPeer(const v1::Peer& peer) const {

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "cluster/kv_block_name.h"
 #include "cluster/protocol_version.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -239,6 +240,91 @@ TEST(ClusterControllerTest, AReplicaThatIsDrainedOrRefusesIsReplaced) {
   ASSERT_TRUE(it.News(7, 0).ok());
   it.cluster.Advance(absl::Milliseconds(1));
   EXPECT_THAT(it.a->TakeOrders(), IsEmpty());
+}
+
+TEST(ClusterControllerTest, AReplicaThatRefusedLongAgoIsReplacedByOneThatJoins) {
+  ReplicatingCluster it;
+  FakeWorker* const b = it.JoinSpare("box-b");
+  it.Ready();
+  it.a->TakeOrders();
+  EXPECT_EQ(it.Told(), b->incarnation);
+  // There is nobody else. It goes on refusing, which is said once.
+  ASSERT_TRUE(it.News(1, b->incarnation).ok());
+  for (int second = 0; second < 6 * 60; ++second) {
+    it.cluster.Advance(absl::Seconds(1));
+    it.cluster.Heartbeat(it.a);
+    it.cluster.Heartbeat(b);
+  }
+  EXPECT_THAT(it.a->TakeOrders(), IsEmpty());
+  FakeWorker* const c = it.JoinSpare("box-c");
+  EXPECT_EQ(it.Told(), c->incarnation);
+}
+
+/// Box-a and box-b have half of the model each, and in their archives the first two blocks of a
+/// prompt.
+struct ArchivingPair {
+  static v1::Registration Archive() {
+    v1::Registration archive;
+    archive.set_kv_archive_bytes(1 << 20);
+    return archive;
+  }
+  void Ready(const FakeWorker* worker) {
+    v1::WorkerReport report;
+    v1::StageReady& ready = *report.mutable_ready();
+    ready.set_plan_version(1);
+    ready.set_kv_blocks(8);
+    ready.set_kv_block_tokens(kKvBlockTokens);
+    ready.mutable_kv_archive()->set_capacity(100);
+    KvBlockName name = NameKvRoot("");
+    for (size_t begin = 0; begin + 1 < job.prompt.size(); begin += kKvBlockTokens) {
+      name = NameKvBlock(name, absl::MakeConstSpan(job.prompt).subspan(begin, kKvBlockTokens));
+      absl::StrAppend(ready.mutable_kv_archive()->mutable_names(), name.view());
+    }
+    EXPECT_TRUE(cluster.Report(worker, report).ok());
+  }
+  void News(const FakeWorker* worker, uint64_t capacity) {
+    v1::WorkerReport report;
+    report.mutable_kv_archive()->set_plan_version(1);
+    report.mutable_kv_archive()->set_capacity(capacity);
+    EXPECT_TRUE(cluster.Report(worker, report).ok());
+  }
+  /// Blocks that the job's first step takes from the archives.
+  int Restored() {
+    const std::unique_ptr<JobHandle> handle = cluster.Submit(job);
+    return cluster.WaitForStep(1).restored_blocks_size();
+  }
+
+  const JobSpec job = ToyJob(2 * kKvBlockTokens + 1, 1);
+  FakeCluster cluster{2, SmallCost(), {}, /*context_tokens=*/3 * kKvBlockTokens};
+  FakeWorker* a = cluster.Join("box-a", kWhole, false, Archive());
+  FakeWorker* b = cluster.Join("box-b", kWhole, false, Archive());
+};
+
+TEST(ClusterControllerTest, WhatAllArchivesHaveIsTakenFromThem) {
+  ArchivingPair it;
+  it.Ready(it.a);
+  it.Ready(it.b);
+  EXPECT_EQ(it.Restored(), 2);
+}
+
+// Of a prompt the last blocks are kept longest, and nothing is found without the first.
+TEST(ClusterControllerTest, AnArchiveThatHasLostBlocksIsNotAskedForThem) {
+  ArchivingPair it;
+  it.Ready(it.a);
+  it.Ready(it.b);
+  it.News(it.b, 1);
+  EXPECT_EQ(it.Restored(), 0);
+}
+
+TEST(ClusterControllerTest, NorIsOneThatLostThemBeforeAllStagesWereReady) {
+  ArchivingPair it;
+  it.News(it.a, 1);  // of no stage yet
+  it.Ready(it.b);
+  it.News(it.b, 1);
+  EXPECT_FALSE(it.cluster.Status().serving());
+  it.Ready(it.a);
+  EXPECT_TRUE(it.cluster.Status().serving());
+  EXPECT_EQ(it.Restored(), 0);
 }
 
 TEST(ClusterControllerTest, ARoomThatShrinksMovesReplicasElsewhere) {

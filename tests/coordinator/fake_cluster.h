@@ -77,10 +77,10 @@ struct FakeWorker {
 class FakeCluster {
  public:
   explicit FakeCluster(int min_workers = 1, const ModelCost& cost = SmallCost(),
-                       const ModelConfig& config = {})
-      : driver_(DriverOptions()),
+                       const ModelConfig& config = {}, int64_t context_tokens = 64)
+      : driver_(DriverOptions(context_tokens)),
         controller_(
-            ControllerOptions(min_workers, cost, config), &driver_,
+            ControllerOptions(min_workers, cost, config, context_tokens), &driver_,
             [this](const ClusterController::PipelineEnds& ends) { return OpenFirstHop(ends); }) {}
 
   /// `more`: what else it says of itself.
@@ -199,10 +199,10 @@ class FakeCluster {
   void RefuseFirstHops(absl::Status why) { refusal_ = std::move(why); }
 
  private:
-  PipelineDriver::Options DriverOptions() {
+  PipelineDriver::Options DriverOptions(int64_t context_tokens) {
     PipelineDriver::Options options;
     options.vocab_size = ToyModel().vocab_size;
-    options.context_tokens = 64;
+    options.context_tokens = context_tokens;
     options.prefill_chunk = 32;
     options.clock = &clock_;
     options.on_quiet = [this](uint64_t plan_version, uint64_t next_version) {
@@ -212,14 +212,14 @@ class FakeCluster {
   }
 
   ClusterController::Options ControllerOptions(int min_workers, const ModelCost& cost,
-                                               const ModelConfig& config) {
+                                               const ModelConfig& config, int64_t context_tokens) {
     ClusterController::Options options;
     options.model.set_directory("/models/small");
     options.model.set_fingerprint(99);
     options.cost = cost;
     options.config = config;
     options.min_workers = min_workers;
-    options.context_tokens = 64;
+    options.context_tokens = context_tokens;
     options.kv_tokens = 512;
     options.max_step_tokens = 32;
     options.incarnation = kCoordinator;
@@ -238,12 +238,14 @@ class FakeCluster {
     options.plan_version = version;
     options.num_stages = 4;
     options.kv_block_tokens = kKvBlockTokens;
+    options.archive = &archive_;
     auto& pipeline = pipelines_[version];
     pipeline = std::make_unique<FakePipeline>(options);
     return std::move(pipeline->Connect().first_hop);
   }
 
   SimulatedClock clock_;
+  FakeArchive archive_;  // of all stages; empty at first, whatever workers say
   std::map<uint64_t, std::unique_ptr<FakePipeline>> pipelines_;  // by plan
   std::vector<std::unique_ptr<FakeWorker>> workers_;
   std::vector<FirstHop> first_hops_;
