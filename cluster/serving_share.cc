@@ -5,23 +5,27 @@
 
 namespace caravan {
 
-bool ServingShare::StepsRun() {
+ServingShare::Steps ServingShare::Look() {
   MutexLock lock(&ask_mu_);
-  return options_.steps_run();
+  // Always, since it says what has changed since the last call.
+  const bool steps_run = options_.steps_run();
+  if (!options_.serves()) return Steps::kNone;
+  return steps_run ? Steps::kRun : Steps::kPause;
 }
 
 absl::Duration ServingShare::TryBegin() {
-  const bool steps_run = StepsRun();
+  const Steps steps = Look();
   MutexLock lock(&mu_);
-  const absl::Duration wait = BeginLocked(steps_run);
-  return wait == absl::InfiniteDuration() ? std::max(kLook, last_rest_) : wait;
+  const absl::Duration wait = BeginLocked(steps);
+  if (wait != absl::InfiniteDuration()) return wait;
+  return std::min(std::max(kLook, last_rest_), BoundForLocked());
 }
 
 bool ServingShare::Begin(const std::function<bool()>& cancelled) {
   while (!cancelled()) {
-    const bool steps_run = StepsRun();
+    const Steps steps = Look();
     MutexLock lock(&mu_);
-    const absl::Duration wait = BeginLocked(steps_run);
+    const absl::Duration wait = BeginLocked(steps);
     if (wait <= absl::ZeroDuration()) return true;
     changed_.WaitWithTimeout(&mu_, std::min(wait, kLook));
   }
@@ -44,13 +48,13 @@ void ServingShare::GiveUpTurn() {
 
 absl::Duration ServingShare::Wait(bool steps_run) {
   MutexLock lock(&mu_);
-  return WaitLocked(steps_run);
+  return WaitLocked(steps_run ? Steps::kRun : Steps::kPause);
 }
 
-absl::Duration ServingShare::BeginLocked(bool steps_run) {
-  const absl::Duration wait = WaitLocked(steps_run);
+absl::Duration ServingShare::BeginLocked(Steps steps) {
+  const absl::Duration wait = WaitLocked(steps);
   if (wait <= absl::ZeroDuration()) {
-    if (IsBoundLocked()) overdue_ += std::exchange(turns_, 0);
+    if (BoundForLocked() > absl::ZeroDuration()) overdue_ += std::exchange(turns_, 0);
     ++turns_;
     began_ = options_.clock->Now();
   }
@@ -62,16 +66,19 @@ void ServingShare::EndTurnLocked() {
   --(turns_ > 0 ? turns_ : overdue_);
 }
 
-bool ServingShare::IsBoundLocked() const {
-  return options_.share < 1.0 && options_.clock->Now() - last_step_ < kHold;
+absl::Duration ServingShare::BoundForLocked() const {
+  if (options_.share >= 1.0) return absl::ZeroDuration();
+  return last_step_ + kHold - options_.clock->Now();
 }
 
-absl::Duration ServingShare::WaitLocked(bool steps_run) {
+absl::Duration ServingShare::WaitLocked(Steps steps) {
   const absl::Duration now = options_.clock->Now();
-  if (steps_run) last_step_ = now;
-  if (!IsBoundLocked()) return absl::ZeroDuration();
+  if (steps == Steps::kRun) last_step_ = now;
+  if (steps == Steps::kNone) last_step_ = -absl::InfiniteDuration();
+  const absl::Duration bound_for = BoundForLocked();
+  if (bound_for <= absl::ZeroDuration()) return absl::ZeroDuration();
   if (turns_ > 0 && now - began_ < kLongestTurn + kLongestRest) return absl::InfiniteDuration();
-  return std::max(absl::ZeroDuration(), not_before_ - now);
+  return std::clamp(not_before_ - now, absl::ZeroDuration(), bound_for);
 }
 
 }  // namespace caravan

@@ -186,6 +186,7 @@ class Server final : public CoordinatorServer {
       const PipelineStats stats = driver_->stats();
       return std::exchange(last, stats.steps) != stats.steps || stats.steps_in_flight > 0;
     };
+    share.serves = [this] { return driver_->CheckServing().ok(); };
     return share;
   }
 

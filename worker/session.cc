@@ -252,6 +252,7 @@ class Session {
       const double busy_s = worker_.load().busy_s();
       return std::exchange(last, busy_s) != busy_s;
     };
+    share.serves = [this] { return worker_.has_stage(); };
     return share;
   }
 

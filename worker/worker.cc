@@ -37,7 +37,7 @@ void Worker::Handle(const v1::WorkerOrder& order) {
     StopLoading();
     DropPrepared();
     preparing_ = order.prepare_stage().stage().plan_version();
-    const bool beside_another = IsRunning();
+    const bool beside_another = has_stage();
     if (beside_another) {
       MutexLock lock(&mu_);
       held_ = loop_->held_weights();
@@ -49,7 +49,7 @@ void Worker::Handle(const v1::WorkerOrder& order) {
     DropPrepared();
     if (order.drop_stage().plan_version() != preparing_) {
       DropStage();
-    } else if (IsRunning()) {
+    } else if (has_stage()) {
       held_.clear();  // what the present stage has it keeps
     }
     preparing_ = 0;
@@ -91,7 +91,7 @@ void Worker::StartLoading(std::function<void(const std::stop_token& stop)> body)
                   [body = std::move(body), stop = stop_loading_.get_token()] { body(stop); });
 }
 
-bool Worker::IsRunning() const {
+bool Worker::has_stage() const {
   MutexLock lock(&mu_);
   return loop_ != nullptr;
 }

@@ -118,6 +118,9 @@ class Worker {
   /// Whose steps the present stage takes: the session's to ask.
   const SenderGate& sender_gate() const { return sender_gate_; }
 
+  /// Whether a stage runs. Any thread.
+  bool has_stage() const;
+
   /// Of the present stage's archive, without room_bytes; empty where there is none. Any thread.
   v1::KvArchiveNews kv_archive_news() const;
 
@@ -139,7 +142,6 @@ class Worker {
   void StartLoading(std::function<void(const std::stop_token& stop)> body);
   /// Stops it, if there is one.
   void StopLoading();
-  bool IsRunning() const;
   /// Stops the loop, and keeps what may be of use to the next stage.
   void DropStage();
   void DropPrepared();

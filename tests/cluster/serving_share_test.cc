@@ -16,6 +16,7 @@ class ServingShareTest : public ::testing::Test {
     ServingShare::Options options;
     options.share = share;
     options.steps_run = [this] { return steps_run_.load(); };
+    options.serves = [this] { return serves_.load(); };
     options.clock = &clock_;
     return options;
   }
@@ -23,6 +24,7 @@ class ServingShareTest : public ::testing::Test {
 
   SimulatedClock clock_;
   std::atomic<bool> steps_run_ = true;
+  std::atomic<bool> serves_ = true;
 };
 
 TEST_F(ServingShareTest, WithoutStepsPartsPassAtOnceAndTogether) {
@@ -66,11 +68,38 @@ TEST_F(ServingShareTest, TheBoundHoldsForAWhileAfterTheLastStep) {
   // It is to rest until a second after the hold.
   clock_.Advance(absl::Seconds(1));
   share.End(absl::Seconds(1));
-  EXPECT_EQ(share.Wait(false), ServingShare::kLongestRest);
+  EXPECT_EQ(share.Wait(false), ServingShare::kHold - absl::Seconds(1)) << "the bound ends first";
   clock_.Advance(ServingShare::kHold - absl::Seconds(1) - absl::Milliseconds(1));
-  EXPECT_GT(share.Wait(false), absl::Seconds(1)) << "the rest holds";
+  EXPECT_EQ(share.Wait(false), absl::Milliseconds(1));
   clock_.Advance(absl::Milliseconds(1));
   EXPECT_EQ(share.Wait(false), absl::ZeroDuration()) << "though the rest has a second to go";
+}
+
+TEST_F(ServingShareTest, WhoTriesWhileAPartPassesIsNotToldToWaitBeyondTheBound) {
+  ServingShare share(Options(0.05));
+  ASSERT_TRUE(share.Begin(Never));
+  share.End(absl::Seconds(1));
+  clock_.Advance(ServingShare::kLongestRest);
+  ASSERT_EQ(share.TryBegin(), absl::ZeroDuration());
+  steps_run_ = false;
+  EXPECT_EQ(share.TryBegin(), ServingShare::kHold) << "and the rest before was as long";
+  clock_.Advance(ServingShare::kHold - absl::Milliseconds(1));
+  EXPECT_EQ(share.TryBegin(), absl::Milliseconds(1));
+  clock_.Advance(absl::Milliseconds(1));
+  EXPECT_EQ(share.TryBegin(), absl::ZeroDuration());
+}
+
+TEST_F(ServingShareTest, WhereNothingServesThereIsNoBound) {
+  ServingShare share(Options(0.05));
+  ASSERT_TRUE(share.Begin(Never));
+  EXPECT_EQ(share.TryBegin(), ServingShare::kLook);
+  serves_ = false;
+  EXPECT_EQ(share.TryBegin(), absl::ZeroDuration()) << "the last steps of a pipeline that is gone";
+  serves_ = true;
+  steps_run_ = false;
+  EXPECT_EQ(share.TryBegin(), absl::ZeroDuration()) << "no step ran since it serves again";
+  steps_run_ = true;
+  EXPECT_GT(share.TryBegin(), absl::ZeroDuration());
 }
 
 TEST_F(ServingShareTest, APartToASlowBoxDoesNotKeepOthersWaitingForEver) {
