@@ -134,8 +134,8 @@ absl::StatusOr<absl::Duration> AskForPart(grpc::ClientContext* context,
 }
 
 /// The caller's end, after the last part: closes the stream, and cancels it where the other end
-/// does not within `timeout`. `asked`: what the last AskForPart returned, OK if all came.
-/// Returns that, but where the stream had ended, why.
+/// does not within `timeout`. `asked`: the last AskForPart's error, or what is wrong with what
+/// came; else OK. Returns that, but where the stream had ended, why.
 /// Errors: Cancelled - `stop` was requested; DataLoss - the other end says nothing of why;
 ///         Unavailable - it cancelled the call, or has gone; its others.
 template <typename Request, typename Response>
