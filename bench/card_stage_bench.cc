@@ -12,6 +12,7 @@
 #include "base/byte_size.h"
 #include "base/clock.h"
 #include "base/int_math.h"
+#include "base/median.h"
 #include "bench/must_be.h"
 #include "cluster/pipeline_plan.h"
 #include "model/step_memory.h"
@@ -44,11 +45,6 @@ struct Totals {
   std::vector<double> foretold_seconds;
   CardExperts::Counters experts;
 };
-
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  return values[values.size() / 2];
-}
 
 CardExperts::Counters Since(const CardExperts::Counters& now, const CardExperts::Counters& then) {
   CardExperts::Counters since;

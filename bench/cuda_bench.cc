@@ -25,6 +25,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "base/median.h"
 #include "bench/cuda_fill.h"
 #include "bench/must_be.h"
 #include "benchmark/benchmark.h"
@@ -128,11 +129,6 @@ class Recorded {
   cudaGraphExec_t replayed_ = nullptr;
   cudaEvent_t begin_ = nullptr, end_ = nullptr;
 };
-
-double Median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + std::ssize(values) / 2, values.end());
-  return values[values.size() / 2];
-}
 
 Bench MakeBench() {
   Bench bench;

@@ -19,6 +19,7 @@
 #include "base/byte_size.h"
 #include "base/check.h"
 #include "base/clock.h"
+#include "base/median.h"
 #include "base/status_macros.h"
 #include "base/thread_pool.h"
 #include "caravan/v1/jobs.grpc.pb.h"

@@ -55,12 +55,6 @@ v1::SamplingParams BenchSampling(const StoredModel& model) {
   return sampling;
 }
 
-double Median(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t middle = values.size() / 2;
-  return values.size() % 2 == 1 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
-}
-
 double Quantile(std::vector<double> values, double share) {
   if (values.empty()) return 0;
   const auto at = values.begin() +

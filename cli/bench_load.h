@@ -40,9 +40,6 @@ inline constexpr double kBenchTemperature = 1;
 /// So; a model of random weights never ends its replies.
 v1::SamplingParams BenchSampling(const StoredModel& model);
 
-/// REQUIRES: not empty.
-double Median(std::vector<double> values);
-
 /// The value that `share` of the values do not exceed; 0 for none.
 double Quantile(std::vector<double> values, double share);
 

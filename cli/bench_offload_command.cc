@@ -17,6 +17,7 @@
 #include "absl/strings/str_format.h"
 #include "base/byte_size.h"
 #include "base/int_math.h"
+#include "base/median.h"
 #include "base/peak_memory.h"
 #include "base/status_macros.h"
 #include "cli/bench_load.h"

@@ -15,6 +15,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "base/median.h"
 #include "base/status_macros.h"
 #include "cli/bench_cluster.h"
 #include "cli/bench_load.h"

@@ -11,6 +11,7 @@
 
 #include "absl/time/time.h"
 #include "base/clock.h"
+#include "base/median.h"
 #include "base/status_macros.h"
 #include "cli/bench_load.h"
 #include "cli/commands.h"

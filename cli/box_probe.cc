@@ -3,7 +3,6 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstddef>
 #include <filesystem>
@@ -21,6 +20,7 @@
 #include "base/io/read_rate.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/median.h"
 #include "base/named_thread.h"
 #include "base/open_file.h"
 #include "base/output_file.h"
@@ -51,12 +51,6 @@ constexpr int64_t kBriefMemoryBytes = 256 * kMiB;
 
 constexpr char kMeasured[] = "measured by caravan probe";
 constexpr char kSystem[] = "what the system says";
-
-double Median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 
 /// The largest file there that is large enough to be read; empty: none is.
 std::string LargestFile(const std::string& directory) {
@@ -222,9 +216,9 @@ class BoxProber {
     disk.drives = static_cast<int>(1 + options_.mirrors.size());
     std::vector<std::unique_ptr<DirectFile>> files;
     bool direct = true;
+    // A mirror may have copies of a part alone, and room for no more.
+    CARAVAN_ASSIGN_OR_RETURN(disk.bytes, RoomForModel(options_.disk_directory));
     for (const std::string& directory : Directories()) {
-      CARAVAN_ASSIGN_OR_RETURN(const int64_t room, RoomForModel(directory));
-      disk.bytes = files.empty() ? room : std::min(disk.bytes, room);
       CARAVAN_ASSIGN_OR_RETURN(files.emplace_back(), FileToRead(directory));
       direct = direct && files.back()->direct();
     }

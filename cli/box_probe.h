@@ -25,7 +25,8 @@ struct BoxProbeOptions {
   // Where the model lies or will lie; a scratch file is written there for the time being.
   std::string disk_directory = ".";
   // On further drives, with copies of the same files (`caravan worker --mirror`). All are read at
-  // once, so that two directories of one drive give what it has.
+  // once, so that two directories of one drive give what it has. The rate supposes that each has
+  // all of the files; the box's room is that of disk_directory, whatever these have.
   std::vector<std::string> mirrors;
   int64_t scratch_bytes = int64_t{2}
                           << 30;  // larger than the disk's caches; the most where room is
@@ -40,9 +41,9 @@ struct BoxProbeOptions {
 };
 
 /// A box with what was measured of it, each figure's source said. On a machine that others use at
-/// the time it is what they leave. Takes eight durations, what the scratch file takes to write,
-/// four durations more for a link and some seconds more for a card. Errors: as MakeCpuBackend,
-/// ProbeMachine, MakeScratchFile and MeasureReadRate; of a card as
+/// the time it is what they leave. Takes six durations, what a scratch file for each drive takes to
+/// write, four durations more for a link and some seconds more for a card. Errors: as
+/// MakeCpuBackend, ProbeMachine, MakeScratchFile and MeasureReadRate; of a card as
 ///         ComputeDevice; as ProbeLink; ResourceExhausted - too little memory; Cancelled - stopped.
 absl::StatusOr<Box> ProbeBox(const BoxProbeOptions& options);
 

@@ -1,6 +1,5 @@
 // caravan certs: the certificates by which the cluster's processes know one another.
 
-#include <cstdint>
 #include <cstdio>
 #include <iostream>
 #include <memory>
@@ -15,6 +14,7 @@
 #include "base/status_macros.h"
 #include "cli/commands.h"
 #include "cli/enrolment_client.h"
+#include "cli/time_left.h"
 #include "cli/validators.h"
 #include "cluster/address.h"
 #include "cluster/certificate.h"
@@ -63,34 +63,36 @@ absl::Status WriteIdentity(const std::string& directory, const std::string& auth
   return WritePrivateFile(AuthorityPath(directory), authorities);
 }
 
-/// How long the first certificate of the text is good, in whole days.
-absl::StatusOr<int64_t> DaysLeft(const std::string& pem, absl::Time now) {
-  CARAVAN_ASSIGN_OR_RETURN(const CertificateFacts facts, ReadCertificate(pem));
-  // Certificates know whole seconds.
-  return (facts.not_after - now + absl::Seconds(1)) / absl::Hours(24);
-}
-
 /// How long a new certificate of one of the authorities is good.
 absl::StatusOr<std::string> HowLong(const std::string& pem, const std::string& authorities,
                                     absl::Time now) {
   CARAVAN_ASSIGN_OR_RETURN(const CertificateFacts facts, ReadCertificate(pem));
-  CARAVAN_ASSIGN_OR_RETURN(const int64_t days, DaysLeft(pem, now));
   bool ends_with_authority = false;
   for (const std::string& authority : SplitCertificates(authorities)) {
     CARAVAN_ASSIGN_OR_RETURN(const CertificateFacts issuer, ReadCertificate(authority));
     ends_with_authority |= issuer.not_after == facts.not_after;
   }
-  return absl::StrCat("good for ", days, " days",
+  return absl::StrCat(HowLongGood(facts.not_after, now),
                       ends_with_authority ? ", when its authority ends too" : "");
 }
 
 /// The same of every authority of a ca.pem.
 absl::StatusOr<std::string> HowLongAuthorities(const std::string& pem, absl::Time now) {
-  std::vector<int64_t> days;
+  std::vector<std::string> each;
   for (const std::string& authority : SplitCertificates(pem)) {
-    CARAVAN_ASSIGN_OR_RETURN(days.emplace_back(), DaysLeft(authority, now));
+    CARAVAN_ASSIGN_OR_RETURN(const CertificateFacts facts, ReadCertificate(authority));
+    each.push_back(HowLongGood(facts.not_after, now));
   }
-  return absl::StrCat("good for ", absl::StrJoin(days, " and "), " days");
+  return absl::StrJoin(each, " and ");
+}
+
+/// IssueIdentity by the authority of a directory, which errors name.
+absl::StatusOr<KeyAndCertificate> IssueBy(const std::string& directory,
+                                          const KeyAndCertificate& authority,
+                                          const Identity& identity, const Validity& validity) {
+  absl::StatusOr<KeyAndCertificate> issued = IssueIdentity(authority, identity, validity);
+  if (!issued.ok()) return Annotate(issued.status(), AuthorityPath(directory));
+  return issued;
 }
 
 absl::Status Init(const CertsFlags& flags) {
@@ -124,8 +126,9 @@ absl::Status Add(const CertsFlags& flags, Role role) {
                      flags.name);
   CARAVAN_ASSIGN_OR_RETURN(const KeyAndCertificate authority, ReadAuthority(flags.directory));
   CARAVAN_ASSIGN_OR_RETURN(const std::string authorities, ReadAuthorities(flags.directory));
-  CARAVAN_ASSIGN_OR_RETURN(const KeyAndCertificate identity,
-                           IssueIdentity(authority, {role, flags.name}, {now, flags.lifetime()}));
+  CARAVAN_ASSIGN_OR_RETURN(
+      const KeyAndCertificate identity,
+      IssueBy(flags.directory, authority, {role, flags.name}, {now, flags.lifetime()}));
   CARAVAN_RETURN_IF_ERROR(WriteIdentity(out, authorities, identity));
   CARAVAN_ASSIGN_OR_RETURN(const std::string how_long,
                            HowLong(identity.certificate_pem, authority.certificate_pem, now));
@@ -145,7 +148,7 @@ absl::Status Renew(const CertsFlags& flags) {
   CARAVAN_ASSIGN_OR_RETURN(const KeyAndCertificate authority, ReadAuthority(signer));
   CARAVAN_ASSIGN_OR_RETURN(const std::string authorities, ReadAuthorities(signer));
   CARAVAN_ASSIGN_OR_RETURN(const KeyAndCertificate identity,
-                           IssueIdentity(authority, *facts->identity, {now, flags.lifetime()}));
+                           IssueBy(signer, authority, *facts->identity, {now, flags.lifetime()}));
   // In this order: what the new certificate is of is trusted before it is shown.
   CARAVAN_RETURN_IF_ERROR(ReplacePrivateFile(AuthorityPath(flags.directory), authorities));
   CARAVAN_RETURN_IF_ERROR(ReplacePrivateFile(path, identity.key_pem + identity.certificate_pem));

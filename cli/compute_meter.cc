@@ -10,6 +10,7 @@
 #include "absl/types/span.h"
 #include "base/check.h"
 #include "base/int_math.h"
+#include "base/median.h"
 #include "base/status_macros.h"
 #include "cluster/pipeline_plan.h"
 #include "kernels/kv_rows.h"
@@ -34,12 +35,6 @@ constexpr int64_t kAttentionRows = 64;
 constexpr int64_t kAttentionContext = 512;
 // What packs keep attention's matrices in, whose experts are in kWeightType.
 constexpr DType kAttentionWeightType = DType::kQ8_0;
-
-double Median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 
 }  // namespace
 

@@ -9,8 +9,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "base/median.h"
 #include "base/status_macros.h"
-#include "cli/bench_load.h"
 #include "cluster/box_json.h"
 #include "cluster/step_time.h"
 #include "coordinator/box_simulation.h"

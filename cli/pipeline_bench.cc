@@ -20,6 +20,7 @@
 #include "base/byte_size.h"
 #include "base/clock.h"
 #include "base/file.h"
+#include "base/median.h"
 #include "base/status_macros.h"
 #include "caravan/v1/jobs.grpc.pb.h"
 #include "cli/bench_load.h"

@@ -180,8 +180,7 @@ std::string PlanHead(const PlanReport& report) {
           ? ""
           : ", and what bounds the slowest stage; experts in memory: of that stage, from the first "
             "number of jobs to the last that fits; prompts: the smallest --prefill-chunk on which "
-            "a "
-            "larger one gains little, and tokens/s while every stage has one, for the first "
+            "a larger one gains little, and tokens/s while every stage has one, for the first "
             "number of jobs",
       "\nmodel ", question.model, ": ", FormatByteSize(sum.weight_bytes), ", of which ",
       FormatByteSize(sum.always_active_bytes()), " are always active; contexts of ",
@@ -245,10 +244,10 @@ std::vector<std::string> DescribeForecast(const PlanQuestion& question, const Fo
   if (forecast.prompts.has_value()) {
     lines.push_back(absl::StrFormat(
         "first token of a prompt of %d tokens, alone: %s (--prefill-chunk %d); prompts together: "
-        "%.1f tokens/s, %s",
-        question.load.prompt_tokens, Seconds(forecast.first_token_seconds),
-        forecast.prompts->chunk_tokens, forecast.prompts->tokens_per_second,
-        BottleneckName(forecast.prompts->slowest.bottleneck)));
+        "%.1f tokens/s, %s (--prefill-chunk %d)",
+        question.load.prompt_tokens, Seconds(forecast.first_token->seconds),
+        forecast.first_token->chunk_tokens, forecast.prompts->tokens_per_second,
+        BottleneckName(forecast.prompts->slowest.bottleneck), forecast.prompts->chunk_tokens));
   } else {
     lines.push_back("prompts: no memory for the steps of even the smallest chunk");
   }

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "base/byte_size.h"
 #include "base/check.h"
+#include "base/status_macros.h"
 #include "cluster/stage_split.h"
 #include "model/stage_spec.h"
 
@@ -41,20 +42,25 @@ class BoxPlanner {
   absl::StatusOr<std::vector<BoxStage>> Plan(PlanAim aim) {
     const DecodeLoad load = LoadFor(aim, load_);
     if (FastestSplitStates(num_layers_, kinds_) > kMostStates) {
-      // The best plan for boxes that never run out is soon found. Where it takes no more than there
-      // are, there is no better one for these either.
+      // The best plan for boxes that never run out is soon found, unless too many networks differ.
+      // Where it takes no more than there are, there is no better one for these either.
       std::vector<BoxKind> endless = kinds_;
       for (BoxKind& kind : endless) kind.count = num_layers_;
-      const std::optional<Split> split = Fastest(endless, load);
-      if (split.has_value() && AreThere(*split)) return Stages(*split);
+      CARAVAN_RETURN_IF_ERROR(CheckFits(endless));
+      if (FastestSplitStates(num_layers_, endless) <= kMostStates) {
+        const std::optional<Split> split = Fastest(endless, load);
+        if (split.has_value() && AreThere(*split)) return Stages(*split);
+      }
       return absl::InvalidArgumentError(absl::StrCat(
           boxes_.size(),
           " kinds of box, so many of each, have too many orders to go through all; "
           "give fewer kinds, fewer of them, or of each as many as the model has layers"));
     }
     const std::optional<Split> split = Fastest(kinds_, load);
-    if (!split.has_value()) return WhatLacks();
-    return Stages(*split);
+    if (split.has_value()) return Stages(*split);
+    const absl::Status lack = CheckFits(kinds_);
+    CARAVAN_CHECK(!lack.ok());
+    return lack;
   }
 
  private:
@@ -91,15 +97,15 @@ class BoxPlanner {
     return stages;
   }
 
-  /// The split that lacks least, in words.
-  absl::Status WhatLacks() {
+  /// Whether any split fits; if not, says of the one that lacks least what.
+  absl::Status CheckFits(absl::Span<const BoxKind> kinds) const {
     const StageCosts lacks(
         static_cast<int>(boxes_.size()), num_layers_, [&](int kind, int first, int end) {
           return static_cast<double>(LackOf(CostOf(first, end), BoxOf(kind), load_).bytes());
         });
     SplitRules rules;
-    for (const BoxKind& kind : kinds_) rules.counts.push_back(kind.count);
-    rules.networks.assign(kinds_.size(), 0);
+    for (const BoxKind& kind : kinds) rules.counts.push_back(kind.count);
+    rules.networks.assign(kinds.size(), 0);
     rules.hops = {{0}};
     rules.returns = {0};
     const std::optional<Split> split = CheapestSplit(lacks, rules);
@@ -119,6 +125,7 @@ class BoxPlanner {
                         FormatByteSize(lack.disk_bytes), " of disk");
       }
     }
+    if (what.empty()) return absl::OkStatus();
     return absl::FailedPreconditionError(
         absl::StrCat("the model does not fit; of all splits the nearest: ", what));
   }

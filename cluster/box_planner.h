@@ -24,7 +24,8 @@ namespace caravan {
 ///
 /// Errors: FailedPrecondition - the model does not fit; says of the split that lacks least which
 ///         stage lacks how much of what. InvalidArgument - the boxes differ too much for all orders
-///         to be gone through, and what would be best of endlessly many takes more than there are.
+///         to be gone through, and what would be best of endlessly many takes more than there are,
+///         or their networks differ too much even for that.
 /// REQUIRES: layers; boxes; jobs >= 1.
 absl::StatusOr<std::vector<BoxStage>> PlanBoxes(const ModelConfig& config, const ModelCost& cost,
                                                 absl::Span<const BoxCount> boxes,

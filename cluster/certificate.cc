@@ -207,6 +207,12 @@ absl::StatusOr<std::string> SignRequest(const KeyAndCertificate& authority,
     return absl::FailedPreconditionError(
         absl::StrCat("the authority expired at ", absl::FormatTime(authority_end)));
   }
+  const absl::Time authority_begin = ToTime(X509_get0_notBefore(issuer.get()));
+  if (authority_begin > validity.now) {
+    return absl::FailedPreconditionError(absl::StrCat("the authority is valid from ",
+                                                      absl::FormatTime(authority_begin),
+                                                      " on only: is the clock right?"));
+  }
   const Request request(
       PEM_read_bio_X509_REQ(Reader(request_pem).get(), nullptr, NoPassphrase, nullptr));
   if (request == nullptr) {
@@ -301,16 +307,19 @@ absl::Status CheckIdentity(const std::string& authorities_pem, const std::string
   }
   X509_STORE_CTX_set_time(context.get(), 0, absl::ToTimeT(now));
   if (X509_verify_cert(context.get()) == 1) return absl::OkStatus();
+  // Whose fault it is: of what is looked at, depth 0 is the certificate itself.
+  X509* const faulty = X509_STORE_CTX_get_current_cert(context.get());
+  const char* const who = X509_STORE_CTX_get_error_depth(context.get()) > 0
+                              ? "the certificate's authority"
+                              : "the certificate";
   switch (X509_STORE_CTX_get_error(context.get())) {
     case X509_V_ERR_CERT_HAS_EXPIRED:
       return absl::FailedPreconditionError(
-          absl::StrCat("the certificate expired at ",
-                       absl::FormatTime(ToTime(X509_get0_notAfter(certificate.get())))));
+          absl::StrCat(who, " expired at ", absl::FormatTime(ToTime(X509_get0_notAfter(faulty)))));
     case X509_V_ERR_CERT_NOT_YET_VALID:
-      return absl::FailedPreconditionError(
-          absl::StrCat("the certificate is valid from ",
-                       absl::FormatTime(ToTime(X509_get0_notBefore(certificate.get()))),
-                       " on only: is the clock right?"));
+      return absl::FailedPreconditionError(absl::StrCat(
+          who, " is valid from ", absl::FormatTime(ToTime(X509_get0_notBefore(faulty))),
+          " on only: is the clock right?"));
     default:
       return absl::FailedPreconditionError(absl::StrCat(
           "the certificate is not of the authority in ca.pem (",

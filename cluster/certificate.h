@@ -43,7 +43,7 @@ absl::StatusOr<std::string> MakeSigningRequest(const std::string& key_pem);
 /// would believe it for longer.
 /// Errors: InvalidArgument - the name, no request, one that is not signed by its key, or another
 ///         kind of key; FailedPrecondition - the authority's key and certificate do not belong
-///         together, or it has expired.
+///         together, or it has expired or is not valid yet.
 absl::StatusOr<std::string> SignRequest(const KeyAndCertificate& authority,
                                         const std::string& request_pem, const Identity& identity,
                                         const Validity& validity);
@@ -74,7 +74,8 @@ absl::StatusOr<std::string> CertificateOfKey(const std::string& certificates_pem
 /// Whether `identity_pem`, a key with its certificate in any order, can be shown in a cluster whose
 /// authorities are those of `authorities_pem` (one, or more while they are exchanged).
 /// Errors: InvalidArgument - it cannot be read, the key is another's, or it names nobody;
-///         FailedPrecondition - expired, not valid yet, or of another authority.
+///         FailedPrecondition - expired or not valid yet, itself or its authority, which is said;
+///         or of another authority.
 absl::Status CheckIdentity(const std::string& authorities_pem, const std::string& identity_pem,
                            absl::Time now);
 

@@ -17,9 +17,9 @@ absl::StatusOr<Forecast> ForecastBoxes(const ModelConfig& config, const ModelCos
       PredictPrompts(config, cost, forecast.stages, load.decode);
   if (!prompts.ok()) return forecast;
   forecast.prompts = *prompts;
-  CARAVAN_ASSIGN_OR_RETURN(forecast.first_token_seconds,
-                           PredictFirstToken(config, cost, forecast.stages, load.decode,
-                                             load.prompt_tokens, prompts->chunk_tokens));
+  CARAVAN_ASSIGN_OR_RETURN(
+      forecast.first_token,
+      PredictSoonestFirstToken(config, cost, forecast.stages, load.decode, load.prompt_tokens));
   return forecast;
 }
 

@@ -23,9 +23,9 @@ struct Forecast {
   std::vector<BoxStage> stages;
   PipelineTime together;  // all jobs decode
   PipelineTime alone;     // one of them does
-  // Where memory has room for the steps of the smallest chunk.
+  // Where memory has room for the steps of the smallest chunk. Each with its own best chunk.
   std::optional<PromptTime> prompts;
-  double first_token_seconds = 0;  // of a prompt alone; 0 without `prompts`
+  std::optional<FirstToken> first_token;  // of a prompt alone
 
   /// What the aim is about: of all jobs, or of the one.
   double TokensPerSecond(PlanAim aim) const {

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <iterator>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "base/byte_size.h"
@@ -346,8 +347,16 @@ struct Round {
   StageTime slowest;
 };
 
-// Times the rate that a chunk twice as long has to give.
+// Times the rate of a smaller chunk, which a larger one has to give.
 constexpr double kWorthwhile = 1.1;
+
+/// Those that are tried for the load's prompts, smallest first.
+std::vector<int64_t> PromptChunks(const DecodeLoad& load) {
+  const int64_t longest = std::clamp(load.context_tokens, kLeastPromptChunk, kMostPromptChunk);
+  std::vector<int64_t> chunks;
+  for (int64_t chunk = kLeastPromptChunk; chunk <= longest; chunk *= 2) chunks.push_back(chunk);
+  return chunks;
+}
 
 /// A step of `rows` through `stages`. step_rows: what memory of steps is taken from the boxes for;
 /// 0: theirs is what is left beside it.
@@ -405,23 +414,23 @@ absl::StatusOr<PipelineTime> PredictPipeline(const ModelConfig& config, const Mo
 absl::StatusOr<PromptTime> PredictPrompts(const ModelConfig& config, const ModelCost& cost,
                                           absl::Span<const BoxStage> stages,
                                           const DecodeLoad& load) {
-  PromptTime time;
-  const int64_t longest = std::clamp(load.context_tokens, kLeastPromptChunk, kMostPromptChunk);
-  for (int64_t chunk = kLeastPromptChunk; chunk <= longest; chunk *= 2) {
+  std::vector<PromptTime> times;
+  for (const int64_t chunk : PromptChunks(load)) {
     DecodeLoad prompt = load;
     prompt.sampled_share = 1 / static_cast<double>(chunk);
     const absl::StatusOr<Round> round =
         PredictRound(config, cost, stages, prompt, static_cast<double>(chunk), chunk);
     // A smaller one fits.
-    if (!round.ok() && time.chunk_tokens > 0) break;
+    if (!round.ok() && !times.empty()) break;
     CARAVAN_RETURN_IF_ERROR(round.status());
     const double rate = static_cast<double>(chunk) / round->slowest.busy_seconds();
-    if (rate < kWorthwhile * time.tokens_per_second) break;
-    time.chunk_tokens = chunk;
-    time.slowest = round->slowest;
-    time.tokens_per_second = rate;
+    times.push_back({.chunk_tokens = chunk, .tokens_per_second = rate, .slowest = round->slowest});
   }
-  return time;
+  double best = 0;
+  for (const PromptTime& time : times) best = std::max(best, time.tokens_per_second);
+  return *std::find_if(times.begin(), times.end(), [&](const PromptTime& time) {
+    return kWorthwhile * time.tokens_per_second >= best;
+  });
 }
 
 absl::StatusOr<double> PredictFirstToken(const ModelConfig& config, const ModelCost& cost,
@@ -439,6 +448,22 @@ absl::StatusOr<double> PredictFirstToken(const ModelConfig& config, const ModelC
   CARAVAN_ASSIGN_OR_RETURN(const Round round,
                            PredictRound(config, cost, stages, prompt, rows, chunk_tokens));
   return round.seconds + static_cast<double>(chunks - 1) * round.slowest.busy_seconds();
+}
+
+absl::StatusOr<FirstToken> PredictSoonestFirstToken(const ModelConfig& config,
+                                                    const ModelCost& cost,
+                                                    absl::Span<const BoxStage> stages,
+                                                    const DecodeLoad& load, int64_t prompt_tokens) {
+  FirstToken soonest;
+  for (const int64_t chunk : PromptChunks(load)) {
+    const absl::StatusOr<double> seconds =
+        PredictFirstToken(config, cost, stages, load, prompt_tokens, chunk);
+    // A smaller one fits.
+    if (!seconds.ok() && soonest.chunk_tokens > 0) break;
+    CARAVAN_RETURN_IF_ERROR(seconds.status());
+    if (soonest.chunk_tokens == 0 || *seconds < soonest.seconds) soonest = {chunk, *seconds};
+  }
+  return soonest;
 }
 
 }  // namespace caravan

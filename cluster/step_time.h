@@ -167,11 +167,12 @@ struct PromptTime {
 inline constexpr int64_t kLeastPromptChunk = 64;
 inline constexpr int64_t kMostPromptChunk = 8192;
 
-/// Of the pipeline of PredictPipeline, with the smallest chunk on which one twice as long gains
-/// less than a tenth: one in which its slowest stage computes for as long as it reads disk and
+/// Of the pipeline of PredictPipeline, with the smallest chunk than which none gives more tokens/s
+/// by a tenth: about the one in which its slowest stage computes for as long as it reads disk and
 /// memory. Smaller ones leave cores idle, larger ones take memory from experts and hold other jobs
 /// up. Among powers of two from kLeastPromptChunk to kMostPromptChunk that the context and memory
-/// have room for. REQUIRES, Errors: as PredictPipeline.
+/// have room for. (So a faster disk may let a smaller one do, which gives up to a tenth less.)
+/// REQUIRES, Errors: as PredictPipeline.
 absl::StatusOr<PromptTime> PredictPrompts(const ModelConfig& config, const ModelCost& cost,
                                           absl::Span<const BoxStage> stages,
                                           const DecodeLoad& load);
@@ -182,6 +183,20 @@ absl::StatusOr<PromptTime> PredictPrompts(const ModelConfig& config, const Model
 absl::StatusOr<double> PredictFirstToken(const ModelConfig& config, const ModelCost& cost,
                                          absl::Span<const BoxStage> stages, const DecodeLoad& load,
                                          int64_t prompt_tokens, int64_t chunk_tokens);
+
+struct FirstToken {
+  int64_t chunk_tokens = 0;
+  double seconds = 0;
+};
+
+/// The same with the chunk with which it comes soonest, of those of PredictPrompts; where several
+/// do, the smallest. So of the same stages it never comes later for more memory, a faster disk or a
+/// faster network, as it may with the chunk that PredictPrompts chooses.
+/// REQUIRES, Errors: as PredictPipeline; prompt_tokens >= 1.
+absl::StatusOr<FirstToken> PredictSoonestFirstToken(const ModelConfig& config,
+                                                    const ModelCost& cost,
+                                                    absl::Span<const BoxStage> stages,
+                                                    const DecodeLoad& load, int64_t prompt_tokens);
 
 }  // namespace caravan
 

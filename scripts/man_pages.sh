@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Usage: scripts/man_pages.sh BINARY DIRECTORY
 # Writes the manual of the binary `caravan` into DIRECTORY: caravan.1.gz, and one page for each subcommand
-# (caravan-certs-init.1.gz is what `man caravan certs init` shows). All is made of what --help prints; needs
+# (caravan-certs-init.1.gz is what `man caravan-certs-init` shows). All is made of what --help prints; needs
 # help2man.
 set -euo pipefail
 binary=$(realpath "$1")

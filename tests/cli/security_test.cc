@@ -13,6 +13,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
+#include "cluster/certificate.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/sanitized.h"
@@ -313,6 +316,34 @@ TEST_F(SecurityTest, ItIsSaidHowLongNewCertificatesAreGood) {
   EXPECT_THAT(Certs({"renew", Box("box-a"), "--authority", ca_, "--days", "10"}),
               ContainsRegex("/identity.pem of worker/box-a: good for 10 days\n"
                             ".*/ca.pem: good for 36(49|50) days\n$"));
+}
+
+TEST_F(SecurityTest, AuthoritiesThatEndSoonAreSaidToAndThoseThatAreNotGoodDoNotSign) {
+  // As an authority was made `before` ago, for so long.
+  const auto authority = [](absl::Duration before, absl::Duration lifetime) {
+    return *MakeAuthority({absl::Now() - before, lifetime});
+  };
+  const auto put = [&](const KeyAndCertificate& signer, const std::string& others) {
+    std::ofstream(absl::StrCat(ca_, "/ca.key")) << signer.key_pem;
+    std::ofstream(absl::StrCat(ca_, "/ca.pem")) << signer.certificate_pem << others;
+  };
+  const absl::Duration day = absl::Hours(24);
+  const KeyAndCertificate old = authority(3 * day, day);
+  put(authority(day, day + absl::Hours(5) + absl::Minutes(30)), old.certificate_pem);
+  EXPECT_THAT(
+      Certs({"renew", Box("box-a"), "--authority", ca_}),
+      ContainsRegex("/identity.pem of worker/box-a: good for 5 hours, when its authority ends too\n"
+                    ".*/ca.pem: good for 5 hours and expired\n$"));
+  const auto refused = [&](const std::string& why) {
+    TestProcess& renewal =
+        cluster_.Launch("certs", {"certs", "renew", Box("box-a"), "--authority", ca_});
+    EXPECT_NE(renewal.Wait(), 0);
+    EXPECT_THAT(renewal.Err(), HasSubstr(absl::StrCat(ca_, "/ca.pem: the authority ", why)));
+  };
+  put(old, "");
+  refused("expired at ");
+  put(authority(-day, day), "");
+  refused("is valid from ");
 }
 
 TEST_F(SecurityTest, RunningProcessesSayThatTheirCertificatesEndSoon) {

@@ -3,6 +3,7 @@
 #include "cluster/box_planner.h"
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <random>
 #include <string>
@@ -154,6 +155,17 @@ Case WithBetterBoxes(std::mt19937& random, Case better) {
   return better;
 }
 
+/// `stages`, which point into `from`, on the boxes of `to` in their place.
+std::vector<BoxStage> OnBoxesOf(const Case& to, const Case& from, std::vector<BoxStage> stages) {
+  for (BoxStage& stage : stages) {
+    const auto kind =
+        std::find_if(from.boxes.begin(), from.boxes.end(),
+                     [&](const BoxCount& candidate) { return &candidate.box == stage.box; });
+    stage.box = &to.boxes[static_cast<size_t>(kind - from.boxes.begin())].box;
+  }
+  return stages;
+}
+
 // Neither of the same stages nor of those that are best then.
 TEST(BoxPlanner, MoreMemoryAFasterDiskAndAFasterNetworkNeverForetellLess) {
   std::mt19937 random(23);
@@ -166,13 +178,7 @@ TEST(BoxPlanner, MoreMemoryAFasterDiskAndAFasterNetworkNeverForetellLess) {
     if (!plan.ok()) continue;
     ++held_before;
     const double before = SecondsPerToken(drawn, *plan);
-    std::vector<BoxStage> same = *plan;
-    for (BoxStage& stage : same) {
-      const auto kind =
-          std::find_if(drawn.boxes.begin(), drawn.boxes.end(),
-                       [&](const BoxCount& candidate) { return &candidate.box == stage.box; });
-      stage.box = &better.boxes[static_cast<size_t>(kind - drawn.boxes.begin())].box;
-    }
+    const std::vector<BoxStage> same = OnBoxesOf(better, drawn, *plan);
     EXPECT_LE(SecondsPerToken(better, same), before * (1 + 1e-9)) << "case " << i;
     const auto anew =
         PlanBoxes(SmallModelConfig(), better.cost, better.boxes, better.load, better.aim);
@@ -183,6 +189,56 @@ TEST(BoxPlanner, MoreMemoryAFasterDiskAndAFasterNetworkNeverForetellLess) {
   }
   EXPECT_GT(held_before, 500);
   EXPECT_GT(faster, 200);
+}
+
+// Of the same stages: those that are planned anew decode sooner, whatever prompts then take.
+TEST(BoxPlanner, MoreMemoryAFasterDiskAndAFasterNetworkNeverForetellALaterFirstToken) {
+  std::mt19937 random(24);
+  int asked = 0;
+  int sooner = 0;
+  int other_chunk = 0;
+  for (int i = 0; i < 1000; ++i) {
+    Case drawn = RandomCase(random);
+    for (BoxCount& kind : drawn.boxes) {
+      // So that not all chunks are bound by arithmetic or the network.
+      kind.box.cpu.multiply_adds *= std::pow(10, std::uniform_int_distribution<int>(0, 3)(random));
+      kind.box.cpu.attention_multiply_adds = kind.box.cpu.multiply_adds;
+      kind.box.network.bytes *= 100;
+    }
+    const Case better = WithBetterBoxes(random, drawn);
+    const int64_t prompt = std::uniform_int_distribution<int64_t>(1, 4096)(random);
+    const auto plan = PlanBoxes(SmallModelConfig(), drawn.cost, drawn.boxes, drawn.load, drawn.aim);
+    if (!plan.ok()) continue;
+    const std::vector<BoxStage> same = OnBoxesOf(better, drawn, *plan);
+    const DecodeLoad load = {.jobs = 1, .context_tokens = 4096};
+    const auto first =
+        PredictSoonestFirstToken(SmallModelConfig(), drawn.cost, *plan, load, prompt);
+    if (!first.ok()) continue;
+    ++asked;
+    const auto better_first =
+        PredictSoonestFirstToken(SmallModelConfig(), better.cost, same, load, prompt);
+    ASSERT_TRUE(better_first.ok()) << "case " << i << ": " << better_first.status();
+    EXPECT_LE(better_first->seconds, first->seconds * (1 + 1e-9)) << "case " << i;
+    sooner += better_first->seconds < 0.99 * first->seconds ? 1 : 0;
+    // No chunk has it sooner.
+    for (int64_t chunk = kLeastPromptChunk; chunk <= 4096; chunk *= 2) {
+      const auto with_chunk =
+          PredictFirstToken(SmallModelConfig(), drawn.cost, *plan, load, prompt, chunk);
+      if (with_chunk.ok()) {
+        EXPECT_GE(*with_chunk, first->seconds) << "case " << i;
+      }
+    }
+    // Prompts together lose a tenth at most, for a smaller chunk.
+    const auto prompts = PredictPrompts(SmallModelConfig(), drawn.cost, *plan, load);
+    const auto better_prompts = PredictPrompts(SmallModelConfig(), better.cost, same, load);
+    ASSERT_TRUE(prompts.ok() && better_prompts.ok()) << "case " << i;
+    EXPECT_GE(better_prompts->tokens_per_second, prompts->tokens_per_second / 1.1 * (1 - 1e-9))
+        << "case " << i;
+    other_chunk += better_prompts->chunk_tokens != prompts->chunk_tokens ? 1 : 0;
+  }
+  EXPECT_GT(asked, 300);
+  EXPECT_GT(sooner, 100);
+  EXPECT_GT(other_chunk, 30);
 }
 
 TEST(BoxPlanner, NoBoxIsUsedMoreOftenThanItIsThere) {
@@ -278,6 +334,20 @@ TEST(BoxPlanner, WhatLacksIsSaid) {
               HasSubstr("stage 1 (layers 0..7, box roomy) lacks 40.0 MiB of memory"));
 }
 
+TEST(BoxPlanner, WhatLacksOfTooManyDifferentBoxesIsSaidOfEndlesslyMany) {
+  std::vector<BoxCount> boxes;
+  for (int i = 1; i <= 6; ++i) {
+    boxes.push_back({Roomy(), 10});
+    boxes.back().box.name = std::string(1, static_cast<char>('a' + i));
+    boxes.back().box.memory.bytes = i << 20;
+  }
+  const auto plan = PlanBoxes(SmallModelConfig(), Layers(20), boxes, {}, PlanAim::kBulk);
+  EXPECT_EQ(plan.status().code(), absl::StatusCode::kFailedPrecondition);
+  // A layer that every token passes has 1 MiB, and two experts of 16 MiB are needed beside it.
+  EXPECT_THAT(std::string(plan.status().message()), HasSubstr("box g) lacks "));
+  EXPECT_THAT(std::string(plan.status().message()), HasSubstr(" of memory"));
+}
+
 TEST(BoxPlanner, KindsThatNeverRunOutAreGoneThroughTogether) {
   std::vector<BoxCount> boxes;
   for (int i = 1; i <= 6; ++i) {
@@ -301,6 +371,14 @@ TEST(BoxPlanner, TooManyDifferentBoxesAreRefused) {
       PlanBoxes(SmallModelConfig(), Layers(20), boxes, {.jobs = 6400}, PlanAim::kBulk);
   EXPECT_EQ(plan.status().code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(plan.status().message()), HasSubstr("6 kinds of box"));
+  // Where even of endlessly many each has a network of its own, nothing is searched.
+  std::vector<BoxCount> networks;
+  for (int i = 1; i <= 3000; ++i) {
+    networks.push_back({Roomy(), 1});
+    networks.back().box.network.bytes += i;
+  }
+  EXPECT_EQ(PlanBoxes(SmallModelConfig(), Layers(20), networks, {}, PlanAim::kBulk).status().code(),
+            absl::StatusCode::kInvalidArgument);
   // But a lone job takes few of them, of the kind that is best.
   const auto alone = PlanBoxes(SmallModelConfig(), Layers(20), boxes, {}, PlanAim::kBulk);
   ASSERT_TRUE(alone.ok()) << alone.status();

@@ -13,6 +13,7 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using ::testing::StartsWith;
 
 const absl::Time kNow =
     absl::FromCivil(absl::CivilSecond(2026, 3, 1, 12, 0, 0), absl::UTCTimeZone());
@@ -62,6 +63,16 @@ TEST_F(CertificateTest, OneOfAnAuthorityThatHasEndedIsNotMade) {
   EXPECT_THAT(late.message(), HasSubstr("the authority expired at 2027-03-01"));
 }
 
+TEST_F(CertificateTest, OneOfAnAuthorityThatIsNotValidYetIsNotMade) {
+  const absl::Time begin = kNow - absl::Minutes(1);
+  EXPECT_TRUE(IssueIdentity(authority_, {Role::kWorker, "a"}, {begin, absl::Hours(24)}).ok());
+  const absl::Status early =
+      IssueIdentity(authority_, {Role::kWorker, "a"}, {begin - absl::Seconds(1), absl::Hours(24)})
+          .status();
+  EXPECT_EQ(early.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(early.message(), HasSubstr("the authority is valid from 2026-03-01"));
+}
+
 TEST_F(CertificateTest, IsGoodWithItsKeyInAnyOrder) {
   EXPECT_TRUE(CheckIdentity(authority_.certificate_pem, Pem(box_), kNow).ok());
   EXPECT_TRUE(
@@ -77,6 +88,23 @@ TEST_F(CertificateTest, IsNotGoodBeforeAndAfterItsTime) {
       CheckIdentity(authority_.certificate_pem, Pem(box_), kNow - absl::Hours(1));
   EXPECT_EQ(before.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(before.message(), HasSubstr("is the clock right?"));
+}
+
+TEST_F(CertificateTest, ItIsSaidWhetherItOrItsAuthorityIsNotGood) {
+  const auto days = [](int number) { return absl::Hours(24 * number); };
+  const KeyAndCertificate month =
+      *IssueIdentity(authority_, {Role::kWorker, "a"}, {kNow + days(30), days(30)});
+  const auto at = [&](absl::Time now) {
+    const absl::Status status = CheckIdentity(authority_.certificate_pem, Pem(month), now);
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+    return std::string(status.message());
+  };
+  EXPECT_THAT(at(kNow - days(1)),
+              StartsWith("the certificate's authority is valid from 2026-03-01"));
+  EXPECT_THAT(at(kNow + days(10)), StartsWith("the certificate is valid from 2026-03-31"));
+  EXPECT_THAT(at(kNow + days(61)), StartsWith("the certificate expired at 2026-04-30"));
+  EXPECT_THAT(at(kNow + days(366)),
+              StartsWith("the certificate's authority expired at 2027-03-01"));
 }
 
 TEST_F(CertificateTest, IsOfOneAuthorityOnly) {

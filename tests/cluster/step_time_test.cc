@@ -247,15 +247,28 @@ TEST(StepTime, NoChunkIsLongerThanThePrompts) {
 TEST(StepTime, ChunksOfPromptsGrowUntilReadingMemoryIsLittle) {
   ModelCost cost;
   cost.layers.assign(1, ExpertLayers(1));
-  Box box = DiskBox(300 * int64_t{20'000'000});
+  Box box = DiskBox(2000 * int64_t{20'000'000});
   // All is in memory; to read it takes 1 s, and so does the arithmetic of 100 rows.
   box.memory.read_bytes = 256 * 20e6;
   box.cpu.multiply_adds = 100.0 * 8 * 3 * 7168 * 2048;
   const auto time = PredictPrompts(R1(), cost, Even(box, 1, cost), {.context_tokens = 8192});
   ASSERT_TRUE(time.ok()) << time.status();
-  // 1024 rows take 11.24 s, 512 take 6.12: 91 rows a second after 84.
-  EXPECT_EQ(time->chunk_tokens, 512);
+  // 8192 rows take 82.92 s, 1024 take 11.24, 512 take 6.12: 99, 91 and 84 rows a second.
+  EXPECT_EQ(time->chunk_tokens, 1024);
   EXPECT_EQ(time->slowest.bottleneck, Bottleneck::kArithmetic);
+  // A prompt that is alone comes soonest with the fewest reads.
+  const auto first =
+      PredictSoonestFirstToken(R1(), cost, Even(box, 1, cost), {.context_tokens = 8192}, 4000);
+  ASSERT_TRUE(first.ok()) << first.status();
+  EXPECT_EQ(first->chunk_tokens, 4096);
+  EXPECT_NEAR(first->seconds, 1 + 40, 1);
+  // Of several boxes the others wait for the first chunk.
+  cost.layers.assign(8, ExpertLayers(1));
+  const auto row =
+      PredictSoonestFirstToken(R1(), cost, Even(box, 8, cost), {.context_tokens = 8192}, 4000);
+  ASSERT_TRUE(row.ok()) << row.status();
+  // With n chunks (8 + n - 1) * (1 + 40 / n) s: 95.1 for 8, 85.8 for 16, 91.5 for 32.
+  EXPECT_EQ(row->chunk_tokens, 256);
 }
 
 TEST(StepTime, NothingIsReadWhereAllIsInMemory) {

@@ -7,6 +7,7 @@
 #include "absl/time/time.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/median.h"
 #include "base/status_macros.h"
 
 namespace caravan {
@@ -26,12 +27,6 @@ constexpr double kOutlasting = 1.5;
 constexpr double kPauseSeconds = 0.0005;
 
 double Now() { return absl::ToDoubleSeconds(SteadyClock().Now()); }
-
-double Median(std::vector<double> values) {
-  const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 
 int64_t Experts(const ModelConfig& config, const ExpertCostMeter::Parts& parts) {
   return std::min<int64_t>({config.router.num_experts_per_tok, parts.slots.size(),
