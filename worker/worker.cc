@@ -352,8 +352,12 @@ absl::StatusOr<std::unique_ptr<Stage>> Worker::TakeStage(const v1::LoadStage& or
     CARAVAN_ASSIGN_OR_RETURN(stage, MakeStage(order, stop));
   }
   // Only now, as others add to theirs until their stages go.
-  CARAVAN_ASSIGN_OR_RETURN(KvArchive::Place place, environment_.kv_archive(order.kv_archives()));
-  stage->OpenArchive(std::move(place));
+  absl::StatusOr<KvArchive::Place> place = environment_.kv_archive(order.kv_archives());
+  if (!place.ok()) {
+    Keep(*stage);
+    return place.status();
+  }
+  stage->OpenArchive(*std::move(place));
   return stage;
 }
 

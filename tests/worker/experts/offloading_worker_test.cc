@@ -332,6 +332,11 @@ TEST_F(OffloadingWorkerTest, AStageThatCouldNotBeLoadedCostsTheFormerOneNothing)
     if (!has_hop) return absl::UnavailableError("nobody is there");
     return open_next_hop(order, std::move(on_broken), std::move(stop));
   };
+  std::atomic<bool> has_archive = true;
+  environment_.kv_archive = [&](const v1::KvArchives&) -> absl::StatusOr<KvArchive::Place> {
+    if (!has_archive) return absl::UnavailableError("its disk is away");
+    return KvArchive::Place();
+  };
   ASSERT_TRUE(Load(7, 2).has_ready());
   RunStep(7, 1);
   TakeReadBytes();
@@ -355,8 +360,17 @@ TEST_F(OffloadingWorkerTest, AStageThatCouldNotBeLoadedCostsTheFormerOneNothing)
   ASSERT_TRUE(Load(11, 3).has_ready());
   RunStep(11, 1);
   EXPECT_EQ(TakeReadBytes(), (std::map<int, int64_t>{}));
-  EXPECT_EQ(ExpertBytes(), bytes + PackedToy::kChosen * toy_->run_bytes())
+  const int64_t bytes_of_11 = ExpertBytes();
+  EXPECT_EQ(bytes_of_11, bytes + PackedToy::kChosen * toy_->run_bytes())
       << "what the new layer chooses";
+
+  has_archive = false;
+  EXPECT_TRUE(Load(12, 3).has_failure());
+  has_archive = true;
+  ASSERT_TRUE(Load(13, 3).has_ready());
+  RunStep(13, 1);
+  EXPECT_EQ(TakeReadBytes(), (std::map<int, int64_t>{}));
+  EXPECT_EQ(ExpertBytes(), bytes_of_11);
 }
 
 TEST_F(OffloadingWorkerTest, ExpertsOfAnotherModelOrOfADroppedSessionAreReadAgain) {
