@@ -144,7 +144,7 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
           },
           backend->memory(),
           experts == nullptr ? StageWeights::Experts::kLoad : StageWeights::Experts::kLeave,
-          options.held));
+          options.held.get()));
   const int64_t total = loaded + on_card_bytes + warm_bytes;
   if (card_experts != nullptr) {
     CARAVAN_RETURN_IF_ERROR(
@@ -184,7 +184,7 @@ Stage::Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<B
       card_experts_(std::move(card_experts)),
       heat_(std::move(heat)),
       kv_cache_(std::move(kv_cache)) {
-  options_.held.clear();  // the weights share what they took
+  options_.held.reset();  // the weights share what they took
   options_.held_experts.reset();
 }
 
