@@ -40,7 +40,7 @@ class Buffer {
   /// are not copied, so no more memory is taken meanwhile than before or after. What is added is
   /// backed where it is touched, unless all was locked: then that is too, or nothing any more where
   /// this process may not lock so much. REQUIRES: num_bytes >= 0; nobody else knows its address.
-  /// Errors: ResourceExhausted - the kernel refuses that much; nothing changed.
+  /// Errors: ResourceExhausted - the kernel refuses that much; what was locked may be so no more.
   absl::Status Resize(int64_t num_bytes);
 
   std::byte* data() const { return data_; }

@@ -5,12 +5,14 @@
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <stop_token>
 #include <string>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "base/clock.h"
 #include "base/status_macros.h"
 #include "caravan/v1/cluster.grpc.pb.h"
 #include "cli/client.h"
@@ -22,6 +24,8 @@ namespace caravan {
 namespace {
 
 constexpr absl::Duration kPollInterval = absl::Milliseconds(200);
+// Longer than the coordinator waits by itself, after a pipeline broke, before it plans anew.
+constexpr absl::Duration kMostWaiting = absl::Seconds(15);
 
 struct DrainFlags {
   ClientFlags client;
@@ -29,9 +33,11 @@ struct DrainFlags {
   bool undo = false;
 };
 
-/// Waits until the pipeline serves without the worker. One that is gone is drained too.
+/// Waits until the pipeline serves without the worker. One that is gone is drained too. Gives up
+/// where there is no plan for kMostWaiting.
 absl::Status WaitUntilDrained(v1::Cluster::Stub& cluster, uint32_t worker_id,
                               const std::stop_token& stop) {
+  std::optional<absl::Duration> waiting_since;  // on the clock; nullopt: there is a plan
   while (true) {
     grpc::ClientContext context;
     LimitCall(context);
@@ -42,7 +48,13 @@ absl::Status WaitUntilDrained(v1::Cluster::Stub& cluster, uint32_t worker_id,
         [worker_id](const v1::WorkerStatus& each) { return each.worker_id() == worker_id; });
     const bool is_free = worker == status.workers().end() || !worker->has_stage();
     if (is_free && status.state() == v1::PIPELINE_STATE_SERVING) return absl::OkStatus();
-    if (is_free && status.state() == v1::PIPELINE_STATE_WAITING) {
+    const absl::Duration now = SteadyClock().Now();
+    if (status.state() != v1::PIPELINE_STATE_WAITING) {
+      waiting_since.reset();
+    } else if (!waiting_since.has_value()) {
+      waiting_since = now;
+    }
+    if (is_free && waiting_since.has_value() && now - *waiting_since > kMostWaiting) {
       return absl::UnavailableError(absl::StrCat(
           "it holds no stage and can be stopped, but nothing serves: ", status.pipeline_state()));
     }

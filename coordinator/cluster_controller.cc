@@ -301,10 +301,7 @@ absl::StatusOr<WorkerId> ClusterController::Drain(const std::string& worker, boo
 void ClusterController::Tick() {
   if (leaving_) return;
   LoseExpired();
-  if (roster_.EndHolds()) {
-    plan_is_due_ = true;
-    replicas_.NoteChange();
-  }
+  if (roster_.EndHolds()) PlanSoon();
   if (plan_is_due_ && options_.clock->Now() >= plan_not_before_) MaybePlan();
   RenewKvReplicas();
   driver_->SetWaitingReason(PipelineState());
@@ -345,7 +342,8 @@ void ClusterController::MaybePlan() {
     return;
   }
   if (next_.has_value() && SameSplit(*plan, next_->plan)) return;
-  if (active_->serving && splits_.Holds(*plan)) {
+  if (splits_.Holds(*plan)) {
+    // What serves, or is loaded in its stead, goes on.
     CancelNext();
     plan_is_due_ = true;
     plan_not_before_ = *splits_.until();

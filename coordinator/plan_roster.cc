@@ -9,6 +9,12 @@
 #include "base/log.h"
 
 namespace caravan {
+namespace {
+
+// Of more it is not looked for who might be spared: a plan may take long to make.
+constexpr size_t kMostSpared = 8;
+
+}  // namespace
 
 absl::StatusOr<WorkerId> PlanRoster::Find(const std::string& worker) const {
   std::vector<WorkerId> found;
@@ -81,16 +87,24 @@ absl::StatusOr<std::vector<WorkerId>> PlanRoster::Needed(TryPlan try_plan, Worke
     });
     return try_plan(members);
   };
-  std::vector<WorkerId> needed;
-  absl::Status tried = try_with(needed);
-  for (const WorkerId held : backoff_.Held()) {
-    if (tried.ok()) break;
-    if (held == but || IsKeptOut(held)) continue;
-    needed.push_back(held);
-    tried = try_with(needed);
-  }
+  absl::Status tried = try_with({});
+  if (tried.ok()) return std::vector<WorkerId>();
+  std::vector<WorkerId> held = backoff_.Held();
+  std::erase_if(held, [&](WorkerId id) { return id == but || IsKeptOut(id); });
+  if (!held.empty()) tried = try_with(held);
   if (!tried.ok()) return tried;
+  const auto first = [&held](size_t count) {
+    return std::vector<WorkerId>(held.begin(), held.begin() + static_cast<ptrdiff_t>(count));
+  };
+  size_t too_few = 0;
+  size_t enough = held.size();
+  while (enough - too_few > 1) {
+    const size_t middle = (too_few + enough) / 2;
+    (try_with(first(middle)).ok() ? enough : too_few) = middle;
+  }
+  std::vector<WorkerId> needed = first(enough);
   // Without the last one it was not enough; of those before some may not have helped.
+  if (needed.size() > kMostSpared) return needed;
   for (size_t i = needed.size(); i > 1; --i) {
     std::vector<WorkerId> fewer = needed;
     fewer.erase(fewer.begin() + static_cast<ptrdiff_t>(i) - 2);

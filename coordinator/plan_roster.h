@@ -79,9 +79,11 @@ class PlanRoster {
   }
 
   /// Whom plans need of those who are held back: none, if `try_plan` is content with the usable
-  /// ones, else as few as it takes, those first who were lost least often. Nobody is let in by
-  /// that. With `but` (a member, or none) as if that one were kept out.
-  /// Errors: what `try_plan` says of all of them together.
+  /// ones, else as few as it takes, those first who were lost least often; where that is many,
+  /// maybe some who are of no use too. Nobody is let in by that. Of h who are held back it tries
+  /// log2(h) + 10 at most, and supposes that who is content with some is with more too. With `but`
+  /// (a member, or none) as if that one were kept out. Errors: what `try_plan` says of all of them
+  /// together.
   absl::StatusOr<std::vector<WorkerId>> Needed(TryPlan try_plan, WorkerId but = {}) const;
   /// These are held back no more: the others cannot do without.
   void LetIn(const std::vector<WorkerId>& workers) { backoff_.LetIn(workers); }

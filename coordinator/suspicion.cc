@@ -9,7 +9,7 @@ namespace caravan {
 void Suspicion::Interrupt(absl::Span<Suspicion* const> all) {
   for (Suspicion* const each : all) {
     ++each->interruptions_;
-    if (all.size() == 1) ++each->alone_;
+    each->alone_ = all.size() == 1 ? each->alone_ + 1 : 0;
   }
   const auto is_suspect = [](const Suspicion* each) {
     return each->interruptions_ >= kSuspectInterruptions;

@@ -8,6 +8,10 @@
 // the cause is, until that one runs alone; the others yield something and are cleared, and only who
 // goes on being interrupted alone comes to an end. One among n that ran with it is alone after
 // kSuspectInterruptions + log2(n) interruptions, and fails kMostAlone later.
+//
+// Where pipelines go whatever runs over them, and no other can be made, each job in turn is alone
+// and fails: nothing tells that from jobs that are all to blame, as two of one batch may well be,
+// and to wait would have one such job hold up all others for ever.
 
 #include <cstdint>
 
@@ -17,7 +21,7 @@ namespace caravan {
 
 /// A job fails after at least so many in a row, ...
 inline constexpr int kMostInterruptions = 5;
-/// ... of which it was alone in at least so many: what befalls all does not end any.
+/// ... of which it was alone in at least the last so many: what befalls some together ends none.
 inline constexpr int kMostAlone = 3;
 /// After so many it is a suspect.
 inline constexpr int kSuspectInterruptions = 2;
@@ -38,7 +42,7 @@ class Suspicion {
 
  private:
   int interruptions_ = 0;  // in a row
-  int alone_ = 0;          // of these
+  int alone_ = 0;          // the last of these
   int64_t group_ = 0;
 };
 

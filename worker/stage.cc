@@ -36,14 +36,14 @@ std::string ExpertDirectory(const Stage::Options& options, const TensorSource& s
 
 absl::Status SetCosts(const Stage::Options& options, const TensorSource& source,
                       CardExperts& experts) {
+  const std::string measured_for = experts.CostsDependOn();
   std::string path;
   if (options.expert_heat.has_value()) {
-    const ExpertCache::Shape& shape = experts.cache().shape();
-    path = ExpertCostPath(ExpertDirectory(options, source, shape), shape);
+    path = ExpertCostPath(ExpertDirectory(options, source, experts.cache().shape()), measured_for);
   }
-  CARAVAN_ASSIGN_OR_RETURN(ExpertCosts costs,
-                           KeptExpertCosts(path, experts.CostsDependOn(),
-                                           [&experts] { return experts.MeasureCosts(); }));
+  CARAVAN_ASSIGN_OR_RETURN(ExpertCosts costs, KeptExpertCosts(path, measured_for, [&experts] {
+                             return experts.MeasureCosts();
+                           }));
   experts.SetCosts(std::move(costs));
   return absl::OkStatus();
 }
@@ -144,26 +144,31 @@ absl::StatusOr<std::unique_ptr<Stage>> Stage::Create(const ModelConfig& config,
           },
           backend->memory(),
           experts == nullptr ? StageWeights::Experts::kLoad : StageWeights::Experts::kLeave,
-          options.held));
+          options.held.get()));
   const int64_t total = loaded + on_card_bytes + warm_bytes;
   if (card_experts != nullptr) {
     CARAVAN_RETURN_IF_ERROR(
         card_experts->Warm([&](int64_t done, int64_t) { return progress(loaded + done, total); }));
   }
-  if (warm_bytes > 0) {
+  if (experts != nullptr) {
     CARAVAN_RETURN_IF_ERROR(experts->Warm(
         [&](int64_t done, int64_t) { return progress(loaded + on_card_bytes + done, total); }));
-    progress(total, total);
   }
+  if (warm_bytes > 0) progress(total, total);
   auto stage = absl::WrapUnique(new Stage(config, spec, std::move(backend), std::move(weights),
                                           std::move(experts), std::move(card_experts),
                                           std::move(heat), std::move(kv_cache), options));
-  CARAVAN_RETURN_IF_ERROR(stage->TakeMemory());
-  stage->OpenArchive(options.kv_archive);
-  if (!stage->backend_->memory().is_host()) {
-    CARAVAN_RETURN_IF_ERROR(stage->Rehearse([&] { return progress(total, total); }));
+  absl::Status made = stage->TakeMemory();
+  if (made.ok()) {
+    stage->OpenArchive(options.kv_archive);
+    if (!stage->backend_->memory().is_host()) {
+      made = stage->Rehearse([&] { return progress(total, total); });
+    }
   }
-  return stage;
+  if (made.ok()) return stage;
+  // They are the stage's by now.
+  if (options.held_experts != nullptr) *options.held_experts = stage->ReleaseExperts();
+  return made;
 }
 
 Stage::Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<Backend> backend,
@@ -179,7 +184,7 @@ Stage::Stage(const ModelConfig& config, const StageSpec& spec, std::unique_ptr<B
       card_experts_(std::move(card_experts)),
       heat_(std::move(heat)),
       kv_cache_(std::move(kv_cache)) {
-  options_.held.clear();  // the weights share what they took
+  options_.held.reset();  // the weights share what they took
   options_.held_experts.reset();
 }
 

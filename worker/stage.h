@@ -78,8 +78,8 @@ class Stage {
     std::optional<std::string> expert_heat;
     uint64_t model_fingerprint = 0;  // for that file
     // Parts of the weights that are in the host's memory already, for a backend that computes
-    // there.
-    WeightParts held;
+    // there; null: none are. Create adds what it reads, also where no stage comes of it.
+    std::shared_ptr<WeightParts> held;
     // What a former stage left of its experts on disk, which Create takes; null: there was none.
     // Of another model it is of no use. Where no stage comes of it, Create leaves there what is
     // held then.

@@ -64,20 +64,19 @@ MtpWeights MakeMtp(const ModelConfig& config, const WeightPart& part) {
 
 absl::StatusOr<std::unique_ptr<StageWeights>> StageWeights::Load(
     const ModelConfig& config, const StageSpec& stage, const TensorSource& source,
-    const Progress& progress, Memory& memory, Experts experts, const WeightParts& held) {
+    const Progress& progress, Memory& memory, Experts experts, WeightParts* held) {
   using Kind = WeightPartId::Kind;
   CARAVAN_RETURN_IF_ERROR(CheckTensors(source, StageTensors(config, stage)).status());
   const std::vector<WeightPartId> ids = PartsOf(config, stage, experts == Experts::kLoad);
-  CARAVAN_ASSIGN_OR_RETURN(const WeightParts loaded,
-                           LoadWeightParts(config, ids, source, held, memory, progress));
+  WeightParts own;
+  WeightParts& parts = held != nullptr && memory.is_host() ? *held : own;
+  CARAVAN_RETURN_IF_ERROR(LoadWeightParts(config, ids, source, parts, memory, progress));
 
   auto weights = absl::WrapUnique(new StageWeights);
   weights->on_host_ = memory.is_host();
   const WeightPart* embedding = nullptr;
   for (const WeightPartId& id : ids) {
-    const auto found = held.find(id);
-    const std::shared_ptr<const WeightPart>& part =
-        found != held.end() ? found->second : loaded.at(id);
+    const std::shared_ptr<const WeightPart>& part = parts.at(id);
     weights->parts_.emplace(id, part);
     weights->num_bytes_ += part->num_bytes();
     switch (id.kind) {

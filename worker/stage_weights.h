@@ -60,12 +60,13 @@ class StageWeights {
   enum class Experts { kLoad, kLeave };
 
   /// Reads the stage's tensors to `memory`, and no others: those of routed experts only if
-  /// `experts` says so, and none of the parts in `held`, which lie in `memory` and are shared.
-  /// Errors: InvalidArgument - a tensor is missing or wrong (as CheckTensors); as LoadWeightParts.
+  /// `experts` says so. In the host's memory also none of the parts in `held`, which are shared,
+  /// and to which it adds what it reads, as LoadWeightParts; null: nothing is held. Errors:
+  /// InvalidArgument - a tensor is missing or wrong (as CheckTensors); as LoadWeightParts.
   static absl::StatusOr<std::unique_ptr<StageWeights>> Load(
       const ModelConfig& config, const StageSpec& stage, const TensorSource& source,
       const Progress& progress, Memory& memory = HostMemory(), Experts experts = Experts::kLoad,
-      const WeightParts& held = {});
+      WeightParts* held = nullptr);
 
   Matrix embedding;                  // [vocab_size, hidden_size], if the stage embeds or drafts
   std::vector<LayerWeights> layers;  // by layer - stage.first_layer

@@ -82,8 +82,9 @@ struct Piece {
   const Placed* tensor;
   std::byte* part;  // where the part lies that the tensor is in
   bool is_scale;
-  int64_t offset;  // in the loaded tensor, and in the stored one
-  int64_t size;    // bytes that it takes in memory
+  int64_t offset;              // in the loaded tensor, and in the stored one
+  int64_t size;                // bytes that it takes in memory
+  std::atomic<int64_t>* left;  // pieces of the part that are not read
 };
 
 /// Bytes that a piece of the tensor may take. One that becomes tiles is cut between them, where
@@ -95,18 +96,20 @@ int64_t MaxPieceBytes(const Placed& tensor) {
   return std::max<int64_t>(1, kPieceBytes / tile_bytes) * tile_bytes;
 }
 
-void AppendPieces(const WeightPart& part, std::vector<Piece>& pieces) {
+void AppendPieces(const WeightPart& part, std::atomic<int64_t>& left, std::vector<Piece>& pieces) {
+  const size_t before = pieces.size();
   for (const Placed& tensor : part.placed()) {
     const int64_t num_bytes = tensor.loaded.num_bytes();
     const int64_t max_bytes = MaxPieceBytes(tensor);
     for (int64_t offset = 0; offset < num_bytes; offset += max_bytes) {
       pieces.push_back(
-          {&tensor, part.data(), false, offset, std::min(max_bytes, num_bytes - offset)});
+          {&tensor, part.data(), false, offset, std::min(max_bytes, num_bytes - offset), &left});
     }
     if (tensor.scale_offset >= 0) {
-      pieces.push_back({&tensor, part.data(), true, 0, tensor.scale_bytes});
+      pieces.push_back({&tensor, part.data(), true, 0, tensor.scale_bytes, &left});
     }
   }
+  left = static_cast<int64_t>(pieces.size() - before);
 }
 
 /// Where pieces are read before they are in their places: one a thread, each of which grows to the
@@ -184,6 +187,7 @@ absl::Status ReadPieces(const TensorSource& source, const std::vector<Piece>& pi
       const absl::Status status = ReadPiece(source, pieces[i], memory, buffers);
       if (!status.ok()) return fail(status);
       read_bytes += pieces[i].size;
+      --*pieces[i].left;
     }
   };
   std::vector<std::unique_ptr<NamedThread>> others;
@@ -245,11 +249,9 @@ std::vector<WeightPartId> PartsOf(const ModelConfig& config, const StageSpec& st
   return ids;
 }
 
-absl::StatusOr<WeightParts> LoadWeightParts(const ModelConfig& config,
-                                            const std::vector<WeightPartId>& ids,
-                                            const TensorSource& source, const WeightParts& held,
-                                            Memory& memory, const LoadProgress& progress,
-                                            int64_t max_bytes) {
+absl::Status LoadWeightParts(const ModelConfig& config, const std::vector<WeightPartId>& ids,
+                             const TensorSource& source, WeightParts& held, Memory& memory,
+                             const LoadProgress& progress, int64_t max_bytes) {
   struct Missing {
     WeightPartId id;
     std::vector<Placed> placed;
@@ -272,7 +274,8 @@ absl::StatusOr<WeightParts> LoadWeightParts(const ModelConfig& config,
   if (!memory.is_host()) {
     CARAVAN_ASSIGN_OR_RETURN(whole, memory.Allocate(total_bytes, Memory::Use::kWhole));
   }
-  WeightParts parts;
+  std::vector<std::shared_ptr<const WeightPart>> parts;  // as `missing`
+  std::vector<std::atomic<int64_t>> left(missing.size());
   std::vector<Piece> pieces;
   int64_t offset = 0;
   for (Missing& part : missing) {
@@ -283,14 +286,19 @@ absl::StatusOr<WeightParts> LoadWeightParts(const ModelConfig& config,
       array = Array(whole, whole.data() + offset, part.bytes);
       offset += part.bytes;
     }
-    const auto loaded = std::make_shared<const WeightPart>(std::move(part.placed), array);
-    AppendPieces(*loaded, pieces);
-    parts.emplace(part.id, loaded);
+    parts.push_back(std::make_shared<const WeightPart>(std::move(part.placed), array));
+    AppendPieces(*parts.back(), left[parts.size() - 1], pieces);
   }
-  CARAVAN_RETURN_IF_ERROR(ReadPieces(source, pieces, total_bytes, progress, memory));
+  absl::Status status = ReadPieces(source, pieces, total_bytes, progress, memory);
   // The others may have read all pieces but the caller's first before it came to ask.
-  if (!progress(total_bytes, total_bytes)) return absl::CancelledError("loading was stopped");
-  return parts;
+  if (status.ok() && !progress(total_bytes, total_bytes)) {
+    status = absl::CancelledError("loading was stopped");
+  }
+  for (size_t i = 0; i < missing.size(); ++i) {
+    // A card's are of one array, which one of them would keep.
+    if (status.ok() || (memory.is_host() && left[i] == 0)) held.emplace(missing[i].id, parts[i]);
+  }
+  return status;
 }
 
 }  // namespace caravan

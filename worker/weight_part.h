@@ -81,14 +81,16 @@ std::vector<WeightPartId> PartsOf(const ModelConfig& config, const StageSpec& st
 /// Called now and then while loading; false stops it.
 using LoadProgress = std::function<bool(int64_t loaded_bytes, int64_t total_bytes)>;
 
-/// Reads to `memory` those of `ids` that `held` lacks, the first ones that have room in `max_bytes`
-/// together, and returns them. The source has their tensors (CheckTensors).
-/// Errors: DataLoss, Unavailable - from `source`, with the tensor's name; Cancelled - `progress`
-///         said so; as Memory::Allocate and CopyIn.
-absl::StatusOr<WeightParts> LoadWeightParts(
-    const ModelConfig& config, const std::vector<WeightPartId>& ids, const TensorSource& source,
-    const WeightParts& held, Memory& memory, const LoadProgress& progress,
-    int64_t max_bytes = std::numeric_limits<int64_t>::max());
+/// Reads to `memory` those of `ids` that `held`, which lies there too, lacks, the first ones that
+/// have room in `max_bytes` together, and adds them to it. The source has their tensors
+/// (CheckTensors). Errors: DataLoss, Unavailable - from `source`, with the tensor's name; Cancelled
+/// - `progress`
+///         said so; as Memory::Allocate and CopyIn. What was read whole by then is added all the
+///         same in the host's memory, and nothing in a card's.
+absl::Status LoadWeightParts(const ModelConfig& config, const std::vector<WeightPartId>& ids,
+                             const TensorSource& source, WeightParts& held, Memory& memory,
+                             const LoadProgress& progress,
+                             int64_t max_bytes = std::numeric_limits<int64_t>::max());
 
 }  // namespace caravan
 

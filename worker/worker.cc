@@ -235,12 +235,8 @@ absl::Status Worker::PrepareBeside(const v1::PrepareStage& order, const std::sto
   const TensorSource& source = **opened;
   if (order.memory_bytes() == 0) return absl::OkStatus();
   CARAVAN_RETURN_IF_ERROR(CheckTensors(source, StageTensors(config, spec)).status());
-  CARAVAN_ASSIGN_OR_RETURN(
-      WeightParts loaded,
-      LoadWeightParts(config, PartsOf(config, spec, load.expert_budget_bytes() == 0), source, held_,
-                      HostMemory(), progress, static_cast<int64_t>(order.memory_bytes())));
-  held_.merge(std::move(loaded));
-  return absl::OkStatus();
+  return LoadWeightParts(config, PartsOf(config, spec, load.expert_budget_bytes() == 0), source,
+                         held_, HostMemory(), progress, static_cast<int64_t>(order.memory_bytes()));
 }
 
 LoadProgress Worker::ReportProgress(uint64_t plan_version, const std::stop_token& stop) const {
@@ -326,14 +322,18 @@ absl::StatusOr<std::unique_ptr<Stage>> Worker::MakeStage(const v1::LoadStage& or
         SplitExpertBudget(config, spec, environment_.card_ram_bytes, std::move(cpu), options));
   }
   // What it has no use for makes room first.
+  options.held = std::make_shared<WeightParts>();
   for (const WeightPartId& id : PartsOf(config, spec, options.expert_budget_bytes == 0)) {
-    if (const auto part = held_.find(id); part != held_.end()) options.held.insert(*part);
+    if (const auto part = held_.find(id); part != held_.end()) options.held->insert(*part);
   }
-  held_ = options.held;
+  held_ = *options.held;
   options.held_experts = std::make_shared<HeldExperts>(std::exchange(held_experts_, {}));
   absl::StatusOr<std::unique_ptr<Stage>> stage =
       Stage::Create(config, spec, *source, std::move(backend), options, progress);
-  if (!stage.ok()) held_experts_ = std::move(*options.held_experts);
+  if (!stage.ok()) {
+    held_ = std::move(*options.held);
+    held_experts_ = std::move(*options.held_experts);
+  }
   return stage;
 }
 
@@ -352,8 +352,12 @@ absl::StatusOr<std::unique_ptr<Stage>> Worker::TakeStage(const v1::LoadStage& or
     CARAVAN_ASSIGN_OR_RETURN(stage, MakeStage(order, stop));
   }
   // Only now, as others add to theirs until their stages go.
-  CARAVAN_ASSIGN_OR_RETURN(KvArchive::Place place, environment_.kv_archive(order.kv_archives()));
-  stage->OpenArchive(std::move(place));
+  absl::StatusOr<KvArchive::Place> place = environment_.kv_archive(order.kv_archives());
+  if (!place.ok()) {
+    Keep(*stage);
+    return place.status();
+  }
+  stage->OpenArchive(*std::move(place));
   return stage;
 }
 

@@ -75,6 +75,29 @@ TEST_F(ClusterControllerRejoinTest, FromTheFourthTimeOnItStaysSpareForAWhile) {
   EXPECT_EQ(cluster_.Status().workers(1).held_back_s(), 0);
 }
 
+TEST_F(ClusterControllerRejoinTest, ItsPlanDoesNotWaitForASplitThatFailed) {
+  ServeAlone();
+  for (int i = 0; i < 3; ++i) ComeAndGo();
+  b_ = ComeBack();
+  FakeWorker* const c = cluster_.Join("box-c");
+  const uint64_t plan = OnlyPrepare(a_->TakeOrders()).stage().plan_version();
+  for (FakeWorker* const worker : {a_, c}) cluster_.Prepared(worker, plan);
+  cluster_.WaitUntilQuiet();
+  cluster_.Fail(c, plan, "box-c: the next hop cannot be reached");  // held for a minute
+  const auto pass = [&](int seconds) {
+    for (int second = 0; second < seconds; ++second) {
+      cluster_.Heartbeat(c);
+      Pass(absl::Seconds(1));
+    }
+  };
+  pass(5);
+  ServeAlone();
+  pass(24);
+  EXPECT_THAT(a_->TakeOrders(), IsEmpty());
+  pass(1);
+  EXPECT_GT(OnlyPrepare(a_->TakeOrders()).stage().plan_version(), plan);
+}
+
 TEST_F(ClusterControllerRejoinTest, ItIsLetInWhereTheOthersCannotDoWithoutIt) {
   ServeAlone();
   for (int i = 0; i < 3; ++i) ComeAndGo();

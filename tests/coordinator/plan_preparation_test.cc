@@ -241,6 +241,34 @@ TEST(PlanPreparationTest, APlanThatCannotBeLoadedGivesWayToTheOneBefore) {
   EXPECT_TRUE(OnlyPrepare(growing.b->TakeOrders()).has_stage());
 }
 
+TEST(PlanPreparationTest, ASplitThatCouldNotBeLoadedIsNotTriedEarlierForASpareThatComesOrGoes) {
+  GrowingCluster growing;
+  FakeCluster& cluster = growing.cluster;
+  growing.PrepareBoth();
+  cluster.WaitUntilQuiet();
+  cluster.Fail(growing.a, 2, "worker box-a: the next hop cannot be reached");
+  growing.a->TakeOrders();
+  for (int second = 0; second < 5; ++second) growing.SecondPasses();
+  const uint64_t before = OnlyLoad(growing.a->TakeOrders()).plan_version();
+  growing.b->TakeOrders();
+  // Too small to have a stage.
+  FakeWorker* const spare = cluster.Join("box-c", 20);
+  EXPECT_EQ(cluster.Status().workers(2).state(), v1::WORKER_STATE_SPARE);
+  cluster.Advance(absl::ZeroDuration());
+  cluster.Gone(spare);
+  cluster.Advance(absl::ZeroDuration());
+  EXPECT_EQ(cluster.Status().plan_version(), before);
+  EXPECT_THAT(growing.a->TakeOrders(), IsEmpty());
+  EXPECT_THAT(growing.b->TakeOrders(), IsEmpty());
+  cluster.Ready(growing.a, before);
+  EXPECT_TRUE(cluster.Status().serving());
+  for (int second = 5; second < 60; ++second) {
+    EXPECT_THAT(growing.b->TakeOrders(), IsEmpty());
+    growing.SecondPasses();
+  }
+  EXPECT_TRUE(OnlyPrepare(growing.b->TakeOrders()).has_stage());
+}
+
 TEST(PlanPreparationTest, JobsWaitAsLongAsThePlanIsBeingLoaded) {
   GrowingCluster growing;
   const std::unique_ptr<JobHandle> job = growing.cluster.Submit(ToyJob(5, 3));

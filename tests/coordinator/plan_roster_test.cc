@@ -178,6 +178,19 @@ TEST_F(PlanRosterTest, NeedsAsFewOfThoseHeldBackAsItTakes) {
   EXPECT_THAT(Usable(), ElementsAre("box-a", "box-d"));
 }
 
+TEST_F(PlanRosterTest, OfManyHeldBackFewAreTried) {
+  constexpr int kHeld = 100;
+  std::vector<WorkerId> held;
+  for (int i = 0; i < kHeld; ++i) held.push_back(JoinHeldBack(absl::StrCat("box-", i)));
+  EXPECT_THAT(*NeededFor({"box-3"}), ElementsAre(held[3]));
+  EXPECT_LE(tries_, 17);
+  tries_ = 0;
+  const std::vector<WorkerId> most = *NeededFor({"box-3", "box-90"});
+  EXPECT_LE(tries_, 17);
+  EXPECT_THAT(most, ::testing::IsSupersetOf({held[3], held[90]}));
+  EXPECT_LE(most.size(), 91u);
+}
+
 TEST_F(PlanRosterTest, WhereNotEvenAllDoItSaysWhatTheyLack) {
   JoinHeldBack("box-a");
   EXPECT_EQ(NeededFor({"box-a", "box-z"}).status(), absl::FailedPreconditionError("no box-z"));

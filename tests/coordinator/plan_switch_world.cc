@@ -8,6 +8,7 @@
 #include "gtest/gtest.h"
 #include "kernels/kv_rows.h"
 #include "tests/coordinator/fake_cluster.h"
+#include "tests/coordinator/plan_messages.h"
 
 namespace caravan {
 namespace {
@@ -19,36 +20,6 @@ constexpr absl::Duration kRetryDelay = absl::Seconds(5);   // of a plan that was
 constexpr absl::Duration kReloadDelay = absl::Minutes(1);  // of one that was not loaded
 
 std::string SlotName(size_t slot) { return absl::StrCat("box-", slot); }
-
-uint64_t PlanOf(const v1::WorkerOrder& order) {
-  return order.has_load_stage()      ? order.load_stage().plan_version()
-         : order.has_prepare_stage() ? order.prepare_stage().stage().plan_version()
-                                     : order.drop_stage().plan_version();
-}
-
-uint64_t PlanOf(const v1::WorkerReport& report) {
-  return report.has_ready()      ? report.ready().plan_version()
-         : report.has_prepared() ? report.prepared().plan_version()
-                                 : report.failure().plan_version();
-}
-
-/// A letter for each kind.
-std::string Kind(const v1::WorkerOrder& order) {
-  return order.has_load_stage() ? "L" : order.has_prepare_stage() ? "P" : "D";
-}
-std::string Kind(const v1::WorkerReport& report) {
-  return report.has_ready()      ? "R"
-         : report.has_prepared() ? "P"
-                                 : absl::StrCat("F", report.failure().code(), ".");
-}
-
-v1::WorkerReport Failure(uint64_t plan, absl::StatusCode code, const std::string& message) {
-  v1::WorkerReport report;
-  report.mutable_failure()->set_plan_version(plan);
-  report.mutable_failure()->set_code(static_cast<int>(code));
-  report.mutable_failure()->set_message(message);
-  return report;
-}
 
 }  // namespace
 

@@ -58,6 +58,19 @@ TEST(SuspicionTest, IsHopelessAfterFiveInARowOfWhichThreeWereAlone) {
   EXPECT_TRUE(alone.is_hopeless());
 }
 
+TEST(SuspicionTest, OnlyTheLastOnesCountAsAlone) {
+  Suspicion job;
+  Suspicion other;
+  for (int i = 0; i < kMostInterruptions; ++i) Interrupt({&job, &other});
+  for (int i = 1; i < kMostAlone; ++i) Interrupt({&job});
+  Interrupt({&job, &other});
+  for (int i = 0; i < kMostAlone; ++i) {
+    EXPECT_FALSE(job.is_hopeless());
+    Interrupt({&job});
+  }
+  EXPECT_TRUE(job.is_hopeless());
+}
+
 TEST(SuspicionTest, WhatItYieldsClearsIt) {
   Suspicion job;
   for (int i = 1; i < kMostInterruptions; ++i) Interrupt({&job});

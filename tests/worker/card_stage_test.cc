@@ -204,6 +204,41 @@ TEST_F(CardStageTest, WhatExpertsCostIsMeasuredOnceABox) {
   EXPECT_LT(costs_of_stage().copy_seconds, 1234);
 }
 
+TEST_F(CardStageTest, AStageOfOtherLayersNeedNotMeasureWhatExpertsCost) {
+  const TempDir dir;
+  Stage::Options options = Options();
+  options.card_expert_bytes = 16 * (toy_->run_bytes() + 256);
+  options.cpu = *MakeCpuBackend({});
+  options.expert_heat = dir.path();
+  const auto costs_of = [&](const StageSpec& spec, int slots) {
+    options.expert_budget_bytes = slots * toy_->run_bytes();
+    const auto stage = MustCreate(std::make_unique<FakeCard>(*MakeCpuBackend({})), options, spec);
+    return stage->card_experts()->costs().copy_seconds;
+  };
+  // With all experts of a layer, in either.
+  const double measured =
+      costs_of({0, 2, /*embeds=*/true, /*has_head=*/false}, PackedToy::kExperts);
+  EXPECT_EQ(costs_of({1, 3, /*embeds=*/false, /*has_head=*/true, /*drafts=*/true},
+                     PackedToy::kAllExperts),
+            measured);
+}
+
+TEST_F(CardStageTest, AStageThatIsStoppedInItsDryRunsLeavesItsExperts) {
+  Stage::Options options = Options();
+  options.expert_budget_bytes = 20 * toy_->run_bytes();
+  options.card_expert_bytes = 16 * (toy_->run_bytes() + 256);
+  options.cpu = *MakeCpuBackend({});
+  options.held_experts = std::make_shared<HeldExperts>();
+  // All is read by then; what asks so often are the dry runs.
+  int told_of_the_end = 0;
+  const auto stopped = Stage::Create(
+      toy_->config(), toy_->whole(), toy_->model(), std::make_unique<FakeCard>(*MakeCpuBackend({})),
+      options, [&](int64_t done, int64_t total) { return done < total || ++told_of_the_end < 10; });
+  EXPECT_EQ(stopped.status().code(), absl::StatusCode::kCancelled);
+  EXPECT_FALSE(options.held_experts->experts.empty());
+  EXPECT_EQ(options.held_experts->memory.size(), 20 * toy_->run_bytes());
+}
+
 TEST_F(CardStageTest, TakesNoMoreOfTheCardThanPlansCount) {
   // But for the scratch of CUDA's backend and the rounding of its driver, which this one has not,
   // and what only a stage takes whose experts are not all there.

@@ -12,6 +12,7 @@
 #include "kernels/tiled/tile_layout.h"
 #include "model/synth/synthetic_model.h"
 #include "tests/model/published_configs.h"
+#include "tests/support/fake_card.h"
 #include "tests/support/temp_dir.h"
 
 namespace caravan {
@@ -99,7 +100,7 @@ TEST_F(StageWeightsTest, EveryTensorIsWholeAndInItsPlace) {
 TEST_F(StageWeightsTest, WhatIsHeldIsSharedAndNotRead) {
   const auto go_on = [](int64_t, int64_t) { return true; };
   const auto first = *Load(*source_, go_on);
-  const WeightParts held = first->held();
+  WeightParts held = first->held();
   EXPECT_EQ(held.size(), 5u);  // embedding, a dense layer, one and its experts, head
   // Of the last layer and the head nothing is left to read.
   const BrokenSource broken(*source_, kExpert);
@@ -110,7 +111,7 @@ TEST_F(StageWeightsTest, WhatIsHeldIsSharedAndNotRead) {
         total = total_bytes;
         return true;
       },
-      HostMemory(), StageWeights::Experts::kLoad, held);
+      HostMemory(), StageWeights::Experts::kLoad, &held);
   ASSERT_TRUE(second.ok()) << second.status();
   EXPECT_EQ(total, 0);
   EXPECT_EQ((*second)->layers[0].experts[2].up.data, first->layers[1].experts[2].up.data);
@@ -118,7 +119,7 @@ TEST_F(StageWeightsTest, WhatIsHeldIsSharedAndNotRead) {
   EXPECT_LT((*second)->num_bytes(), first->num_bytes());
   // Experts are parts of their own: one that leaves them on disk shares the rest of the layer.
   const auto left = StageWeights::Load(source_->config(), {1, 2, false, false}, *source_, go_on,
-                                       HostMemory(), StageWeights::Experts::kLeave, held);
+                                       HostMemory(), StageWeights::Experts::kLeave, &held);
   ASSERT_TRUE(left.ok()) << left.status();
   EXPECT_TRUE((*left)->layers[0].experts.empty());
   EXPECT_EQ((*left)->layers[0].router.data, first->layers[1].router.data);
@@ -128,18 +129,48 @@ TEST_F(StageWeightsTest, WhatIsHeldIsSharedAndNotRead) {
 TEST_F(StageWeightsTest, AsManyPartsAreReadAsHaveRoom) {
   const std::vector<WeightPartId> ids = PartsOf(source_->config(), {0, 2, true, true}, true);
   const auto go_on = [](int64_t, int64_t) { return true; };
-  const WeightParts all =
-      *LoadWeightParts(source_->config(), ids, *source_, {}, HostMemory(), go_on);
+  WeightParts all;
+  ASSERT_TRUE(LoadWeightParts(source_->config(), ids, *source_, all, HostMemory(), go_on).ok());
   ASSERT_EQ(all.size(), 5u);
   const int64_t two = all.at(ids[0])->num_bytes() + all.at(ids[1])->num_bytes();
-  const auto some = LoadWeightParts(source_->config(), ids, *source_, {}, HostMemory(), go_on, two);
-  ASSERT_TRUE(some.ok()) << some.status();
-  EXPECT_EQ(some->size(), 2u);
-  EXPECT_TRUE(some->contains(ids[1]));
+  WeightParts some;
+  const auto load_two = [&] {
+    return LoadWeightParts(source_->config(), ids, *source_, some, HostMemory(), go_on, two);
+  };
+  ASSERT_TRUE(load_two().ok());
+  EXPECT_EQ(some.size(), 2u);
+  EXPECT_TRUE(some.contains(ids[1]));
   // What is there takes no room.
-  const auto others =
-      LoadWeightParts(source_->config(), ids, *source_, *some, HostMemory(), go_on, two);
-  EXPECT_TRUE(others->contains(ids[2]));
+  ASSERT_TRUE(load_two().ok());
+  EXPECT_TRUE(some.contains(ids[2]));
+}
+
+TEST_F(StageWeightsTest, WhatWasReadWholeBeforeAnErrorIsHeld) {
+  using Kind = WeightPartId::Kind;
+  const StageSpec spec = {0, 2, /*embeds=*/true, /*has_head=*/true};
+  WeightParts held;
+  const auto load = [&](const std::string& broken, Memory& memory) {
+    return StageWeights::Load(
+        source_->config(), spec, BrokenSource(*source_, broken),
+        [](int64_t, int64_t) { return true; }, memory, StageWeights::Experts::kLoad, &held);
+  };
+  FakeCardMemory card(int64_t{1} << 30);
+  EXPECT_EQ(load(kExpert, card).status().code(), absl::StatusCode::kDataLoss);
+  EXPECT_TRUE(held.empty()) << "a card's go with it";
+  EXPECT_EQ(load(kExpert, HostMemory()).status().code(), absl::StatusCode::kDataLoss);
+  for (const WeightPartId& id : {WeightPartId{.kind = Kind::kEmbedding, .layer = 0},
+                                 WeightPartId{.kind = Kind::kLayer, .layer = 0},
+                                 WeightPartId{.kind = Kind::kLayer, .layer = 1}}) {
+    EXPECT_TRUE(held.contains(id));
+  }
+  EXPECT_FALSE(held.contains({.kind = Kind::kExperts, .layer = 1}));
+  // They are not read again.
+  const auto weights = load("model.layers.0.input_layernorm.weight", HostMemory());
+  ASSERT_TRUE(weights.ok()) << weights.status();
+  EXPECT_TRUE(IsWhole("model.embed_tokens.weight", (*weights)->embedding));
+  EXPECT_TRUE(IsWhole("model.layers.1.mlp.gate.weight", (*weights)->layers[1].router));
+  EXPECT_TRUE(IsWhole(kExpert, (*weights)->layers[1].experts[2].up));
+  EXPECT_EQ(held.size(), 5u);
 }
 
 TEST_F(StageWeightsTest, ProgressGrowsToTheTotalOnTheCallersThread) {

@@ -98,13 +98,13 @@ absl::StatusOr<ExpertCosts> CardExperts::MeasureCosts() {
 std::string CardExperts::CostsDependOn() const {
   const int layer = store_.files().layers().front();
   const FfnWeights expert = store_.files().WeightsAt({layer, 0}, nullptr);
+  const ExpertCostMeter::Sets sets = ExpertCostMeter::SetsOf(config_, store_, *slots_);
   return absl::StrCat("caravan ", CARAVAN_VERSION, "; ", card_.Name(), "; ", cpu_.Name(), ", ",
                       CpuModel(), "; experts of ", store_.files().run_bytes(layer), " bytes, ",
                       expert.gate.rows, " x ", expert.gate.cols, " in ",
                       DTypeName(expert.gate.dtype), ", ", DTypeName(expert.up.dtype), ", ",
-                      DTypeName(expert.down.dtype), "; ", config_.router.num_experts_per_tok,
-                      " a token; ", max_rows_, " rows; slots: ", slots_->size(), " on the card, ",
-                      store_.cache().shape().num_slots, " in memory");
+                      DTypeName(expert.down.dtype), "; ", sets.k, " a token, of ",
+                      sets.k * sets.count, "; ", max_rows_, " rows");
 }
 
 int64_t CardExperts::warm_bytes() const {

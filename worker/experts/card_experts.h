@@ -81,7 +81,7 @@ class CardExperts {
   /// Measures the costs, of experts of the first layer; before Warm, as it overwrites slots.
   /// Errors: as ExpertCostMeter.
   absl::StatusOr<ExpertCosts> MeasureCosts();
-  /// All that they depend on, in words.
+  /// All that they depend on, in words: the same for any layers whose first one is alike.
   std::string CostsDependOn() const;
   /// What visits are split by. Until then the CPU computes what is not on the card.
   void SetCosts(ExpertCosts costs) { costs_ = std::move(costs); }

@@ -4,7 +4,7 @@
 // Which expert lies in which slot of a tier: the decisions, without bytes. The store obeys it, and
 // `caravan bench cache` replays traces through it.
 //
-// Used by one thread at a time. Allocates nothing once made.
+// Used by one thread at a time. Once made, nothing allocates but History and InOrder.
 
 #include <cstdint>
 #include <memory>

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "base/output_file.h"
 #include "base/status_macros.h"
+#include "model/fingerprint.h"
 
 namespace caravan {
 namespace {
@@ -38,9 +39,11 @@ absl::StatusOr<ExpertCosts::Point> PointOf(const json& entry, absl::string_view 
 
 }  // namespace
 
-std::string ExpertCostPath(absl::string_view directory, const ExpertCache::Shape& shape) {
-  return JoinPath(directory, absl::StrCat("expert-costs-", shape.first_layer, "-",
-                                          shape.first_layer + shape.num_layers, ".json"));
+std::string ExpertCostPath(absl::string_view directory, absl::string_view measured_for) {
+  Fingerprint name;
+  name.AddText(measured_for);
+  return JoinPath(
+      directory, absl::StrCat("expert-costs-", absl::Hex(name.value(), absl::kZeroPad16), ".json"));
 }
 
 json ExpertCostsJson(const ExpertCosts& costs) {

@@ -10,13 +10,14 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "nlohmann/json.hpp"
-#include "worker/experts/expert_cache.h"
 #include "worker/experts/expert_costs.h"
 
 namespace caravan {
 
-/// `directory`/expert-costs-FIRST-END.json, for the layers [FIRST, END) of the shape.
-std::string ExpertCostPath(absl::string_view directory, const ExpertCache::Shape& shape);
+/// `directory`/expert-costs-NAME.json, with a name of 16 hexadecimal digits for what they are
+/// measured for: so a stage of other layers finds those of the one before it, and workers that
+/// share the directory have a file each where their costs differ.
+std::string ExpertCostPath(absl::string_view directory, absl::string_view measured_for);
 
 /// All of it, for programs.
 nlohmann::json ExpertCostsJson(const ExpertCosts& costs);

@@ -28,16 +28,21 @@ constexpr double kPauseSeconds = 0.0005;
 
 double Now() { return absl::ToDoubleSeconds(SteadyClock().Now()); }
 
-int64_t Experts(const ModelConfig& config, const ExpertCostMeter::Parts& parts) {
-  return std::min<int64_t>({config.router.num_experts_per_tok, parts.slots.size(),
-                            parts.store.cache().shape().num_slots,
-                            parts.store.files().experts_per_layer()});
-}
-
 }  // namespace
 
+ExpertCostMeter::Sets ExpertCostMeter::SetsOf(const ModelConfig& config, ExpertStore& store,
+                                              const CardSlots& slots) {
+  const int64_t most =
+      std::min<int64_t>(store.cache().shape().num_slots, store.files().experts_per_layer());
+  const int64_t wanted = kMeasuredBytes / store.files().run_bytes(store.files().layers().front());
+  Sets sets;
+  sets.k = std::min<int64_t>({config.router.num_experts_per_tok, slots.size(), most});
+  sets.count = std::max<int64_t>(std::min(most, wanted) / sets.k, 1);
+  return sets;
+}
+
 ExpertCostMeter::ExpertCostMeter(const ModelConfig& config, const Parts& parts)
-    : config_(config), parts_(parts), k_(Experts(config, parts)) {}
+    : config_(config), parts_(parts), k_(SetsOf(config, parts.store, parts.slots).k) {}
 
 absl::StatusOr<ExpertCosts> ExpertCostMeter::Measure() {
   const double begin = Now();
@@ -94,12 +99,8 @@ ExpertCostMeter::Choice ExpertCostMeter::Uneven(int64_t rows) const {
 }
 
 absl::Status ExpertCostMeter::TakeExperts() {
-  // As stay in memory once they were read.
-  const int64_t most = std::min<int64_t>(parts_.store.cache().shape().num_slots,
-                                         parts_.store.files().experts_per_layer());
   const int layer = parts_.store.files().layers().front();
-  const int64_t wanted = kMeasuredBytes / parts_.store.files().run_bytes(layer);
-  const int64_t sets = std::max<int64_t>(std::min(most, wanted) / k_, 1);
+  const int64_t sets = SetsOf(config_, parts_.store, parts_.slots).count;
   std::vector<ExpertKey> keys;
   for (int32_t expert = 0; expert < sets * k_; ++expert) keys.push_back({layer, expert});
   host_.clear();

@@ -36,6 +36,14 @@ class ExpertCostMeter {
     int64_t max_rows = 0;
   };
 
+  /// The experts that it measures with: `count` sets of k, where a token chooses k.
+  struct Sets {
+    int64_t k = 0;
+    int64_t count = 0;
+  };
+  /// As many as lie in memory once they were read, and no cache of a CPU holds.
+  static Sets SetsOf(const ModelConfig& config, ExpertStore& store, const CardSlots& slots);
+
   /// All are borrowed.
   ExpertCostMeter(const ModelConfig& config, const Parts& parts);
 

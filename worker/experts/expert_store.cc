@@ -68,7 +68,8 @@ HeldExperts ExpertStore::Release(std::unique_ptr<ExpertStore> store) {
   // Errors are of reads that no visit wants.
   store->CollectReads().IgnoreError();
   HeldExperts held;
-  held.layers = store->files_->layers();
+  // Of a layer that was not warmed nobody knows whether anybody has a use for what is not there.
+  held.layers = store->is_warm_ ? store->files_->layers() : std::move(store->stayed_layers_);
   held.frame_bytes = store->files_->max_run_bytes();
   held.uses = store->cache().History(store->step_);
   for (const ExpertKey key : store->cache().InOrder()) {
@@ -115,9 +116,11 @@ int64_t ExpertStore::BytesOf(absl::Span<const ExpertKey> keys) const {
 int64_t ExpertStore::warm_bytes() const { return BytesOf(WarmKeys()); }
 
 absl::Status ExpertStore::Warm(const Progress& progress) {
-  return Read(
+  CARAVAN_RETURN_IF_ERROR(Read(
       WarmKeys(), HoldsAll(), [](ExpertKey, const FfnWeights&) { return absl::OkStatus(); },
-      progress);
+      progress));
+  is_warm_ = true;
+  return absl::OkStatus();
 }
 
 absl::Status ExpertStore::Read(absl::Span<const ExpertKey> keys, bool is_needed, TakeExpert take,

@@ -95,8 +95,10 @@ class ExpertStore {
   /// cache(), as many as its slots, of those that have one. None of the layers that the former
   /// stage had too: what it had no use for can wait until somebody has.
   int64_t warm_bytes() const;
-  /// Reads that, in file order. Errors: as Visit, where all are read; else what cannot be read is
-  /// left out, which a warning says. Cancelled - by `progress`.
+  /// Reads that, in file order. Where it is not called, be there anything to read or not, or does
+  /// not come to its end, the next stage still has these layers to warm (Release). Errors: as
+  /// Visit, where all are read; else what cannot be read is left out, which a warning says.
+  /// Cancelled - by `progress`.
   absl::Status Warm(const Progress& progress);
 
   using TakeExpert = absl::FunctionRef<absl::Status(ExpertKey key, const FfnWeights& weights)>;
@@ -218,6 +220,7 @@ class ExpertStore {
   ExpertMeter meter_;
   ExpertSlots slots_;
   std::vector<int> stayed_layers_;  // ascending: those that the former stage had too
+  bool is_warm_ = false;            // Warm came to its end
 
   // The visit.
   Batches batches_{*this};

@@ -32,8 +32,8 @@ struct HeldExperts {
   void Fit(absl::Span<const int> layers, int64_t frame_bytes, int num_frames, int most);
 
   uint64_t model_fingerprint = 0;  // whose experts they are; 0: nobody said
-  std::vector<int> layers;         // that the stage had, ascending: those with experts
-  Buffer memory;                   // frames, one after another
+  std::vector<int> layers;  // of which it had read all that it wanted at the start; ascending
+  Buffer memory;            // frames, one after another
   int64_t frame_bytes = 0;
   std::vector<Expert> experts;          // in the order in which they would give way
   UseHistory uses;                      // of the store's cache

@@ -54,15 +54,13 @@ class ExpertCostFileTest : public ::testing::Test {
   }
 
   const TempDir dir_;
-  std::string path_ = dir_.File("expert-costs-3-7.json");
+  std::string path_ = dir_.File("expert-costs-9dab8822ae4b8d84.json");
   int measured_ = 0;
 };
 
-TEST_F(ExpertCostFileTest, IsNamedByItsLayers) {
-  EXPECT_EQ(
-      ExpertCostPath(dir_.path(),
-                     {.first_layer = 3, .num_layers = 4, .experts_per_layer = 8, .num_slots = 2}),
-      path_);
+TEST_F(ExpertCostFileTest, IsNamedByWhatItIsMeasuredFor) {
+  EXPECT_EQ(ExpertCostPath(dir_.path(), kBox), path_);
+  EXPECT_NE(ExpertCostPath(dir_.path(), "another card; cpu; experts"), path_);
 }
 
 TEST_F(ExpertCostFileTest, HasWhatWasMeasured) {

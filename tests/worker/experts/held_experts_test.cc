@@ -87,6 +87,8 @@ TEST(HeldExpertsTest, WhereNothingIsOfUseThereIsNoMemoryEither) {
   }
 }
 
+bool GoOn(int64_t, int64_t) { return true; }
+
 class HandedOverExpertsTest : public ExpertStoreTest {
  protected:
   /// Of layers [first, end) of the toy, and its drafting layer if they end there.
@@ -146,6 +148,7 @@ TEST_F(HandedOverExpertsTest, OfTooManyTheLeastUsedAreReadAgain) {
 
 TEST_F(HandedOverExpertsTest, WhatWasLearnedOfNewLayersIsReadBeforeAndNothingOfThoseThatStayed) {
   std::unique_ptr<ExpertStore> store = Make(1, 2, 8, {});
+  ASSERT_TRUE(store->Warm(GoOn).ok());
   ASSERT_TRUE(VisitAll(*store, 1, Choice({1, 3, 5, 7})).ok());
   ASSERT_TRUE(VisitAll(*store, 1, Choice({8, 9, 10, 11})).ok());
   HeldExperts held = ExpertStore::Release(std::move(store));
@@ -157,8 +160,38 @@ TEST_F(HandedOverExpertsTest, WhatWasLearnedOfNewLayersIsReadBeforeAndNothingOfT
   store->cache().SetScore({2, 6}, 1);
   store->cache().SetScore({2, 7}, 1);
   EXPECT_EQ(store->warm_bytes(), 2 * toy_->run_bytes());
-  ASSERT_TRUE(store->Warm([](int64_t, int64_t) { return true; }).ok());
+  ASSERT_TRUE(store->Warm(GoOn).ok());
   EXPECT_EQ(store->counters().bytes_read, 2 * toy_->run_bytes());
+}
+
+TEST_F(HandedOverExpertsTest, WhatAStartThatWasStoppedDidNotReadTheNextOneReads) {
+  const int64_t layer_bytes = PackedToy::kExperts * toy_->run_bytes();
+  std::unique_ptr<ExpertStore> store = Make(1, 2, PackedToy::kExperts, {});
+  ASSERT_TRUE(store->Warm(GoOn).ok());
+  ASSERT_EQ(store->counters().bytes_read, layer_bytes);
+  const auto next = [&] {
+    return Make(1, PackedToy::kLayers, PackedToy::kAllExperts,
+                ExpertStore::Release(std::move(store)));
+  };
+  store = next();
+  EXPECT_EQ(store->warm_bytes(), 2 * layer_bytes);
+  // Stopped before it began, then in its midst.
+  store = next();
+  EXPECT_EQ(store->warm_bytes(), 2 * layer_bytes);
+  const auto stop = [&](int64_t done, int64_t) { return done < layer_bytes; };
+  EXPECT_EQ(store->Warm(stop).code(), absl::StatusCode::kCancelled);
+  const int64_t read = store->counters().bytes_read;
+  EXPECT_GE(read, layer_bytes);
+  store = next();
+  EXPECT_EQ(store->warm_bytes(), 2 * layer_bytes);
+  ASSERT_TRUE(store->Warm(GoOn).ok());
+  EXPECT_LE(store->counters().bytes_read, layer_bytes) << "what was read by then lay there";
+  store = next();
+  EXPECT_EQ(store->warm_bytes(), 0);
+  for (const int layer : {1, 2, 3}) {
+    ASSERT_TRUE(VisitAll(*store, layer, Choice({0, 5, 9, 15})).ok());
+  }
+  EXPECT_EQ(store->counters().misses, 0);
 }
 
 TEST_F(HandedOverExpertsTest, AreWholeWhateverWasUnderWay) {

@@ -332,6 +332,11 @@ TEST_F(OffloadingWorkerTest, AStageThatCouldNotBeLoadedCostsTheFormerOneNothing)
     if (!has_hop) return absl::UnavailableError("nobody is there");
     return open_next_hop(order, std::move(on_broken), std::move(stop));
   };
+  std::atomic<bool> has_archive = true;
+  environment_.kv_archive = [&](const v1::KvArchives&) -> absl::StatusOr<KvArchive::Place> {
+    if (!has_archive) return absl::UnavailableError("its disk is away");
+    return KvArchive::Place();
+  };
   ASSERT_TRUE(Load(7, 2).has_ready());
   RunStep(7, 1);
   TakeReadBytes();
@@ -355,8 +360,48 @@ TEST_F(OffloadingWorkerTest, AStageThatCouldNotBeLoadedCostsTheFormerOneNothing)
   ASSERT_TRUE(Load(11, 3).has_ready());
   RunStep(11, 1);
   EXPECT_EQ(TakeReadBytes(), (std::map<int, int64_t>{}));
-  EXPECT_EQ(ExpertBytes(), bytes + PackedToy::kChosen * toy_->run_bytes())
+  const int64_t bytes_of_11 = ExpertBytes();
+  EXPECT_EQ(bytes_of_11, bytes + PackedToy::kChosen * toy_->run_bytes())
       << "what the new layer chooses";
+
+  has_archive = false;
+  EXPECT_TRUE(Load(12, 3).has_failure());
+  has_archive = true;
+  ASSERT_TRUE(Load(13, 3).has_ready());
+  RunStep(13, 1);
+  EXPECT_EQ(TakeReadBytes(), (std::map<int, int64_t>{}));
+  EXPECT_EQ(ExpertBytes(), bytes_of_11);
+}
+
+TEST_F(OffloadingWorkerTest, WeightsThatAFailedLoadReadAreNotReadAgain) {
+  class BrokenSource : public CountedSource {
+   public:
+    explicit BrokenSource(ReadBytes* read) : CountedSource(toy_->model(), read) {}
+    absl::Status ReadPart(absl::string_view name, int64_t offset,
+                          absl::Span<std::byte> out) const override {
+      if (absl::StartsWith(name, "model.layers.2.")) return absl::UnavailableError("it is away");
+      return CountedSource::ReadPart(name, offset, out);
+    }
+  };
+  const auto open_model = environment_.open_model;
+  std::atomic<bool> is_broken = true;
+  environment_.open_model =
+      [&](const v1::LoadStage& order, const LoadProgress& progress,
+          std::stop_token stop) -> absl::StatusOr<std::unique_ptr<TensorSource>> {
+    if (is_broken) return std::make_unique<BrokenSource>(&read_);
+    return open_model(order, progress, std::move(stop));
+  };
+  EXPECT_TRUE(Load(7, 3).has_failure());
+  const std::map<int, int64_t> before = TakeReadBytes();
+  EXPECT_TRUE(before.contains(0));
+  EXPECT_TRUE(before.contains(1));
+  is_broken = false;
+  ASSERT_TRUE(Load(8, 3).has_ready());
+  const std::map<int, int64_t> after = TakeReadBytes();
+  EXPECT_FALSE(after.contains(0));
+  EXPECT_FALSE(after.contains(1));
+  EXPECT_TRUE(after.contains(2));
+  RunStep(8, 1);
 }
 
 TEST_F(OffloadingWorkerTest, ExpertsOfAnotherModelOrOfADroppedSessionAreReadAgain) {
