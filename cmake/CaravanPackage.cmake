@@ -17,7 +17,7 @@ add_custom_target(caravan_manual
   COMMAND ${CMAKE_SOURCE_DIR}/scripts/man_pages.sh $<TARGET_FILE:caravan> ${CMAKE_BINARY_DIR}/man
   DEPENDS caravan ${CMAKE_SOURCE_DIR}/scripts/man_pages.sh
   VERBATIM)
-# (A bare cpack takes the pages as they were last made, however old: build caravan_manual before it.)
+# A bare cpack takes the pages as they were last made, however old: build caravan_manual before.
 install(DIRECTORY ${CMAKE_BINARY_DIR}/man/ DESTINATION share/man/man1 OPTIONAL)
 
 # Whoever packages has built what is packaged: not the tests, too.
