@@ -160,6 +160,7 @@ struct ReplicatingCluster {
   FakeWorker* JoinSpare(const std::string& name) {
     return cluster.Join(name, /*memory=*/20, false, Archive(name));
   }
+  /// Box-a serves, and has taken its orders.
   void Ready() {
     v1::WorkerReport report;
     report.mutable_ready()->set_plan_version(1);
@@ -168,6 +169,7 @@ struct ReplicatingCluster {
     report.mutable_ready()->mutable_kv_archive()->set_capacity(100);
     EXPECT_TRUE(cluster.Report(a, report).ok());
     EXPECT_TRUE(cluster.Status().serving());
+    a->TakeOrders();
   }
   absl::Status News(uint64_t plan_version, uint64_t refused_by) {
     v1::WorkerReport report;
@@ -200,7 +202,6 @@ TEST(ClusterControllerTest, ALostReplicaIsReplacedWhileThePlanServes) {
   ReplicatingCluster it;
   FakeWorker* const b = it.JoinSpare("box-b");
   it.Ready();
-  it.a->TakeOrders();
   // There was nobody when the plan was made.
   EXPECT_EQ(it.Told(), b->incarnation);
   FakeWorker* const c = it.JoinSpare("box-c");
@@ -227,7 +228,6 @@ TEST(ClusterControllerTest, AReplicaThatIsDrainedOrRefusesIsReplaced) {
   FakeWorker* const b = it.JoinSpare("box-b");
   FakeWorker* const c = it.JoinSpare("box-c");
   it.Ready();
-  it.a->TakeOrders();
   EXPECT_EQ(it.Told(), b->incarnation);
   ASSERT_TRUE(it.cluster.controller().Drain("box-b", false).ok());
   EXPECT_EQ(it.Told(), c->incarnation);
@@ -246,7 +246,6 @@ TEST(ClusterControllerTest, AReplicaThatRefusedLongAgoIsReplacedByOneThatJoins) 
   ReplicatingCluster it;
   FakeWorker* const b = it.JoinSpare("box-b");
   it.Ready();
-  it.a->TakeOrders();
   EXPECT_EQ(it.Told(), b->incarnation);
   // There is nobody else. It goes on refusing, which is said once.
   ASSERT_TRUE(it.News(1, b->incarnation).ok());
@@ -332,7 +331,6 @@ TEST(ClusterControllerTest, ARoomThatShrinksMovesReplicasElsewhere) {
   FakeWorker* const b = it.JoinSpare("box-b");
   FakeWorker* const c = it.JoinSpare("box-c");
   it.Ready();
-  it.a->TakeOrders();
   EXPECT_EQ(it.Told(), b->incarnation);
   v1::WorkerReport full;
   full.mutable_kv_archive()->set_room_bytes(1 << 16);

@@ -123,6 +123,19 @@ class KvArchiveTest : public ::testing::Test {
     return place;
   }
 
+  /// Of layers 4 and 5 to `to`, without a pause after a failure.
+  KvReplicator::Options TellingWhenRefused(std::shared_ptr<KvPeer> to,
+                                           std::promise<void>& told) const {
+    KvReplicator::Options options;
+    options.format = kSmallKv;
+    options.layers = {4, 2};
+    options.store = Store("own");
+    options.to = std::move(to);
+    options.retry_delay = absl::ZeroDuration();
+    options.on_refused = [&told] { told.set_value(); };
+    return options;
+  }
+
   static void Keep(KvArchive& archive, int i, const LayerRange& layers = {4, 2}) {
     EXPECT_TRUE(archive
                     .Keep(KvName(i),
@@ -453,14 +466,8 @@ TEST_F(KvArchiveTest, OneThatHasNoRoomIsToldOfAtOnce) {
 TEST_F(KvArchiveTest, ThatItLacksNothingIsNoSignThatAReplicaTakesAnything) {
   const auto a = Peer("a", {{2, {4, 2}}});
   a->put_fails = absl::ResourceExhaustedError("its disk is full");
-  KvReplicator::Options options;
-  options.format = kSmallKv;
-  options.layers = {4, 2};
-  options.store = Store("own");
-  options.to = a;
-  options.retry_delay = absl::ZeroDuration();
   std::promise<void> told;
-  options.on_refused = [&] { told.set_value(); };
+  const KvReplicator::Options options = TellingWhenRefused(a, told);
   for (const int i : {1, 2}) ASSERT_TRUE(WriteKv(*options.store, i, {4, 2}).ok());
   KvReplicator replicator(options);
   replicator.Offer(KvName(1));
@@ -478,14 +485,8 @@ TEST_F(KvArchiveTest, ThatItLacksNothingIsNoSignThatAReplicaTakesAnything) {
 TEST_F(KvArchiveTest, AReplicaThatCancelsACallIsOneThatDoesNotAnswer) {
   const auto a = Peer("a");
   a->fails = absl::CancelledError("by its end");
-  KvReplicator::Options options;
-  options.format = kSmallKv;
-  options.layers = {4, 2};
-  options.store = Store("own");
-  options.to = a;
-  options.retry_delay = absl::ZeroDuration();
   std::promise<void> told;
-  options.on_refused = [&] { told.set_value(); };
+  const KvReplicator::Options options = TellingWhenRefused(a, told);
   ASSERT_TRUE(WriteKv(*options.store, 1, {4, 2}).ok());
   KvReplicator replicator(options);
   replicator.Offer(KvName(1));

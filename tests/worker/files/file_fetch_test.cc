@@ -4,9 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <functional>
 #include <future>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,6 +16,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/temp_dir.h"
+#include "tests/worker/files/fake_file_source.h"
 #include "tests/worker/files/made_file.h"
 #include "worker/files/file_pieces.h"
 
@@ -26,74 +25,6 @@ namespace {
 
 using ::testing::HasSubstr;
 using ::testing::Not;
-
-/// Has what it was given. What a test's `on_read` does to a read comes first: it may change what
-/// is sent, or fail.
-class FakeSource : public FileSource {
- public:
-  using OnRead = std::function<absl::Status(const std::string& file, int64_t offset,
-                                            std::string& sent, const std::stop_token& stop)>;
-
-  /// May keep back the end of what is sent, or all; returns how long the source wants to be left
-  /// alone then.
-  using Busy = std::function<absl::Duration(std::string& sent)>;
-
-  explicit FakeSource(std::string name) : name_(std::move(name)) {}
-
-  void Give(const MadeFile& file) { files_[file.packed.name] = file.bytes; }
-  void set_on_read(OnRead on_read) { on_read_ = std::move(on_read); }
-  void set_busy(Busy busy) { busy_ = std::move(busy); }
-  void set_on_read_done(std::function<void()> done) { on_read_done_ = std::move(done); }
-  void set_before_list(std::function<void()> before) { before_list_ = std::move(before); }
-  void set_list_error(absl::Status error) { list_error_ = std::move(error); }
-  int64_t bytes_asked() const { return bytes_asked_; }
-  int lists() const { return lists_; }
-
-  const std::string& name() const override { return name_; }
-  absl::StatusOr<std::vector<OfferedFile>> List(const std::stop_token&) override {
-    ++lists_;
-    if (before_list_ != nullptr) before_list_();
-    if (!list_error_.ok()) return list_error_;
-    std::vector<OfferedFile> offered;
-    for (const auto& [name, bytes] : files_) {
-      offered.push_back({name, static_cast<int64_t>(bytes.size())});
-    }
-    return offered;
-  }
-  absl::StatusOr<absl::Duration> Read(const std::string& file, int64_t offset, int64_t size,
-                                      FileSink sink, const std::stop_token& stop) override {
-    bytes_asked_ += size;
-    std::string sent =
-        files_.at(file).substr(static_cast<size_t>(offset), static_cast<size_t>(size));
-    if (on_read_ != nullptr) {
-      if (absl::Status status = on_read_(file, offset, sent, stop); !status.ok()) return status;
-    }
-    const auto done = std::unique_ptr<void, std::function<void(void*)>>(this, [this](void*) {
-      if (on_read_done_ != nullptr) on_read_done_();
-    });
-    const absl::Duration wait = busy_ == nullptr ? absl::ZeroDuration() : busy_(sent);
-    // Parts that end anywhere, as nobody promises where they do.
-    constexpr size_t kPart = 100'003;
-    for (size_t at = 0; at < sent.size(); at += kPart) {
-      const absl::string_view part = absl::string_view(sent).substr(at, kPart);
-      const absl::Status kept =
-          sink(absl::MakeConstSpan(reinterpret_cast<const std::byte*>(part.data()), part.size()));
-      if (!kept.ok()) return kept;
-    }
-    return wait;
-  }
-
- private:
-  const std::string name_;
-  std::map<std::string, std::string> files_;
-  OnRead on_read_;
-  Busy busy_;
-  std::function<void()> on_read_done_;
-  std::function<void()> before_list_;
-  absl::Status list_error_;
-  std::atomic<int64_t> bytes_asked_ = 0;
-  std::atomic<int> lists_ = 0;
-};
 
 class FileFetchTest : public ::testing::Test {
  protected:
@@ -110,8 +41,8 @@ class FileFetchTest : public ::testing::Test {
     options_.retry_delay = absl::Milliseconds(1);
   }
 
-  FakeSource& AddSource(const std::string& name) {
-    sources_.push_back(std::make_unique<FakeSource>(name));
+  FakeFileSource& AddSource(const std::string& name) {
+    sources_.push_back(std::make_unique<FakeFileSource>(name));
     for (const MadeFile& file : made_) sources_.back()->Give(file);
     return *sources_.back();
   }
@@ -142,7 +73,7 @@ class FileFetchTest : public ::testing::Test {
   std::vector<MadeFile> made_;
   std::vector<PackedFile> wanted_;
   int64_t total_ = 0;
-  std::vector<std::unique_ptr<FakeSource>> sources_;
+  std::vector<std::unique_ptr<FakeFileSource>> sources_;
   FileFetchOptions options_;
   std::string log_;  // of the last fetch
 };
@@ -168,7 +99,7 @@ TEST_F(FileFetchTest, BringsAllAndSaysHowFarItIs) {
 }
 
 TEST_F(FileFetchTest, WhatIsThereIsNotAskedFor) {
-  FakeSource& source = AddSource("coordinator");
+  FakeFileSource& source = AddSource("coordinator");
   ExpectFetchesAll();
   const int64_t asked = source.bytes_asked();
   const absl::StatusOr<FileFetchResult> again = Fetch();
@@ -181,11 +112,11 @@ TEST_F(FileFetchTest, WhatIsThereIsNotAskedFor) {
 }
 
 TEST_F(FileFetchTest, SeveralSourcesShareTheWorkWhetherTheyHaveAllOrNot) {
-  FakeSource& coordinator = AddSource("coordinator");
-  sources_.push_back(std::make_unique<FakeSource>("worker 1"));
-  FakeSource& worker = *sources_.back();
+  FakeFileSource& coordinator = AddSource("coordinator");
+  sources_.push_back(std::make_unique<FakeFileSource>("worker 1"));
+  FakeFileSource& worker = *sources_.back();
   worker.Give(made_[0]);
-  sources_.push_back(std::make_unique<FakeSource>("worker 2"));  // has nothing
+  sources_.push_back(std::make_unique<FakeFileSource>("worker 2"));  // has nothing
   // Each gives its first piece only when the other has been asked for one too.
   std::promise<void> asked[2];
   std::shared_future<void> was_asked[2] = {asked[0].get_future().share(),
@@ -210,7 +141,7 @@ TEST_F(FileFetchTest, SeveralSourcesShareTheWorkWhetherTheyHaveAllOrNot) {
 
 TEST_F(FileFetchTest, WhatABusySourceDoesNotGiveAnIdleOneGives) {
   AddSource("coordinator");
-  FakeSource& worker = AddSource("worker 1");
+  FakeFileSource& worker = AddSource("worker 1");
   // The first time a part, less than any piece, then nothing for an hour.
   constexpr size_t kPart = 100;
   std::promise<void> asked;
@@ -259,7 +190,7 @@ TEST_F(FileFetchTest, BusySourcesGiveSideBySide) {
 
 TEST_F(FileFetchTest, OfAHundredSourcesTheLastMayBeTheOneThatHasAll) {
   for (int i = 1; i < 100; ++i) {
-    sources_.push_back(std::make_unique<FakeSource>(absl::StrCat("worker ", i)));
+    sources_.push_back(std::make_unique<FakeFileSource>(absl::StrCat("worker ", i)));
   }
   AddSource("worker 100");
   const absl::StatusOr<FileFetchResult> result = Fetch();
@@ -269,7 +200,7 @@ TEST_F(FileFetchTest, OfAHundredSourcesTheLastMayBeTheOneThatHasAll) {
 }
 
 TEST_F(FileFetchTest, AWrongExpertComesFromAnotherSourceAndItsSourceIsNamed) {
-  FakeSource& liar = AddSource("worker 1 (liar)");
+  FakeFileSource& liar = AddSource("worker 1 (liar)");
   AddSource("coordinator");
   const int64_t first_expert = made_[2].packed.experts->offset;
   // The other source holds back until the liar has been asked: it has no more than two of the five
@@ -298,8 +229,8 @@ TEST_F(FileFetchTest, AWrongExpertComesFromAnotherSourceAndItsSourceIsNamed) {
 }
 
 TEST_F(FileFetchTest, AWrongRestComesAgainFromOthersAndItsSourceIsNamed) {
-  FakeSource& liar = AddSource("liar");
-  FakeSource& honest = AddSource("honest");
+  FakeFileSource& liar = AddSource("liar");
+  FakeFileSource& honest = AddSource("honest");
   // As above: of four pieces.
   std::promise<void> lied;
   std::atomic<bool> first = true;
@@ -339,7 +270,7 @@ TEST_F(FileFetchTest, ARestThatNobodyHasRightIsDataLoss) {
 
 TEST_F(FileFetchTest, TooFewAndTooManyBytesAreAsGoodAsWrongOnes) {
   for (const bool more : {false, true}) {
-    FakeSource& odd = AddSource(absl::StrCat("odd ", more));
+    FakeFileSource& odd = AddSource(absl::StrCat("odd ", more));
     odd.set_on_read([more](const std::string&, int64_t, std::string& sent, const std::stop_token&) {
       if (more) {
         sent += '!';
@@ -357,7 +288,7 @@ TEST_F(FileFetchTest, TooFewAndTooManyBytesAreAsGoodAsWrongOnes) {
 
 TEST_F(FileFetchTest, ADyingSourceIsGivenUpAndTheOthersGoOn) {
   AddSource("coordinator");
-  FakeSource& dying = AddSource("dying");
+  FakeFileSource& dying = AddSource("dying");
   // One at a time, so that failures follow each other; the coordinator holds back until the third.
   options_.streams_per_source = 1;
   std::atomic<int> reads = 0;
@@ -381,9 +312,9 @@ TEST_F(FileFetchTest, ARestDoesNotComeFromASourceThatLacksAPieceOfIt) {
   // All of embedding.bin comes from `a` but for one piece, which it cannot read, and `b` spoils.
   made_.resize(1);
   wanted_.resize(1);
-  FakeSource& a = AddSource("a");
-  FakeSource& b = AddSource("b");
-  FakeSource& honest = AddSource("honest");
+  FakeFileSource& a = AddSource("a");
+  FakeFileSource& b = AddSource("b");
+  FakeFileSource& honest = AddSource("honest");
   options_.streams_per_source = 1;
   const int64_t lacking = SplitIntoPieces(made_[0].packed)[2].begin;
   std::promise<void> failed;
@@ -410,7 +341,7 @@ TEST_F(FileFetchTest, ARestDoesNotComeFromASourceThatLacksAPieceOfIt) {
 }
 
 TEST_F(FileFetchTest, WhateverIsWrongWithASourceItIsUnavailable) {
-  FakeSource& source = AddSource("coordinator");
+  FakeFileSource& source = AddSource("coordinator");
   for (const absl::Status& error :
        {absl::NotFoundError("gone"), absl::PermissionDeniedError("who are you"),
         absl::DataLossError("a bad sector"), absl::ResourceExhaustedError("too large")}) {
@@ -476,7 +407,7 @@ TEST_F(FileFetchTest, BeyondTheBoundSourcesWaitForEachOther) {
 }
 
 TEST_F(FileFetchTest, WithoutAnybodyLeftItIsUnavailableAndTheNextRunGoesOn) {
-  FakeSource& source = AddSource("coordinator");
+  FakeFileSource& source = AddSource("coordinator");
   std::atomic<int64_t> given = 0;
   source.set_on_read([&](const std::string&, int64_t, std::string& sent, const std::stop_token&) {
     if (given > total_ / 2) return absl::UnavailableError("connection reset");
@@ -496,7 +427,7 @@ TEST_F(FileFetchTest, WithoutAnybodyLeftItIsUnavailableAndTheNextRunGoesOn) {
 }
 
 TEST_F(FileFetchTest, ASourceThatDoesNotAnswerIsDoneWithout) {
-  FakeSource& silent = AddSource("silent");
+  FakeFileSource& silent = AddSource("silent");
   silent.set_list_error(absl::DeadlineExceededError("no answer"));
   AddSource("another by now").set_list_error(absl::AbortedError("another process answers"));
   // Holds back until the other was asked for the last time.
@@ -516,7 +447,7 @@ TEST_F(FileFetchTest, ASourceThatDoesNotAnswerIsDoneWithout) {
 }
 
 TEST_F(FileFetchTest, WhatNobodyHasIsUnavailableByName) {
-  sources_.push_back(std::make_unique<FakeSource>("coordinator"));
+  sources_.push_back(std::make_unique<FakeFileSource>("coordinator"));
   for (size_t i = 1; i < made_.size(); ++i) sources_[0]->Give(made_[i]);
   const absl::Status status = Fetch().status();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
@@ -524,7 +455,7 @@ TEST_F(FileFetchTest, WhatNobodyHasIsUnavailableByName) {
 }
 
 TEST_F(FileFetchTest, ARecordThatLiesIsFoundOutByTheHashes) {
-  FakeSource& source = AddSource("coordinator");
+  FakeFileSource& source = AddSource("coordinator");
   // As if power had been lost before the data was on the disk: zeros where bytes are noted.
   for (const PackedFile& file : wanted_) {
     dir_.Write(file.name + ".part", std::string(static_cast<size_t>(file.bytes), '\0'));
@@ -537,7 +468,7 @@ TEST_F(FileFetchTest, ARecordThatLiesIsFoundOutByTheHashes) {
 }
 
 TEST_F(FileFetchTest, WhatAnEarlierRunWroteRightStays) {
-  FakeSource& source = AddSource("coordinator");
+  FakeFileSource& source = AddSource("coordinator");
   const MadeFile& file = made_[2];
   dir_.Write(file.packed.name + ".part", file.bytes);
   const PackedExperts& experts = *file.packed.experts;
@@ -551,7 +482,7 @@ TEST_F(FileFetchTest, WhatAnEarlierRunWroteRightStays) {
 }
 
 TEST_F(FileFetchTest, AStopEndsReadsThatWait) {
-  FakeSource& source = AddSource("coordinator");
+  FakeFileSource& source = AddSource("coordinator");
   BoundedQueue<int> entered(100);
   source.set_on_read([&](const std::string&, int64_t, std::string&, const std::stop_token& stop) {
     entered.Push(0);
