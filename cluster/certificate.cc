@@ -36,6 +36,14 @@ using StoreContext = std::unique_ptr<X509_STORE_CTX, FreeWith<X509_STORE_CTX_fre
 using Names = std::unique_ptr<GENERAL_NAMES, FreeWith<GENERAL_NAMES_free>>;
 using Number = std::unique_ptr<BIGNUM, FreeWith<BN_free>>;
 
+absl::Status Expired(absl::string_view who, absl::Time end) {
+  return absl::FailedPreconditionError(absl::StrCat(who, " expired at ", absl::FormatTime(end)));
+}
+absl::Status NotYetValid(absl::string_view who, absl::Time begin) {
+  return absl::FailedPreconditionError(absl::StrCat(who, " is valid from ", absl::FormatTime(begin),
+                                                    " on only: is the clock right?"));
+}
+
 absl::Status Failed(absl::string_view what) {
   return absl::InternalError(absl::StrCat("OpenSSL: ", what, " failed"));
 }
@@ -204,14 +212,11 @@ absl::StatusOr<std::string> SignRequest(const KeyAndCertificate& authority,
   }
   const absl::Time authority_end = ToTime(X509_get0_notAfter(issuer.get()));
   if (authority_end <= validity.now) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("the authority expired at ", absl::FormatTime(authority_end)));
+    return Expired("the authority", authority_end);
   }
   const absl::Time authority_begin = ToTime(X509_get0_notBefore(issuer.get()));
   if (authority_begin > validity.now) {
-    return absl::FailedPreconditionError(absl::StrCat("the authority is valid from ",
-                                                      absl::FormatTime(authority_begin),
-                                                      " on only: is the clock right?"));
+    return NotYetValid("the authority", authority_begin);
   }
   const Request request(
       PEM_read_bio_X509_REQ(Reader(request_pem).get(), nullptr, NoPassphrase, nullptr));
@@ -314,12 +319,9 @@ absl::Status CheckIdentity(const std::string& authorities_pem, const std::string
                               : "the certificate";
   switch (X509_STORE_CTX_get_error(context.get())) {
     case X509_V_ERR_CERT_HAS_EXPIRED:
-      return absl::FailedPreconditionError(
-          absl::StrCat(who, " expired at ", absl::FormatTime(ToTime(X509_get0_notAfter(faulty)))));
+      return Expired(who, ToTime(X509_get0_notAfter(faulty)));
     case X509_V_ERR_CERT_NOT_YET_VALID:
-      return absl::FailedPreconditionError(absl::StrCat(
-          who, " is valid from ", absl::FormatTime(ToTime(X509_get0_notBefore(faulty))),
-          " on only: is the clock right?"));
+      return NotYetValid(who, ToTime(X509_get0_notBefore(faulty)));
     default:
       return absl::FailedPreconditionError(absl::StrCat(
           "the certificate is not of the authority in ca.pem (",

@@ -10,7 +10,6 @@
 #include <cstdint>
 #include <stop_token>
 #include <string>
-#include <utility>
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"

@@ -14,7 +14,6 @@
 #include "cluster/expert_slots.h"
 #include "cluster/pipeline_plan.h"
 #include "cluster/stage_needs.h"
-#include "kernels/kv_rows.h"
 #include "model/stage_spec.h"
 #include "model/step_memory.h"
 
@@ -270,11 +269,10 @@ absl::StatusOr<StageTime> PredictStage(const ModelConfig& config, const LayerCos
   const double layers =
       static_cast<double>(stage.kv_values_per_token) / static_cast<double>(mla.kv_width());
   Work always;
-  always.bytes = static_cast<double>(stage.active_bytes_per_token) -
-                 expert_layers * chosen * expert_bytes +
-                 rows * (static_cast<double>(load.attended_tokens() *
-                                             KvBytes(load.kv_dtype, stage.kv_values_per_token)) +
-                         ActivationBytes(config, mla, layers, expert_layers, chosen));
+  always.bytes =
+      static_cast<double>(stage.active_bytes_per_token) - expert_layers * chosen * expert_bytes +
+      rows * (static_cast<double>(KvCacheBytes(stage, load.kv_dtype, load.attended_tokens())) +
+              ActivationBytes(config, mla, layers, expert_layers, chosen));
   const double latent = LatentMultiplyAdds(mla, layers);
   const double sampled = static_cast<double>(stage.sampled_flops_per_token) / 2;
   always.multiply_adds =

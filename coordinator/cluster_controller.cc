@@ -11,6 +11,7 @@
 #include "coordinator/join_check.h"
 
 namespace caravan {
+
 ClusterController::ClusterController(Options options, PipelineDriver* driver,
                                      OpenFirstHop open_first_hop)
     : options_(std::move(options)),

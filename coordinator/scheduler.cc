@@ -170,9 +170,10 @@ bool Scheduler::AdmitSuspects(bool admit) {
     HaveOthersWait();
     return true;
   }
+  if (!admit) return false;
   std::vector<Sequence*> suspects;
   for (const auto& [rank, sequence] : queue_) {
-    if (admit && sequence->suspicion().is_suspect()) suspects.push_back(sequence);
+    if (sequence->suspicion().is_suspect()) suspects.push_back(sequence);
   }
   if (suspects.empty()) return false;
   HaveOthersWait();

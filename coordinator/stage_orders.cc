@@ -5,7 +5,7 @@
 #include "absl/algorithm/container.h"
 #include "base/log.h"
 #include "cluster/planner.h"
-#include "kernels/kv_rows.h"
+#include "cluster/stage_needs.h"
 
 namespace caravan {
 namespace {
@@ -113,8 +113,9 @@ KvArchiveMembers StageOrders::KvArchiveMembersOf(const PipelinePlan& plan,
   KvArchiveMembers members;
   for (const StagePlan& stage : plan.stages) {
     const Member member = *members_->Find(stage.worker);
-    const int64_t values = options_.cost.Of(stage.stage).kv_values_per_token * kKvBlockTokens;
-    members.ring.push_back({member, stage.stage, KvBytes(KvDTypeOf(member.registration), values)});
+    members.ring.push_back({member, stage.stage,
+                            KvCacheBytes(options_.cost.Of(stage.stage),
+                                         KvDTypeOf(member.registration), kKvBlockTokens)});
   }
   for (const Member& member : members_->Members()) {
     const auto is_it = [&member](const auto& each) { return each.worker == member.id; };
@@ -128,8 +129,8 @@ KvArchiveMembers StageOrders::KvArchiveMembersOf(const PipelinePlan& plan,
 
 int64_t StageOrders::ResidentBudget(const StagePlan& stage) const {
   const DType kv_dtype = KvDTypeOf(members_->Find(stage.worker)->registration);
-  return stage.weight_bytes + KvBytes(kv_dtype, options_.cost.Of(stage.stage).kv_values_per_token *
-                                                    WholeKvBlocks(options_.context_tokens));
+  return stage.weight_bytes + KvCacheBytes(options_.cost.Of(stage.stage), kv_dtype,
+                                           WholeKvBlocks(options_.context_tokens));
 }
 
 void StageOrders::Log(const PipelinePlan& plan, const std::vector<v1::LoadStage>& orders) const {

@@ -291,6 +291,17 @@ absl::Status KvBlockStore::Read(const KvFormat& format, const KvBlockPart& part,
   return absl::OkStatus();
 }
 
+absl::Status KvBlockStore::ReadWhole(const KvFormat& format, const KvBlockPart& part,
+                                     std::vector<std::byte>& layers) {
+  const auto layer_bytes = static_cast<size_t>(format.layer_bytes());
+  layers.resize(static_cast<size_t>(part.layers.num) * layer_bytes);
+  return Read(format, part, [&](int layer, absl::Span<const std::byte> bytes) {
+    std::memcpy(layers.data() + static_cast<size_t>(layer) * layer_bytes, bytes.data(),
+                bytes.size());
+    return absl::OkStatus();
+  });
+}
+
 absl::Status KvBlockStore::ReadFile(const File& file, const LayerRange& layers, int& done,
                                     Show show, absl::Status& shown) const {
   const std::string path = PathOf(file.key, file.layers);

@@ -87,6 +87,9 @@ class KvBlockStore {
   /// Errors: NotFound - some layer is in no file; those of `show`.
   using Show = absl::FunctionRef<absl::Status(int layer, absl::Span<const std::byte> bytes)>;
   absl::Status Read(const KvFormat& format, const KvBlockPart& part, Show show);
+  /// The same, one layer behind the other in `layers`, which takes their size.
+  absl::Status ReadWhole(const KvFormat& format, const KvBlockPart& part,
+                         std::vector<std::byte>& layers);
 
   /// What of `layers` is there, a part a file, the least recently used first; of too many the
   /// latest `limit`.

@@ -2,7 +2,6 @@
 
 #include <grpcpp/grpcpp.h>
 
-#include <cstring>
 #include <optional>
 #include <string>
 #include <vector>
@@ -83,17 +82,10 @@ absl::Status Get(KvBlockStore& store, uint64_t incarnation, const v1::GetKvBlock
         absl::StrCat("parts: ", request.parts_size(), "; at most ", kMostKvParts));
   }
   std::vector<std::byte> layers;
-  const auto layer_bytes = static_cast<size_t>(format.layer_bytes());
   for (const v1::KvBlockPart& wanted : request.parts()) {
     CARAVAN_ASSIGN_OR_RETURN(const KvBlockPart part, PartFromProto(wanted));
     CARAVAN_RETURN_IF_ERROR(CheckPartBytes(format, part.layers));
-    layers.resize(static_cast<size_t>(part.layers.num) * layer_bytes);
-    const absl::Status read =
-        store.Read(format, part, [&](int layer, absl::Span<const std::byte> bytes) {
-          std::memcpy(layers.data() + static_cast<size_t>(layer) * layer_bytes, bytes.data(),
-                      bytes.size());
-          return absl::OkStatus();
-        });
+    const absl::Status read = store.ReadWhole(format, part, layers);
     if (absl::IsNotFound(read)) continue;
     CARAVAN_RETURN_IF_ERROR(read);
     v1::GetKvBlocksResponse response;

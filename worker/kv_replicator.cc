@@ -1,7 +1,6 @@
 #include "worker/kv_replicator.h"
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 #include <utility>
 
@@ -215,14 +214,8 @@ absl::StatusOr<std::vector<KvBlockName>> KvReplicator::AskWhatLacks(
 absl::Status KvReplicator::SendBlock(const KvBlockName& name, double share) {
   const absl::Duration begin = SteadyClock().Now();
   const KvBlockPart part = {name, options_.layers};
-  const auto layer_bytes = static_cast<size_t>(options_.format.layer_bytes());
-  std::vector<std::byte> layers(static_cast<size_t>(options_.layers.num) * layer_bytes);
-  const absl::Status read = options_.store->Read(
-      options_.format, part, [&](int layer, absl::Span<const std::byte> bytes) {
-        std::memcpy(layers.data() + static_cast<size_t>(layer) * layer_bytes, bytes.data(),
-                    bytes.size());
-        return absl::OkStatus();
-      });
+  std::vector<std::byte> layers;
+  const absl::Status read = options_.store->ReadWhole(options_.format, part, layers);
   if (absl::IsNotFound(read)) return absl::OkStatus();  // it had to make room meanwhile
   CARAVAN_RETURN_IF_ERROR(read);
   CARAVAN_RETURN_IF_ERROR(

@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 #include "kernels/backend.h"
 #include "kernels/memory.h"
 #include "model/model_config.h"

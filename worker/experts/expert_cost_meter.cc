@@ -42,7 +42,10 @@ ExpertCostMeter::Sets ExpertCostMeter::SetsOf(const ModelConfig& config, ExpertS
 }
 
 ExpertCostMeter::ExpertCostMeter(const ModelConfig& config, const Parts& parts)
-    : config_(config), parts_(parts), k_(SetsOf(config, parts.store, parts.slots).k) {}
+    : config_(config),
+      parts_(parts),
+      sets_(SetsOf(config, parts.store, parts.slots)),
+      k_(sets_.k) {}
 
 absl::StatusOr<ExpertCosts> ExpertCostMeter::Measure() {
   const double begin = Now();
@@ -100,9 +103,8 @@ ExpertCostMeter::Choice ExpertCostMeter::Uneven(int64_t rows) const {
 
 absl::Status ExpertCostMeter::TakeExperts() {
   const int layer = parts_.store.files().layers().front();
-  const int64_t sets = SetsOf(config_, parts_.store, parts_.slots).count;
   std::vector<ExpertKey> keys;
-  for (int32_t expert = 0; expert < sets * k_; ++expert) keys.push_back({layer, expert});
+  for (int32_t expert = 0; expert < sets_.count * k_; ++expert) keys.push_back({layer, expert});
   host_.clear();
   CARAVAN_RETURN_IF_ERROR(parts_.store.Read(
       keys, true,

@@ -81,7 +81,8 @@ class ExpertCostMeter {
 
   const ModelConfig& config_;
   const Parts parts_;
-  const int64_t k_;
+  const Sets sets_;
+  const int64_t k_;                    // sets_.k
   std::vector<LoadedExpert> host_;     // [sets * k]: ids below k
   std::vector<LoadedExpert> on_card_;  // [k]
   std::vector<float> host_x_;          // [max_rows, hidden_size]
