@@ -43,6 +43,7 @@
 #include "kernels/cpu/cpu_backend.h"
 #include "model/pack/packed_model.h"
 #include "model/tensor_table.h"
+#include "tests/worker/borrowed_source.h"
 #include "worker/worker.h"
 
 namespace caravan {
@@ -60,20 +61,17 @@ struct Flags {
 };
 
 /// Counts what is read of tensors: all but the experts that a store reads.
-class CountedSource : public TensorSource {
+class CountedSource : public BorrowedSource {
  public:
   CountedSource(const TensorSource& source, std::atomic<int64_t>* bytes)
-      : source_(source), bytes_(bytes) {}
-  const TensorInfo* Find(absl::string_view name) const override { return source_.Find(name); }
+      : BorrowedSource(source), bytes_(bytes) {}
   absl::Status ReadPart(absl::string_view name, int64_t offset,
                         absl::Span<std::byte> out) const override {
     *bytes_ += std::ssize(out);
-    return source_.ReadPart(name, offset, out);
+    return BorrowedSource::ReadPart(name, offset, out);
   }
-  const ExpertFile* FindExperts(int layer) const override { return source_.FindExperts(layer); }
 
  private:
-  const TensorSource& source_;
   std::atomic<int64_t>* const bytes_;
 };
 

@@ -320,10 +320,11 @@ absl::StatusOr<std::optional<Box>> KeptBox(const std::string& path, BoxProbeOpti
   };
   // A model's directory may be read-only; the disk of the present one is then the best guess.
   if (has_nothing_to_read(options.disk_directory)) options.disk_directory = ".";
-  for (const std::string& mirror : options.mirrors) {
-    if (has_nothing_to_read(mirror)) LogWarning("mirror_not_measured", {{"directory", mirror}});
-  }
-  std::erase_if(options.mirrors, has_nothing_to_read);
+  std::erase_if(options.mirrors, [&](const std::string& mirror) {
+    if (!has_nothing_to_read(mirror)) return false;
+    LogWarning("mirror_not_measured", {{"directory", mirror}});
+    return true;
+  });
   LogInfo("measuring_box", {{"file", path}, {"why", "it is not there"}});
   absl::StatusOr<Box> box = ProbeBox(options);
   if (!box.ok()) {

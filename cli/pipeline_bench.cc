@@ -151,11 +151,17 @@ PipelineFigures FiguresOf(const Wave& wave) {
           Median(std::move(pace))};
 }
 
+/// Of what `of` says of each.
+template <typename T, typename Of>
+double MedianOf(const std::vector<T>& all, Of of) {
+  std::vector<double> values;
+  for (const T& each : all) values.push_back(of(each));
+  return Median(std::move(values));
+}
+
 PipelineFigures MedianOf(const std::vector<PipelineFigures>& rounds) {
   const auto of = [&](double PipelineFigures::*figure) {
-    std::vector<double> values;
-    for (const PipelineFigures& round : rounds) values.push_back(round.*figure);
-    return Median(std::move(values));
+    return MedianOf(rounds, [figure](const PipelineFigures& round) { return round.*figure; });
   };
   return {of(&PipelineFigures::tokens_per_second), of(&PipelineFigures::first_token_seconds),
           of(&PipelineFigures::seconds_per_token)};
@@ -174,19 +180,16 @@ int Reading(const std::vector<int64_t>& expert_slots) {
                                         [](int64_t slots) { return slots > 0; }));
 }
 
+double DiskRate(const Box& box) { return box.disk.read_bytes; }
+
 /// Of what moves with the machine's moods, the median.
 Box MedianOf(const std::vector<Box>& boxes) {
   Box median = boxes.front();
-  const auto take = [&](auto rate_of) {
-    std::vector<double> rates;
-    for (const Box& box : boxes) rates.push_back(rate_of(box));
-    return Median(std::move(rates));
-  };
-  median.cpu.multiply_adds = take([](const Box& box) { return box.cpu.multiply_adds; });
+  median.cpu.multiply_adds = MedianOf(boxes, [](const Box& box) { return box.cpu.multiply_adds; });
   median.cpu.attention_multiply_adds =
-      take([](const Box& box) { return box.cpu.attention_multiply_adds; });
-  median.memory.read_bytes = take([](const Box& box) { return box.memory.read_bytes; });
-  median.disk.read_bytes = take([](const Box& box) { return box.disk.read_bytes; });
+      MedianOf(boxes, [](const Box& box) { return box.cpu.attention_multiply_adds; });
+  median.memory.read_bytes = MedianOf(boxes, [](const Box& box) { return box.memory.read_bytes; });
+  median.disk.read_bytes = MedianOf(boxes, DiskRate);
   return median;
 }
 
@@ -427,8 +430,7 @@ absl::StatusOr<std::vector<PipelineRun>> PipelineBench::Measure(int workers) {
     const auto set = probed.lower_bound(std::max(1, Reading(run.stage_expert_slots)));
     const auto& [readers, boxes] = set != probed.end() ? *set : *probed.rbegin();
     for (size_t i = 0; i < run.boxes.size(); ++i) {
-      run.boxes[i].disk.read_bytes =
-          MedianOf(boxes[i % static_cast<size_t>(readers)]).disk.read_bytes;
+      run.boxes[i].disk.read_bytes = MedianOf(boxes[i % static_cast<size_t>(readers)], DiskRate);
     }
     std::fprintf(stderr, "%s: %.2f tokens/s, first token %.3f s, a token %.1f ms\n",
                  run.name.c_str(), run.measured.tokens_per_second, run.measured.first_token_seconds,

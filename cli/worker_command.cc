@@ -17,10 +17,10 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "base/bounded_queue.h"
 #include "base/byte_size.h"
 #include "base/log.h"
 #include "base/status_macros.h"
+#include "base/stoppable_sleep.h"
 #include "cli/box_probe.h"
 #include "cli/commands.h"
 #include "cli/device_flags.h"
@@ -41,6 +41,9 @@
 
 namespace caravan {
 namespace {
+
+// A coordinator that is leaving refuses at once, for as long as that takes it.
+constexpr absl::Duration kRejoinPause = absl::Milliseconds(200);
 
 struct WorkerFlags {
   WorkerSessionOptions options;
@@ -278,14 +281,6 @@ absl::Status ApplyDefaults(WorkerFlags& flags, std::stop_token stop) {
   return absl::OkStatus();
 }
 
-/// A coordinator that is leaving refuses at once, for as long as that takes it.
-void PauseBeforeRejoining(const std::stop_token& stop) {
-  constexpr absl::Duration kPause = absl::Milliseconds(200);
-  BoundedQueue<bool> nothing(/*capacity=*/1);
-  const std::stop_callback wake(stop, [&nothing] { nothing.Close(); });
-  static_cast<void>(nothing.PopWithTimeout(kPause));
-}
-
 absl::Status Work(WorkerFlags flags) {
   const StopSignals signals;
   CARAVAN_RETURN_IF_ERROR(ApplyDefaults(flags, signals.token()));
@@ -308,7 +303,7 @@ absl::Status Work(WorkerFlags flags) {
                         status.code() == absl::StatusCode::kUnavailable;
     if (!rejoin) return status;
     LogWarning("session_ended", {{"why", status.message()}});
-    PauseBeforeRejoining(signals.token());
+    static_cast<void>(SleepUnlessStopped(kRejoinPause, signals.token()));
   }
 }
 
